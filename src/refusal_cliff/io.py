@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff.errors import RefusalCliffError
+
+_FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether a full or read-only disk caused the error, whichever library raised it."""
+    if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
+        return True
+    return os.strerror(errno.ENOSPC) in str(error)  # safetensors has its own exception
+
+
+def storage_error(path: Path, error: BaseException) -> RefusalCliffError:
+    """The paragraph for a file or folder that could not be written."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return RefusalCliffError(
+        f"Could not write {path}: {reason}. Nothing was left half-written. "
+        "Choose a folder that you may write to and that has free space (--out DIR), "
+        "then run the same command again: finished stages are kept."
+    )
 
 
 @contextmanager
@@ -26,13 +46,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise RefusalCliffError(
-            f"Could not write {path}: {error.strerror or error}. Nothing was left half-written. "
-            "Choose a folder that you may write to and that has free space (--out DIR), "
-            "then run the same command again: finished stages are kept."
-        ) from error
+        raise storage_error(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_quietly(temporary)
+
+
+def remove_quietly(path: Path) -> None:
+    """Remove a file if it is there; a failure to do so must not hide an earlier error."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return
 
 
 def write_text(path: Path, text: str) -> None:
@@ -56,7 +80,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RefusalCliffError(
-            f"Could not read {path}: {error}. Delete it, or restore it from a backup, and run again."
+            f"Could not read {path}: {error}. Delete it, or restore it from a backup, "
+            "and run again."
         ) from error
 
 

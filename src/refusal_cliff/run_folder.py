@@ -1,0 +1,269 @@
+"""The run folder: a manifest that says what is finished, a lock, and outputs that are whole.
+
+A stage writes into a temporary folder inside the run folder. Its outputs are renamed into place one
+by one and only then recorded in ``manifest.json``, which is itself replaced atomically. A process
+killed anywhere in between leaves outputs whose hashes are not in the manifest, so the stage is run
+again; nothing is ever half-written under its final name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from refusal_cliff import __version__
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json, sha256_file, storage_error, write_json
+
+FORMAT = 1
+"""Layout of a run folder; a folder of another format is neither read nor written."""
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+TEMPORARY_PREFIX = ".tmp-"
+
+_RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pyarrow",
+    "safetensors",
+)
+
+Headline = dict[str, bool | int | float | str]
+"""The few key results of a stage that are worth showing while a run goes on."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StageRecord(_Strict):
+    """What the manifest keeps of one finished stage."""
+
+    key: str
+    outputs: dict[str, str]
+    seconds: float
+    headline: Headline
+
+
+class RunInfo(_Strict):
+    """What was asked of a run: all that is needed to repeat it."""
+
+    command: str
+    config: dict[str, object] = Field(default_factory=dict)
+    seeds: dict[str, int] = Field(default_factory=dict)
+    subjects: dict[str, str] = Field(default_factory=dict)
+
+
+class Manifest(_Strict):
+    """``manifest.json``: what was asked, on what it ran, and what is finished."""
+
+    format: int
+    package_version: str
+    run: RunInfo
+    versions: dict[str, str]
+    platform: dict[str, str]
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+
+
+@dataclass
+class RunFolder:
+    """A locked run folder. Make one with `open_run_folder`."""
+
+    path: Path
+    manifest: Manifest
+    _hashes: dict[str, str] = field(default_factory=dict)
+
+    def sha256(self, name: str) -> str:
+        """Hash of a file of this folder, read once while the folder is locked.
+
+        Raises:
+            RefusalCliffError: The file is missing or cannot be read.
+        """
+        if name not in self._hashes:
+            self._hashes[name] = self._read_hash(name)
+        return self._hashes[name]
+
+    def is_intact(self, record: StageRecord) -> bool:
+        """Whether every output of a finished stage is there, byte for byte."""
+        return all(
+            (self.path / name).is_file() and self.sha256(name) == expected
+            for name, expected in record.outputs.items()
+        )
+
+    @contextmanager
+    def temporary(self, stage: str) -> Iterator[Path]:
+        """A fresh folder for a stage to write in, on the same disk; removed afterwards."""
+        path = self.path / f"{TEMPORARY_PREFIX}{stage.replace('/', '-')}"
+        try:
+            path.mkdir()
+        except OSError as error:
+            raise storage_error(path, error) from error
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+    def keep(self, work: Path, outputs: Sequence[str]) -> dict[str, str]:
+        """Move a stage's outputs from its temporary folder into place.
+
+        Returns:
+            SHA-256 of each output, for the record.
+        """
+        hashes = {name: sha256_file(work / name) for name in outputs}
+        for name in outputs:
+            _move(work / name, self.path / name)
+        self._hashes.update(hashes)
+        return hashes
+
+    def record(self, stage: str, record: StageRecord) -> None:
+        """Mark a stage as finished."""
+        self.manifest.stages[stage] = record
+        _write_manifest(self.path, self.manifest)
+
+    def _read_hash(self, name: str) -> str:
+        try:
+            return sha256_file(self.path / name)
+        except OSError as error:
+            raise RefusalCliffError(
+                f"Could not read {self.path / name}: {error.strerror}. It is written by an earlier "
+                "step of the same run folder: run that step first, then this one again."
+            ) from error
+
+
+@contextmanager
+def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
+    """Lock a run folder, make it if it is absent, and read what is already finished in it.
+
+    Args:
+        path: The run folder.
+        info: What this run is asked to do; replaces what the manifest said before.
+
+    Raises:
+        RefusalCliffError: Another run is working in the folder; it holds other things than a run,
+            or a run of another format; its manifest is damaged; or it cannot be written.
+    """
+    with _locked(path):
+        manifest = _updated(_read_manifest(path), info)
+        _remove_leftovers(path)
+        _write_manifest(path, manifest)
+        yield RunFolder(path, manifest)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the folder's lock; the operating system drops it when the process dies."""
+    lock = FileLock(path / LOCK, timeout=0)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RefusalCliffError(
+            f"Another refusal-cliff run is working in {path}. Wait until it ends, stop it, or "
+            "choose another folder (--out DIR)."
+        ) from error
+    except OSError as error:
+        raise storage_error(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read_manifest(path: Path) -> Manifest | None:
+    file = path / MANIFEST
+    if not file.exists():
+        _require_empty(path)
+        return None
+    content = read_json(file)
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise _wrong_format(path, found)
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RefusalCliffError(
+            f"{file} is damaged: {where}: {first['msg']}. Restore it from a backup, or choose "
+            "another folder (--out DIR); without it there is no telling which results are whole."
+        ) from error
+
+
+def _require_empty(path: Path) -> None:
+    strangers = sorted(child.name for child in path.iterdir() if not _is_ours(child))
+    if strangers:
+        raise RefusalCliffError(
+            f"{path} is not a run folder: it has no {MANIFEST} but holds {strangers[0]!r}. Choose "
+            "an empty or new folder (--out DIR); nothing in this one was touched."
+        )
+
+
+def _is_ours(child: Path) -> bool:
+    is_manifest_in_the_making = child.name.startswith(f".{MANIFEST}.")
+    return child.name == LOCK or is_manifest_in_the_making
+
+
+def _wrong_format(path: Path, found: object) -> RefusalCliffError:
+    return RefusalCliffError(
+        f"{path} holds a run of format {found!r}; refusal-cliff {__version__} reads and writes "
+        f"format {FORMAT}. Choose another folder (--out DIR), or continue it with the version "
+        f"named as package_version in {path / MANIFEST}; nothing in it was touched."
+    )
+
+
+def _updated(before: Manifest | None, info: RunInfo) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        package_version=__version__,
+        run=info,
+        versions={name: _version(name) for name in _RECORDED_PACKAGES},
+        platform={
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            "machine": platform.machine(),
+            "cpus": str(os.cpu_count()),
+        },
+        stages=before.stages if before else {},
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what a killed run left: temporary folders and unfinished manifests."""
+    for folder in path.glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in path.glob(f".{MANIFEST}.*.tmp"):
+        file.unlink(missing_ok=True)
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> None:
+    write_json(path / MANIFEST, manifest.model_dump(mode="json"))
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source, target)
+    except OSError as error:
+        raise storage_error(target, error) from error
