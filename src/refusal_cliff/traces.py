@@ -1,0 +1,312 @@
+"""Prompts, traces and training examples; reading them strictly and writing them whole."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias, cast, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import atomic_path
+from refusal_cliff.thinking import Spans
+
+Label: TypeAlias = Literal["harmful", "benign"]
+Verdict: TypeAlias = Literal["refused", "complied", "truncated", "unscored"]
+Row: TypeAlias = Mapping[str, object]
+
+LABELS: tuple[str, ...] = get_args(Label)
+VERDICTS: tuple[str, ...] = get_args(Verdict)
+TEXT_COLUMNS = ("prompt", "text", "instruction")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request to the model.
+
+    ``group`` is shared by near-duplicates, which must stay on one side of a split; ``tags`` are
+    free marks such as ``framed`` or ``hard-benign``.
+    """
+
+    id: str
+    text: str
+    label: Label
+    group: str = ""
+    category: str = ""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a model wrote for one prompt; ``token_ids`` are those it generated, prompt first.
+
+    ``spans`` is ``None`` when the thinking never closed; ``complete`` says whether the model
+    ended its answer itself.
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    spans: Spans | None
+    thinking: str
+    response: str
+    complete: bool
+    verdict: Verdict = "unscored"
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyExample:
+    """A training example: a prompt with the thinking and the response to be learnt."""
+
+    prompt: Prompt
+    thinking: str
+    response: str
+
+
+TRACE_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("category", pa.string(), nullable=False),
+        pa.field("tags", pa.list_(pa.string()), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field(
+            "spans",
+            pa.struct([(name, pa.int32()) for name in ("prompt", "thinking", "closing", "total")]),
+        ),
+        pa.field("thinking", pa.string(), nullable=False),
+        pa.field("response", pa.string(), nullable=False),
+        pa.field("complete", pa.bool_(), nullable=False),
+        pa.field("verdict", pa.string(), nullable=False),
+    ]
+)
+
+
+def read_prompts(path: Path | str, *, label: Label | None = None) -> list[Prompt]:
+    """Read prompts from JSON Lines, CSV or Parquet.
+
+    Columns: ``prompt`` (or ``text``, ``instruction``); ``label``, unless given here; optionally
+    ``id`` (default ``<file stem>-<row>``), ``group``, ``category``, ``tags``.
+
+    Args:
+        path: The file; its ending says the format.
+        label: The label of every row without one.
+
+    Raises:
+        RefusalCliffError: The file or a row is not usable; the message names both.
+    """
+    path = Path(path)
+    prompts: list[Prompt] = []
+    seen: dict[str, int] = {}
+    for number, row in _rows(path):
+        prompt = _prompt_of_row(path, number, row, label)
+        if prompt.id in seen:
+            raise _row_error(
+                path,
+                number,
+                f"the id {prompt.id!r} is already used by row {seen[prompt.id]}",
+                "give every row its own id, or drop the column",
+            )
+        seen[prompt.id] = number
+        prompts.append(prompt)
+    if not prompts:
+        raise RefusalCliffError(f"{path} holds no prompts. Add at least one row.")
+    return prompts
+
+
+def write_traces(path: Path, traces: Iterable[Trace]) -> None:
+    """Write traces to Parquet, one row a trace, atomically."""
+    table = pa.Table.from_pylist([_row_of_trace(trace) for trace in traces], schema=TRACE_SCHEMA)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def read_traces(path: Path) -> list[Trace]:
+    """Read traces written by :func:`write_traces`.
+
+    Raises:
+        RefusalCliffError: The file is not readable, lacks a column, or a row contradicts itself.
+    """
+    table = _read_parquet(path)
+    missing = [name for name in TRACE_SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise RefusalCliffError(
+            f"{path} is not a file of traces: it lacks the column(s) {', '.join(missing)}. "
+            "Generate the traces again, or point to the right file."
+        )
+    return [_trace_of_row(path, i, row) for i, row in enumerate(table.to_pylist(), start=1)]
+
+
+def _row_of_trace(trace: Trace) -> dict[str, object]:
+    prompt = asdict(trace.prompt)
+    prompt["prompt"] = prompt.pop("text")
+    return {
+        **prompt,
+        "token_ids": list(trace.token_ids),
+        "spans": None if trace.spans is None else asdict(trace.spans),
+        "thinking": trace.thinking,
+        "response": trace.response,
+        "complete": trace.complete,
+        "verdict": trace.verdict,
+    }
+
+
+def _trace_of_row(path: Path, number: int, row: dict[str, object]) -> Trace:
+    prompt = _prompt_of_row(path, number, row, None)
+    token_ids = tuple(cast("list[int]", row["token_ids"]))
+    spans = None if row["spans"] is None else Spans(**cast("dict[str, int]", row["spans"]))
+    if spans is not None and not _spans_fit(spans, len(token_ids)):
+        raise _row_error(
+            path,
+            number,
+            f"{spans} do not partition its {len(token_ids)} tokens",
+            "generate the traces again",
+        )
+    if row["verdict"] not in VERDICTS:
+        raise _row_error(
+            path, number, f"the verdict is {row['verdict']!r}", f"use one of {', '.join(VERDICTS)}"
+        )
+    return Trace(
+        prompt=prompt,
+        token_ids=token_ids,
+        spans=spans,
+        thinking=str(row["thinking"]),
+        response=str(row["response"]),
+        complete=bool(row["complete"]),
+        verdict=cast("Verdict", row["verdict"]),
+    )
+
+
+def _spans_fit(spans: Spans, total: int) -> bool:
+    return 0 <= spans.prompt <= spans.thinking < spans.closing <= spans.total == total
+
+
+def _prompt_of_row(path: Path, number: int, row: Row, label: Label | None) -> Prompt:
+    column = next((name for name in TEXT_COLUMNS if row.get(name) is not None), None)
+    if column is None:
+        raise _row_error(
+            path,
+            number,
+            f"it has none of the columns {', '.join(TEXT_COLUMNS)}",
+            "rename the column that holds the request to 'prompt'",
+        )
+    text = row[column]
+    if not isinstance(text, str) or not text.strip():
+        raise _row_error(
+            path, number, f"{column!r} is {text!r}, not a non-empty text", "fill it in, or drop it"
+        )
+    identity = _optional_text(path, number, row, "id") or f"{path.stem}-{number}"
+    return Prompt(
+        id=identity,
+        text=text,
+        label=_label_of_row(path, number, row, label),
+        group=_optional_text(path, number, row, "group"),
+        category=_optional_text(path, number, row, "category"),
+        tags=_tags_of_row(path, number, row),
+    )
+
+
+def _label_of_row(path: Path, number: int, row: Row, default: Label | None) -> Label:
+    value = row.get("label")
+    if value in (None, "") and default is not None:
+        return default
+    if value not in LABELS:
+        raise _row_error(
+            path,
+            number,
+            f"the label is {value!r}",
+            "write 'harmful' or 'benign', or name one label for the whole file",
+        )
+    return cast("Label", value)
+
+
+def _optional_text(path: Path, number: int, row: Row, name: str) -> str:
+    value = row.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _row_error(path, number, f"{name!r} is {value!r}, not a text", "write it as a text")
+    return str(value)
+
+
+def _tags_of_row(path: Path, number: int, row: Row) -> tuple[str, ...]:
+    value = row.get("tags")
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return tuple(value.split())
+    if isinstance(value, Sequence) and all(isinstance(tag, str) for tag in value):
+        return tuple(cast("Sequence[str]", value))
+    raise _row_error(
+        path, number, f"'tags' is {value!r}", "write a list of texts, or words with spaces between"
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+    """Rows with their numbers: lines of JSON Lines, else data rows counted from 1."""
+    readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise RefusalCliffError(
+            f"{path}: the ending {path.suffix!r} is not known. "
+            f"Give a file that ends in {', '.join(readers)}."
+        )
+    try:
+        yield from reader(path)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RefusalCliffError(
+            f"Could not read {path}: {error}. Check the path, and that the file is UTF-8."
+        ) from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise _row_error(
+                    path, number, f"it is not JSON ({error})", "write one JSON object a line"
+                ) from error
+            if not isinstance(row, dict):
+                raise _row_error(path, number, "it is not an object", "write one object a line")
+            yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
+            if None in row:
+                raise _row_error(
+                    path, number, "it has more cells than the header", "quote texts with commas"
+                )
+            yield number, cast("Row", row)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    yield from enumerate(_read_parquet(path).to_pylist(), start=1)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise RefusalCliffError(
+            f"Could not read {path}: {error}. Check the path, or make the file again."
+        ) from error
+
+
+def _row_error(path: Path, number: int, wrong: str, remedy: str) -> RefusalCliffError:
+    return RefusalCliffError(f"{path}, row {number}: {wrong}. Remedy: {remedy}.")
