@@ -1,0 +1,204 @@
+"""The terminal view of a run: a live table, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Literal
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from refusal_cliff.findings import Finding
+from refusal_cliff.run_folder import Headline
+
+Status = Literal["waiting", "running", "done", "kept"]
+
+_MARK = {"waiting": "·", "running": "▸", "done": "✓", "kept": "="}
+_STYLE = {"waiting": "dim", "running": "bold cyan", "done": "green", "kept": "blue"}
+_REFRESH_PER_SECOND = 4
+_LINES_AROUND_TABLE = 6
+_BAR_WIDTH = 24
+
+
+@dataclass
+class _Row:
+    name: str
+    status: Status = "waiting"
+    started: float = 0.0
+    seconds: float | None = None
+    done: int = 0
+    total: int = 0
+    headline: Headline = field(default_factory=dict)
+
+
+class LiveView:
+    """An observer that shows a run. Use as a context manager.
+
+    Args:
+        console: Where to show it.
+        title: One line above the table.
+    """
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console = console
+        self._title = title
+        self._rows: dict[str, _Row] = {}
+        self._running: _Row | None = None
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveView:
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._render,
+                console=self._console,
+                refresh_per_second=_REFRESH_PER_SECOND,
+            )
+            self._live.start()
+        else:
+            self._print(self._title)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def planned(self, names: Sequence[str]) -> None:
+        """Show all stages as waiting."""
+        self._rows = {name: _Row(name) for name in names}
+
+    def stage_started(self, name: str) -> None:
+        """Show a stage as running, its clock ticking."""
+        self._running = self._row(name)
+        self._running.status = "running"
+        self._running.started = time.monotonic()
+        if not self._live:
+            self._print(f"{name} ...")
+
+    def progress(self, done: int, total: int) -> None:
+        """Move the running stage's bar."""
+        if self._running:
+            self._running.done, self._running.total = done, total
+
+    def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
+        """Show a stage's time and key numbers."""
+        self._close(name, "done", seconds, headline)
+
+    def stage_skipped(self, name: str, headline: Headline) -> None:
+        """Show that a stage's earlier results are kept."""
+        self._close(name, "kept", None, headline)
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """Follow work that is not a pipeline: (stage, done, total) after each step."""
+        if self._running is None or self._running.name != name:
+            self.stage_started(name)
+        self.progress(done, total)
+        if self._running and done >= total:
+            seconds = time.monotonic() - self._running.started
+            self.stage_finished(name, seconds, {})
+
+    def _close(self, name: str, status: Status, seconds: float | None, headline: Headline) -> None:
+        row = self._row(name)
+        row.status, row.seconds, row.headline = status, seconds, headline
+        self._running = None
+        if not self._live:
+            self._print(f"{name}: {_time_of(row)} {headline_text(headline)}".rstrip())
+
+    def _row(self, name: str) -> _Row:
+        return self._rows.setdefault(name, _Row(name))
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(plain(line)), soft_wrap=True)
+
+    def _render(self) -> RenderableType:
+        rows = list(self._rows.values())
+        shown = _window(rows, max(1, self._console.height - _LINES_AROUND_TABLE))
+        if self._live and not self._live.is_started:
+            shown = rows
+        table = Table(box=None, pad_edge=False, expand=False)
+        for heading in ("stage", "", "time", "key numbers"):
+            table.add_column(heading, header_style="dim", overflow="fold")
+        for row in shown:
+            table.add_row(*_cells(row))
+        finished = sum(row.status in ("done", "kept") for row in rows)
+        title = Text(f"{plain(self._title)}  {finished}/{len(rows)}", style="bold")
+        return Group(title, table)
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Show what a run has found as a table of questions and answers."""
+    table = Table(title="Findings", title_justify="left", show_lines=False, pad_edge=False)
+    table.add_column("question", style="bold")
+    table.add_column("answer")
+    table.add_column("", width=1)
+    for finding in findings:
+        mark = {True: "✓", False: "✗", None: " "}[finding.holds]
+        style = {True: "green", False: "red", None: ""}[finding.holds]
+        table.add_row(
+            Text(plain(finding.question)), Text(plain(finding.answer)), Text(mark, style=style)
+        )
+    console.print(table)
+
+
+def print_error(console: Console, message: str) -> None:
+    """Show one paragraph: in a red panel, or as it is where there is no terminal."""
+    if console.is_terminal:
+        console.print(Panel(Text(plain(message)), title="Error", border_style="red"))
+    else:
+        console.print(Text(f"Error: {plain(message)}"), soft_wrap=True)
+
+
+def plain(text: str) -> str:
+    """Text without control characters: what a model wrote must not steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else "�" for char in text)
+
+
+def headline_text(headline: Headline) -> str:
+    """Key numbers in one line: ``auroc 0.998 · layer 7``."""
+    return " · ".join(f"{name} {_value_text(value)}" for name, value in headline.items())
+
+
+def _value_text(value: bool | int | float | str) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) else value
+
+
+def _cells(row: _Row) -> tuple[RenderableType, ...]:
+    style = _STYLE[row.status]
+    name = Text(f"{_MARK[row.status]} {plain(row.name)}", style=style)
+    if row.status == "running" and row.total:
+        bar = ProgressBar(total=row.total, completed=row.done, width=_BAR_WIDTH)
+        return name, bar, Text(_time_of(row)), Text(f"{row.done:,} of {row.total:,}", style="dim")
+    numbers = Text(plain(headline_text(row.headline)))
+    return name, Text(row.status, style=style), Text(_time_of(row)), numbers
+
+
+def _time_of(row: _Row) -> str:
+    if row.status == "running":
+        return f"{time.monotonic() - row.started:.0f} s"
+    if row.seconds is None:
+        return "kept from an earlier run" if row.status == "kept" else ""
+    return f"{row.seconds:.1f} s"
+
+
+def _window(rows: list[_Row], height: int) -> list[_Row]:
+    """As many rows as fit, around the first that is not finished."""
+    current = next(
+        (i for i, row in enumerate(rows) if row.status in ("waiting", "running")), len(rows)
+    )
+    start = max(0, min(current - height // 2, len(rows) - height))
+    return rows[start : start + height]

@@ -1,0 +1,108 @@
+"""Commands teach, hand over to one function, and turn user errors into a paragraph and exit 1."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from refusal_cliff.cli import app
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.findings import Finding
+
+RUNNER = CliRunner()
+STEPS = (
+    *("generate", "judge", "probe", "trace", "cliff"),
+    *("heads", "ablate", "select", "repair", "report"),
+)
+HEAVY = ("torch", "transformers", "sklearn", "pandas", "numpy")
+
+
+@pytest.fixture
+def fake_demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    module = ModuleType("refusal_cliff.demo")
+    monkeypatch.setitem(sys.modules, "refusal_cliff.demo", module)
+    yield module
+
+
+def test_help_names_every_step_and_command() -> None:
+    result = RUNNER.invoke(app, ["--help"])
+    assert result.exit_code == 0
+    for word in (*STEPS, "demo", "audit", "organism"):
+        assert word in result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["demo"], ["audit"], ["organism"], *(["organism", x] for x in ("list", "card", "train"))],
+)
+def test_every_command_has_help(command: list[str]) -> None:
+    result = RUNNER.invoke(app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.output
+
+
+def test_help_does_not_import_what_is_heavy() -> None:
+    code = (
+        "import sys\nfrom refusal_cliff.cli import app\n"
+        "try: app(['--help'])\n"
+        f"except SystemExit: print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "HEAVY []" in result.stdout, result.stderr
+
+
+def test_demo_shows_findings(fake_demo: ModuleType, tmp_path: Path) -> None:
+    def run_demo(out: Path, seed: int, organisms: Path | None, observer: object) -> list[Finding]:
+        assert (out, seed, organisms) == (tmp_path / "run", 7, None)
+        return [Finding("Is there a cliff?", "yes [red]0.61[/red] \x1b[31m", True)]
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    result = RUNNER.invoke(app, ["demo", "--out", str(tmp_path / "run"), "--seed", "7"])
+    assert result.exit_code == 0, result.output
+    assert "yes [red]0.61[/red]" in result.output
+    assert "\x1b" not in result.output
+    assert str(tmp_path / "run" / "summary.json") in result.output
+
+
+def test_a_user_error_is_a_paragraph_on_stderr(fake_demo: ModuleType) -> None:
+    def run_demo(*_: object) -> list[Finding]:
+        raise RefusalCliffError("prompts.csv, row 3: no prompt. Fill it in.")
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    result = RUNNER.invoke(app, ["demo"])
+    assert result.exit_code == 1
+    assert result.stderr == "Error: prompts.csv, row 3: no prompt. Fill it in.\n"
+    assert "Traceback" not in result.output
+
+
+def test_an_interrupt_says_how_to_go_on(fake_demo: ModuleType) -> None:
+    def run_demo(*_: object) -> list[Finding]:
+        raise KeyboardInterrupt
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    result = RUNNER.invoke(app, ["demo"])
+    assert result.exit_code == 130
+    assert "same command again" in result.stderr
+
+
+def test_a_bug_is_not_dressed_up_as_a_user_error(fake_demo: ModuleType) -> None:
+    def run_demo(*_: object) -> list[Finding]:
+        raise ZeroDivisionError
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    assert isinstance(RUNNER.invoke(app, ["demo"]).exception, ZeroDivisionError)
+
+
+def test_wrong_usage_exits_with_2() -> None:
+    assert RUNNER.invoke(app, ["audit", "--model", "x"]).exit_code == 2
+    assert RUNNER.invoke(app, ["demo", "--seed", "-1"]).exit_code == 2
+
+
+def test_version() -> None:
+    assert RUNNER.invoke(app, ["--version"]).output.startswith("refusal-cliff ")

@@ -1,0 +1,81 @@
+"""The terminal view: a table on a terminal, plain lines elsewhere, never control characters."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.findings import Finding
+from refusal_cliff.live import LiveView, headline_text, plain, print_error, print_findings
+
+
+def console(*, terminal: bool, height: int = 30) -> tuple[Console, io.StringIO]:
+    text = io.StringIO()
+    return Console(file=text, force_terminal=terminal, width=100, height=height), text
+
+
+def show(view: LiveView) -> None:
+    view.planned(["tiny/probe", "tiny/trace", "report"])
+    view.stage_started("tiny/probe")
+    view.progress(3, 10)
+    view.stage_finished("tiny/probe", 1.25, {"auroc": 0.99812, "layer": 7, "ok": True})
+    view.stage_skipped("tiny/trace", {"says": "[bold]\x1b[2J"})
+
+
+def test_without_a_terminal_each_stage_is_a_line() -> None:
+    target, text = console(terminal=False)
+    with LiveView(target, "demo") as view:
+        show(view)
+    assert text.getvalue().splitlines() == [
+        "demo",
+        "tiny/probe ...",
+        "tiny/probe: 1.2 s auroc 0.998 · layer 7 · ok yes",
+        "tiny/trace: kept from an earlier run says [bold]�[2J",
+    ]
+
+
+def test_on_a_terminal_the_last_table_has_every_stage() -> None:
+    target, text = console(terminal=True, height=8)
+    with LiveView(target, "demo") as view:
+        show(view)
+        view.planned([f"stage-{i}" for i in range(20)])
+    assert all(f"stage-{i}" in text.getvalue() for i in range(20))
+
+
+def test_the_view_closes_when_a_run_fails() -> None:
+    target, _ = console(terminal=True)
+    try:
+        with LiveView(target, "demo") as view:
+            view.planned(["a"])
+            view.stage_started("a")
+            raise RefusalCliffError("no")
+    except RefusalCliffError:
+        target.print("still works")
+
+
+def test_steps_follow_work_that_is_no_pipeline() -> None:
+    target, text = console(terminal=False)
+    with LiveView(target, "train") as view:
+        for stage in ("align", "damage"):
+            for done in (1, 2):
+                view.step(stage, done, 2)
+    assert "align: 0.0 s" in text.getvalue()
+    assert text.getvalue().count("...") == 2
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert plain("a\x1b[31m\rb\nc") == "a�[31m�b\nc"
+
+
+def test_numbers_are_short() -> None:
+    assert headline_text({"n": 12345, "x": 0.123456, "t": "a"}) == "n 12,345 · x 0.123 · t a"
+
+
+def test_findings_and_errors_show_markup_as_text() -> None:
+    target, text = console(terminal=True)
+    print_findings(target, [Finding("[b]?", "[i]x", False), Finding("n", "y", None)])
+    print_error(target, "[red]row 3")
+    for part in ("[b]?", "[i]x", "[red]row 3"):
+        assert part in text.getvalue()
