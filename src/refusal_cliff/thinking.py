@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -62,7 +63,7 @@ class ThinkingFormat:
             if prompt.endswith(opener):
                 return cls(opener, closer, opened_by_prompt=True)
         template = str(tokenizer.chat_template)
-        added = tokenizer.get_added_vocab()
+        added = _added_tokens(tokenizer)
         for haystack in (template, added):
             for opener, closer in KNOWN_MARKERS:
                 if opener in haystack:
@@ -105,7 +106,7 @@ def split_spans(
         marker belong to the closing span. Empty thinking has ``thinking == prompt``.
     """
     generated = list(token_ids[prompt_length:])
-    pieces = [tokenizer.decode([token]) for token in generated]
+    pieces = [str(tokenizer.decode([token])) for token in generated]
     closers = _occurrences(generated, pieces, fmt.closer, tokenizer)
     if not closers:
         return None
@@ -162,6 +163,10 @@ def _render(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return str(rendered)
 
 
+def _added_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    return cast("Callable[[], dict[str, int]]", tokenizer.get_added_vocab)()
+
+
 def _is_space(piece: str) -> bool:
     return piece != "" and piece.isspace()
 
@@ -194,7 +199,7 @@ def _occurrences(
     spelled out in ordinary tokens do not count; any other marker is looked for in the text.
     """
     ids = tokenizer.encode(marker, add_special_tokens=False)
-    added = set(tokenizer.get_added_vocab().values())
+    added = set(_added_tokens(tokenizer).values())
     if ids and ids[0] in added and ids[-1] in added:
         starts = range(len(generated) - len(ids) + 1)
         return [(i, i + len(ids)) for i in starts if list(generated[i : i + len(ids)]) == ids]
