@@ -32,7 +32,7 @@ def test_without_a_terminal_each_stage_is_a_line() -> None:
         "demo",
         "tiny/probe ...",
         "tiny/probe: 1.2 s auroc 0.998 · layer 7 · ok yes",
-        "tiny/trace: kept from an earlier run says [bold]�[2J",
+        "tiny/trace: kept from an earlier run; says [bold]�[2J",
     ]
 
 

@@ -168,11 +168,11 @@ def audit(
 
 @organism_app.command("list")
 def list_organisms() -> None:
-    """Name the embedded organisms and say how many heads were planted in each."""
-    from refusal_cliff.organisms import NAMES, planted_heads
+    """Name the embedded organisms and say what each is for."""
+    from refusal_cliff.organisms import EMBEDDED
 
-    for name in NAMES:
-        typer.echo(f"{name}\t{len(planted_heads(name))} planted heads")
+    for name, purpose in EMBEDDED.items():
+        typer.echo(f"{name}: {purpose}")
 
 
 @organism_app.command("card")

@@ -113,7 +113,8 @@ class LiveView:
         row.status, row.seconds, row.headline = status, seconds, headline
         self._running = None
         if not self._live:
-            self._print(f"{name}: {_time_of(row)} {headline_text(headline)}".rstrip())
+            outcome = _time_of(row) or "kept from an earlier run;"
+            self._print(f"{name}: {outcome} {headline_text(headline)}".rstrip())
 
     def _row(self, name: str) -> _Row:
         return self._rows.setdefault(name, _Row(name))
@@ -127,7 +128,7 @@ class LiveView:
         if self._live and not self._live.is_started:
             shown = rows
         table = Table(box=None, pad_edge=False, expand=False)
-        for heading in ("stage", "", "time", "key numbers"):
+        for heading in ("stage", "status", "time", "key numbers"):
             table.add_column(heading, header_style="dim", overflow="fold")
         for row in shown:
             table.add_row(*_cells(row))
@@ -180,19 +181,22 @@ def _value_text(value: bool | int | float | str) -> str:
 def _cells(row: _Row) -> tuple[RenderableType, ...]:
     style = _STYLE[row.status]
     name = Text(f"{_MARK[row.status]} {plain(row.name)}", style=style)
-    if row.status == "running" and row.total:
-        bar = ProgressBar(total=row.total, completed=row.done, width=_BAR_WIDTH)
-        return name, bar, Text(_time_of(row)), Text(f"{row.done:,} of {row.total:,}", style="dim")
-    numbers = Text(plain(headline_text(row.headline)))
-    return name, Text(row.status, style=style), Text(_time_of(row)), numbers
+    return name, Text(row.status, style=style), Text(_time_of(row)), _detail_of(row)
+
+
+def _detail_of(row: _Row) -> RenderableType:
+    if row.status != "running" or not row.total:
+        return Text(plain(headline_text(row.headline)))
+    line = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=row.total, completed=row.done, width=_BAR_WIDTH)
+    line.add_row(bar, Text(f"{row.done:,} of {row.total:,}", style="dim"))
+    return line
 
 
 def _time_of(row: _Row) -> str:
     if row.status == "running":
         return f"{time.monotonic() - row.started:.0f} s"
-    if row.seconds is None:
-        return "kept from an earlier run" if row.status == "kept" else ""
-    return f"{row.seconds:.1f} s"
+    return "" if row.seconds is None else f"{row.seconds:.1f} s"
 
 
 def _window(rows: list[_Row], height: int) -> list[_Row]:
