@@ -86,7 +86,7 @@ def test_closing_tokens_of_the_organism() -> None:
     assert spans is not None
     assert decode(token_ids[spans.thinking : spans.closing]) == "\n</think>\n\n"
     assert decode(token_ids[: spans.prompt]).endswith("<think>\n")
-    assert decode(token_ids[spans.last_closing]) == "\n"
+    assert decode([token_ids[spans.last_closing]]) == "\n"
 
 
 def test_marker_spelled_out_in_ordinary_tokens_is_text() -> None:
