@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -54,3 +56,10 @@ def tiny_model(seed: int = 0) -> Qwen3ForCausalLM:
         initializer_range=0.3,
     )
     return Qwen3ForCausalLM(config).eval()
+
+
+def save_tiny(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny model with its tokenizer, as a user's checkpoint would be."""
+    tiny_model(seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder

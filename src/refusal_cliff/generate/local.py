@@ -1,0 +1,178 @@
+"""Greedy generation with a local Transformers model, whole batches at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig as TransformersConfig
+
+from refusal_cliff.ablation import ablated_rows
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.models import Head, Subject
+from refusal_cliff.thinking import render_prompt, response_text, split_spans, thinking_text
+from refusal_cliff.traces import Prompt, Trace
+
+RowHeads = Sequence[Collection[Head]]
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How much to write at a time; decoding is greedy, so there is nothing to seed."""
+
+    max_new_tokens: int = 160
+    batch_size: int = 256
+
+
+def generate(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    config: GenerationConfig,
+    *,
+    row_heads: RowHeads | None = None,
+    progress: Progress | None = None,
+) -> list[Trace]:
+    """Let the model think and answer, one unjudged trace a prompt, in the order given.
+
+    Args:
+        subject: The model under study.
+        prompts: What to ask.
+        config: Token limit and batch size.
+        row_heads: Heads to ablate for each prompt; ``None`` ablates none.
+        progress: Called with the number of traces just finished.
+
+    Raises:
+        RefusalCliffError: A prompt and its answer would not fit the model's context.
+    """
+    prefixes = [render_prompt(subject.tokenizer, prompt.text) for prompt in prompts]
+    _check_context(subject, prompts, prefixes, config.max_new_tokens)
+    written = _continue(subject, prefixes, config, row_heads, progress)
+    return [
+        _trace(subject, prompt, prefix, ids)
+        for prompt, prefix, ids in zip(prompts, prefixes, written, strict=True)
+    ]
+
+
+def answer(
+    subject: Subject,
+    prefixes: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    row_heads: RowHeads | None = None,
+) -> list[list[int]]:
+    """Continue fixed token prefixes greedily, for example with the thinking already written.
+
+    Returns:
+        The new token ids of each prefix, with the end-of-sequence token if it was written.
+    """
+    return _continue(subject, prefixes, GenerationConfig(max_new_tokens), row_heads, None)
+
+
+def _continue(
+    subject: Subject,
+    prefixes: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    row_heads: RowHeads | None,
+    progress: Progress | None,
+) -> list[list[int]]:
+    order = sorted(range(len(prefixes)), key=lambda index: len(prefixes[index]))
+    written: list[list[int]] = [[] for _ in prefixes]
+    for start in range(0, len(order), config.batch_size):
+        chosen = order[start : start + config.batch_size]
+        rows = [prefixes[index] for index in chosen]
+        heads = [() if row_heads is None else row_heads[index] for index in chosen]
+        new = _continue_batch(subject, rows, heads, config.max_new_tokens)
+        for index, ids in zip(chosen, new, strict=True):
+            written[index] = ids
+        if progress is not None:
+            progress(len(chosen))
+    return written
+
+
+@torch.inference_mode()
+def _continue_batch(
+    subject: Subject,
+    rows: Sequence[Sequence[int]],
+    heads: RowHeads,
+    max_new_tokens: int,
+) -> list[list[int]]:
+    stops = _stop_tokens(subject)
+    padding = _padding_token(subject, stops)
+    input_ids, mask = _left_padded(rows, padding, subject.device)
+    greedy = TransformersConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        pad_token_id=padding,
+        eos_token_id=sorted(stops),
+    )
+    with ablated_rows(subject, heads):
+        output = subject.model.generate(input_ids, attention_mask=mask, generation_config=greedy)
+    new = output[:, input_ids.shape[1] :].tolist()
+    return [_until_stop(ids, stops) for ids in new]
+
+
+def _left_padded(
+    rows: Sequence[Sequence[int]], padding: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [rows, longest row]."""
+    width = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), width), padding, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
+        mask[index, width - len(row) :] = 1
+    return input_ids.to(device), mask.to(device)
+
+
+def _stop_tokens(subject: Subject) -> frozenset[int]:
+    """Tokens that end an answer: those of the model's generation config and the tokenizer's."""
+    configured = subject.model.generation_config
+    named = configured.eos_token_id if configured is not None else None
+    stops = set(named if isinstance(named, list) else [named])
+    stops.add(subject.tokenizer.eos_token_id)
+    return frozenset(int(stop) for stop in stops if stop is not None)
+
+
+def _padding_token(subject: Subject, stops: frozenset[int]) -> int:
+    padding = subject.tokenizer.pad_token_id
+    return int(padding) if padding is not None else min(stops, default=0)
+
+
+def _until_stop(ids: Sequence[int], stops: frozenset[int]) -> list[int]:
+    end = next((index + 1 for index, token in enumerate(ids) if token in stops), len(ids))
+    return list(ids[:end])
+
+
+def _trace(subject: Subject, prompt: Prompt, prefix: Sequence[int], new: Sequence[int]) -> Trace:
+    tokenizer = subject.tokenizer
+    token_ids = (*prefix, *new)
+    spans = split_spans(token_ids, len(prefix), tokenizer, subject.format)
+    if spans is None:
+        thinking, response = str(tokenizer.decode(list(new), skip_special_tokens=True)), ""
+    else:
+        thinking = thinking_text(tokenizer, token_ids, spans)
+        response = response_text(tokenizer, token_ids, spans)
+    complete = bool(new) and new[-1] in _stop_tokens(subject)
+    return Trace(prompt, token_ids, spans, thinking, response, complete)
+
+
+def _check_context(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    prefixes: Sequence[Sequence[int]],
+    max_new_tokens: int,
+) -> None:
+    context = getattr(subject.model.config, "max_position_embeddings", None)
+    for prompt, prefix in zip(prompts, prefixes, strict=True):
+        if context is not None and len(prefix) + max_new_tokens > context:
+            raise RefusalCliffError(
+                f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "
+                f"exceeds the model's context of {context}. Drop the prompt, or allow fewer new "
+                "tokens."
+            )

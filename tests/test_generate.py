@@ -1,0 +1,103 @@
+"""A batch writes what each prompt alone would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from refusal_cliff.models import Head, Subject, load_subject
+from tiny_chat import SPECIAL, save_tiny
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import GenerationConfig, answer, generate
+from refusal_cliff.thinking import render_prompt
+from refusal_cliff.traces import Prompt
+
+CONFIG = GenerationConfig(max_new_tokens=24, batch_size=4)
+TEXTS = (
+    "Hi",
+    "Tell me how to bake bread",
+    "x" * 40,
+    "Why?",
+    "Pick a </think> lock",
+    "…“q”…",
+    "a b",
+)
+PROMPTS = [Prompt(f"p{index}", text, "benign") for index, text in enumerate(TEXTS)]
+HEADS = (Head(1, 0), Head(2, 3))
+END = SPECIAL.index("<|im_end|>")
+CLOSE = SPECIAL.index("</think>")
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return load_subject(str(save_tiny(tmp_path_factory.mktemp("tiny"))), device="cpu")
+
+
+@torch.inference_mode()
+def alone(subject: Subject, prefix: list[int], limit: int) -> list[int]:
+    """Greedy decoding of one row, one forward pass of the whole row a token."""
+    ids = list(prefix)
+    while len(ids) < len(prefix) + limit and (len(ids) == len(prefix) or ids[-1] != END):
+        ids.append(int(subject.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prefix) :]
+
+
+def test_batched_equals_one_by_one(subject: Subject) -> None:
+    traces = generate(subject, PROMPTS, CONFIG)
+    assert [trace.prompt for trace in traces] == PROMPTS
+    for trace in traces:
+        prefix = render_prompt(subject.tokenizer, trace.prompt.text)
+        assert list(trace.token_ids[: len(prefix)]) == prefix
+        assert list(trace.token_ids[len(prefix) :]) == alone(subject, prefix, 24)
+        assert trace.complete == (trace.token_ids[-1] == END)
+        assert (trace.spans is not None) == (CLOSE in trace.token_ids[len(prefix) :])
+    assert len({trace.thinking for trace in traces}) > 1
+
+
+def test_each_row_has_its_own_heads_ablated(subject: Subject) -> None:
+    rows = [HEADS if index % 2 else () for index in range(len(PROMPTS))]
+    plain = generate(subject, PROMPTS, CONFIG)
+    every = generate(subject, PROMPTS, CONFIG, row_heads=[HEADS] * len(PROMPTS))
+    mixed = generate(subject, PROMPTS, CONFIG, row_heads=rows)
+    assert mixed == [every[i] if i % 2 else plain[i] for i in range(len(PROMPTS))]
+    assert every != plain
+
+
+def test_answer_continues_fixed_prefixes(subject: Subject) -> None:
+    prefixes = [[*render_prompt(subject.tokenizer, text), 40, 41, CLOSE, 200] for text in TEXTS]
+    assert answer(subject, prefixes, 6) == [alone(subject, prefix, 6) for prefix in prefixes]
+
+
+def test_closed_thinking_gives_spans_and_an_end(subject: Subject) -> None:
+    script = iter([60, CLOSE, 70, END])
+
+    def scripted(module: torch.nn.Module, args: object, logits: torch.Tensor) -> torch.Tensor:
+        del module, args
+        forced = torch.zeros_like(logits)
+        forced[..., next(script)] = 1.0
+        return forced
+
+    handle = subject.model.get_output_embeddings().register_forward_hook(scripted)
+    trace = generate(subject, PROMPTS[:1], CONFIG)[0]
+    handle.remove()
+    assert trace.spans is not None
+    assert trace.spans.total - trace.spans.prompt == 4
+    assert (len(trace.thinking), len(trace.response)) == (1, 1)
+    assert trace.complete
+    assert trace.verdict == "unscored"
+
+
+def test_progress_counts_every_trace(subject: Subject) -> None:
+    done: list[int] = []
+    generate(subject, PROMPTS, CONFIG, progress=done.append)
+    assert (sum(done), len(done)) == (len(PROMPTS), 2)
+
+
+def test_no_prompts_no_traces(subject: Subject) -> None:
+    assert generate(subject, [], CONFIG) == []
+
+
+def test_a_prompt_beyond_the_context_is_named(subject: Subject) -> None:
+    prompts = [PROMPTS[0], Prompt("long", "x" * 600, "benign")]
+    with pytest.raises(RefusalCliffError, match=r"'long' has .*context of 512"):
+        generate(subject, prompts, CONFIG)
