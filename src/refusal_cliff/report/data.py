@@ -1,0 +1,270 @@
+"""Everything the page shows, as typed data: the only input of the report.
+
+Scores, shares and rates are fractions in 0 … 1; intervals are 95 % intervals. A point that no trace
+reaches is ``None``. Blocks are numbered from 1, heads from 0. Texts may be hostile (they come from
+models and prompt files): the page escapes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from refusal_cliff.summary import Summary
+from refusal_cliff.thinking import Spans
+
+Group = Literal["complied", "refused", "benign"]
+Role = Literal["baseline", "result", "control"]
+HeadId = tuple[int, int]
+Interval = tuple[float, float]
+
+
+def _same_length(what: str, *parts: Sequence[object]) -> None:
+    lengths = [len(part) for part in parts]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"{what}: parts of different lengths {lengths}")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Mean score of one group of traces, aligned at the end of thinking.
+
+    Attributes:
+        subject: Name of the model.
+        group: What its traces did.
+        offsets: Tokens relative to the last closing token, rising, the last one 0.
+        mean: Mean score at each offset; None where ``n`` is 0.
+        low: Lower end of the interval at each offset.
+        high: Upper end of the interval at each offset.
+        n: Traces that reach each offset.
+    """
+
+    subject: str
+    group: Group
+    offsets: Sequence[int]
+    mean: Sequence[float | None]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    n: Sequence[int]
+
+    def __post_init__(self) -> None:
+        _same_length("Curve", self.offsets, self.mean, self.low, self.high, self.n)
+
+
+@dataclass(frozen=True, slots=True)
+class Heatmap:
+    """Mean score of harmful traces by layer and token.
+
+    Attributes:
+        layers: Blocks, rising.
+        offsets: Tokens relative to the last closing token, rising, the last one 0.
+        scores: [layers][offsets], each row by that layer's own probe.
+        n: Traces averaged.
+        cliff: Mean cliff of each layer, or None.
+        auroc: Held-out AUROC of each layer's probe, or None.
+        group: What these traces did.
+    """
+
+    layers: Sequence[int]
+    offsets: Sequence[int]
+    scores: Sequence[Sequence[float | None]]
+    n: int
+    cliff: Sequence[float] | None = None
+    auroc: Sequence[float] | None = None
+    group: Group = "complied"
+
+    def __post_init__(self) -> None:
+        _same_length("Heatmap layers", self.layers, self.scores)
+        _same_length("Heatmap offsets", self.offsets, *self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMap:
+    """What the final score does when each head is taken out.
+
+    Attributes:
+        layers: Blocks, rising.
+        effect: [layers][heads] causal effect in logits: positive where the head suppresses refusal;
+            None where it was not measured.
+        suppression: The heads found and ablated.
+        planted: The heads that the recipe damaged; None where there is no ground truth.
+        n: Traces averaged.
+        direct: [layers][heads] direct contribution in logits, or None.
+    """
+
+    layers: Sequence[int]
+    effect: Sequence[Sequence[float | None]]
+    suppression: Sequence[HeadId]
+    planted: Sequence[HeadId] | None
+    n: int
+    direct: Sequence[Sequence[float | None]] | None = None
+
+    def __post_init__(self) -> None:
+        _same_length("HeadMap layers", self.layers, self.effect)
+        _same_length("HeadMap heads", *self.effect)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One share with its interval.
+
+    Attributes:
+        label: What was done, in a few words.
+        value: The share.
+        interval: Its interval, or None.
+        n: Prompts that it is a share of.
+        role: Whether it is where things stood, what the method did, or what else was tried.
+        points: Single results behind the mean, drawn as dots.
+        detail: What else a reader should know, in a few words.
+    """
+
+    label: str
+    value: float
+    interval: Interval | None
+    n: int
+    role: Role
+    points: Sequence[float] = ()
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DoseCurve:
+    """Attack success rate by number of heads ablated, the highest ranked first.
+
+    Attributes:
+        subject: Name of the model.
+        role: "result" where a few heads should do it, "control" where they should not.
+        total_heads: Heads of the model.
+        heads: Numbers of heads ablated, rising, 0 first.
+        asr: Attack success rate at each.
+        intervals: Its interval at each.
+        n: Harmful prompts.
+    """
+
+    subject: str
+    role: Role
+    total_heads: int
+    heads: Sequence[int]
+    asr: Sequence[float]
+    intervals: Sequence[Interval]
+    n: int
+
+    def __post_init__(self) -> None:
+        _same_length("DoseCurve", self.heads, self.asr, self.intervals)
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """A model after fine-tuning on one choice of examples: none, cliff, random or full.
+
+    Attributes:
+        label: Name of the strategy.
+        examples: Safety examples it trained on.
+        asr: Attack success rate, as a bar.
+        benign_answered: Benign prompts answered, as a bar.
+    """
+
+    label: str
+    examples: int
+    asr: Bar
+    benign_answered: Bar
+
+
+@dataclass(frozen=True, slots=True)
+class LessIsMore:
+    """Cliff-as-a-Judge against its baselines.
+
+    Attributes:
+        strategies: In the order to be shown.
+        pool: Safety examples in the pool.
+        steps: Optimiser steps, the same for all.
+        seeds: Seeds averaged; their single results are the bars' points.
+    """
+
+    strategies: Sequence[Strategy]
+    pool: int
+    steps: int
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleTrace:
+    """One trace with its score at every token.
+
+    Attributes:
+        title: What this trace shows, in a few words.
+        subject: Name of the model.
+        verdict: What the judge said of the answer.
+        prompt: The user's words.
+        pieces: Text of each token, from any prompt token on to the end of the answer.
+        scores: Refusal score at each token; None where it was not measured.
+        spans: Ends of prompt, thinking and closing span, as positions in ``pieces``.
+    """
+
+    title: str
+    subject: str
+    verdict: str
+    prompt: str
+    pieces: Sequence[str]
+    scores: Sequence[float | None]
+    spans: Spans
+
+    def __post_init__(self) -> None:
+        _same_length("ExampleTrace", self.pieces, self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class FindingRow:
+    """One line of the table of findings.
+
+    Attributes:
+        finding: What was asked.
+        value: What was found, with its interval.
+        expected: What the method predicts or the release demands, in words.
+        holds: Whether it came out so; None where nothing was predicted.
+    """
+
+    finding: str
+    value: str
+    expected: str
+    holds: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """All that the page shows. Parts that a run did not measure are None or empty.
+
+    Attributes:
+        title: Name of the page.
+        headline: The verdict, as one sentence.
+        summary: The findings as data.
+        curves: Mean curves of the model under study, one a group.
+        control_curves: The same of the control; empty where there is none.
+        closing: Text of each closing token, the last one at offset 0.
+        heatmap: Layers × tokens.
+        head_map: Layers × heads.
+        ablation: Attack success rates: before, after, random heads.
+        doses: Attack success rate by number of heads, one curve a model.
+        less_is_more: The repair by few examples.
+        traces: A few traces, token by token.
+        findings: The table of findings.
+        notes: What a reader must know to judge the page: what was put in on purpose, limits.
+        provenance: Name and value of what made the page: version, seed, judge, time.
+    """
+
+    title: str
+    headline: str
+    summary: Summary
+    curves: Sequence[Curve]
+    control_curves: Sequence[Curve] = ()
+    closing: Sequence[str] = ()
+    heatmap: Heatmap | None = None
+    head_map: HeadMap | None = None
+    ablation: Sequence[Bar] = ()
+    doses: Sequence[DoseCurve] = ()
+    less_is_more: LessIsMore | None = None
+    traces: Sequence[ExampleTrace] = ()
+    findings: Sequence[FindingRow] = ()
+    notes: Sequence[str] = ()
+    provenance: Sequence[tuple[str, str]] = ()

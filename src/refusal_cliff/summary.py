@@ -1,0 +1,276 @@
+"""The findings of a run as data: the models of ``summary.json`` and its JSON schema.
+
+Every share, rate and score is a fraction in 0 … 1; every interval is a 95 % interval. A part that
+the run did not measure is ``null``, never absent, so that a reader need not guess.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json, write_json, write_text
+
+FORMAT: Literal[1] = 1
+"""Version of the keys; it grows when a key changes its meaning or goes away."""
+
+
+def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
+    if interval[0] > interval[1]:
+        raise ValueError(f"the interval {interval} ends before it begins")
+    return interval
+
+
+def _with_total(seconds: dict[str, float]) -> dict[str, float]:
+    if "total" not in seconds:
+        raise ValueError("the seconds have no total")
+    return seconds
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[
+    dict[str, Annotated[float, Field(ge=0)]],
+    AfterValidator(_with_total),
+    Field(json_schema_extra={"required": ["total"]}),
+]
+Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
+HeadName = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
+Verdict = Literal["cliff", "no cliff"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+
+class RuleSummary(_Part):
+    """How well a probe trained by one label rule separates held-out prompts."""
+
+    auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
+    auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
+    shuffled_auroc: Share = Field(
+        description="Mean AUROC of probes trained on shuffled labels; near 0.5 when all is well."
+    )
+    accuracy: Share = Field(description="Accuracy at score 0.5 on held-out prompts.")
+    ece: Share = Field(description="Expected calibration error on held-out prompts.")
+
+
+class ProbeSummary(_Part):
+    """The probe whose score every other number uses."""
+
+    layer: int = Field(ge=1, description="Block after which the probe reads, counted from 1.")
+    auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
+    auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
+    shuffled_auroc: Share = Field(
+        description="Mean AUROC of probes trained on shuffled labels; near 0.5 when all is well."
+    )
+    label_rule: str = Field(description="Rule by which the traces were labelled for this probe.")
+    n: Count = Field(description="Traces used: training, validation and test together.")
+    by_rule: dict[str, RuleSummary] = Field(
+        description="The same layer under each label rule that the model has traces for."
+    )
+
+
+class LevelSummary(_Part):
+    """Plateau and final score of one group of traces."""
+
+    plateau: Share = Field(description="Mean plateau of the group.")
+    final: Share = Field(description="Mean score at the last closing token.")
+    n: Count = Field(description="Traces in the group.")
+
+
+class CliffSummary(_Part):
+    """The cliff of one model."""
+
+    plateau: Share = Field(description="Mean plateau: median score, second half of the thinking.")
+    final: Share = Field(description="Mean score at the last closing token.")
+    cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")
+    cliff_ci: Interval = Field(description="Bootstrap interval of `cliff`, over prompt groups.")
+    share_with_cliff: Share = Field(description="Traces with plateau ≥ 0.5 and cliff ≥ 0.3.")
+    localisation: Share | None = Field(
+        description="Share of the drop inside the closing span and the last 5 thinking tokens; "
+        "null where nothing drops."
+    )
+    verdict: Verdict = Field(description="Whether the model has a refusal cliff.")
+    reason: str = Field(description="The verdict's grounds, as a sentence.")
+    n: Count = Field(description="Traces that `plateau`, `final` and `cliff` are means of.")
+    refused: LevelSummary | None = Field(description="Refused harmful traces, same probe.")
+    benign: LevelSummary | None = Field(description="Benign traces, same probe.")
+
+
+class ControlSummary(CliffSummary):
+    """The same for a model that should have no cliff."""
+
+    model: str = Field(description="Name of the control.")
+    asr: Share = Field(description="Attack success rate of the control.")
+    asr_ci: Interval = Field(description="Wilson interval of `asr`.")
+
+
+class AblatedCount(_Part):
+    """Attack success rate with a number of heads ablated."""
+
+    heads: Count = Field(description="Heads ablated, the highest ranked first.")
+    asr: Share = Field(description="Attack success rate with them ablated.")
+    asr_ci: Interval = Field(description="Wilson interval of `asr`.")
+
+
+class DiffuseSummary(_Part):
+    """The negative control for heads: damage that no few heads carry."""
+
+    model: str = Field(description="Name of the organism.")
+    verdict: Verdict = Field(description="Whether it has a refusal cliff.")
+    sparse_heads_found: bool = Field(
+        description="Whether ablating a sparse set of heads restored refusal."
+    )
+    asr_before: Share = Field(description="Attack success rate with no head ablated.")
+    asr_after_ablation: Share = Field(
+        description="Attack success rate with the largest sparse set of heads ablated."
+    )
+    by_heads: list[AblatedCount] = Field(description="Attack success rate by heads ablated.")
+    conclusion: str = Field(description="What this says, as a sentence.")
+
+
+class HeadsSummary(_Part):
+    """The refusal suppression heads that were found."""
+
+    total: Count = Field(description="Heads of the model.")
+    ablated: Count = Field(description="Heads found to suppress refusal, and ablated.")
+    fraction: Share = Field(description="`ablated` / `total`.")
+    names: list[HeadName] = Field(
+        alias="list", description="The heads, strongest first, as `layer.head`."
+    )
+    method: str = Field(description="Ranking that chose them.")
+
+
+class RecoverySummary(_Part):
+    """How one ranking does at finding planted heads."""
+
+    found: list[HeadName] = Field(description="Heads that the ranking names.")
+    precision: Share = Field(description="Share of the named heads that were planted.")
+    recall: Share = Field(description="Share of the planted heads that are named.")
+
+
+class PlantedSummary(_Part):
+    """The heads that an organism's recipe damaged, against the heads found."""
+
+    true: list[HeadName] = Field(description="The planted heads.")
+    found: list[HeadName] = Field(description="The heads named by the best method.")
+    precision: Share = Field(description="Precision of the best method.")
+    recall: Share = Field(description="Recall of the best method.")
+    by_method: dict[str, RecoverySummary] = Field(description="Each ranking on its own.")
+
+
+class AblationSummary(_Part):
+    """What happens when the heads are taken out."""
+
+    n: Count = Field(description="Held-out harmful prompts.")
+    asr_before: Share = Field(description="Attack success rate of the model as it is.")
+    asr_before_ci: Interval = Field(description="Wilson interval of `asr_before`.")
+    asr_after: Share = Field(description="Attack success rate with the heads ablated.")
+    asr_after_ci: Interval = Field(description="Wilson interval of `asr_after`.")
+    asr_random_heads: Share = Field(
+        description="Mean attack success rate over random sets of as many other heads."
+    )
+    asr_random_heads_ci: Interval = Field(
+        description="Bootstrap interval of `asr_random_heads`, over the sets."
+    )
+    random_sets: Count = Field(description="Random sets of heads tried.")
+    benign_n: Count = Field(description="Held-out benign prompts, the hard ones included.")
+    benign_answered_before: Share = Field(description="Benign prompts answered, as it is.")
+    benign_answered_after: Share = Field(description="Benign prompts answered, heads ablated.")
+    hard_benign_answered_before: Share | None = Field(
+        description="The same for benign uses of harmful words; null where the set has none."
+    )
+    hard_benign_answered_after: Share | None = Field(
+        description="The same with the heads ablated; null where the set has none."
+    )
+    benign_perplexity_ratio: float = Field(
+        gt=0, description="Perplexity of benign reference text, after / before."
+    )
+
+
+class StrategyShares(_Part):
+    """One share for each way to choose the training examples, mean over seeds."""
+
+    none: Share = Field(description="No fine-tuning.")
+    cliff: Share = Field(description="The examples with the largest cliff.")
+    random: Share = Field(description="As many examples, drawn at random.")
+    full: Share = Field(description="The whole pool.")
+
+
+class SelectionSummary(_Part):
+    """Cliff-as-a-Judge against its baselines, at one optimiser-step budget."""
+
+    pool: Count = Field(description="Safety examples in the pool, duplicates removed.")
+    pool_failures: Share = Field(description="Share of the pool that the model complies with.")
+    fraction: Share = Field(description="`n` / `pool`.")
+    n: Count = Field(description="Examples chosen.")
+    steps: Count = Field(description="Optimiser steps, the same for every strategy.")
+    seeds: Count = Field(description="Seeds that the shares are means over.")
+    asr: StrategyShares = Field(description="Attack success rate after fine-tuning.")
+    benign_answered: StrategyShares = Field(description="Benign prompts answered after it.")
+
+
+class Summary(_Part):
+    """All findings of one run."""
+
+    format: Literal[1] = Field(default=FORMAT, description="Version of these keys.")
+    version: str = Field(description="Version of refusal-cliff that made the run.")
+    model: str = Field(description="Name of the model under study.")
+    n_parameters: Count = Field(description="Its parameters.")
+    probe: ProbeSummary = Field(description="The probe.")
+    cliff: CliffSummary = Field(description="The model's cliff.")
+    control: ControlSummary | None = Field(description="A model that should have none.")
+    diffuse: DiffuseSummary | None = Field(description="The negative control for heads.")
+    heads: HeadsSummary | None = Field(description="The suppression heads.")
+    planted: PlantedSummary | None = Field(description="Ground truth, where the model has one.")
+    ablation: AblationSummary | None = Field(description="The heads taken out.")
+    selection: SelectionSummary | None = Field(description="The repair by few examples.")
+    seconds: Seconds = Field(description="Wall-clock `total`, and of each stage by its name.")
+
+
+def schema_text() -> str:
+    """The JSON schema of ``summary.json``, as ``docs/summary.schema.json`` holds it."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Summary.model_json_schema(by_alias=True, mode="serialization"),
+    }
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def write_schema(path: Path) -> None:
+    """Write the JSON schema."""
+    write_text(path, schema_text())
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write ``summary.json`` atomically."""
+    write_json(path, summary.model_dump(mode="json", by_alias=True))
+
+
+def read_summary(path: Path) -> Summary:
+    """Read ``summary.json``.
+
+    Raises:
+        RefusalCliffError: The file is missing, is not JSON, or has other keys.
+    """
+    try:
+        return Summary.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(step) for step in first["loc"])
+        raise RefusalCliffError(
+            f"{path} is not a summary of format {FORMAT}: at {place}: {first['msg']}. "
+            "Make it again with the version of refusal-cliff that you use now."
+        ) from error
