@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from refusal_cliff.models import Head, Subject, load_subject
 from tiny_chat import SPECIAL, save_tiny
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer, generate
+from refusal_cliff.models import Head, Subject, load_subject
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.traces import Prompt
 

@@ -151,6 +151,19 @@ def test_prompt_is_rendered_with_one_bos() -> None:
     assert render_prompt(tokenizer, "A").count(SPECIAL.index("<|im_start|>")) == 1
 
 
+@pytest.mark.parametrize("name", ["deepseek_r1_distill", "qwen3", "gptoss"])
+def test_a_completion_splits_into_what_it_was_made_of(name: str) -> None:
+    special = HARMONY if name == "gptoss" else SPECIAL
+    tokenizer = tiny_tokenizer((TEMPLATES / f"{name}.jinja").read_text("utf-8"), special)
+    fmt = ThinkingFormat.from_tokenizer(tokenizer)
+    head = render_prompt(tokenizer, "Hi")
+    token_ids = head + tokenizer.encode(fmt.completion("Hm.", "Yes"), add_special_tokens=False)
+    spans = split_spans(token_ids, len(head), tokenizer, fmt)
+    assert spans is not None
+    assert thinking_text(tokenizer, token_ids, spans) == "Hm."
+    assert response_text(tokenizer, token_ids, spans) == "Yes"
+
+
 @pytest.mark.parametrize("template", [None, "{{ messages[0].content }}", "{{ oops() }}"])
 def test_unusable_templates_are_said(template: str | None) -> None:
     tokenizer = tiny_tokenizer(template, SPECIAL[:3])

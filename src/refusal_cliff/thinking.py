@@ -51,6 +51,12 @@ class ThinkingFormat:
     closer: str
     opened_by_prompt: bool
 
+    def completion(self, thinking: str, response: str) -> str:
+        """What the model would write after the prompt, without the end-of-sequence token."""
+        line_break, blank_line = ("\n", "\n\n") if self.opener == "<think>" else ("", "")
+        opening = "" if self.opened_by_prompt else self.opener + line_break
+        return f"{opening}{thinking}{line_break}{self.closer}{blank_line}{response}"
+
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> ThinkingFormat:
         """Find the markers from the chat template first, then from the vocabulary.

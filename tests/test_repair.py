@@ -1,0 +1,120 @@
+"""Repair learns thinking and answer, within a fixed budget, quietly and reproducibly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_chat import save_tiny
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.models import Subject, load_subject
+from refusal_cliff.repair import (
+    IGNORED_LABEL,
+    RepairConfig,
+    encode_example,
+    load_repaired,
+    repair,
+    training_plan,
+)
+from refusal_cliff.thinking import render_prompt
+from refusal_cliff.traces import Label, Prompt, SafetyExample
+
+
+def example(identity: str, label: Label, thinking: str, response: str) -> SafetyExample:
+    return SafetyExample(Prompt(identity, f"Do {identity}", label), thinking, response)
+
+
+SAFETY = [example(f"s{i}", "harmful", "Bad.", "No.") for i in range(3)]
+BENIGN = [example(f"b{i}", "benign", "Good.", "Yes.") for i in range(4)]
+CONFIG = RepairConfig(steps=2, batch_size=4, max_length=120)
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return load_subject(str(save_tiny(tmp_path_factory.mktemp("tiny"))), device="cpu")
+
+
+def test_thinking_answer_and_end_are_learnt_and_the_prompt_is_not(subject: Subject) -> None:
+    row = encode_example(subject, SAFETY[0], 120)
+    prompt = render_prompt(subject.tokenizer, "Do s0")
+    learnt = [label for label in row["labels"] if label != IGNORED_LABEL]
+    assert row["input_ids"] == prompt + learnt
+    assert row["labels"][: len(prompt)] == [IGNORED_LABEL] * len(prompt)
+    assert subject.tokenizer.decode(learnt) == "Bad.\n</think>\n\nNo.<|im_end|>"
+
+
+def test_every_strategy_gets_the_same_benign_rows_in_the_same_steps() -> None:
+    config = RepairConfig(steps=5, batch_size=8, benign_share=0.25)
+    plans = [training_plan(n_safety, 7, config) for n_safety in (1, 3, 50)]
+    assert {len(plan) for plan in plans} == {40}
+    benign = [[(at, i) for at, (kind, i) in enumerate(plan) if kind] for plan in plans]
+    assert benign[0] == benign[1] == benign[2]
+    for step in range(5):
+        assert sum(kind for kind, _ in plans[0][step * 8 : step * 8 + 8]) == 2
+    drawn = [index for kind, index in plans[1] if not kind]
+    assert [sorted(drawn[at : at + 3]) for at in range(0, 30, 3)] == [[0, 1, 2]] * 10
+    assert plans[1] != training_plan(3, 7, replace(config, seed=1))
+
+
+def test_repair_teaches_and_leaves_the_subject_alone(subject: Subject, tmp_path: Path) -> None:
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    config = RepairConfig(steps=60, batch_size=8, lr=1e-2, max_length=120)
+    adapter = repair(subject, SAFETY, BENIGN, config, tmp_path / "adapter")
+    after = subject.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(parameter.requires_grad for parameter in subject.model.parameters())
+    repaired = load_repaired(subject, adapter)
+    prompts = [SAFETY[0].prompt, BENIGN[0].prompt]
+    traces = generate(repaired, prompts, GenerationConfig(max_new_tokens=20))
+    assert [(t.thinking, t.response) for t in traces] == [("Bad.", "No."), ("Good.", "Yes.")]
+    assert repaired.fingerprint != subject.fingerprint
+    assert repaired.name == f"{subject.name}+adapter"
+
+
+def test_repair_is_quiet_whole_and_the_same_for_a_seed(
+    subject: Subject, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "old").touch()
+    first = repair(subject, SAFETY, BENIGN, CONFIG, tmp_path / "a")
+    torch.manual_seed(99)
+    second = repair(subject, SAFETY, BENIGN, CONFIG, tmp_path / "b")
+    other = repair(subject, SAFETY, BENIGN, replace(CONFIG, seed=1), tmp_path / "c")
+    weights = [load_file(path / "adapter_model.safetensors") for path in (first, second, other)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+    assert capfd.readouterr() == ("", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
+    assert not (first / "old").exists()
+
+
+def test_bad_rows_are_named(subject: Subject, tmp_path: Path) -> None:
+    rows = [*SAFETY, example("long", "harmful", "x" * 200, "No.")]
+    with pytest.raises(RefusalCliffError, match=r"safety example 4 \(long\).*never cut"):
+        repair(subject, rows, BENIGN, CONFIG, tmp_path / "a")
+    with pytest.raises(RefusalCliffError, match="no benign examples"):
+        repair(subject, SAFETY, [], CONFIG, tmp_path / "a")
+    with pytest.raises(RefusalCliffError, match="no safety examples"):
+        repair(subject, [], BENIGN, CONFIG, tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(subject: Subject, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RefusalCliffError, match="Could not write"):
+        repair(subject, SAFETY, BENIGN, replace(CONFIG, steps=1), tmp_path / "file" / "adapter")
+
+
+def test_unusable_budgets_and_adapters_are_said(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(RefusalCliffError, match="at least 1"):
+        RepairConfig(steps=0)
+    with pytest.raises(RefusalCliffError, match="benign share"):
+        RepairConfig(benign_share=1.0)
+    with pytest.raises(RefusalCliffError, match="Could not put the adapter"):
+        load_repaired(subject, tmp_path / "nothing")
