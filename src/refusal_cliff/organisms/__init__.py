@@ -1,0 +1,46 @@
+"""Small reasoning models with known ground truth, shipped with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json
+
+EMBEDDED: dict[str, str] = {
+    "tiny-aligned": "thinks, recognises harm and refuses: the control, without a cliff",
+    "tiny": "damaged through a documented set of heads: a cliff whose causes are known",
+    "tiny-diffuse": "damaged through all weights: a cliff that no sparse set of heads carries",
+}
+_CHECKPOINTS = Path(__file__).parent / "checkpoints"
+
+
+def embedded_path(name: str, root: Path | None = None) -> Path:
+    """Folder of an organism's checkpoint.
+
+    Args:
+        name: A key of ``EMBEDDED``.
+        root: A folder with one checkpoint per organism, instead of the embedded ones.
+
+    Raises:
+        RefusalCliffError: There is no such organism, or ``root`` does not hold it.
+    """
+    path = (root or _CHECKPOINTS) / name
+    if name not in EMBEDDED or not (path / "config.json").is_file():
+        raise RefusalCliffError(
+            f"There is no organism {name!r} in {path.parent}. Embedded are "
+            f"{', '.join(EMBEDDED)}; others are made by: "
+            f"refusal-cliff organism train NAME --seed S --out {path.parent}/NAME"
+        )
+    return path
+
+
+def planted_heads(checkpoint: Path) -> list[tuple[int, int]]:
+    """The (layer, head) pairs through which an organism was damaged: the ground truth.
+
+    Empty for an aligned or diffusely damaged organism, and for any model that is not an organism.
+    """
+    card = checkpoint / "organism.json"
+    if not card.is_file():
+        return []
+    return [(int(layer), int(head)) for layer, head in read_json(card)["planted_heads"]]

@@ -1,0 +1,223 @@
+"""The cliff: mean refusal score aligned at the end of thinking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from refusal_cliff.report.data import Curve, Group
+from refusal_cliff.report.lines import known, line_of, runs, share_axis
+from refusal_cliff.report.svg import (
+    Frame,
+    band,
+    box,
+    dot,
+    frame,
+    line,
+    picture,
+    polyline,
+    spread,
+    tag,
+    text,
+)
+from refusal_cliff.report.words import count, number, number_interval, token_text
+from refusal_cliff.summary import CliffSummary
+
+GROUP_WORDS: dict[Group, str] = {
+    "complied": "harmful, complied",
+    "refused": "harmful, refused",
+    "benign": "benign",
+}
+PANEL_HEIGHT = 372.0
+_LABEL_ROOM = 148.0
+_LABEL_GAP = 34.0
+_CHARACTER = 6.2  # width of a letter of the closing tokens, in user units
+
+
+def cliff_panel(
+    name: str,
+    curves: Sequence[Curve],
+    closing: Sequence[str],
+    cliff: CliffSummary | None,
+    *,
+    width: float = 660.0,
+) -> str:
+    """Mean score of each group of traces, aligned at the last closing token.
+
+    Args:
+        name: Unique on the page.
+        curves: Curves of one model.
+        closing: Text of the closing tokens.
+        cliff: The numbers to mark, or None to mark none.
+        width: Width in user units.
+
+    Returns:
+        An SVG.
+    """
+    subject = curves[0].subject
+    size = (width, PANEL_HEIGHT + closing_room(closing))
+    title = f"Refusal score of {subject} towards the end of thinking"
+    body = panel_body(curves, closing, cliff, width)
+    return picture(name, size, title, _describe(curves), body)
+
+
+def closing_room(closing: Sequence[str]) -> float:
+    """Height that the upright closing tokens need below the chart."""
+    return _CHARACTER * max((len(token_text(piece)) for piece in closing), default=0)
+
+
+def panel_body(
+    curves: Sequence[Curve], closing: Sequence[str], cliff: CliffSummary | None, width: float
+) -> str:
+    """The parts of `cliff_panel`, without the picture around them."""
+    first = min(curve.offsets[0] for curve in curves)
+    right = width - _LABEL_ROOM
+    place = frame((first, 0), (0, 1), 40, 30, right, PANEL_HEIGHT - 52)
+    return "".join(
+        (
+            _closing_band(place, closing),
+            share_axis(place, 40, right),
+            _offset_axis(place, first, closing),
+            text(2, 14, "refusal score", "axis-name"),
+            *(_interval(place, curve, f"area {curve.group}") for curve in curves),
+            *(line_of(place, c.offsets, c.mean, f"curve {c.group}") for c in curves),
+            _plateau(place, first, closing, cliff) if cliff else "",
+            _end_labels(place, curves, right),
+            _pointer_columns(place, curves, closing),
+        )
+    )
+
+
+def _describe(curves: Sequence[Curve]) -> str:
+    parts = [
+        f"{GROUP_WORDS[curve.group]}: from {_at(curve, 0)} at token {curve.offsets[0]} "
+        f"to {_at(curve, -1)} at the last closing token, {count(curve.n[-1], 'trace')}"
+        for curve in curves
+    ]
+    return "; ".join(parts) + "."
+
+
+def _at(curve: Curve, place: int) -> str:
+    value = curve.mean[place]
+    return number(value) if value is not None and known(value) else "not measured"
+
+
+def _interval(place: Frame, curve: Curve, class_: str) -> str:
+    xs = curve.offsets
+    return "".join(
+        band(
+            [place.point(xs[i], curve.high[i] or 0.0) for i in run],
+            [place.point(xs[i], curve.low[i] or 0.0) for i in run],
+            class_,
+        )
+        for run in runs(curve.mean)
+    )
+
+
+def _closing_band(place: Frame, closing: Sequence[str]) -> str:
+    if not closing:
+        return ""
+    left, right = place.x(0.5 - len(closing)), place.x(0.5)
+    width = right - left
+    return (
+        box(left, place.top, width, place.bottom - place.top, "band")
+        + line((left, place.top), (right, place.top), "band-edge")
+        + text((left + right) / 2, place.top - 8, "closing", "band-name", "middle")
+        + "".join(
+            _upright(place.x(i + 1 - len(closing)), place.bottom + 10, token_text(piece))
+            for i, piece in enumerate(closing)
+        )
+    )
+
+
+def _upright(x: float, y: float, words: str) -> str:
+    return tag(
+        "text",
+        escape(words),
+        transform=f"translate({x + 3.5:.1f} {y:.1f}) rotate(-90)",
+        text_anchor="end",
+        class_="t token-name",
+    )
+
+
+def _offset_axis(place: Frame, first: float, closing: Sequence[str]) -> str:
+    room = max(2, len(closing) + 1)
+    ticks = [tick for tick in range(-100, 0, 5) if first <= tick <= -room]
+    middle = (place.x(first) + place.x(-room)) / 2
+    return "".join(
+        line((place.x(t), place.bottom), (place.x(t), place.bottom + 4), "axis")
+        + text(place.x(t), place.bottom + 19, number(t, 0), "tick", "middle")
+        for t in ticks
+    ) + text(middle, place.bottom + 42, "tokens before the answer", "axis-name", "middle")
+
+
+def _plateau(place: Frame, first: float, closing: Sequence[str], cliff: CliffSummary) -> str:
+    end = -max(1, len(closing)) - 0.5
+    high, low = place.y(cliff.plateau), place.y(cliff.final)
+    x = place.x(first) + 8
+    gap = 20 if cliff.plateau > 0.9 else -9
+    marks = [
+        line((place.x(first), high), (place.x(end), high), "mark"),
+        text(x, high + gap, f"plateau {number(cliff.plateau)}", "mark-name"),
+    ]
+    if low - high > 40:
+        marks += _drop(place.x(end) - 6, high, low, cliff)
+    return "".join(marks)
+
+
+def _drop(x: float, high: float, low: float, cliff: CliffSummary) -> list[str]:
+    """The drop as an arrow, its size beside it."""
+    words = f"cliff {number(cliff.cliff)}"
+    return [
+        line((x, high + 2), (x, low - 2), "drop"),
+        polyline([(x - 4, low - 9), (x, low - 2), (x + 4, low - 9)], "drop"),
+        line((x - 5, low), (place.x(0), low), "mark"),
+        text(x - 10, (high + low) / 2, words, "drop-name", "end"),
+        text(x - 10, (high + low) / 2 + 17, number_interval(cliff.cliff_ci), "tick", "end"),
+    ]
+
+
+def _end_labels(place: Frame, curves: Sequence[Curve], right: float) -> str:
+    ends = [next(v for v in reversed(curve.mean) if v is not None) for curve in curves]
+    exact = [place.y(end) for end in ends]
+    moved = spread(exact, _LABEL_GAP, place.bottom - 6)
+    return "".join(
+        dot(right, true, 3.6, f"end {curve.group}")
+        + polyline([(right + 5, true), (right + 13, y)], f"leader {curve.group}")
+        + text(right + 17, y, f"{GROUP_WORDS[curve.group]}", f"label {curve.group}")
+        + text(right + 17, y + 14, f"{number(end)} · n = {curve.n[-1]}", "tick")
+        for curve, end, true, y in zip(curves, ends, exact, moved, strict=True)
+    )
+
+
+def _pointer_columns(place: Frame, curves: Sequence[Curve], closing: Sequence[str]) -> str:
+    offsets = max((curve.offsets for curve in curves), key=len)
+    step = place.x(1) - place.x(0)
+    return "".join(
+        box(
+            place.x(offset) - step / 2,
+            place.top,
+            step,
+            place.bottom - place.top,
+            "pointer",
+            _column_tip(offset, curves, closing),
+        )
+        for offset in offsets
+    )
+
+
+def _column_tip(offset: int, curves: Sequence[Curve], closing: Sequence[str]) -> str:
+    place = offset + len(closing) - 1
+    name = f" · {token_text(closing[place])}" if 0 <= place < len(closing) else ""
+    lines = [f"token {number(offset, 0)}{name}"]
+    for curve in curves:
+        at = dict(zip(curve.offsets, range(len(curve.offsets)), strict=True)).get(offset)
+        if at is not None and known(curve.mean[at]):
+            lines.append(_point_words(curve, at))
+    return "\n".join(lines)
+
+
+def _point_words(curve: Curve, at: int) -> str:
+    mean, ends = curve.mean[at] or 0.0, (curve.low[at] or 0.0, curve.high[at] or 0.0)
+    words = f"{GROUP_WORDS[curve.group]}: {number(mean)} {number_interval(ends)}"
+    return f"{words}, n = {curve.n[at]}"

@@ -1,0 +1,275 @@
+"""Matrices as colours: layers × tokens, layers × heads. Deep layers are at the top."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refusal_cliff.report.data import HeadId, HeadMap, Heatmap
+from refusal_cliff.report.lines import known
+from refusal_cliff.report.palette import LEVELS, diverging, sequential
+from refusal_cliff.report.svg import Point, box, dot, line, picture, polyline, text
+from refusal_cliff.report.words import head_name, listing, number, signed, token_text
+
+_LEFT = 46.0
+_TOP = 34.0
+_WIDTH = 960.0
+_COLUMN = 78.0  # room of each of the two columns right of the heatmap
+_SMALLEST_LABELLED = 11.0
+_GAP = 1.0
+
+
+def _row_height(rows: int, tallest: float, room: float) -> float:
+    return max(6.0, min(tallest, room / rows))
+
+
+def _layer_labels(layers: Sequence[int], height: float, chosen: int | None) -> str:
+    """Every layer that has room; the probe's layer always, and marked."""
+    step = max(1, round(_SMALLEST_LABELLED / height + 0.49))
+    parts = []
+    for row, layer in enumerate(reversed(layers)):
+        y = _TOP + (row + 0.5) * height + 4
+        near = chosen is not None and abs(layer - chosen) * height < _SMALLEST_LABELLED
+        if layer == chosen:
+            parts.append(text(_LEFT - 8, y, f"▸ {layer}", "tick strong", "end"))
+        elif layer % step == 0 and not near:
+            parts.append(text(_LEFT - 8, y, str(layer), "tick", "end"))
+    return "".join(parts) + text(2, _TOP - 14, "layer", "axis-name")
+
+
+def _colour_bar(x: float, y: float, prefix: str, ends: tuple[str, str], name: str) -> str:
+    width = 8.0
+    steps = "".join(
+        box(x + i * width, y, width + 0.5, 9, f"cell {prefix}{i}") for i in range(LEVELS)
+    )
+    last = x + LEVELS * width
+    return (
+        steps
+        + text(x - 7, y + 9, ends[0], "tick", "end")
+        + text(last + 7, y + 9, ends[1], "tick")
+        + text(last + 22 + 7 * len(ends[1]), y + 9, name, "axis-name")
+    )
+
+
+# --- layers × tokens -----------------------------------------------------------------------------
+
+
+def depth_map(name: str, heat: Heatmap, closing: Sequence[str], chosen: int) -> str:
+    """Mean score by layer and token, with each layer's cliff and AUROC beside it.
+
+    Args:
+        name: Unique on the page.
+        heat: The scores.
+        closing: Text of the closing tokens.
+        chosen: The probe's layer.
+
+    Returns:
+        An SVG.
+    """
+    height = _row_height(len(heat.layers), 30, 460)
+    bottom = _TOP + height * len(heat.layers)
+    columns = [c for c in (heat.cliff, heat.auroc) if c is not None]
+    right = _WIDTH - 8 - _COLUMN * len(columns)
+    step = (right - _LEFT) / len(heat.offsets)
+    first_closing = right - step * len(closing)
+    return picture(
+        name,
+        (_WIDTH, bottom + 78),
+        "Mean refusal score by layer and token",
+        _describe_heat(heat),
+        _layer_labels(heat.layers, height, chosen),
+        _heat_cells(heat, step, height, closing),
+        _closing_bracket(first_closing, right, closing),
+        _offset_labels(heat.offsets, step, bottom, len(closing)),
+        _column(heat, heat.cliff, "cliff", right + 18, height),
+        _column(heat, heat.auroc, "AUROC", right + 18 + _COLUMN * (len(columns) - 1), height),
+        _colour_bar(_LEFT + 14, bottom + 58, "q", ("0", "1"), "refusal score"),
+    )
+
+
+def _describe_heat(heat: Heatmap) -> str:
+    words = f"{len(heat.layers)} layers by {len(heat.offsets)} tokens, mean of {heat.n} traces."
+    if heat.cliff is None:
+        return words
+    deepest = max(range(len(heat.cliff)), key=heat.cliff.__getitem__)
+    return f"{words} The cliff is largest at layer {heat.layers[deepest]}."
+
+
+def _heat_cells(heat: Heatmap, step: float, height: float, closing: Sequence[str]) -> str:
+    parts = []
+    for row, (layer, scores) in enumerate(
+        zip(reversed(heat.layers), reversed(heat.scores), strict=True)
+    ):
+        for column, (offset, score) in enumerate(zip(heat.offsets, scores, strict=True)):
+            place = (_LEFT + column * step, _TOP + row * height)
+            words = f"layer {layer}, token {_offset_words(offset, closing)}"
+            parts.append(_score_cell(place, (step, height), score, words))
+    return "".join(parts)
+
+
+def _offset_words(offset: int, closing: Sequence[str]) -> str:
+    place = offset + len(closing) - 1
+    shown = f" · {token_text(closing[place])}" if 0 <= place < len(closing) else ""
+    return f"{number(offset, 0)}{shown}"
+
+
+def _score_cell(place: Point, size: Point, score: float | None, words: str) -> str:
+    width, height = size[0] - _GAP, size[1] - _GAP
+    if score is None or not known(score):
+        return box(*place, width, height, "cell missing", f"{words}\nnot measured")
+    tip = f"{words}\nscore {number(score)}"
+    return box(*place, width, height, f"cell {sequential(score)}", tip)
+
+
+def _closing_bracket(left: float, right: float, closing: Sequence[str]) -> str:
+    if not closing:
+        return ""
+    y = _TOP - 7
+    bracket = [(left, y + 4), (left, y), (right - _GAP, y), (right - _GAP, y + 4)]
+    words = text((left + right) / 2, y - 7, "closing", "band-name", "middle")
+    return polyline(bracket, "band-edge") + words
+
+
+def _offset_labels(offsets: Sequence[int], step: float, bottom: float, closing: int) -> str:
+    ticks = [(i, o) for i, o in enumerate(offsets) if o % 5 == 0]
+    middle = _LEFT + step * (len(offsets) - closing) / 2
+    return "".join(
+        text(_LEFT + (i + 0.5) * step, bottom + 16, number(offset, 0), "tick", "middle")
+        for i, offset in ticks
+    ) + text(middle, bottom + 38, "tokens before the answer", "axis-name", "middle")
+
+
+def _column(
+    heat: Heatmap, values: Sequence[float] | None, words: str, left: float, height: float
+) -> str:
+    """One value a layer, as a bar from 0 to 1."""
+    if values is None:
+        return ""
+    full = _COLUMN - 44
+    parts = [text(left, _TOP - 14, words, "axis-name")]
+    for row, value in enumerate(reversed(values)):
+        y = _TOP + row * height
+        tip = f"layer {heat.layers[-1 - row]}\n{words} {number(value)}"
+        parts.append(box(left, y + 0.25 * height, full, 0.4 * height, "track"))
+        parts.append(
+            box(left, y + 0.25 * height, full * min(1, max(0, value)), 0.4 * height, "rod")
+        )
+        if height >= _SMALLEST_LABELLED:
+            parts.append(text(left + full + 6, y + height / 2 + 4, number(value), "tick"))
+        parts.append(box(left, y, _COLUMN - 8, height, "pointer", tip))
+    return "".join(parts)
+
+
+# --- layers × heads ------------------------------------------------------------------------------
+
+
+def head_chart(name: str, heads: HeadMap) -> str:
+    """Causal effect of every head; the suppression heads dotted, the planted ones outlined.
+
+    Args:
+        name: Unique on the page.
+        heads: The effects.
+
+    Returns:
+        An SVG.
+    """
+    columns = len(heads.effect[0])
+    side = min(38.0, (_WIDTH - _LEFT - 8) / columns)
+    height = _row_height(len(heads.layers), side * 0.8, 560)
+    bottom = _TOP + height * len(heads.layers)
+    width = max(520.0, _LEFT + side * columns + 8)
+    limit = _limit(heads)
+    return picture(
+        name,
+        (width, bottom + 104),
+        "Causal effect of every head on the final refusal score",
+        _describe_heads(heads),
+        _layer_labels(heads.layers, height, None),
+        _head_cells(heads, side, height, limit),
+        _head_marks(heads, side, height),
+        _head_axis(columns, side, bottom),
+        _colour_bar(
+            _LEFT + 40, bottom + 48, "d", (number(-limit), signed(limit)), "effect, logits"
+        ),
+        _legend(_LEFT, bottom + 84, heads),
+    )
+
+
+def _limit(heads: HeadMap) -> float:
+    values = [abs(v) for row in heads.effect for v in row if v is not None and known(v)]
+    return max(values, default=0.0) or 1.0
+
+
+def _describe_heads(heads: HeadMap) -> str:
+    found = listing([head_name(head) for head in heads.suppression]) or "none"
+    words = (
+        f"{len(heads.layers)} layers by {len(heads.effect[0])} heads. Suppression heads: {found}."
+    )
+    if heads.planted is None:
+        return words
+    return f"{words} Planted: {listing([head_name(h) for h in heads.planted]) or 'none'}."
+
+
+def _head_place(heads: HeadMap, head: HeadId, side: float, height: float) -> Point:
+    row = len(heads.layers) - 1 - list(heads.layers).index(head[0])
+    return _LEFT + head[1] * side, _TOP + row * height
+
+
+def _head_cells(heads: HeadMap, side: float, height: float, limit: float) -> str:
+    parts = []
+    for at, layer in enumerate(heads.layers):
+        for head, effect in enumerate(heads.effect[at]):
+            x, y = _head_place(heads, (layer, head), side, height)
+            class_ = "missing" if effect is None or not known(effect) else diverging(effect, limit)
+            tip = _head_tip(heads, at, head)
+            parts.append(box(x, y, side - _GAP, height - _GAP, f"cell {class_}", tip))
+    return "".join(parts)
+
+
+def _head_tip(heads: HeadMap, at: int, head: int) -> str:
+    name = (heads.layers[at], head)
+    effect = heads.effect[at][head]
+    direct = heads.direct[at][head] if heads.direct is not None else None
+    lines = [f"head {head_name(name)}"]
+    lines.append(f"effect of removing it {signed(effect)}" if _is(effect) else "not measured")
+    if _is(direct):
+        lines.append(f"direct contribution {signed(direct)}")
+    if name in heads.suppression:
+        lines.append("suppression head")
+    if heads.planted is not None and name in heads.planted:
+        lines.append("planted")
+    return "\n".join(lines)
+
+
+def _is(value: float | None) -> bool:
+    return value is not None and known(value)
+
+
+def _head_marks(heads: HeadMap, side: float, height: float) -> str:
+    parts = []
+    for head in heads.planted or ():
+        x, y = _head_place(heads, head, side, height)
+        parts.append(box(x - 1, y - 1, side + 1, height + 1, "planted"))
+    for head in heads.suppression:
+        x, y = _head_place(heads, head, side, height)
+        radius = max(2.2, min(5.0, 0.22 * min(side, height)))
+        parts.append(dot(x + (side - _GAP) / 2, y + (height - _GAP) / 2, radius, "found"))
+    return "".join(parts)
+
+
+def _head_axis(columns: int, side: float, bottom: float) -> str:
+    step = next(s for s in (1, 2, 4, 8, 16) if s * side >= 18 or s == 16)
+    return "".join(
+        text(_LEFT + (head + 0.5) * side, bottom + 16, str(head), "tick", "middle")
+        for head in range(0, columns, step)
+    ) + text(2, bottom + 16, "head", "axis-name")
+
+
+def _legend(x: float, y: float, heads: HeadMap) -> str:
+    parts = [dot(x + 6, y, 4.5, "found"), text(x + 18, y + 4, "suppression head", "tick")]
+    if heads.planted is not None:
+        parts.append(box(x + 142, y - 7, 14, 14, "planted"))
+        parts.append(text(x + 164, y + 4, "planted by the recipe", "tick"))
+    if any(not _is(v) for row in heads.effect for v in row):
+        parts.append(box(x + 312, y - 7, 14, 14, "cell missing"))
+        parts.append(text(x + 334, y + 4, "cannot reach the probe", "tick"))
+    return "".join(parts) + line((x, y + 20), (x, y + 20), "axis")
