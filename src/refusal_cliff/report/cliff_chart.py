@@ -9,6 +9,7 @@ from refusal_cliff.report.data import Curve, Group
 from refusal_cliff.report.lines import known, line_of, runs, share_axis
 from refusal_cliff.report.svg import (
     Frame,
+    Point,
     band,
     box,
     dot,
@@ -28,7 +29,7 @@ GROUP_WORDS: dict[Group, str] = {
     "refused": "harmful, refused",
     "benign": "benign",
 }
-PANEL_HEIGHT = 372.0
+_HEIGHT = 372.0
 _LABEL_ROOM = 148.0
 _LABEL_GAP = 34.0
 _CHARACTER = 6.2  # width of a letter of the closing tokens, in user units
@@ -46,7 +47,7 @@ def cliff_panel(
 
     Args:
         name: Unique on the page.
-        curves: Curves of one model.
+        curves: Curves of one model, each with a measured point; at least one.
         closing: Text of the closing tokens.
         cliff: The numbers to mark, or None to mark none.
         width: Width in user units.
@@ -55,37 +56,31 @@ def cliff_panel(
         An SVG.
     """
     subject = curves[0].subject
-    size = (width, PANEL_HEIGHT + closing_room(closing))
+    size = (width, _HEIGHT + _closing_room(closing))
     title = f"Refusal score of {subject} towards the end of thinking"
-    body = panel_body(curves, closing, cliff, width)
-    return picture(name, size, title, _describe(curves), body)
-
-
-def closing_room(closing: Sequence[str]) -> float:
-    """Height that the upright closing tokens need below the chart."""
-    return _CHARACTER * max((len(token_text(piece)) for piece in closing), default=0)
-
-
-def panel_body(
-    curves: Sequence[Curve], closing: Sequence[str], cliff: CliffSummary | None, width: float
-) -> str:
-    """The parts of `cliff_panel`, without the picture around them."""
     first = min(curve.offsets[0] for curve in curves)
     right = width - _LABEL_ROOM
-    place = frame((first, 0), (0, 1), 40, 30, right, PANEL_HEIGHT - 52)
-    return "".join(
-        (
-            _closing_band(place, closing),
-            share_axis(place, 40, right),
-            _offset_axis(place, first, closing),
-            text(2, 14, "refusal score", "axis-name"),
-            *(_interval(place, curve, f"area {curve.group}") for curve in curves),
-            *(line_of(place, c.offsets, c.mean, f"curve {c.group}") for c in curves),
-            _plateau(place, first, closing, cliff) if cliff else "",
-            _end_labels(place, curves, right),
-            _pointer_columns(place, curves, closing),
-        )
+    place = frame((first, 0), (0, 1), 40, 30, right, _HEIGHT - 52)
+    return picture(
+        name,
+        size,
+        title,
+        _describe(curves),
+        _closing_band(place, closing),
+        share_axis(place, 40, right),
+        _offset_axis(place, first, closing),
+        text(2, 14, "refusal score", "axis-name"),
+        *(_interval(place, curve, f"area {curve.group}") for curve in curves),
+        *(line_of(place, c.offsets, c.mean, f"curve {c.group}") for c in curves),
+        _plateau(place, first, closing, cliff) if cliff else "",
+        _end_labels(place, curves, right),
+        _pointer_columns(place, curves, closing),
     )
+
+
+def _closing_room(closing: Sequence[str]) -> float:
+    """Height that the upright closing tokens need below the chart."""
+    return _CHARACTER * max((len(token_text(piece)) for piece in closing), default=0)
 
 
 def _describe(curves: Sequence[Curve]) -> str:
@@ -99,7 +94,7 @@ def _describe(curves: Sequence[Curve]) -> str:
 
 def _at(curve: Curve, place: int) -> str:
     value = curve.mean[place]
-    return number(value) if value is not None and known(value) else "not measured"
+    return number(value) if known(value) else "not measured"
 
 
 def _interval(place: Frame, curve: Curve, class_: str) -> str:
@@ -161,24 +156,25 @@ def _plateau(place: Frame, first: float, closing: Sequence[str], cliff: CliffSum
         text(x, high + gap, f"plateau {number(cliff.plateau)}", "mark-name"),
     ]
     if low - high > 40:
-        marks += _drop(place.x(end) - 6, high, low, cliff)
+        marks += _drop(place.x(end) - 6, place.x(0), (high, low), cliff)
     return "".join(marks)
 
 
-def _drop(x: float, high: float, low: float, cliff: CliffSummary) -> list[str]:
+def _drop(x: float, right: float, ends: Point, cliff: CliffSummary) -> list[str]:
     """The drop as an arrow, its size beside it."""
+    high, low = ends
     words = f"cliff {number(cliff.cliff)}"
     return [
         line((x, high + 2), (x, low - 2), "drop"),
         polyline([(x - 4, low - 9), (x, low - 2), (x + 4, low - 9)], "drop"),
-        line((x - 5, low), (place.x(0), low), "mark"),
+        line((x - 5, low), (right, low), "mark"),
         text(x - 10, (high + low) / 2, words, "drop-name", "end"),
         text(x - 10, (high + low) / 2 + 17, number_interval(cliff.cliff_ci), "tick", "end"),
     ]
 
 
 def _end_labels(place: Frame, curves: Sequence[Curve], right: float) -> str:
-    ends = [next(v for v in reversed(curve.mean) if v is not None) for curve in curves]
+    ends = [next(v for v in reversed(curve.mean) if known(v)) for curve in curves]
     exact = [place.y(end) for end in ends]
     moved = spread(exact, _LABEL_GAP, place.bottom - 6)
     return "".join(

@@ -1,8 +1,9 @@
 """Everything the page shows, as typed data: the only input of the report.
 
 Scores, shares and rates are fractions in 0 … 1; intervals are 95 % intervals. A point that no trace
-reaches is ``None``. Blocks are numbered from 1, heads from 0. Texts may be hostile (they come from
-models and prompt files): the page escapes them.
+reaches is ``None``. ``interval_kind`` says in words how an interval was made; captions repeat it.
+Blocks are numbered from 1, heads from 0. Texts may be hostile (they come from models and prompt
+files): the page escapes them.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Curve:
         low: Lower end of the interval at each offset.
         high: Upper end of the interval at each offset.
         n: Traces that reach each offset.
+        interval_kind: How the intervals were made.
     """
 
     subject: str
@@ -47,6 +49,7 @@ class Curve:
     low: Sequence[float | None]
     high: Sequence[float | None]
     n: Sequence[int]
+    interval_kind: str = "bootstrap over prompt groups"
 
     def __post_init__(self) -> None:
         _same_length("Curve", self.offsets, self.mean, self.low, self.high, self.n)
@@ -117,6 +120,7 @@ class Bar:
         role: Whether it is where things stood, what the method did, or what else was tried.
         points: Single results behind the mean, drawn as dots.
         detail: What else a reader should know, in a few words.
+        interval_kind: How the interval was made.
     """
 
     label: str
@@ -126,6 +130,7 @@ class Bar:
     role: Role
     points: Sequence[float] = ()
     detail: str = ""
+    interval_kind: str = "Wilson"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +145,7 @@ class DoseCurve:
         asr: Attack success rate at each.
         intervals: Its interval at each.
         n: Harmful prompts.
+        interval_kind: How the intervals were made.
     """
 
     subject: str
@@ -149,6 +155,7 @@ class DoseCurve:
     asr: Sequence[float]
     intervals: Sequence[Interval]
     n: int
+    interval_kind: str = "Wilson"
 
     def __post_init__(self) -> None:
         _same_length("DoseCurve", self.heads, self.asr, self.intervals)

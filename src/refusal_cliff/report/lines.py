@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from refusal_cliff.report.svg import Frame, line, polyline, text
 from refusal_cliff.report.words import percent
@@ -11,7 +12,7 @@ from refusal_cliff.report.words import percent
 _QUARTERS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-def known(value: float | None) -> bool:
+def known(value: float | None) -> TypeGuard[float]:
     """Whether a score was measured."""
     return value is not None and not math.isnan(value)
 

@@ -195,7 +195,7 @@ def head_chart(name: str, heads: HeadMap) -> str:
 
 
 def _limit(heads: HeadMap) -> float:
-    values = [abs(v) for row in heads.effect for v in row if v is not None and known(v)]
+    values = [abs(v) for row in heads.effect for v in row if known(v)]
     return max(values, default=0.0) or 1.0
 
 
@@ -230,18 +230,14 @@ def _head_tip(heads: HeadMap, at: int, head: int) -> str:
     effect = heads.effect[at][head]
     direct = heads.direct[at][head] if heads.direct is not None else None
     lines = [f"head {head_name(name)}"]
-    lines.append(f"effect of removing it {signed(effect)}" if _is(effect) else "not measured")
-    if _is(direct):
+    lines.append(f"effect of removing it {signed(effect)}" if known(effect) else "not measured")
+    if known(direct):
         lines.append(f"direct contribution {signed(direct)}")
     if name in heads.suppression:
         lines.append("suppression head")
     if heads.planted is not None and name in heads.planted:
         lines.append("planted")
     return "\n".join(lines)
-
-
-def _is(value: float | None) -> bool:
-    return value is not None and known(value)
 
 
 def _head_marks(heads: HeadMap, side: float, height: float) -> str:
@@ -269,7 +265,7 @@ def _legend(x: float, y: float, heads: HeadMap) -> str:
     if heads.planted is not None:
         parts.append(box(x + 142, y - 7, 14, 14, "planted"))
         parts.append(text(x + 164, y + 4, "planted by the recipe", "tick"))
-    if any(not _is(v) for row in heads.effect for v in row):
+    if any(not known(v) for row in heads.effect for v in row):
         parts.append(box(x + 312, y - 7, 14, 14, "cell missing"))
         parts.append(text(x + 334, y + 4, "cannot reach the probe", "tick"))
     return "".join(parts) + line((x, y + 20), (x, y + 20), "axis")

@@ -6,7 +6,6 @@ blindness, and so do the three colours of the groups, which also differ in dash.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 INKS: dict[str, tuple[str, str]] = {
@@ -16,9 +15,9 @@ INKS: dict[str, tuple[str, str]] = {
     "ink": ("#1c1e22", "#e9e7e1"),
     "soft": ("#5a5e66", "#a5a9b2"),
     "faint": ("#d9d6ce", "#343943"),
-    "complied": ("#c2490b", "#ff9a5c"),
+    "complied": ("#b8440a", "#ff9a5c"),
     "refused": ("#1f5fa8", "#7db7ff"),
-    "benign": ("#73777f", "#9ba1ab"),
+    "benign": ("#666a72", "#9ba1ab"),
     "good": ("#1c6e5a", "#6fd0b2"),
     "bad": ("#a8323a", "#ff8f8f"),
     "band": ("#f6e7cf", "#33291a"),
@@ -103,16 +102,14 @@ def _scale_names() -> list[str]:
 
 def page_css() -> str:
     """Custom properties that follow the theme, and the classes of both scales."""
-    rows = (f"--{name}:light-dark({light},{dark});" for name, (light, dark) in colours().items())
+    light, dark = (
+        "".join(f"--{name}:{pair[theme]};" for name, pair in colours().items()) for theme in (0, 1)
+    )
     steps = (f".{name}{{--c:var(--{name});--k:var(--on-{name})}}" for name in _scale_names())
-    return ":root{" + "".join(rows) + "}\n" + "\n".join(steps)
-
-
-def picture_css(css: str) -> str:
-    """The CSS with literal colours, for a picture that stands alone: light, then dark."""
-    return f"{_literal(css, 0)}@media (prefers-color-scheme:dark){{{_literal(css, 1)}}}"
-
-
-def _literal(css: str, theme: int) -> str:
-    named = colours()
-    return re.sub(r"var\(--([\w-]+)\)", lambda match: named[match[1]][theme], css)
+    return "\n".join(
+        (
+            f":root{{{light}}}",
+            f"@media (prefers-color-scheme:dark){{:root{{{dark}}}}}",
+            *steps,
+        )
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 from refusal_cliff.report.words import visible
 
@@ -56,16 +57,15 @@ def band(upper: Sequence[Point], lower: Sequence[Point], class_: str) -> str:
 
 
 def box(x: float, y: float, width: float, height: float, class_: str, tip: str = "") -> str:
-    """A rectangle; ``tip`` is shown when it is pointed at."""
-    extra = {"data_tip": tip} if tip else {}
+    """A rectangle; ``tip`` is shown when it is pointed at, without a script."""
     return tag(
         "rect",
+        tag("title", escape(visible(tip))) if tip else "",
         x=x,
         y=y,
         width=max(0.0, width),
         height=max(0.0, height),
         class_=class_,
-        **extra,
     )
 
 
@@ -75,7 +75,9 @@ def dot(x: float, y: float, radius: float, class_: str) -> str:
 
 
 def picture(name: str, size: Point, title: str, description: str, *body: str) -> str:
-    """An inline SVG with its title and description for those who do not see it.
+    """An inline SVG with a name and a description for those who do not see it.
+
+    The name is no ``<title>``: browsers would show that wherever the pointer rests.
 
     Args:
         name: Unique on the page.
@@ -86,12 +88,12 @@ def picture(name: str, size: Point, title: str, description: str, *body: str) ->
     """
     return tag(
         "svg",
-        tag("title", escape(visible(title)), id=f"{name}-title"),
         tag("desc", escape(visible(description)), id=f"{name}-desc"),
         *body,
         viewBox=f"0 0 {short(size[0])} {short(size[1])}",
         role="img",
-        aria_labelledby=f"{name}-title {name}-desc",
+        aria_label=title,
+        aria_describedby=f"{name}-desc",
         class_=f"chart {name}",
     )
 
@@ -142,7 +144,7 @@ def spread(places: Sequence[float], gap: float, last: float) -> list[float]:
     """Label places moved apart, so that neighbours are ``gap`` away and none is beyond ``last``."""
     order = sorted(range(len(places)), key=places.__getitem__)
     moved = list(places)
-    for before, here in zip(order, order[1:], strict=False):
+    for before, here in pairwise(order):
         moved[here] = max(moved[here], moved[before] + gap)
     ceiling = last
     for here in reversed(order):

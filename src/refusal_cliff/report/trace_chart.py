@@ -14,7 +14,7 @@ def trace_line(name: str, trace: ExampleTrace) -> str:
     scores = trace.scores[start:end]
     place = frame((0, max(1, len(scores) - 1)), (0, 1), 30, 8, 990, 82)
     left = place.x(trace.spans.thinking - start - 0.5)
-    measured = [score for score in scores if score is not None and known(score)]
+    measured = [score for score in scores if known(score)]
     ends = f"from {number(measured[0])} to {number(measured[-1])}" if measured else "not measured"
     return picture(
         name,

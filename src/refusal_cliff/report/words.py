@@ -9,6 +9,7 @@ MINUS = "−"
 _JOINERS = "\u200c\u200d"  # needed to write Persian, Hindi and emoji; they reorder nothing
 _CONTROL_PICTURES = 0x2400
 _DELETE = 0x7F
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
 def visible(text: str) -> str:
@@ -29,7 +30,8 @@ def _visible_character(character: str) -> str:
         return chr(_CONTROL_PICTURES + code)
     if code == _DELETE:
         return "␡"
-    if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
+    not_a_character = code & 0xFFFE == 0xFFFE  # XML refuses two of these
+    if not_a_character or unicodedata.category(character) in _HIDDEN:
         return f"⟨U+{code:04X}⟩"
     return character
 
