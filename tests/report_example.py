@@ -112,7 +112,7 @@ def example_summary() -> Summary:
                     {"heads": 0, "asr": 0.79, "asr_ci": [0.73, 0.84]},
                     {"heads": 4, "asr": 0.755, "asr_ci": [0.7, 0.81]},
                 ],
-                "conclusion": "No sparse set of heads restores refusal in this model.",
+                "conclusion": "No sparse set of heads restores refusal in tiny-diffuse.",
             },
             "heads": {
                 "total": LAYERS * HEADS,

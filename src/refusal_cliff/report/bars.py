@@ -59,10 +59,10 @@ def _bar(across: Scale, bar: Bar, top: float) -> str:
     end = max(end, *(across(point) for point in bar.points), 0.0) if bar.points else end
     return "".join(
         (
-            text(2, top + 18, bar.label, "bar-name"),
-            text(across(1) + 60, top + 18, _small_print(bar), "tick", "end"),
+            text(8, top + 18, bar.label, "bar-name"),
+            text(across(1) + 60, top + 18, _small_print(bar), "tick small-print", "end"),
             box(2, y, across(bar.value) - 2, _THICK, f"bar {bar.role}"),
-            *(dot(across(p), y + _jitter(i), 2.1, "single") for i, p in enumerate(bar.points)),
+            *(dot(across(p), y + _jitter(i), 1.9, "single") for i, p in enumerate(bar.points)),
             _whisker(across, bar, y + _THICK / 2),
             text(end + 9, y + 15, percent(bar.value), "bar-value"),
             box(0, top + 4, across(1) + 60, _ROW - 8, "pointer plain", tip),

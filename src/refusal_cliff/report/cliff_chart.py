@@ -32,6 +32,7 @@ GROUP_WORDS: dict[Group, str] = {
 _HEIGHT = 372.0
 _LABEL_ROOM = 148.0
 _LABEL_GAP = 34.0
+_SIGNS = " ↵⇥"
 _CHARACTER = 6.2  # width of a letter of the closing tokens, in user units
 
 
@@ -119,13 +120,17 @@ def _closing_band(place: Frame, closing: Sequence[str]) -> str:
         + line((left, place.top), (right, place.top), "band-edge")
         + text((left + right) / 2, place.top - 8, "closing", "band-name", "middle")
         + "".join(
-            _upright(place.x(i + 1 - len(closing)), place.bottom + 10, token_text(piece))
+            _closing_token(place.x(i + 1 - len(closing)), place.bottom + 10, token_text(piece))
             for i, piece in enumerate(closing)
         )
     )
 
 
-def _upright(x: float, y: float, words: str) -> str:
+def _closing_token(x: float, y: float, words: str) -> str:
+    """Its text turned upright; signs for white space are stacked, since turned they mislead."""
+    if not words.strip(_SIGNS):
+        signs = enumerate(words.replace(" ", ""))
+        return "".join(text(x, y + 8 + 10 * i, sign, "token-name", "middle") for i, sign in signs)
     return tag(
         "text",
         escape(words),
@@ -150,7 +155,7 @@ def _plateau(place: Frame, first: float, closing: Sequence[str], cliff: CliffSum
     end = -max(1, len(closing)) - 0.5
     high, low = place.y(cliff.plateau), place.y(cliff.final)
     x = place.x(first) + 8
-    gap = 20 if cliff.plateau > 0.9 else -9
+    gap = 22 if cliff.plateau > 0.7 else -10
     marks = [
         line((place.x(first), high), (place.x(end), high), "mark"),
         text(x, high + gap, f"plateau {number(cliff.plateau)}", "mark-name"),

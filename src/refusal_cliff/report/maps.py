@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from refusal_cliff.report.data import HeadId, HeadMap, Heatmap
 from refusal_cliff.report.lines import known
 from refusal_cliff.report.palette import LEVELS, diverging, sequential
-from refusal_cliff.report.svg import Point, box, dot, line, picture, polyline, text
+from refusal_cliff.report.svg import Point, box, dot, picture, polyline, text
 from refusal_cliff.report.words import head_name, listing, number, signed, token_text
 
 _LEFT = 46.0
@@ -176,7 +176,7 @@ def head_chart(name: str, heads: HeadMap) -> str:
     side = min(38.0, (_WIDTH - _LEFT - 8) / columns)
     height = _row_height(len(heads.layers), side * 0.8, 560)
     bottom = _TOP + height * len(heads.layers)
-    width = max(520.0, _LEFT + side * columns + 8)
+    width = max(600.0, _LEFT + side * columns + 8)
     limit = _limit(heads)
     return picture(
         name,
@@ -263,9 +263,9 @@ def _head_axis(columns: int, side: float, bottom: float) -> str:
 def _legend(x: float, y: float, heads: HeadMap) -> str:
     parts = [dot(x + 6, y, 4.5, "found"), text(x + 18, y + 4, "suppression head", "tick")]
     if heads.planted is not None:
-        parts.append(box(x + 142, y - 7, 14, 14, "planted"))
-        parts.append(text(x + 164, y + 4, "planted by the recipe", "tick"))
+        parts.append(box(x + 160, y - 7, 14, 14, "planted"))
+        parts.append(text(x + 182, y + 4, "planted by the recipe", "tick"))
     if any(not known(v) for row in heads.effect for v in row):
-        parts.append(box(x + 312, y - 7, 14, 14, "cell missing"))
-        parts.append(text(x + 334, y + 4, "cannot reach the probe", "tick"))
-    return "".join(parts) + line((x, y + 20), (x, y + 20), "axis")
+        parts.append(box(x + 346, y - 7, 14, 14, "cell missing"))
+        parts.append(text(x + 368, y + 4, "cannot reach the probe", "tick"))
+    return "".join(parts)

@@ -23,7 +23,7 @@ from refusal_cliff.report.tokens import Token, tokens_of
 from refusal_cliff.report.trace_chart import trace_line
 from refusal_cliff.summary import CliffSummary, Verdict
 
-_PAIR_WIDTH, _SINGLE_WIDTH = 524.0, 760.0
+_PAIR_WIDTH, _SINGLE_WIDTH = 524.0, 700.0
 
 
 @dataclass(frozen=True, slots=True)
