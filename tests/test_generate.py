@@ -77,7 +77,9 @@ def test_closed_thinking_gives_spans_and_an_end(subject: Subject) -> None:
         forced[..., next(script)] = 1.0
         return forced
 
-    handle = subject.model.get_output_embeddings().register_forward_hook(scripted)
+    head = subject.model.get_output_embeddings()
+    assert head is not None
+    handle = head.register_forward_hook(scripted)
     trace = generate(subject, PROMPTS[:1], CONFIG)[0]
     handle.remove()
     assert trace.spans is not None

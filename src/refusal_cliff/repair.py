@@ -145,7 +145,7 @@ def encode_example(subject: Subject, example: SafetyExample, max_length: int) ->
         raise RefusalCliffError(
             "the tokenizer does not give its thinking back. Remove what it cannot write."
         )
-    learnt = [*learnt, int(tokenizer.eos_token_id)]
+    learnt = [*learnt, cast("int", tokenizer.eos_token_id)]
     total = len(prompt) + len(learnt)
     if total > max_length:
         raise RefusalCliffError(

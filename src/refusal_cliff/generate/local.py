@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig as TransformersConfig
@@ -112,7 +113,8 @@ def _continue_batch(
         eos_token_id=sorted(stops),
     )
     with ablated_rows(subject, heads):
-        output = subject.model.generate(input_ids, attention_mask=mask, generation_config=greedy)
+        model = cast("Any", subject.model)
+        output = model.generate(input_ids, attention_mask=mask, generation_config=greedy)
     new = output[:, input_ids.shape[1] :].tolist()
     return [_until_stop(ids, stops) for ids in new]
 
@@ -141,7 +143,7 @@ def _stop_tokens(subject: Subject) -> frozenset[int]:
 
 def _padding_token(subject: Subject, stops: frozenset[int]) -> int:
     padding = subject.tokenizer.pad_token_id
-    return int(padding) if padding is not None else min(stops, default=0)
+    return cast("int", padding) if padding is not None else min(stops, default=0)
 
 
 def _until_stop(ids: Sequence[int], stops: frozenset[int]) -> list[int]:
