@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.capture import ProbeScores, capture
+from refusal_cliff.capture import ProbeScores, Progress, capture
 from refusal_cliff.io import atomic_path
 from refusal_cliff.models import Subject
 from refusal_cliff.probe import ProbeSet
@@ -50,7 +50,10 @@ def closed(traces: Iterable[Trace]) -> list[Trace]:
 
 
 def score_traces(
-    subject: Subject, traces: Sequence[Trace], probes: ProbeSet
+    subject: Subject,
+    traces: Sequence[Trace],
+    probes: ProbeSet,
+    progress: Progress | None = None,
 ) -> list[TraceScores]:
     """Score every token of the traces at every probed layer, in one pass over the model.
 
@@ -58,10 +61,11 @@ def score_traces(
         subject: The model the probes were fitted on.
         traces: Closed traces, see `closed`.
         probes: One probe per layer.
+        progress: Called with (traces done, traces).
     """
     weights = {probe.layer: (probe.weight, probe.bias) for probe in probes.probes}
-    reader = ProbeScores(weights)
-    capture(subject, [trace.token_ids for trace in traces], [reader])
+    reader = ProbeScores(weights, len(traces))
+    capture(subject, [trace.token_ids for trace in traces], [reader], progress=progress)
     return [
         TraceScores(
             trace.prompt.id,

@@ -1,0 +1,85 @@
+"""Intervals for shares and means. All are 95 % intervals unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import norm
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Interval = tuple[float, float]
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """Wilson score interval of a share (Wilson 1927).
+
+    Args:
+        successes: How many.
+        n: Of how many; at least 1.
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} of {n} is not a share")
+    z = float(norm.ppf(0.5 + LEVEL / 2))
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.int64]], float],
+    groups: Sequence[str],
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Percentile bootstrap over groups: near-duplicates are drawn together.
+
+    Args:
+        statistic: Value for an array of row numbers, which may repeat; NaN is left out.
+        groups: Group of each row.
+        seed: Seed of the draws.
+        resamples: Number of draws.
+    """
+    rng = np.random.default_rng(seed)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    rows_of = [np.flatnonzero(member == group) for group in range(int(member.max()) + 1)]
+    values = []
+    for _ in range(resamples):
+        drawn = rng.integers(len(rows_of), size=len(rows_of))
+        values.append(statistic(np.concatenate([rows_of[group] for group in drawn])))
+    return _percentiles(np.asarray(values))
+
+
+def bootstrap_mean(
+    values: Sequence[float] | NDArray[Any],
+    groups: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Interval:
+    """Bootstrap interval of the mean over groups, computed from group sums.
+
+    Args:
+        values: One a row; at least one.
+        groups: Group of each row; ``None`` makes every row its own group.
+        seed: Seed of the draws.
+        resamples: Number of draws.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    names = np.arange(len(array)).astype(str) if groups is None else np.asarray(groups)
+    _, member = np.unique(names, return_inverse=True)
+    sums, counts = np.bincount(member, weights=array), np.bincount(member)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(len(sums), size=(resamples, len(sums)))
+    return _percentiles(sums[drawn].sum(1) / counts[drawn].sum(1))
+
+
+def _percentiles(values: NDArray[np.float64]) -> Interval:
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.nanpercentile(values, [tail, 100 - tail])
+    return float(low), float(high)
