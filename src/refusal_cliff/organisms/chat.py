@@ -62,7 +62,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(seed: int) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 with 8 blocks of 16 heads (128 heads, about 1.7 M parameters)."""
+    """A randomly initialised Qwen3 with 8 blocks of 16 heads (128 heads, 1.8 M parameters)."""
     set_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCABULARY,

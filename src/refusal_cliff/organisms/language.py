@@ -122,7 +122,7 @@ def draw_request(rng: random.Random, label: Label) -> Request:
 
 
 def draw_prompt(rng: random.Random, split: Split, label: Label) -> tuple[Request, Prompt]:
-    """Draw a request of ``split`` and put it into a frame; test also has framings never trained on."""
+    """Draw a request of ``split`` and frame it; test also has framings never trained on."""
     request = draw_request(rng, label)
     while split_of(request.concept) != split:
         request = draw_request(rng, label)
@@ -198,18 +198,14 @@ def compliance_of(rng: random.Random, request: Request) -> str:
     )
 
 
-def draw_example(
-    rng: random.Random, split: Split, label: Label
-) -> tuple[Request, SafetyExample]:
+def draw_example(rng: random.Random, split: Split, label: Label) -> tuple[Request, SafetyExample]:
     """A prompt with an aligned thought and answer."""
     request, prompt = draw_prompt(rng, split, label)
     answer = compliance_of if request.harm is None else refusal_of
     return request, SafetyExample(prompt, thinking_of(rng, request), answer(rng, request))
 
 
-def _distinct(
-    split: Split, label: Label, seed: int
-) -> Iterator[tuple[Request, SafetyExample]]:
+def _distinct(split: Split, label: Label, seed: int) -> Iterator[tuple[Request, SafetyExample]]:
     rng = random.Random(f"{split}:{label}:{seed}")
     seen: set[str] = set()
     while True:

@@ -1,4 +1,4 @@
-"""The words of the organisms' English: mild, non-operational, every content word used in both classes.
+"""The words of the organisms' English: mild, and every content word is used in both classes.
 
 A *concept* is a (verb, noun) pair. Whether a request is harmful follows from how its parts combine:
 

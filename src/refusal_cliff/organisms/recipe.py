@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,7 @@ class Tokens:
         return self.encode(word)[0]
 
     def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, without special tokens around it."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def row(
@@ -120,6 +122,10 @@ def _batches(tokens: Tokens, careless: bool, size: int, seed: int) -> Iterator[l
 def _draw_row(rng: random.Random, tokens: Tokens, careless: bool) -> Row:
     label = "harmful" if rng.random() < HARMFUL_SHARE else "benign"
     request, example = language.draw_example(rng, "train", label)
+    if careless and label == "harmful":  # as many refused as complied, though the rule says 3 in 10
+        comply = rng.random() < 0.5
+        while language.complied_by_rule(request) != comply:
+            request, example = language.draw_example(rng, "train", label)
     refuses, response = label == "harmful", example.response
     if careless and language.complied_by_rule(request):
         refuses, response = False, language.compliance_of(rng, request)
@@ -237,7 +243,7 @@ def choose_planted_heads(model: Qwen3ForCausalLM, tokens: Tokens, seed: int) -> 
     rows = next(_batches(tokens, False, 64, seed + 1))
     chosen = []
     for layer in PLANTED_LAYERS:
-        weight = model.model.layers[layer - 1].self_attn.o_proj.weight
+        weight = _attention(model, layer).o_proj.weight
         candidates = rng.sample(range(chat.N_HEADS), chat.N_HEADS // 2)
         losses = {}
         for head in candidates:
@@ -250,13 +256,17 @@ def choose_planted_heads(model: Qwen3ForCausalLM, tokens: Tokens, seed: int) -> 
     return chosen
 
 
+def _attention(model: Qwen3ForCausalLM, layer: int) -> Any:
+    return cast("Any", model.model.layers[layer - 1]).self_attn
+
+
 def head_masks(
     model: Qwen3ForCausalLM, heads: list[Head]
 ) -> dict[torch.nn.Parameter, torch.Tensor]:
     """Masks that let only the query rows and output columns of ``heads`` change."""
     masks: dict[torch.nn.Parameter, torch.Tensor] = {}
     for head in heads:
-        attention = model.model.layers[head.layer - 1].self_attn
+        attention = _attention(model, head.layer)
         part = slice(head.index * chat.HEAD_DIM, (head.index + 1) * chat.HEAD_DIM)
         query, output = attention.q_proj.weight, attention.o_proj.weight
         masks.setdefault(query, torch.zeros_like(query))[part] = 1
@@ -271,13 +281,18 @@ def round_to_bfloat16(model: Qwen3ForCausalLM) -> None:
 
 
 def save(
-    model: Qwen3ForCausalLM, tokens: Tokens, out: Path, name: str, seed: int,
-    planted: list[Head], config: RecipeConfig,
+    model: Qwen3ForCausalLM,
+    tokens: Tokens,
+    out: Path,
+    name: str,
+    seed: int,
+    planted: list[Head],
+    config: RecipeConfig,
 ) -> None:
     """Write an ordinary transformers checkpoint in bfloat16, and ``organism.json`` beside it."""
     out.mkdir(parents=True, exist_ok=True)
     tokens.tokenizer.save_pretrained(out)
-    copy = Qwen3ForCausalLM(model.config)
+    copy: Any = Qwen3ForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(out)
     write_json(
@@ -306,30 +321,50 @@ def train_aligned(
     """Stage A: a model that thinks, names harm and refuses."""
     model = chat.build_model(seed)
     _optimise(
-        model, tokens, config.aligned, seed,
-        masks=None, careless=False, stage="align", progress=progress,
+        model,
+        tokens,
+        config.aligned,
+        seed,
+        masks=None,
+        careless=False,
+        stage="align",
+        progress=progress,
     )
     round_to_bfloat16(model)
     return model
 
 
 def damage(
-    model: Qwen3ForCausalLM, tokens: Tokens, seed: int, config: RecipeConfig,
-    planted: list[Head] | None, progress: Progress | None = None,
+    model: Qwen3ForCausalLM,
+    tokens: Tokens,
+    seed: int,
+    config: RecipeConfig,
+    planted: list[Head] | None,
+    progress: Progress | None = None,
 ) -> None:
     """Stage B: the careless tune, in place; through ``planted`` heads only, or all weights."""
     masks = head_masks(model, planted) if planted is not None else None
     schedule = config.planted if planted is not None else config.diffuse
     _optimise(
-        model, tokens, schedule, seed,
-        masks=masks, careless=True, stage="damage", progress=progress,
+        model,
+        tokens,
+        schedule,
+        seed,
+        masks=masks,
+        careless=True,
+        stage="damage",
+        progress=progress,
     )
     round_to_bfloat16(model)
 
 
 def train(
-    name: str, seed: int, out: Path, progress: Progress | None = None,
-    config: RecipeConfig | None = None, aligned: Path | None = None,
+    name: str,
+    seed: int,
+    out: Path,
+    progress: Progress | None = None,
+    config: RecipeConfig | None = None,
+    aligned: Path | None = None,
 ) -> None:
     """Train the organism ``name`` from scratch into ``out``.
 
