@@ -32,7 +32,7 @@ _DIVERGING = (
     ("#4a2b80", "#8a78b8", "#c9c2df", "#f1efe9", "#f7cd9b", "#dd8326", "#93450a"),
     ("#c3b0f5", "#8a76c4", "#4b4272", "#22262e", "#6e4a22", "#cf7f2c", "#ffc683"),
 )
-_DARK_INK, _LIGHT_INK = "#14161b", "#ffffff"
+_DARK_INK, _LIGHT_INK = "#000000", "#ffffff"  # on some steps only pure ones reach 4.5 : 1
 
 LEVELS = 21
 """Steps of each scale; an odd number, so that the diverging one has a middle."""
