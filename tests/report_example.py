@@ -237,18 +237,18 @@ def example_trace(title: str, verdict: str, prompt: str, *, drops: bool) -> Exam
 
 def _bar(label: str, value: float, role: Role, points: Sequence[float] = (), **more: Any) -> Bar:
     interval = (max(0.0, value - 0.04), min(1.0, value + 0.045))
-    return Bar(label, value, interval, 240, role, points, **more)
+    return Bar(label, value, interval, 240, role, points, **{"interval_kind": "Wilson", **more})
 
 
 def _strategy(label: str, examples: int, asr: float, answered: float) -> Strategy:
     role = _ROLES.get(label, "control")
-    detail = f"{examples} examples"
+    more = {"detail": f"{examples} examples", "interval_kind": "bootstrap over prompts"}
     spread = (-0.02, 0.005, 0.018)
     return Strategy(
         label,
         examples,
-        _bar(label, asr, role, [max(0.0, asr + s) for s in spread], detail=detail),
-        _bar(label, answered, role, [min(1.0, answered + s) for s in spread], detail=detail),
+        _bar(label, asr, role, [max(0.0, asr + s) for s in spread], **more),
+        _bar(label, answered, role, [min(1.0, answered + s) for s in spread], **more),
     )
 
 

@@ -293,6 +293,11 @@ def test_large_models_and_missing_intervals() -> None:
     assert "n = 12" in html
 
 
+def test_an_interval_says_how_it_was_made() -> None:
+    with pytest.raises(ValueError, match="how its interval was made"):
+        Bar("As it is", 0.5, (0.4, 0.6), 12, "baseline")
+
+
 def test_colours_can_be_read() -> None:
     for theme in (0, 1):
         paper, raised = (palette.INKS[name][theme] for name in ("paper", "raised"))

@@ -120,7 +120,7 @@ class Bar:
         role: Whether it is where things stood, what the method did, or what else was tried.
         points: Single results behind the mean, drawn as dots.
         detail: What else a reader should know, in a few words.
-        interval_kind: How the interval was made.
+        interval_kind: How the interval was made; needed where there is one.
     """
 
     label: str
@@ -130,7 +130,11 @@ class Bar:
     role: Role
     points: Sequence[float] = ()
     detail: str = ""
-    interval_kind: str = "Wilson"
+    interval_kind: str = ""
+
+    def __post_init__(self) -> None:
+        if self.interval is not None and not self.interval_kind:
+            raise ValueError(f"Bar {self.label}: say how its interval was made")
 
 
 @dataclass(frozen=True, slots=True)
