@@ -1,0 +1,87 @@
+"""Tiny random models of several architectures, and traces made by hand for them."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from tiny_chat import SPECIAL, tiny_tokenizer
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from refusal_cliff.models import Subject, subject_of
+from refusal_cliff.thinking import Spans
+from refusal_cliff.traces import Prompt, Trace
+
+VOCABULARY = len(SPECIAL) + 256
+WIDTH, LAYERS, HEADS = 32, 3, 4
+SHARED: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+    "eos_token_id": SPECIAL.index("<|im_end|>"),
+    "pad_token_id": SPECIAL.index("<|endoftext|>"),
+    "bos_token_id": None,
+}
+FAMILIES = ("qwen3", "llama", "gpt2", "gemma2")
+HEAD_WIDTH = {"qwen3": 12, "llama": 8, "gpt2": 8, "gemma2": 16}
+"""Not always width / heads = 8."""
+
+
+def family_model(family: str) -> PreTrainedModel:
+    if family == "qwen3":
+        return Qwen3ForCausalLM(Qwen3Config(**SHARED, head_dim=HEAD_WIDTH[family]))
+    if family == "llama":
+        return LlamaForCausalLM(LlamaConfig(**SHARED, attention_bias=True))
+    if family == "gemma2":
+        config = Gemma2Config(**SHARED, head_dim=HEAD_WIDTH[family], sliding_window=64)
+        return Gemma2ForCausalLM(config)
+    names = {
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "intermediate_size": "n_inner",
+    }
+    names |= {"num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
+    fields = {names.get(key, key): SHARED[key] for key in SHARED if key != "num_key_value_heads"}
+    return GPT2LMHeadModel(GPT2Config(**fields))
+
+
+def family_subject(family: str, seed: int = 0) -> Subject:
+    """A subject of 3 blocks with 4 heads; biases are random too, where a model has them."""
+    torch.manual_seed(seed)
+    model = family_model(family)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.2)
+    return subject_of(family, model, tiny_tokenizer())
+
+
+def random_ids(n: int, seed: int) -> tuple[int, ...]:
+    drawn = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(len(SPECIAL), VOCABULARY, (n,), generator=drawn).tolist())
+
+
+def closed_trace(
+    prompt: int, thinking: int, closing: int, response: int, seed: int = 0, **prompt_fields: Any
+) -> Trace:
+    """A trace of random tokens whose four parts have these lengths."""
+    spans = Spans(*accumulate((prompt, thinking, closing, response)))
+    fields = {"id": f"t{seed}", "text": "?", "label": "harmful", **prompt_fields}
+    return Trace(Prompt(**fields), random_ids(spans.total, seed), spans, "", "", complete=True)
