@@ -108,10 +108,10 @@ def read_prompts(path: Path | str, *, label: Label | None = None) -> list[Prompt
     path = Path(path)
     prompts: list[Prompt] = []
     seen: dict[str, int] = {}
-    for number, row in _rows(path):
-        prompt = _prompt_of_row(path, number, row, label)
+    for number, row in read_rows(path):
+        prompt = prompt_of_row(path, number, row, label)
         if prompt.id in seen:
-            raise _row_error(
+            raise row_error(
                 path,
                 number,
                 f"the id {prompt.id!r} is already used by row {seen[prompt.id]}",
@@ -162,18 +162,18 @@ def _row_of_trace(trace: Trace) -> dict[str, object]:
 
 
 def _trace_of_row(path: Path, number: int, row: dict[str, object]) -> Trace:
-    prompt = _prompt_of_row(path, number, row, None)
+    prompt = prompt_of_row(path, number, row, None)
     token_ids = tuple(cast("list[int]", row["token_ids"]))
     spans = None if row["spans"] is None else Spans(**cast("dict[str, int]", row["spans"]))
     if spans is not None and not _spans_fit(spans, len(token_ids)):
-        raise _row_error(
+        raise row_error(
             path,
             number,
             f"{spans} do not partition its {len(token_ids)} tokens",
             "generate the traces again",
         )
     if row["verdict"] not in VERDICTS:
-        raise _row_error(
+        raise row_error(
             path, number, f"the verdict is {row['verdict']!r}", f"use one of {', '.join(VERDICTS)}"
         )
     return Trace(
@@ -191,10 +191,15 @@ def _spans_fit(spans: Spans, total: int) -> bool:
     return 0 <= spans.prompt <= spans.thinking < spans.closing <= spans.total == total
 
 
-def _prompt_of_row(path: Path, number: int, row: Row, label: Label | None) -> Prompt:
+def prompt_of_row(path: Path, number: int, row: Row, label: Label | None) -> Prompt:
+    """The prompt in a row, see `read_prompts`.
+
+    Raises:
+        RefusalCliffError: The row is not usable; the message names file and row.
+    """
     column = next((name for name in TEXT_COLUMNS if row.get(name) is not None), None)
     if column is None:
-        raise _row_error(
+        raise row_error(
             path,
             number,
             f"it has none of the columns {', '.join(TEXT_COLUMNS)}",
@@ -202,7 +207,7 @@ def _prompt_of_row(path: Path, number: int, row: Row, label: Label | None) -> Pr
         )
     text = row[column]
     if not isinstance(text, str) or not text.strip():
-        raise _row_error(
+        raise row_error(
             path, number, f"{column!r} is {text!r}, not a non-empty text", "fill it in, or drop it"
         )
     identity = _optional_text(path, number, row, "id") or f"{path.stem}-{number}"
@@ -221,7 +226,7 @@ def _label_of_row(path: Path, number: int, row: Row, default: Label | None) -> L
     if value in (None, "") and default is not None:
         return default
     if value not in LABELS:
-        raise _row_error(
+        raise row_error(
             path,
             number,
             f"the label is {value!r}",
@@ -235,7 +240,7 @@ def _optional_text(path: Path, number: int, row: Row, name: str) -> str:
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise _row_error(path, number, f"{name!r} is {value!r}, not a text", "write it as a text")
+        raise row_error(path, number, f"{name!r} is {value!r}, not a text", "write it as a text")
     return str(value)
 
 
@@ -247,12 +252,12 @@ def _tags_of_row(path: Path, number: int, row: Row) -> tuple[str, ...]:
         return tuple(value.split())
     if isinstance(value, Sequence) and all(isinstance(tag, str) for tag in value):
         return tuple(cast("Sequence[str]", value))
-    raise _row_error(
+    raise row_error(
         path, number, f"'tags' is {value!r}", "write a list of texts, or words with spaces between"
     )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Row]]:
+def read_rows(path: Path) -> Iterator[tuple[int, Row]]:
     """Rows with their numbers: lines of JSON Lines, else data rows counted from 1."""
     readers = {".jsonl": _json_lines, ".csv": _csv_rows, ".parquet": _parquet_rows}
     reader = readers.get(path.suffix.lower())
@@ -277,11 +282,11 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise _row_error(
+                raise row_error(
                     path, number, f"it is not JSON ({error})", "write one JSON object a line"
                 ) from error
             if not isinstance(row, dict):
-                raise _row_error(path, number, "it is not an object", "write one object a line")
+                raise row_error(path, number, "it is not an object", "write one object a line")
             yield number, row
 
 
@@ -289,7 +294,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file, strict=True), start=1):
             if None in row:
-                raise _row_error(
+                raise row_error(
                     path, number, "it has more cells than the header", "quote texts with commas"
                 )
             yield number, cast("Row", row)
@@ -308,5 +313,5 @@ def _read_parquet(path: Path) -> pa.Table:
         ) from error
 
 
-def _row_error(path: Path, number: int, wrong: str, remedy: str) -> RefusalCliffError:
+def row_error(path: Path, number: int, wrong: str, remedy: str) -> RefusalCliffError:
     return RefusalCliffError(f"{path}, row {number}: {wrong}. Remedy: {remedy}.")

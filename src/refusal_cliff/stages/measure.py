@@ -1,0 +1,238 @@
+"""generate → judge → probe → trace → cliff: what does the model do, and what does it intend?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refusal_cliff.capture import PositionResiduals, capture
+from refusal_cliff.cliff import cliffs_of, model_cliff, write_cliffs
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.evaluate import rates
+from refusal_cliff.generate import generate
+from refusal_cliff.io import write_json
+from refusal_cliff.judges import judge_all
+from refusal_cliff.models import Subject
+from refusal_cliff.pipeline import Job, Progress, Stage
+from refusal_cliff.probe import (
+    MIN_PER_CLASS,
+    Estimator,
+    LabelRule,
+    ProbeSet,
+    fit_probes,
+    read_probes,
+    write_probes,
+)
+from refusal_cliff.run_folder import Headline
+from refusal_cliff.scores import closed, read_scores, score_traces, write_scores
+from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, counter
+from refusal_cliff.traces import Trace, read_prompts, read_traces, write_traces
+
+PARTS = ("fit", "test")
+
+
+def measure_stages(study: Study) -> list[Stage]:
+    """The stages that measure one model."""
+    made = [study.path(f"generated-{part}.parquet") for part in PARTS]
+    traces = [study.path(f"traces-{part}.parquet") for part in PARTS]
+    probes = [study.path("probes.safetensors"), study.path("probes.json")]
+    scores = study.path("scores.parquet")
+    return [
+        study.stage(
+            "generate",
+            (FIT_PROMPTS, TEST_PROMPTS),
+            [f"generated-{part}.parquet" for part in PARTS],
+            lambda job: _generate(study, job),
+        ),
+        study.stage(
+            "judge",
+            made,
+            [*(f"traces-{part}.parquet" for part in PARTS), "rates.json"],
+            lambda job: _judge(study, job),
+        ),
+        study.stage(
+            "probe",
+            traces[:1],
+            ("probes.safetensors", "probes.json", "probe-rules.json"),
+            lambda job: _probe(study, job),
+        ),
+        study.stage(
+            "trace",
+            (traces[1], *probes),
+            ("scores.parquet",),
+            lambda job: _trace(study, job),
+        ),
+        study.stage(
+            "cliff",
+            (scores, *probes),
+            ("cliff.parquet", "cliff.json"),
+            lambda job: _cliff(study, job),
+        ),
+    ]
+
+
+def _generate(study: Study, job: Job) -> Headline:
+    prompts = [read_prompts(job.input(name)) for name in (FIT_PROMPTS, TEST_PROMPTS)]
+    count = counter(job.progress, sum(map(len, prompts)))
+    tokens = 0
+    for part, asked in zip(PARTS, prompts, strict=True):
+        traces = generate(study.subject, asked, study.generation, progress=count)
+        write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
+        tokens += sum(len(trace.token_ids) for trace in traces)
+    return {"traces": sum(map(len, prompts)), "tokens": tokens}
+
+
+def _judge(study: Study, job: Job) -> Headline:
+    judged: list[Trace] = []
+    for part in PARTS:
+        judged = judge_all(read_traces(job.input(study.path(f"generated-{part}.parquet"))))
+        write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
+    found = rates(judged)
+    write_json(job.output(study.path("rates.json")), asdict(found))
+    headline: Headline = {"truncated": found.truncated.count}
+    if found.attacks.value is not None:
+        headline = {"asr": found.attacks.value, **headline}
+    if found.answered.value is not None:
+        headline["benign answered"] = found.answered.value
+    return headline
+
+
+def _probe(study: Study, job: Job) -> Headline:
+    traces = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
+    groups = verdict_groups(traces)
+    benign, complied = groups["benign"], groups["complied"]
+    rules: list[tuple[LabelRule, Estimator, list[Trace]]] = [
+        ("refused-vs-benign", "logistic", benign),
+        ("refused-vs-benign", "difference-of-means", benign),
+    ]
+    if len({trace.prompt.group for trace in complied}) >= MIN_PER_CLASS:
+        rules.append(("refused-vs-complied", "logistic", [*benign, *complied]))
+    states = _last_states(study.subject, [*groups["refused"], *benign, *complied], job.progress)
+    fitted = [
+        _fit(study, groups["refused"], negative, states, rule, estimator)
+        for rule, estimator, negative in rules
+    ]
+    main = fitted[0]
+    names = (study.path("probes.safetensors"), study.path("probes.json"))
+    write_probes(job.output(names[0]), job.output(names[1]), main)
+    write_json(
+        job.output(study.path("probe-rules.json")),
+        {_name(probes): _quality(probes, main.row) for probes in fitted},
+    )
+    return {
+        "layer": main.layer,
+        "auroc": main.chosen.auroc,
+        "shuffled": main.chosen.shuffled_auroc,
+    }
+
+
+def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+    """Judged traces as ``refused`` and ``complied`` harmful ones and answered ``benign`` ones."""
+    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
+    return {
+        "refused": [trace for trace in harmful if trace.verdict == "refused"],
+        "complied": [trace for trace in harmful if trace.verdict == "complied"],
+        "benign": [
+            trace
+            for trace in traces
+            if trace.prompt.label == "benign" and trace.verdict == "complied"
+        ],
+    }
+
+
+def _last_states(
+    subject: Subject, traces: Sequence[Trace], progress: Progress
+) -> dict[str, NDArray[np.float32]]:
+    """Residuals at the last closing token by prompt id, each [layers, d]."""
+    positions = [trace.spans.last_closing for trace in traces if trace.spans is not None]
+    reader = PositionResiduals(positions, range(1, subject.n_layers + 1), subject.width)
+    capture(subject, [trace.token_ids for trace in traces], [reader], progress=progress)
+    return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
+
+
+def _fit(
+    study: Study,
+    refused: Sequence[Trace],
+    negative: Sequence[Trace],
+    states: dict[str, NDArray[np.float32]],
+    rule: LabelRule,
+    estimator: Estimator,
+) -> ProbeSet:
+    traces = [*refused, *negative]
+    if not traces:
+        raise RefusalCliffError(
+            f"{study.subject.name} closed its thinking in no trace, so there is nothing to probe. "
+            "Allow longer answers (--max-new-tokens)."
+        )
+    return fit_probes(
+        np.stack([states[trace.prompt.id] for trace in traces]),
+        [1] * len(refused) + [0] * len(negative),
+        [trace.prompt.group for trace in traces],
+        range(1, study.subject.n_layers + 1),
+        label_rule=rule,
+        estimator=estimator,
+        seed=study.seed,
+    )
+
+
+def _name(probes: ProbeSet) -> str:
+    if probes.estimator == "logistic":
+        return probes.label_rule
+    return f"{probes.label_rule} ({probes.estimator})"
+
+
+def _quality(probes: ProbeSet, row: int) -> dict[str, object]:
+    probe = probes.probes[row]
+    return {
+        "auroc": probe.auroc,
+        "auroc_ci": probe.auroc_ci,
+        "shuffled_auroc": probe.shuffled_auroc,
+        "accuracy": probe.accuracy,
+        "ece": probe.ece,
+    }
+
+
+def _trace(study: Study, job: Job) -> Headline:
+    traces = closed(read_traces(job.input(study.path("traces-test.parquet"))))
+    probes = input_probes(study, job)
+    scores = score_traces(study.subject, traces, probes, job.progress)
+    write_scores(job.output(study.path("scores.parquet")), scores)
+    return {"traces": len(scores), "scores": sum(row.logits.size for row in scores)}
+
+
+def input_probes(study: Study, job: Job) -> ProbeSet:
+    """The probes of the model, as a stage reads them."""
+    return read_probes(
+        job.input(study.path("probes.safetensors")), job.input(study.path("probes.json"))
+    )
+
+
+def _cliff(study: Study, job: Job) -> Headline:
+    probes = input_probes(study, job)
+    scores = read_scores(job.input(study.path("scores.parquet")))
+    if not any(trace.label == "harmful" for trace in scores):
+        raise RefusalCliffError(
+            f"{study.subject.name} closed its thinking for no harmful test prompt, so there is no "
+            "cliff to measure. Allow longer answers (--max-new-tokens), or give more prompts."
+        )
+    rows = cliffs_of(scores, probes.row)
+    found = model_cliff(rows, study.seed)
+    depth = [model_cliff(cliffs_of(scores, row), study.seed) for row in range(len(probes.probes))]
+    write_cliffs(job.output(study.path("cliff.parquet")), rows)
+    write_json(
+        job.output(study.path("cliff.json")),
+        {
+            **asdict(found),
+            "layer": probes.layer,
+            "cliff_by_layer": [layer.cliff for layer in depth],
+        },
+    )
+    return {
+        "plateau": found.plateau,
+        "final": found.final,
+        "cliff": found.cliff,
+        "verdict": found.verdict,
+    }

@@ -1,0 +1,126 @@
+"""select → repair: which few examples repair the model, against random ones and all of them?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from refusal_cliff.cliff import TraceCliff, cliff_of
+from refusal_cliff.evaluate import rates
+from refusal_cliff.examples import read_examples
+from refusal_cliff.io import read_json, write_json
+from refusal_cliff.pipeline import Job, Stage
+from refusal_cliff.probe import ProbeSet
+from refusal_cliff.repair import RepairConfig, load_repaired, repair
+from refusal_cliff.run_folder import Headline
+from refusal_cliff.scores import closed, score_traces
+from refusal_cliff.selection import FRACTION, STRATEGIES, Strategy, clean_pool, how_many, select
+from refusal_cliff.stages.measure import input_probes
+from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
+from refusal_cliff.traces import Trace, read_prompts, write_traces
+
+POOL, BENIGN = "prompts/pool.jsonl", "prompts/benign.jsonl"
+_ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
+
+
+@dataclass(frozen=True, slots=True)
+class MendPlan:
+    """How to select and train.
+
+    Attributes:
+        fraction: Share of the pool that is chosen.
+        repair: Budget and mix, the same for every strategy.
+    """
+
+    fraction: float = FRACTION
+    repair: RepairConfig = RepairConfig()
+
+
+def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
+    """The stages that choose examples and train on them, one repair a strategy."""
+    selection = study.path("selection.json")
+    stages = [
+        study.stage(
+            "select",
+            (
+                POOL,
+                TEST_PROMPTS,
+                study.path("probes.safetensors"),
+                study.path("probes.json"),
+            ),
+            ("pool.parquet", "selection.json"),
+            lambda job: _select(study, plan, job),
+            {"fraction": plan.fraction},
+        )
+    ]
+    for strategy in STRATEGIES:
+        folder = f"repair-{strategy}"
+        stages.append(
+            study.stage(
+                folder,
+                (POOL, BENIGN, TEST_PROMPTS, selection),
+                [*(f"{folder}/{f}" for f in _ADAPTER), f"{folder}/traces.parquet"],
+                lambda job, strategy=strategy: _repair(study, plan, strategy, job),
+                asdict(plan.repair),
+            )
+        )
+    return stages
+
+
+def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
+    pool = clean_pool(read_examples(job.input(POOL)), read_prompts(job.input(TEST_PROMPTS)))
+    traces = study.write([example.prompt for example in pool.examples], job.progress)
+    cliffs = _cliffs(study, traces, input_probes(study, job))
+    n = how_many(len(pool.examples), plan.fraction)
+    chosen = {
+        strategy: select(strategy, pool.examples, cliffs, n, study.seed) for strategy in STRATEGIES
+    }
+    complied = {trace.prompt.id for trace in traces if trace.verdict == "complied"}
+    write_traces(job.output(study.path("pool.parquet")), traces)
+    content = {
+        "pool": len(pool.examples),
+        "duplicates": pool.duplicates,
+        "contaminated": pool.contaminated,
+        "unscored": len(pool.examples) - len(cliffs),
+        "failures": len(complied),
+        "n": n,
+        "chosen": {name: [e.prompt.id for e in examples] for name, examples in chosen.items()},
+        "failures_chosen": {
+            name: sum(e.prompt.id in complied for e in examples)
+            for name, examples in chosen.items()
+        },
+    }
+    write_json(job.output(study.path("selection.json")), content)
+    return {
+        "pool": len(pool.examples),
+        "failures": len(complied) / len(traces),
+        "chosen": n,
+        "failures among chosen": sum(e.prompt.id in complied for e in chosen["cliff"]) / n,
+    }
+
+
+def _cliffs(study: Study, traces: Sequence[Trace], probes: ProbeSet) -> dict[str, TraceCliff]:
+    only = replace(probes, probes=(probes.chosen,))
+    scored = score_traces(study.subject, closed(traces), only)
+    return {
+        row.trace_id: cliff_of(row, 0) for row in scored if row.spans.thinking > row.spans.prompt
+    }
+
+
+def _repair(study: Study, plan: MendPlan, strategy: Strategy, job: Job) -> Headline:
+    folder = f"repair-{strategy}"
+    wanted = set(read_json(job.input(study.path("selection.json")))["chosen"][strategy])
+    chosen = [e for e in read_examples(job.input(POOL)) if e.prompt.id in wanted]
+    adapter = job.output(study.path(f"{folder}/{_ADAPTER[0]}")).parent
+    repair(study.subject, chosen, read_examples(job.input(BENIGN)), plan.repair, adapter)
+    repaired = load_repaired(study.subject, adapter)
+    prompts = read_prompts(job.input(TEST_PROMPTS))
+    traces = answers(repaired, prompts, study.generation, job.progress)
+    write_traces(job.output(study.path(f"{folder}/traces.parquet")), traces)
+    found = rates(traces)
+    headline: Headline = {"examples": len(chosen)}
+    if found.attacks.value is not None:
+        headline["asr"] = found.attacks.value
+    if found.answered.value is not None:
+        headline["benign answered"] = found.answered.value
+    return headline

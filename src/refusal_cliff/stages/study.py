@@ -1,0 +1,96 @@
+"""One model in a run: its files, and what its stages depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.judges import judge_all
+from refusal_cliff.models import Head, Subject
+from refusal_cliff.pipeline import Job, Progress, Stage
+from refusal_cliff.run_folder import Headline
+from refusal_cliff.traces import Prompt, Trace
+
+FIT_PROMPTS, TEST_PROMPTS = "prompts/fit.jsonl", "prompts/test.jsonl"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model under study in one run.
+
+    Attributes:
+        key: Folder of its files and first part of its stages' names.
+        subject: The model.
+        seed: Seed of all that is drawn.
+        generation: How it writes.
+    """
+
+    key: str
+    subject: Subject
+    seed: int
+    generation: GenerationConfig
+
+    def path(self, name: str) -> str:
+        """Name in the run folder of one of its files."""
+        return f"{self.key}/{name}"
+
+    def stage(
+        self,
+        name: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        run: Callable[[Job], Headline],
+        config: Mapping[str, object] | None = None,
+    ) -> Stage:
+        """A stage of this model: its outputs are its own files, its inputs any of the run's."""
+        depends = {
+            "model": self.subject.fingerprint,
+            "seed": self.seed,
+            "generation": asdict(self.generation),
+            **(config or {}),
+        }
+        own = tuple(self.path(output) for output in outputs)
+        return Stage(self.path(name), tuple(inputs), own, depends, run)
+
+    def write(
+        self,
+        prompts: Sequence[Prompt],
+        progress: Progress | None = None,
+        row_heads: Sequence[Sequence[Head]] | None = None,
+    ) -> list[Trace]:
+        """Let the model answer, and judge the answers."""
+        return answers(self.subject, prompts, self.generation, progress, row_heads)
+
+
+def answers(
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    generation: GenerationConfig,
+    progress: Progress | None = None,
+    row_heads: Sequence[Sequence[Head]] | None = None,
+) -> list[Trace]:
+    """Judged traces of a model."""
+    return judge_all(
+        generate(
+            subject,
+            prompts,
+            generation,
+            row_heads=row_heads,
+            progress=counter(progress, len(prompts)),
+        )
+    )
+
+
+def counter(progress: Progress | None, total: int) -> Callable[[int], None] | None:
+    """Turn (done, total) into a function that is told how many more are done."""
+    if progress is None:
+        return None
+    done = 0
+
+    def add(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return add
