@@ -162,8 +162,8 @@ def split_groups(
     for row, group in enumerate(groups):
         rows_of.setdefault(group, []).append(row)
     parts: list[list[int]] = [[], [], []]
-    for value in (0, 1):
-        mine = [rows for rows in rows_of.values() if int(labels[rows[0]]) == value]
+    for kind in ({0}, {1}, {0, 1}):
+        mine = [rows for rows in rows_of.values() if set(labels[rows].tolist()) == kind]
         order = rng.permutation(len(mine))
         edges = np.round(np.cumsum(SPLIT) * len(mine)).astype(int)
         for place, index in enumerate(order):
