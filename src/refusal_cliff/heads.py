@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from transformers import Cache
 
 from refusal_cliff.ablation import ablated_rows
 from refusal_cliff.capture import HeadContributions, ProbeScores, Progress, capture
@@ -132,7 +133,7 @@ class _ClosingPass:
         decoder: Any = subject.model.base_model
         cache = decoder(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
         self._thoughts = [(layer.keys, layer.values) for layer in cache.layers]
-        self._calls: dict[int, tuple[torch.Tensor, dict[str, Any]]] = {}
+        self._calls: dict[int, tuple[torch.Tensor, list[Any], dict[str, Any]]] = {}
         closing_ids, closing_mask = _right_padded(closing, subject.device)
         first = torch.tensor([len(tokens) for tokens in prefix], device=subject.device)
         handles = [
@@ -154,9 +155,9 @@ class _ClosingPass:
     def _recorder(self, layer: int) -> Callable[..., None]:
         def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             del module
-            rest = dict(kwargs)
-            states = args[0] if args else rest.pop("hidden_states")
-            self._calls[layer] = (states, rest)
+            named = dict(kwargs)
+            states, *rest = args or (named.pop("hidden_states"),)
+            self._calls[layer] = (states, rest, named)
 
         return record
 
@@ -169,17 +170,19 @@ class _ClosingPass:
         """
         subject, copies = self._subject, len(sets)
         kept = _KeptThoughts(self._thoughts, copies)
-        states, _ = self._calls[layer]
+        states = self._calls[layer][0]
         batch = states.shape[0]
         states = states.repeat_interleave(copies, 0)
+
+        def again(value: Any) -> Any:
+            return kept if isinstance(value, Cache) else _copied(value, batch, copies)
+
         with ablated_rows(subject, list(sets) * batch):
             for number in range(layer, self._probe.layer + 1):
-                kwargs = {
-                    name: _copied(value, batch, copies)
-                    for name, value in self._calls[number][1].items()
-                }
-                kwargs["past_key_values"] = kept
-                output = subject.blocks[number - 1](states, **kwargs)
+                _, rest, named = self._calls[number]
+                arguments = [again(value) for value in rest]
+                by_name = {name: again(value) for name, value in named.items()}
+                output = subject.blocks[number - 1](states, *arguments, **by_name)
                 states = output[0] if isinstance(output, tuple) else output
         rows = torch.arange(len(states), device=states.device)
         final = states[rows, self._last.repeat_interleave(copies)].float()
@@ -188,7 +191,7 @@ class _ClosingPass:
 
 
 def _copied(value: Any, batch: int, copies: int) -> Any:
-    """A keyword argument of a block, repeated for every set where it has a row for each trace."""
+    """An argument of a block, repeated for every set where it has a row for each trace."""
     if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] == batch:
         return value.repeat_interleave(copies, 0)
     if isinstance(value, tuple):
@@ -224,6 +227,7 @@ class HeadRow:
         direct: Mean direct contribution over the harmful traces measured; the paper's score times
             the probe's norm.
         direct_refused: The same over refused traces; ``None`` where there are none.
+        n: Harmful traces measured.
     """
 
     layer: int
@@ -235,6 +239,7 @@ class HeadRow:
     sign_consistency: float
     direct: float
     direct_refused: float | None
+    n: int = 0
 
     @property
     def head(self) -> Head:
@@ -297,6 +302,7 @@ def measure_heads(
                 direct_refused=(
                     None if of_refused is None else float(of_refused[layer - 1, index])
                 ),
+                n=len(harmful),
             )
         )
     return rows
