@@ -129,12 +129,17 @@ class _ClosingPass:
             trace.token_ids[s.thinking : s.closing] for trace, s in zip(traces, spans, strict=True)
         ]
         self._last = torch.tensor([len(tokens) - 1 for tokens in closing], device=subject.device)
-        ids, mask = _right_padded(prefix, subject.device)
+        ids, mask = _padded(prefix, subject.device, left=True)  # the newest keys end in one place
         decoder: Any = subject.model.base_model
-        cache = decoder(input_ids=ids, attention_mask=mask, use_cache=True).past_key_values
+        cache = decoder(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+            use_cache=True,
+        ).past_key_values
         self._thoughts = [(layer.keys, layer.values) for layer in cache.layers]
         self._calls: dict[int, tuple[torch.Tensor, list[Any], dict[str, Any]]] = {}
-        closing_ids, closing_mask = _right_padded(closing, subject.device)
+        closing_ids, closing_mask = _padded(closing, subject.device)
         first = torch.tensor([len(tokens) for tokens in prefix], device=subject.device)
         handles = [
             block.register_forward_pre_hook(self._recorder(layer), with_kwargs=True)
@@ -199,15 +204,16 @@ def _copied(value: Any, batch: int, copies: int) -> Any:
     return value
 
 
-def _right_padded(
-    rows: Sequence[Sequence[int]], device: torch.device
+def _padded(
+    rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both [rows, longest row]."""
     ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for place, row in enumerate(rows):
-        ids[place, : len(row)] = torch.tensor(row)
-        mask[place, : len(row)] = 1
+        start = ids.shape[1] - len(row) if left else 0
+        ids[place, start : start + len(row)] = torch.tensor(row)
+        mask[place, start : start + len(row)] = 1
     return ids.to(device), mask.to(device)
 
 
