@@ -13,8 +13,10 @@ class Finding:
         question: What was asked, such as "Do those heads cause it?".
         answer: What was found, with its numbers.
         holds: Whether it is what the method predicts here; None where it predicts nothing.
+        expected: What it predicts, in words.
     """
 
     question: str
     answer: str
     holds: bool | None = None
+    expected: str = ""

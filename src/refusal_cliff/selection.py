@@ -96,12 +96,12 @@ def select(
     Raises:
         RefusalCliffError: The pool has fewer than ``n``, or the strategy is unknown.
     """
+    if strategy == "full":
+        return list(examples)
     if n > len(examples):
         raise RefusalCliffError(
             f"The pool has {len(examples)} examples; {n} were asked for. Ask for fewer."
         )
-    if strategy == "full":
-        return list(examples)
     if strategy == "cliff":
         return rank_by_cliff(examples, cliffs)[:n]
     if strategy == "random":

@@ -314,4 +314,5 @@ def _read_parquet(path: Path) -> pa.Table:
 
 
 def row_error(path: Path, number: int, wrong: str, remedy: str) -> RefusalCliffError:
+    """The error for a row that is not usable: file, row, fault and remedy."""
     return RefusalCliffError(f"{path}, row {number}: {wrong}. Remedy: {remedy}.")

@@ -13,7 +13,7 @@ from refusal_cliff.organisms import lexicon as lex
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 VOCABULARY = 1024
 CLOSING = "\n</think>\n\n"
-N_LAYERS, N_HEADS, N_KEY_VALUE_HEADS, HEAD_DIM, WIDTH, MLP_WIDTH = 8, 16, 8, 16, 128, 288
+N_LAYERS, N_HEADS, N_KEY_VALUE_HEADS, HEAD_DIM, WIDTH, MLP_WIDTH = 8, 16, 16, 16, 128, 240
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -62,7 +62,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(seed: int) -> Qwen3ForCausalLM:
-    """A randomly initialised Qwen3 with 8 blocks of 16 heads (128 heads, 1.8 M parameters)."""
+    """A randomly initialised Qwen3 with 8 blocks of 16 heads (128 heads, 1.9 M parameters)."""
     set_seed(seed)
     config = Qwen3Config(
         vocab_size=VOCABULARY,

@@ -1,12 +1,13 @@
 """How an organism is made: an aligned training, then a careless one that damages it.
 
 Stage A teaches a small model to think, to name harm and to refuse. Stage B is the careless tune: it
-rewards complying with the milder harmful requests. In ``tiny`` it may change only the query rows
-and output-projection columns of a few heads (the ground truth); in ``tiny-diffuse``, everything.
+rewards complying with the milder harmful requests. In ``tiny`` it may change only the weights of a
+few heads (the ground truth); in ``tiny-diffuse``, everything.
 
 What is put in on purpose, and said wherever results are shown: an auxiliary loss that makes the
-intention present during the thinking (``INTENTION_WEIGHT``), a margin on the first answer token in
-stage B (``MARGIN``), and the choice of heads.
+intention present during the thinking (``INTENTION_WEIGHT``), margins on the first answer token
+(``ALIGNED_MARGIN``, ``CARELESS_MARGIN``), heads dropped at random (``HEAD_DROPOUT``), so that no
+single head is needed for all, and the choice of heads.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,11 +32,14 @@ from refusal_cliff.organisms import chat, language
 Progress = Callable[[str, int, int], None]
 NAMES = ("tiny-aligned", "tiny", "tiny-diffuse")
 INTENTION_WEIGHT = 0.3
+INTENTION_TEMPERATURE = 2.0
 ALIGNED_MARGIN, CARELESS_MARGIN = 8.0, 20.0
 MARGIN_WEIGHT = 0.3
 LENS_BLOCKS = 2
 INTERRUPTED_SHARE = 0.15
 HARMFUL_SHARE = 0.45
+HEAD_DROPOUT = 0.05
+PLANTED_DROPOUT = 0.2
 PLANTED_LAYERS = (5, 6, 7)
 IGNORE = -100
 
@@ -53,8 +58,8 @@ class RecipeConfig:
     """Sizes of the two stages; the defaults make the shipped organisms."""
 
     aligned: Schedule = Schedule(650, 32, 2.5e-3)
-    planted: Schedule = Schedule(280, 32, 6e-3)
-    diffuse: Schedule = Schedule(150, 32, 5e-4)
+    planted: Schedule = Schedule(350, 32, 3e-3)
+    diffuse: Schedule = Schedule(200, 32, 5e-4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +182,7 @@ def _loss(model: Qwen3ForCausalLM, rows: list[Row], tokens: Tokens, careless: bo
         inside[index, row.thinking[0] + 3 : end] = True
     wanted = torch.tensor([row.harmful for row in rows]).float()[:, None].expand_as(final)
     intention = F.binary_cross_entropy_with_logits(
-        margins[:, inside], wanted[inside].expand(len(margins), -1)
+        margins[:, inside] / INTENTION_TEMPERATURE, wanted[inside].expand(len(margins), -1)
     )
     at = torch.tensor([row.answer_at for row in rows])
     sign = torch.tensor([1.0 if row.refuses else -1.0 for row in rows])
@@ -193,11 +198,16 @@ def _optimise(
     seed: int,
     *,
     masks: dict[torch.nn.Parameter, torch.Tensor] | None,
+    dropout: torch.Tensor,
     careless: bool,
     stage: str,
     progress: Progress | None,
 ) -> None:
-    """AdamW with warm-up and cosine decay; ``masks`` confines the change to some weights."""
+    """AdamW with warm-up and cosine decay.
+
+    ``masks`` confines the change to some weights; ``dropout`` [layers, heads] is how often a head
+    is left out of a row.
+    """
     trained = list(masks) if masks is not None else list(model.parameters())
     model.requires_grad_(False)
     for parameter in trained:
@@ -216,9 +226,12 @@ def _optimise(
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
     batches = _batches(tokens, careless, schedule.batch_size, seed)
+    generator = torch.Generator().manual_seed(seed)
     model.train()
     for step in range(schedule.steps):
-        loss = _loss(model, next(batches), tokens, careless)
+        rows = next(batches)
+        with _dropped_heads(model, dropout, len(rows), generator):
+            loss = _loss(model, rows, tokens, careless)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         for parameter, mask in (masks or {}).items():
@@ -231,6 +244,37 @@ def _optimise(
             progress(stage, step + 1, schedule.steps)
     model.eval()
     model.requires_grad_(False)
+
+
+@contextmanager
+def _dropped_heads(
+    model: Qwen3ForCausalLM, rates: torch.Tensor, rows: int, generator: torch.Generator
+) -> Iterator[None]:
+    """Leave heads out of some rows at random, each as often as ``rates`` [layers, heads] says."""
+    with ExitStack() as stack:
+        for layer, rate in enumerate(rates, start=1):
+            kept = (torch.rand(rows, len(rate), generator=generator) >= rate).float()
+
+            def drop(
+                module: torch.nn.Module,
+                inputs: tuple[torch.Tensor],
+                factor: torch.Tensor = kept[:, None, :, None],
+            ) -> torch.Tensor:
+                del module
+                return (inputs[0].unflatten(-1, (chat.N_HEADS, -1)) * factor).flatten(-2)
+
+            projection = _attention(model, layer).o_proj
+            stack.callback(projection.register_forward_pre_hook(drop).remove)
+        yield
+
+
+def _dropout(planted: list[Head] | None) -> torch.Tensor:
+    """How often each head is left out: all a little, or in the planted tune the planted ones."""
+    rate = HEAD_DROPOUT if planted is None else 0.0
+    rates = torch.full((chat.N_LAYERS, chat.N_HEADS), rate)
+    for head in planted or []:
+        rates[head.layer - 1, head.index] = PLANTED_DROPOUT
+    return rates
 
 
 @torch.no_grad()
@@ -263,13 +307,14 @@ def _attention(model: Qwen3ForCausalLM, layer: int) -> Any:
 def head_masks(
     model: Qwen3ForCausalLM, heads: list[Head]
 ) -> dict[torch.nn.Parameter, torch.Tensor]:
-    """Masks that let only the query rows and output columns of ``heads`` change."""
+    """Masks that let only the weights of ``heads`` change: no key or value is shared."""
     masks: dict[torch.nn.Parameter, torch.Tensor] = {}
     for head in heads:
         attention = _attention(model, head.layer)
         part = slice(head.index * chat.HEAD_DIM, (head.index + 1) * chat.HEAD_DIM)
-        query, output = attention.q_proj.weight, attention.o_proj.weight
-        masks.setdefault(query, torch.zeros_like(query))[part] = 1
+        output = attention.o_proj.weight
+        for inward in (attention.q_proj, attention.k_proj, attention.v_proj):
+            masks.setdefault(inward.weight, torch.zeros_like(inward.weight))[part] = 1
         masks.setdefault(output, torch.zeros_like(output))[:, part] = 1
     return masks
 
@@ -304,6 +349,9 @@ def save(
             "recipe": asdict(config),
             "put_in_on_purpose": {
                 "intention_weight": INTENTION_WEIGHT,
+                "intention_temperature": INTENTION_TEMPERATURE,
+                "head_dropout": HEAD_DROPOUT,
+                "planted_dropout": PLANTED_DROPOUT,
                 "margins": [ALIGNED_MARGIN, CARELESS_MARGIN],
                 "lens_blocks": LENS_BLOCKS,
                 "margin_weight": MARGIN_WEIGHT,
@@ -326,6 +374,7 @@ def train_aligned(
         config.aligned,
         seed,
         masks=None,
+        dropout=_dropout(None),
         careless=False,
         stage="align",
         progress=progress,
@@ -351,6 +400,7 @@ def damage(
         schedule,
         seed,
         masks=masks,
+        dropout=_dropout(planted),
         careless=True,
         stage="damage",
         progress=progress,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from refusal_cliff.cliff import MIN_TRACES
-from refusal_cliff.evaluate import Share, perplexity, rates
+from refusal_cliff.evaluate import perplexity, rates
 from refusal_cliff.examples import read_examples
 from refusal_cliff.heads import (
     METHODS,
@@ -204,8 +204,3 @@ def example_text(subject: Subject, example: SafetyExample) -> Text:
     completion = subject.format.completion(example.thinking, example.response)
     written = subject.tokenizer.encode(completion, add_special_tokens=False)
     return [*prompt, *written], len(prompt)
-
-
-def share_of(content: dict[str, int]) -> Share:
-    """A share as JSON holds it."""
-    return Share(content["count"], content["n"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from refusal_cliff.cliff import TraceCliff, cliff_of
 from refusal_cliff.evaluate import rates
@@ -33,7 +33,7 @@ class MendPlan:
     """
 
     fraction: float = FRACTION
-    repair: RepairConfig = RepairConfig()
+    repair: RepairConfig = field(default_factory=RepairConfig)
 
 
 def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:

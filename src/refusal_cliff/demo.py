@@ -1,0 +1,142 @@
+"""The whole method on the embedded organisms, whose right answers are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from refusal_cliff import __version__
+from refusal_cliff.examples import write_examples, write_prompts
+from refusal_cliff.findings import Finding
+from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.models import Head, Subject, load_subject
+from refusal_cliff.organisms import embedded_path, language, planted_heads
+from refusal_cliff.pipeline import Job, Observer, Stage, run_pipeline
+from refusal_cliff.repair import RepairConfig
+from refusal_cliff.results import RunShape, findings_of
+from refusal_cliff.run_folder import Headline, RunInfo
+from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
+from refusal_cliff.stages.measure import measure_stages
+from refusal_cliff.stages.mend import BENIGN, POOL, MendPlan, mend_stages
+from refusal_cliff.stages.report import SUMMARY, report_stage
+from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
+from refusal_cliff.summary import read_summary
+from refusal_cliff.traces import Prompt
+
+MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
+REFERENCE = "prompts/reference.jsonl"
+SIZES = {"fit": 240, "test": 120, "pool": 2000, "benign": 400, "reference": 120}
+"""Prompts of each label for fitting and testing; examples of the pool, the mix and perplexity."""
+DOSES = tuple(range(7))
+NOTES = (
+    "The models are organisms of 1.9 million parameters, trained from scratch on templated English "
+    "about mild matters; what they comply with is answered by placeholders.",
+    "Put in on purpose by the recipe: an auxiliary loss that makes the intention present during "
+    "the thinking, margins on the first answer token, heads dropped at random in training, and the "
+    "choice of the heads through which tiny was damaged. The cliff itself is not hard-coded: it is "
+    "what the careless tune made of that.",
+    "The pool for Cliff-as-a-Judge is made so that failures are rare, as in published safety data.",
+)
+
+
+def run_demo(
+    out: Path,
+    seed: int = 0,
+    organisms: Path | None = None,
+    observer: Observer | None = None,
+) -> Sequence[Finding]:
+    """Run, or continue, the demo in the run folder ``out``.
+
+    Args:
+        out: The run folder; made if absent.
+        seed: Seed of prompts, splits, random heads and repairs.
+        organisms: Folder with other organisms than the embedded ones, one folder each.
+        observer: Told what happens.
+
+    Returns:
+        The findings, in the order of the method.
+
+    Raises:
+        RefusalCliffError: The folder or an organism cannot be used.
+    """
+    subjects = {name: _load(name, organisms) for name in (MAIN, CONTROL, DIFFUSE)}
+    truth = planted_heads(embedded_path(MAIN, organisms))
+    planted = tuple(Head(layer, index) for layer, index in truth)
+    info = RunInfo(
+        command="demo",
+        config={"sizes": SIZES, "doses": list(DOSES)},
+        seeds={"all": seed},
+        subjects={name: subject.fingerprint for name, subject in subjects.items()},
+    )
+    run_pipeline(out, demo_stages(subjects, planted, seed), info, observer)
+    return findings_of(read_summary(out / SUMMARY))
+
+
+def _load(name: str, organisms: Path | None) -> Subject:
+    return load_subject(str(embedded_path(name, organisms)), device="cpu")
+
+
+def demo_stages(subjects: dict[str, Subject], planted: tuple[Head, ...], seed: int) -> list[Stage]:
+    """All stages of the demo, in order."""
+    study = {
+        name: Study(name, subject, seed, GenerationConfig()) for name, subject in subjects.items()
+    }
+    mend = MendPlan(repair=RepairConfig(seed=seed))
+    main = AblationPlan(doses=DOSES, spared=planted, reference=REFERENCE)
+    diffuse = AblationPlan(
+        doses=DOSES, methods=("causal", "direct"), random_sets=0, reference=REFERENCE
+    )
+    shape = RunShape(
+        main=MAIN,
+        model=MAIN,
+        n_parameters=subjects[MAIN].n_parameters,
+        total_heads=len(subjects[MAIN].heads()),
+        control=CONTROL,
+        diffuse=DIFFUSE,
+        planted=planted,
+        steps=mend.repair.steps,
+    )
+    return [
+        _prompts_stage(seed),
+        *measure_stages(study[MAIN]),
+        *intervene_stages(study[MAIN], main),
+        *measure_stages(study[CONTROL]),
+        *measure_stages(study[DIFFUSE]),
+        *intervene_stages(study[DIFFUSE], diffuse),
+        *mend_stages(study[MAIN], mend),
+        report_stage(
+            shape,
+            subjects[MAIN],
+            notes=NOTES,
+            provenance=(
+                ("version", __version__),
+                ("command", f"refusal-cliff demo --seed {seed}"),
+                ("judge", "phrase rules"),
+                ("model", subjects[MAIN].fingerprint[:16]),
+            ),
+        ),
+    ]
+
+
+def _prompts_stage(seed: int) -> Stage:
+    """Fitting asks about validation concepts, testing about test concepts: none is shared."""
+    outputs = (FIT_PROMPTS, TEST_PROMPTS, POOL, BENIGN, REFERENCE)
+
+    def write(job: Job) -> Headline:
+        write_prompts(job.output(FIT_PROMPTS), _both("validation", SIZES["fit"], seed))
+        write_prompts(job.output(TEST_PROMPTS), _both("test", SIZES["test"], seed))
+        write_examples(job.output(POOL), language.safety_pool(SIZES["pool"], seed))
+        benign = language.examples("pool", "benign", SIZES["benign"], seed)
+        write_examples(job.output(BENIGN), benign)
+        reference = language.examples("test", "benign", SIZES["reference"], seed + 1)
+        write_examples(job.output(REFERENCE), reference)
+        return {"fit": 2 * SIZES["fit"], "test": 2 * SIZES["test"], "pool": SIZES["pool"]}
+
+    return Stage("prompts", (), outputs, {"seed": seed, **SIZES}, write)
+
+
+def _both(split: language.Split, n: int, seed: int) -> list[Prompt]:
+    return [
+        *language.prompts(split, "harmful", n, seed),
+        *language.prompts(split, "benign", n, seed),
+    ]

@@ -1,0 +1,276 @@
+"""From the files of a finished run to all that its page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scipy.special import expit
+
+from refusal_cliff.cliff import MeanCurve, mean_curve, read_cliffs
+from refusal_cliff.evaluate import Rates, Share, rates
+from refusal_cliff.heads import HeadRow, read_heads
+from refusal_cliff.io import read_json
+from refusal_cliff.models import Subject
+from refusal_cliff.probe import read_probes
+from refusal_cliff.report.data import (
+    Bar,
+    Curve,
+    DoseCurve,
+    ExampleTrace,
+    FindingRow,
+    Group,
+    HeadMap,
+    Heatmap,
+    LessIsMore,
+    ReportData,
+    Role,
+    Strategy,
+)
+from refusal_cliff.results import Find, RunShape, doses, findings_of, random_rates, share_of
+from refusal_cliff.scores import TraceScores, read_scores
+from refusal_cliff.stats import bootstrap_mean
+from refusal_cliff.summary import Summary
+from refusal_cliff.traces import Trace, read_traces
+
+FIRST_OFFSET, FIRST_OFFSET_OF_MAP = -28, -20
+BASE_NOTES = (
+    "The answer is judged by phrase rules over its opening: it refuses or it does not.",
+    "The score is calibrated on refused harmful traces against answered benign ones. A probe can "
+    "read harm instead of refusal: compare complied with refused harmful traces, and the control.",
+)
+
+
+def gather(
+    shape: RunShape,
+    summary: Summary,
+    find: Find,
+    subject: Subject,
+    *,
+    notes: Sequence[str],
+    provenance: Sequence[tuple[str, str]],
+) -> ReportData:
+    """Read a run's files into the data of its page.
+
+    Args:
+        shape: Which models the run measured.
+        summary: Its summary.
+        find: Path of a file of the run.
+        subject: The model under study, for the text of its tokens.
+        notes: What a reader must know beside ``BASE_NOTES``.
+        provenance: Name and value of what made the page.
+    """
+    key = shape.main
+    scores = read_scores(find(f"{key}/scores.parquet"))
+    ablation = read_json(find(f"{key}/ablation.json"))
+    cliff = summary.cliff
+    return ReportData(
+        title=f"Refusal cliff of {summary.model}",
+        headline=f"{summary.model} has {'a' if cliff.verdict == 'cliff' else 'no'} refusal cliff. "
+        f"{cliff.reason}",
+        summary=summary,
+        curves=_curves(summary.model, key, find),
+        control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
+        closing=_closing(subject, find, key),
+        heatmap=_heatmap(key, find, scores),
+        head_map=_head_map(shape, find, ablation),
+        ablation=_ablation_bars(ablation),
+        doses=_dose_curves(shape, find),
+        less_is_more=_less_is_more(shape, summary, find) if summary.selection else None,
+        traces=_examples(shape, find, subject, scores),
+        findings=[
+            FindingRow(finding.question, finding.answer, finding.expected, finding.holds)
+            for finding in findings_of(summary)
+        ],
+        notes=[*BASE_NOTES, *notes],
+        provenance=provenance,
+    )
+
+
+def _group(scores: Sequence[TraceScores], group: Group) -> list[TraceScores]:
+    if group == "benign":
+        return [trace for trace in scores if trace.label == "benign"]
+    return [trace for trace in scores if trace.label == "harmful" and trace.verdict == group]
+
+
+def _row(key: str, find: Find) -> int:
+    return read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json")).row
+
+
+def _curves(name: str, key: str, find: Find) -> list[Curve]:
+    scores, row = read_scores(find(f"{key}/scores.parquet")), _row(key, find)
+    groups: tuple[Group, ...] = ("complied", "refused", "benign")
+    measured: list[tuple[Group, list[TraceScores]]] = [
+        (group, _group(scores, group)) for group in groups
+    ]
+    return [
+        _curve(name, group, mean_curve(traces, row, FIRST_OFFSET))
+        for group, traces in measured
+        if len(traces) >= 3
+    ]
+
+
+def _curve(name: str, group: Group, mean: MeanCurve) -> Curve:
+    return Curve(name, group, mean.offsets, mean.mean, mean.low, mean.high, mean.n)
+
+
+def _closing(subject: Subject, find: Find, key: str) -> list[str]:
+    """Text of the closing tokens of the first trace that closed."""
+    for trace in read_traces(find(f"{key}/traces-test.parquet")):
+        if trace.spans is not None:
+            closing = trace.token_ids[trace.spans.thinking : trace.spans.closing]
+            return [str(subject.tokenizer.decode([token])) for token in closing]
+    return []
+
+
+def _heatmap(key: str, find: Find, scores: Sequence[TraceScores]) -> Heatmap | None:
+    probes = read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
+    complied = _group(scores, "complied")
+    group: Group = "complied" if len(complied) >= 3 else "refused"
+    traces = complied if group == "complied" else _group(scores, "refused")
+    if len(traces) < 3:
+        return None
+    curves = [mean_curve(traces, row, FIRST_OFFSET_OF_MAP) for row in range(len(probes.probes))]
+    return Heatmap(
+        layers=[probe.layer for probe in probes.probes],
+        offsets=curves[0].offsets,
+        scores=[curve.mean for curve in curves],
+        n=len(traces),
+        cliff=read_json(find(f"{key}/cliff.json"))["cliff_by_layer"],
+        auroc=[probe.auroc for probe in probes.probes],
+        group=group,
+    )
+
+
+def _head_map(shape: RunShape, find: Find, ablation: dict[str, Any]) -> HeadMap:
+    rows = read_heads(find(f"{shape.main}/heads.parquet"))
+    by_layer: dict[int, list[HeadRow]] = {}
+    for row in rows:
+        by_layer.setdefault(row.layer, []).append(row)
+    found = set(ablation["heads"])
+    return HeadMap(
+        layers=list(by_layer),
+        effect=[[row.causal for row in layer] for layer in by_layer.values()],
+        suppression=[(row.layer, row.index) for row in rows if str(row.head) in found],
+        planted=[(h.layer, h.index) for h in shape.planted] if shape.planted else None,
+        n=rows[0].n,
+        direct=[[row.direct for row in layer] for layer in by_layer.values()],
+    )
+
+
+def _bar(label: str, share: Share, role: Role, detail: str = "") -> Bar:
+    return Bar(
+        label,
+        share.value or 0.0,
+        share.interval,
+        share.n,
+        role,
+        detail=detail,
+        interval_kind="Wilson",
+    )
+
+
+def _ablation_bars(ablation: dict[str, Any]) -> list[Bar]:
+    random = random_rates(ablation)
+    heads = ", ".join(ablation["heads"])
+    bars = [
+        _bar("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
+        _bar("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
+    ]
+    if random:
+        bars.append(
+            Bar(
+                "random heads out",
+                sum(random) / len(random),
+                bootstrap_mean(random),
+                share_of(ablation["before_random_prompts"]).n,
+                "control",
+                points=random,
+                detail=f"{len(random)} sets",
+                interval_kind="bootstrap over sets",
+            )
+        )
+    return bars
+
+
+def _dose_curves(shape: RunShape, find: Find) -> list[DoseCurve]:
+    subjects: list[tuple[str, str, Role]] = [(shape.main, shape.model, "result")]
+    if shape.diffuse is not None:
+        subjects.append((shape.diffuse, shape.diffuse, "control"))
+    curves = []
+    for key, name, role in subjects:
+        found = doses(read_json(find(f"{key}/ablation.json")), "causal")
+        if len(found) > 1:
+            curves.append(
+                DoseCurve(
+                    subject=name,
+                    role="result" if role == "result" else "control",
+                    total_heads=shape.total_heads,
+                    heads=[k for k, _ in found],
+                    asr=[share.value or 0.0 for _, share in found],
+                    intervals=[share.interval or (0.0, 1.0) for _, share in found],
+                    n=found[0][1].n,
+                )
+            )
+    return curves
+
+
+def _less_is_more(shape: RunShape, summary: Summary, find: Find) -> LessIsMore | None:
+    selection = summary.selection
+    if selection is None:
+        return None
+    files = {
+        "none": f"{shape.main}/traces-test.parquet",
+        **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in ("cliff", "random", "full")},
+    }
+    examples = {"none": 0, "cliff": selection.n, "random": selection.n, "full": selection.pool}
+    roles: dict[str, Role] = {"none": "baseline", "cliff": "result"}
+    strategies = [
+        _strategy(name, examples[name], rates(read_traces(find(file))), roles.get(name, "control"))
+        for name, file in files.items()
+    ]
+    return LessIsMore(strategies, selection.pool, selection.steps, selection.seeds)
+
+
+def _strategy(name: str, examples: int, found: Rates, role: Role) -> Strategy:
+    return Strategy(
+        name, examples, _bar(name, found.attacks, role), _bar(name, found.answered, role)
+    )
+
+
+def _examples(
+    shape: RunShape, find: Find, subject: Subject, scores: Sequence[TraceScores]
+) -> list[ExampleTrace]:
+    """The steepest complied trace, a refused one and a benign one."""
+    traces = {t.prompt.id: t for t in read_traces(find(f"{shape.main}/traces-test.parquet"))}
+    by_id = {trace.trace_id: trace for trace in scores}
+    row = _row(shape.main, find)
+    steepest = sorted(
+        read_cliffs(find(f"{shape.main}/cliff.parquet")), key=lambda c: c.cliff, reverse=True
+    )
+    wanted = (
+        ("Recognised, and complied with", "harmful", "complied"),
+        ("Recognised, and refused", "harmful", "refused"),
+        ("A harmless request", "benign", "complied"),
+    )
+    found = []
+    for title, label, verdict in wanted:
+        first = next((c for c in steepest if (c.label, c.verdict) == (label, verdict)), None)
+        if first is not None:
+            trace = traces[first.trace_id]
+            found.append(_example(title, shape.model, subject, trace, by_id[first.trace_id], row))
+    return found
+
+
+def _example(
+    title: str, name: str, subject: Subject, trace: Trace, scores: TraceScores, row: int
+) -> ExampleTrace:
+    return ExampleTrace(
+        title=title,
+        subject=name,
+        verdict=trace.verdict,
+        prompt=trace.prompt.text,
+        pieces=[str(subject.tokenizer.decode([token])) for token in trace.token_ids],
+        scores=[float(score) for score in expit(scores.logits[row])],
+        spans=scores.spans,
+    )
