@@ -44,22 +44,17 @@ HEAD_WIDTH = {"qwen3": 12, "llama": 8, "gpt2": 8, "gemma2": 16}
 """Not always width / heads = 8."""
 
 
-def family_model(family: str) -> PreTrainedModel:
+def family_model(family: str, **config: Any) -> PreTrainedModel:
+    fields = {**SHARED, "head_dim": HEAD_WIDTH[family], **config}
     if family == "qwen3":
-        return Qwen3ForCausalLM(Qwen3Config(**SHARED, head_dim=HEAD_WIDTH[family]))
+        return Qwen3ForCausalLM(Qwen3Config(**fields))
     if family == "llama":
-        return LlamaForCausalLM(LlamaConfig(**SHARED, attention_bias=True))
+        return LlamaForCausalLM(LlamaConfig(**fields, attention_bias=True))
     if family == "gemma2":
-        config = Gemma2Config(**SHARED, head_dim=HEAD_WIDTH[family], sliding_window=64)
-        return Gemma2ForCausalLM(config)
-    names = {
-        "hidden_size": "n_embd",
-        "num_hidden_layers": "n_layer",
-        "intermediate_size": "n_inner",
-    }
-    names |= {"num_attention_heads": "n_head", "max_position_embeddings": "n_positions"}
-    fields = {names.get(key, key): SHARED[key] for key in SHARED if key != "num_key_value_heads"}
-    return GPT2LMHeadModel(GPT2Config(**fields))
+        return Gemma2ForCausalLM(Gemma2Config(**fields))
+    del fields["num_key_value_heads"], fields["head_dim"]
+    names = {"intermediate_size": "n_inner", **GPT2Config.attribute_map}
+    return GPT2LMHeadModel(GPT2Config(**{names.get(key, key): fields[key] for key in fields}))
 
 
 def family_subject(family: str, seed: int = 0) -> Subject:
