@@ -1,0 +1,87 @@
+"""Scores of whole traces, kept with what is needed to read them, survive their file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_families import WIDTH, closed_trace, family_subject
+
+from refusal_cliff.capture import PositionResiduals, capture
+from refusal_cliff.models import Subject
+from refusal_cliff.probe import Probe, ProbeSet
+from refusal_cliff.scores import TraceScores, closed, read_scores, score_traces, write_scores
+from refusal_cliff.traces import Trace
+
+LENGTHS = ((5, 9, 4, 3), (8, 30, 1, 5), (3, 0, 6, 0))
+TRACES = [
+    replace(closed_trace(*lengths, seed=seed, group=f"g{seed % 2}"), verdict="refused")
+    for seed, lengths in enumerate(LENGTHS)
+]
+LAYERS = (1, 3)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return family_subject("qwen3")
+
+
+@pytest.fixture(scope="module")
+def probes() -> ProbeSet:
+    rng = np.random.default_rng(0)
+    fields = (1.0, 1.0, 1.0, (1.0, 1.0), 1.0, 0.0, 0.5)
+    rows = tuple(
+        Probe(layer, rng.normal(size=WIDTH).astype(np.float32), 0.1 * layer, *fields)
+        for layer in LAYERS
+    )
+    return ProbeSet(rows, 3, "refused-vs-benign", "logistic", 99)
+
+
+def assert_equal(got: list[TraceScores], expected: list[TraceScores]) -> None:
+    for mine, other in zip(got, expected, strict=True):
+        assert mine.logits.dtype == other.logits.dtype == np.float32
+        np.testing.assert_array_equal(mine.logits, other.logits)
+        nothing = np.zeros((0, 0), np.float32)
+        assert repr(replace(mine, logits=nothing)) == repr(replace(other, logits=nothing))
+
+
+def test_closed_are_the_traces_that_can_be_scored() -> None:
+    judged = TRACES[0]
+    unfit: list[Trace] = [
+        replace(judged, spans=None),
+        replace(judged, verdict="truncated"),
+        replace(judged, verdict="unscored"),
+    ]
+    complied = replace(judged, verdict="complied")
+    assert closed([*unfit, judged, complied]) == [judged, complied]
+
+
+def test_every_token_has_a_score_at_every_probed_layer(subject: Subject, probes: ProbeSet) -> None:
+    seen: list[tuple[int, int]] = []
+    scores = score_traces(subject, TRACES, probes, lambda *now: seen.append(now))
+    assert seen[-1] == (3, 3)
+    for trace, row in zip(TRACES, scores, strict=True):
+        prompt = trace.prompt
+        assert (row.trace_id, row.group, row.label) == (prompt.id, prompt.group, prompt.label)
+        assert (row.verdict, row.spans) == (trace.verdict, trace.spans)
+        assert row.logits.shape == (len(LAYERS), len(trace.token_ids))
+        for at in (0, len(trace.token_ids) - 1):
+            reader = PositionResiduals([at], LAYERS, WIDTH)
+            capture(subject, [trace.token_ids], [reader])
+            expected = [
+                state @ probe.weight + probe.bias
+                for state, probe in zip(reader.values[0], probes.probes, strict=True)
+            ]
+            np.testing.assert_allclose(row.logits[:, at], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_scores_are_read_as_they_were_written(
+    subject: Subject, probes: ProbeSet, tmp_path: Path
+) -> None:
+    scores = score_traces(subject, TRACES, probes)
+    write_scores(tmp_path / "scores.parquet", scores)
+    assert_equal(read_scores(tmp_path / "scores.parquet"), scores)
+    write_scores(tmp_path / "none.parquet", [])
+    assert read_scores(tmp_path / "none.parquet") == []
