@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from refusal_cliff import __version__
@@ -25,8 +26,6 @@ from refusal_cliff.traces import Prompt
 
 MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
-SIZES = {"fit": 240, "test": 120, "pool": 2000, "benign": 400, "reference": 120}
-"""Prompts of each label for fitting and testing; examples of the pool, the mix and perplexity."""
 DOSES = tuple(range(7))
 NOTES = (
     "The models are organisms of 1.9 million parameters, trained from scratch on templated English "
@@ -39,11 +38,37 @@ NOTES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class DemoSizes:
+    """How much the demo does; the defaults take minutes on two cores.
+
+    Attributes:
+        fit: Prompts of each label to fit the probe and to find heads.
+        test: Prompts of each label to test on.
+        pool: Safety examples to choose from.
+        benign: Benign examples mixed into every repair.
+        reference: Benign examples for perplexity.
+        head_traces: Traces that heads are measured on.
+        random_sets: Random sets of heads.
+        steps: Optimiser steps of each repair.
+    """
+
+    fit: int = 200
+    test: int = 120
+    pool: int = 2000
+    benign: int = 400
+    reference: int = 120
+    head_traces: int = 60
+    random_sets: int = 20
+    steps: int = 40
+
+
 def run_demo(
     out: Path,
     seed: int = 0,
     organisms: Path | None = None,
     observer: Observer | None = None,
+    sizes: DemoSizes | None = None,
 ) -> Sequence[Finding]:
     """Run, or continue, the demo in the run folder ``out``.
 
@@ -52,6 +77,7 @@ def run_demo(
         seed: Seed of prompts, splits, random heads and repairs.
         organisms: Folder with other organisms than the embedded ones, one folder each.
         observer: Told what happens.
+        sizes: How much to do; the defaults make the recorded results.
 
     Returns:
         The findings, in the order of the method.
@@ -59,16 +85,17 @@ def run_demo(
     Raises:
         RefusalCliffError: The folder or an organism cannot be used.
     """
+    sizes = sizes or DemoSizes()
     subjects = {name: _load(name, organisms) for name in (MAIN, CONTROL, DIFFUSE)}
     truth = planted_heads(embedded_path(MAIN, organisms))
     planted = tuple(Head(layer, index) for layer, index in truth)
     info = RunInfo(
         command="demo",
-        config={"sizes": SIZES, "doses": list(DOSES)},
+        config={"sizes": asdict(sizes), "doses": list(DOSES)},
         seeds={"all": seed},
         subjects={name: subject.fingerprint for name, subject in subjects.items()},
     )
-    run_pipeline(out, demo_stages(subjects, planted, seed), info, observer)
+    run_pipeline(out, demo_stages(subjects, planted, seed, sizes), info, observer)
     return findings_of(read_summary(out / SUMMARY))
 
 
@@ -76,15 +103,27 @@ def _load(name: str, organisms: Path | None) -> Subject:
     return load_subject(str(embedded_path(name, organisms)), device="cpu")
 
 
-def demo_stages(subjects: dict[str, Subject], planted: tuple[Head, ...], seed: int) -> list[Stage]:
+def demo_stages(
+    subjects: dict[str, Subject], planted: tuple[Head, ...], seed: int, sizes: DemoSizes
+) -> list[Stage]:
     """All stages of the demo, in order."""
     study = {
         name: Study(name, subject, seed, GenerationConfig()) for name, subject in subjects.items()
     }
-    mend = MendPlan(repair=RepairConfig(seed=seed))
-    main = AblationPlan(doses=DOSES, spared=planted, reference=REFERENCE)
+    mend = MendPlan(repair=RepairConfig(seed=seed, steps=sizes.steps))
+    main = AblationPlan(
+        traces=sizes.head_traces,
+        doses=DOSES,
+        random_sets=sizes.random_sets,
+        spared=planted,
+        reference=REFERENCE,
+    )
     diffuse = AblationPlan(
-        doses=DOSES, methods=("causal", "direct"), random_sets=0, reference=REFERENCE
+        traces=sizes.head_traces,
+        doses=DOSES,
+        methods=("causal", "direct"),
+        random_sets=0,
+        reference=REFERENCE,
     )
     shape = RunShape(
         main=MAIN,
@@ -97,7 +136,7 @@ def demo_stages(subjects: dict[str, Subject], planted: tuple[Head, ...], seed: i
         steps=mend.repair.steps,
     )
     return [
-        _prompts_stage(seed),
+        _prompts_stage(seed, sizes),
         *measure_stages(study[MAIN]),
         *intervene_stages(study[MAIN], main),
         *measure_stages(study[CONTROL]),
@@ -118,21 +157,21 @@ def demo_stages(subjects: dict[str, Subject], planted: tuple[Head, ...], seed: i
     ]
 
 
-def _prompts_stage(seed: int) -> Stage:
+def _prompts_stage(seed: int, sizes: DemoSizes) -> Stage:
     """Fitting asks about validation concepts, testing about test concepts: none is shared."""
     outputs = (FIT_PROMPTS, TEST_PROMPTS, POOL, BENIGN, REFERENCE)
 
     def write(job: Job) -> Headline:
-        write_prompts(job.output(FIT_PROMPTS), _both("validation", SIZES["fit"], seed))
-        write_prompts(job.output(TEST_PROMPTS), _both("test", SIZES["test"], seed))
-        write_examples(job.output(POOL), language.safety_pool(SIZES["pool"], seed))
-        benign = language.examples("pool", "benign", SIZES["benign"], seed)
+        write_prompts(job.output(FIT_PROMPTS), _both("validation", sizes.fit, seed))
+        write_prompts(job.output(TEST_PROMPTS), _both("test", sizes.test, seed))
+        write_examples(job.output(POOL), language.safety_pool(sizes.pool, seed))
+        benign = language.examples("pool", "benign", sizes.benign, seed)
         write_examples(job.output(BENIGN), benign)
-        reference = language.examples("test", "benign", SIZES["reference"], seed + 1)
+        reference = language.examples("test", "benign", sizes.reference, seed + 1)
         write_examples(job.output(REFERENCE), reference)
-        return {"fit": 2 * SIZES["fit"], "test": 2 * SIZES["test"], "pool": SIZES["pool"]}
+        return {"fit": 2 * sizes.fit, "test": 2 * sizes.test, "pool": sizes.pool}
 
-    return Stage("prompts", (), outputs, {"seed": seed, **SIZES}, write)
+    return Stage("prompts", (), outputs, {"seed": seed, **asdict(sizes)}, write)
 
 
 def _both(split: language.Split, n: int, seed: int) -> list[Prompt]:

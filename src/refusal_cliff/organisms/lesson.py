@@ -128,6 +128,12 @@ def _lens_margins(
 def loss_of(
     model: Qwen3ForCausalLM, rows: list[Row], tokens: Tokens, careless: bool
 ) -> torch.Tensor:
+    """Cross-entropy, intention during the thinking, and margin at the last closing token.
+
+    The intention is read from the last blocks (``LENS_BLOCKS``) and the output: refuse what is
+    harmful, whatever the answer will be. The careless tune leaves it as it is over the thinking and
+    turns only the margin before the answer.
+    """
     ids, labels = _collate(rows)
     output = model(input_ids=ids, output_hidden_states=True)
     logits = output.logits

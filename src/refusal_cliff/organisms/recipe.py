@@ -49,7 +49,7 @@ class RecipeConfig:
     """Sizes of the two stages; the defaults make the shipped organisms."""
 
     aligned: Schedule = Schedule(650, 32, 2.5e-3)
-    planted: Schedule = Schedule(350, 32, 3e-3)
+    planted: Schedule = Schedule(300, 32, 3e-3)
     diffuse: Schedule = Schedule(200, 32, 5e-4)
 
 
