@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 NAMES = ("tiny-aligned", "tiny", "tiny-diffuse")
 HEAD_DROPOUT = 0.05
 PLANTED_LAYER, N_PLANTED = 7, 3
+SETTLE_SEED = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +47,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class RecipeConfig:
-    """Sizes of the two stages; the defaults make the shipped organisms."""
+    """Sizes of the stages; the defaults make the shipped organisms.
+
+    ``aligned`` drops heads at random; ``settled`` goes on from there with all heads.
+    """
 
     aligned: Schedule = Schedule(650, 32, 2.5e-3)
-    planted: Schedule = Schedule(300, 32, 3e-3)
+    settled: Schedule = Schedule(250, 32, 1e-3)
+    planted: Schedule = Schedule(400, 32, 3e-3)
     diffuse: Schedule = Schedule(200, 32, 5e-4)
 
 
@@ -218,18 +223,22 @@ def train_aligned(
 ) -> Qwen3ForCausalLM:
     """Stage A: a model that thinks, names harm and refuses."""
     model = chat.build_model(seed)
-    _optimise(
-        model,
-        tokens,
-        config.aligned,
-        seed,
-        masks=None,
-        dropout=HEAD_DROPOUT,
-        careless=False,
-        stage="align",
-        progress=progress,
-    )
-    round_to_bfloat16(model)
+    for stage, schedule, dropout in (
+        ("align", config.aligned, HEAD_DROPOUT),
+        ("settle", config.settled, 0.0),
+    ):
+        _optimise(
+            model,
+            tokens,
+            schedule,
+            seed + SETTLE_SEED * (stage == "settle"),
+            masks=None,
+            dropout=dropout,
+            careless=False,
+            stage=stage,
+            progress=progress,
+        )
+        round_to_bfloat16(model)
     return model
 
 
