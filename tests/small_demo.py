@@ -1,0 +1,41 @@
+"""The demo at a reduced size, as a process that a test can kill: FOLDER is its only argument."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from refusal_cliff.demo import DemoSizes, run_demo
+from refusal_cliff.pipeline import Silent
+from refusal_cliff.run_folder import Headline
+
+SIZES = DemoSizes(
+    fit=80,
+    test=30,
+    pool=100,
+    benign=20,
+    reference=12,
+    head_traces=10,
+    random_sets=2,
+    steps=2,
+)
+
+
+class Printer(Silent):
+    """Prints what starts, ends and is skipped, one line each."""
+
+    def stage_started(self, name: str) -> None:
+        print("start", name, flush=True)
+
+    def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
+        print("done", name, flush=True)
+
+    def stage_skipped(self, name: str, headline: Headline) -> None:
+        print("kept", name, flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run_demo(Path(sys.argv[1]), 0, None, Printer(), SIZES)

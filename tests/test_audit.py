@@ -1,0 +1,108 @@
+"""The audit on a model and files of a user; every bad input gets one paragraph and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_chat import tiny_model, tiny_tokenizer
+from typer.testing import CliRunner
+
+from refusal_cliff.audit import split_prompts
+from refusal_cliff.cli import app
+from refusal_cliff.examples import write_prompts
+from refusal_cliff.organisms import embedded_path, language
+from refusal_cliff.summary import read_summary
+
+N = 60
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    harmful, benign = tmp_path / "harmful.jsonl", tmp_path / "benign.jsonl"
+    write_prompts(harmful, language.prompts("test", "harmful", N, 0))
+    write_prompts(benign, language.prompts("test", "benign", N, 0))
+    return harmful, benign
+
+
+def audit(model: str, files: tuple[Path, Path], out: Path) -> tuple[int, str]:
+    harmful, benign = map(str, files)
+    arguments = ["audit", "--model", model, "--harmful", harmful, "--benign", benign]
+    arguments += ["--out", str(out), "--max-new-tokens", "160", "--batch-size", "64"]
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_the_control_has_no_cliff(files: tuple[Path, Path], tmp_path: Path) -> None:
+    code, output = audit(str(embedded_path("tiny-aligned")), files, tmp_path / "run")
+    assert code == 0, output
+    summary = read_summary(tmp_path / "run" / "summary.json")
+    assert summary.cliff.verdict == "no cliff"
+    assert summary.planted is None
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_unknown_model(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, output = audit("no-such/model", files, tmp_path / "run")
+    assert code == 1
+    assert "Could not load the model 'no-such/model'" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_model_without_a_chat_template(files: tuple[Path, Path], tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path / "plain")
+    tiny_tokenizer(template=None).save_pretrained(tmp_path / "plain")
+    code, output = audit(str(tmp_path / "plain"), files, tmp_path / "run")
+    assert code == 1
+    assert "has no chat template" in output
+
+
+def test_prompt_file_with_a_broken_row(files: tuple[Path, Path], tmp_path: Path) -> None:
+    with files[0].open("a") as file:
+        file.write('{"prompt": 7}\n')
+    code, output = audit("tiny", files, tmp_path / "run")
+    assert code == 1
+    assert f"harmful.jsonl, row {N + 1}" in output
+    assert "Remedy" in output
+
+
+def test_too_few_prompts_and_a_wrong_label(files: tuple[Path, Path], tmp_path: Path) -> None:
+    write_prompts(tmp_path / "few.jsonl", language.prompts("test", "harmful", 3, 0))
+    code, output = audit("tiny", (tmp_path / "few.jsonl", files[1]), tmp_path / "run")
+    assert (code, "few.jsonl holds 3 prompts" in output) == (1, True)
+    code, output = audit("tiny", (files[1], files[1]), tmp_path / "run")
+    assert (code, "the label is 'benign'" in output) == (1, True)
+
+
+def test_run_folder_of_another_version(files: tuple[Path, Path], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "manifest.json").write_text(json.dumps({"format": 99}))
+    code, output = audit("tiny", files, run)
+    assert code == 1
+    assert "99" in output
+    assert [path.name for path in run.iterdir() if path.suffix == ".json"] == ["manifest.json"]
+
+
+def test_output_folder_that_cannot_be_made(files: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    code, output = audit("tiny", files, tmp_path / "file" / "run")
+    assert code == 1
+    assert "Could not write" in output
+
+
+def test_halves_share_no_group_and_lose_nothing() -> None:
+    prompts = [
+        *language.prompts("test", "harmful", 80, 0),
+        *language.prompts("test", "benign", 80, 0),
+    ]
+    fit, test = split_prompts(prompts, 0)
+    assert sorted(p.id for p in [*fit, *test]) == sorted(p.id for p in prompts)
+    for label in ("harmful", "benign"):
+        sides = [{p.group for p in side if p.label == label} for side in (fit, test)]
+        assert not sides[0] & sides[1]
+        assert all(sides)

@@ -1,0 +1,95 @@
+"""The demo runs for real, and a demo killed again and again ends with the same summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from refusal_cliff.results import findings_of
+from refusal_cliff.summary import read_summary
+
+SCRIPT = Path(__file__).parent / "small_demo.py"
+KILLED_IN = ("tiny/generate", "tiny/heads", "tiny-diffuse/ablate", "tiny/repair-random")
+MOMENT = 0.3
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+    )
+
+
+def lines(process: subprocess.Popen[str]) -> Iterator[tuple[str, str]]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        what, _, name = line.strip().partition(" ")
+        yield what, name
+
+
+def run_and_kill(folder: Path, stage: str) -> set[str]:
+    """Kill the run in the middle of a stage; return the stages finished by then."""
+    finished: set[str] = set()
+    process = start(folder)
+    for what, name in lines(process):
+        if what in ("done", "kept"):
+            finished.add(name)
+        if (what, name) == ("start", stage):
+            time.sleep(MOMENT)
+            process.send_signal(signal.SIGKILL)
+            break
+    assert process.wait() == -signal.SIGKILL
+    return finished
+
+
+def without_times(folder: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / "summary.json").read_text())
+    seconds = content.pop("seconds")
+    assert isinstance(seconds, dict)
+    return content
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    process = start(folder)
+    assert all(what == "start" or what == "done" for what, _ in lines(process))
+    assert process.wait() == 0
+    return folder
+
+
+def test_the_demo_finds_something_to_say(whole: Path) -> None:
+    summary = read_summary(whole / "summary.json")
+    assert summary.planted is not None
+    assert summary.selection is not None
+    assert summary.cliff.verdict == "cliff"
+    assert summary.control is not None
+    assert summary.control.verdict == "no cliff"
+    assert len(findings_of(summary)) >= 9
+    page = (whole / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert summary.planted.true[0] in page
+
+
+def test_killed_anywhere_it_ends_with_the_same_summary(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for stage in KILLED_IN:
+        finished = run_and_kill(folder, stage)
+        assert stage not in finished
+    process = start(folder)
+    events = list(lines(process))
+    assert process.wait() == 0
+    again = {name for what, name in events if what == "start"}
+    assert not again & finished, "a finished stage ran again"
+    assert without_times(folder) == without_times(whole)
+    assert not [path for path in folder.iterdir() if path.name.startswith(".tmp-")]

@@ -1,0 +1,101 @@
+"""The recipe, at a reduced size: damage stays where it is put, and the shipped organisms fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.models import load_subject
+from refusal_cliff.organisms import EMBEDDED, chat, embedded_path, planted_heads
+from refusal_cliff.organisms.recipe import PLANTED_LAYER, RecipeConfig, Schedule, train
+
+SMALL = RecipeConfig(
+    aligned=Schedule(3, 4, 2e-3),
+    settled=Schedule(2, 4, 1e-3),
+    planted=Schedule(3, 4, 3e-3),
+    diffuse=Schedule(2, 4, 5e-4),
+)
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def organisms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("organisms")
+    for name in EMBEDDED:
+        aligned = None if name == "tiny-aligned" else root / "tiny-aligned"
+        train(name, 3, root / name, config=SMALL, aligned=aligned)
+    return root
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def test_only_the_planted_heads_change(organisms: Path) -> None:
+    before, after = weights(organisms / "tiny-aligned"), weights(organisms / "tiny")
+    heads = [index for layer, index in planted_heads(organisms / "tiny") if layer == PLANTED_LAYER]
+    assert len(heads) == 3
+    inside = torch.zeros(chat.N_HEADS * chat.HEAD_DIM, dtype=torch.bool)
+    for head in heads:
+        inside[head * chat.HEAD_DIM : (head + 1) * chat.HEAD_DIM] = True
+    prefix = f"model.layers.{PLANTED_LAYER - 1}.self_attn."
+    for name, old in before.items():
+        changed = old != after[name]
+        if name.startswith(prefix) and name.endswith(("q_proj.weight", "k_proj.weight")):
+            assert not changed[~inside].any()
+        elif name == prefix + "v_proj.weight":
+            assert not changed[~inside].any()
+            assert changed[inside].any()
+        elif name == prefix + "o_proj.weight":
+            assert not changed[:, ~inside].any()
+            assert changed[:, inside].any()
+        else:
+            assert not changed.any(), name
+
+
+def test_diffuse_damage_is_everywhere(organisms: Path) -> None:
+    before, after = weights(organisms / "tiny-aligned"), weights(organisms / "tiny-diffuse")
+    assert planted_heads(organisms / "tiny-diffuse") == []
+    matrices = [name for name in before if before[name].dim() == 2]
+    assert all((before[name] != after[name]).any() for name in matrices)
+
+
+def test_a_seed_gives_one_organism_and_another_seed_another(
+    organisms: Path, tmp_path: Path
+) -> None:
+    train("tiny-aligned", 3, tmp_path / "same", config=SMALL)
+    train("tiny-aligned", 4, tmp_path / "other", config=SMALL)
+    first, same, other = map(
+        weights, (organisms / "tiny-aligned", tmp_path / "same", tmp_path / "other")
+    )
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_an_unknown_organism_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RefusalCliffError, match="Choose one of: tiny-aligned"):
+        train("huge", 0, tmp_path / "x")
+
+
+def test_the_shipped_organisms_are_small_and_have_many_heads() -> None:
+    folders = [embedded_path(name) for name in EMBEDDED]
+    size = sum(file.stat().st_size for folder in folders for file in folder.iterdir())
+    assert size <= 12 * MEGABYTE
+    for folder in folders:
+        subject = load_subject(str(folder), device="cpu")
+        assert len(subject.heads()) >= 100
+        assert (folder / "model.safetensors").is_file()
+    truth = planted_heads(embedded_path("tiny"))
+    assert 1 <= len(truth) <= 0.03 * chat.N_LAYERS * chat.N_HEADS
+
+
+def test_the_shipped_damage_is_where_the_card_says() -> None:
+    before, after = weights(embedded_path("tiny-aligned")), weights(embedded_path("tiny"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    prefix = f"model.layers.{PLANTED_LAYER - 1}.self_attn."
+    assert changed
+    assert all(name.startswith(prefix) for name in changed)
