@@ -1,4 +1,4 @@
-"""The audit on a model and files of a user; every bad input gets one paragraph and leaves nothing."""
+"""The audit on a user's model and files; bad input gets one paragraph, and leaves nothing."""
 
 from __future__ import annotations
 

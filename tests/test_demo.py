@@ -83,6 +83,7 @@ def test_the_demo_finds_something_to_say(whole: Path) -> None:
 
 def test_killed_anywhere_it_ends_with_the_same_summary(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
+    finished: set[str] = set()
     for stage in KILLED_IN:
         finished = run_and_kill(folder, stage)
         assert stage not in finished

@@ -294,3 +294,14 @@ def test_files_of_different_probes_are_said(tmp_path: Path) -> None:
     write_probes(paths[2], paths[3], replace(one, probes=(probe_of(1, 0.7), probe_of(2, 0.7))))
     with pytest.raises(RefusalCliffError, match=r"a\.safetensors has 1 probes and .*b\.json 2\."):
         read_probes(paths[0], paths[3])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=2, max_size=40).filter(
+        lambda rows: {label for label, _ in rows} == {0, 1}
+    )
+)
+def test_auroc_equals_that_of_scikit_learn(rows: list[tuple[int, int]]) -> None:
+    labels = np.array([label for label, _ in rows])
+    scores = np.array([score for _, score in rows], dtype=float)
+    assert probe_module._auroc(labels, scores) == pytest.approx(roc_auc_score(labels, scores))

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
+from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path, read_json, write_json
@@ -270,10 +270,16 @@ def _shuffled(train: _Part, test: _Part, estimator: Estimator, strength: float, 
 
 
 def _auroc(labels: NDArray[np.int64], scores: Floats) -> float:
-    """AUROC; NaN where a class is missing, which a bootstrap leaves out."""
-    if labels.min() == labels.max():
+    """AUROC by ranks (Mann and Whitney 1947), ties counted half.
+
+    NaN where a class is missing, which a bootstrap leaves out.
+    """
+    positive = int(labels.sum())
+    negative = len(labels) - positive
+    if positive == 0 or negative == 0:
         return float("nan")
-    return float(roc_auc_score(labels, scores))
+    ranks = rankdata(scores)[labels == 1].sum()
+    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
 
 
 def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
