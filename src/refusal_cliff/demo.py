@@ -26,6 +26,8 @@ from refusal_cliff.traces import Prompt
 
 MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
+GENERATION = GenerationConfig(max_new_tokens=110, batch_size=64)
+"""Small batches: each step copies the whole cache, so large ones are slower on a CPU."""
 DOSES = tuple(range(7))
 NOTES = (
     "The models are organisms of 1.9 million parameters, trained from scratch on templated English "
@@ -53,14 +55,14 @@ class DemoSizes:
         steps: Optimiser steps of each repair.
     """
 
-    fit: int = 200
-    test: int = 120
+    fit: int = 150
+    test: int = 100
     pool: int = 2000
     benign: int = 400
     reference: int = 120
-    head_traces: int = 60
+    head_traces: int = 50
     random_sets: int = 20
-    steps: int = 40
+    steps: int = 16
 
 
 def run_demo(
@@ -107,9 +109,7 @@ def demo_stages(
     subjects: dict[str, Subject], planted: tuple[Head, ...], seed: int, sizes: DemoSizes
 ) -> list[Stage]:
     """All stages of the demo, in order."""
-    study = {
-        name: Study(name, subject, seed, GenerationConfig()) for name, subject in subjects.items()
-    }
+    study = {name: Study(name, subject, seed, GENERATION) for name, subject in subjects.items()}
     mend = MendPlan(repair=RepairConfig(seed=seed, steps=sizes.steps))
     main = AblationPlan(
         traces=sizes.head_traces,

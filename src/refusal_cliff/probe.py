@@ -189,7 +189,8 @@ def _fit_layer(
     scaled = [_Part((part.features - centre) / scale, part.labels) for part in parts]
     direction, strength = _direction(scaled[0], scaled[1], estimator)
     validation_scores = scaled[1].features @ direction
-    slope, intercept = calibrate(validation_scores, validation.labels)
+    seen = np.concatenate([scaled[0].features @ direction, validation_scores])
+    slope, intercept = calibrate(seen, np.concatenate([train.labels, validation.labels]))
     weight = slope * direction / scale
     bias = float(intercept - weight @ centre)
     logits = test.features @ weight + bias

@@ -49,9 +49,9 @@ class AblationPlan:
     traces: int = 60
     doses: tuple[int, ...] = ()
     methods: tuple[str, ...] = ("causal",)
-    dose_prompts: int = 60
+    dose_prompts: int = 40
     random_sets: int = 20
-    random_prompts: int = 40
+    random_prompts: int = 30
     spared: tuple[Head, ...] = field(default=())
     reference: str | None = None
 
