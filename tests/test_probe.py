@@ -154,7 +154,8 @@ def test_the_weight_reads_raw_residuals(estimator: Estimator) -> None:
         return probe_module._Part((part.features - centre) / scale, part.labels)
 
     direction, _ = probe_module._direction(scaled(train), scaled(validation), estimator)
-    slope, intercept = calibrate(scaled(validation).features @ direction, validation.labels)
+    seen = np.concatenate([scaled(part).features @ direction for part in (train, validation)])
+    slope, intercept = calibrate(seen, np.concatenate([train.labels, validation.labels]))
     expected = slope * (scaled(test).features @ direction) + intercept
     exact = np.float64(slope / scale) * direction
     assert test.features @ exact - exact @ centre + intercept == pytest.approx(expected, abs=1e-6)
