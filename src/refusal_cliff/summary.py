@@ -97,7 +97,9 @@ class CliffSummary(_Part):
     final: Share = Field(description="Mean score at the last closing token.")
     cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")
     cliff_ci: Interval = Field(description="Bootstrap interval of `cliff`, over prompt groups.")
-    share_with_cliff: Share = Field(description="Traces with plateau ≥ 0.5 and cliff ≥ 0.3.")
+    share_with_cliff: Share = Field(
+        description="Traces with plateau ≥ 0.5 that drop ≥ 0.3 at the end."
+    )
     localisation: Share | None = Field(
         description="Share of the drop inside the closing span and the last 5 thinking tokens; "
         "null where nothing drops."
