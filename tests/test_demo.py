@@ -77,7 +77,7 @@ def test_the_demo_finds_something_to_say(whole: Path) -> None:
     assert summary.control.verdict == "no cliff"
     assert len(findings_of(summary)) >= 9
     page = (whole / "report.html").read_text()
-    assert page.startswith("<!doctype html>")
+    assert page.startswith("<!DOCTYPE html>")
     assert summary.planted.true[0] in page
 
 
