@@ -45,7 +45,7 @@ def block_outputs(subject: Subject, ids: tuple[int, ...]) -> list[NDArray[np.flo
         del module, inputs
         kept.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [block.register_forward_hook(keep) for block in subject.blocks]
+    handles = [block.module.register_forward_hook(keep) for block in subject.blocks]
     subject.model(torch.tensor([ids]))
     for handle in handles:
         handle.remove()
@@ -98,7 +98,7 @@ def test_scores_are_the_probes_logits_of_every_token(subject: Subject) -> None:
 
 def test_nothing_after_the_last_layer_asked_for_is_run(subject: Subject) -> None:
     ran: Counter[str] = Counter()
-    watched = {f"block {n}": block for n, block in enumerate(subject.blocks, 1)}
+    watched = {f"block {block.layer}": block.module for block in subject.blocks}
     watched |= {"norm": final_norm(subject)}
     watched |= {"head": subject.model.lm_head}
     handles = [

@@ -119,7 +119,7 @@ def test_ablation_changes_perplexity_and_leaves_no_trace(
     heads = [Head(1, 0), Head(2, 3)]
     changed = perplexity(subject, texts, heads)
     assert changed != pytest.approx(before, rel=1e-3)
-    assert not any(projection._forward_pre_hooks for projection in subject.projections)
+    assert not any(subject.projection(layer)._forward_pre_hooks for layer in (1, 2))
     assert perplexity(subject, texts) == before
     model = tiny_model()
     for head in heads:
@@ -133,4 +133,4 @@ def test_ablation_changes_perplexity_and_leaves_no_trace(
 def test_hooks_are_removed_after_an_error(subject: Subject) -> None:
     with pytest.raises(IndexError):
         perplexity(subject, [([1, 2, 9999], 1)], [Head(1, 0)])
-    assert not any(projection._forward_pre_hooks for projection in subject.projections)
+    assert not any(subject.projection(layer)._forward_pre_hooks for layer in (1, 2))

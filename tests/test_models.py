@@ -28,7 +28,12 @@ def load(folder: Path, dtype: str = "float32") -> Subject:
 def test_a_saved_checkpoint_is_loaded_as_it_was(folder: Path) -> None:
     subject, model = load(folder), tiny_model()
     assert (subject.name, subject.source) == (str(folder), folder)
-    assert (subject.n_layers, subject.n_heads, subject.head_width, subject.width) == (2, 4, 8, 32)
+    assert (subject.n_layers, subject.n_heads, subject.head_width(1), subject.width) == (
+        2,
+        4,
+        8,
+        32,
+    )
     assert subject.n_parameters == sum(p.numel() for p in model.parameters())
     assert (subject.format.opener, subject.format.opened_by_prompt) == ("<think>", True)
     assert not subject.model.training
@@ -51,8 +56,8 @@ def test_blocks_and_heads_are_found(family: str) -> None:
         if family == "gpt2"
         else ("model.layers", "self_attn.o_proj")
     )
-    assert [paths[b] for b in subject.blocks] == [f"{blocks}.{i}" for i in range(LAYERS)]
-    assert [paths[p] for p in subject.projections] == [
+    assert [paths[b.module] for b in subject.blocks] == [f"{blocks}.{i}" for i in range(LAYERS)]
+    assert [paths[subject.projection(n)] for n in range(1, LAYERS + 1)] == [
         f"{blocks}.{i}.{attention}" for i in range(LAYERS)
     ]
     assert subject.width == WIDTH
@@ -64,10 +69,10 @@ def test_blocks_and_heads_are_found(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_columns_of_the_heads_add_up_to_the_projection(family: str) -> None:
     subject = family_subject(family)
-    assert subject.head_width == HEAD_WIDTH[family]
-    projection = subject.projections[1]
+    assert subject.head_width(2) == HEAD_WIDTH[family]
+    projection = subject.projection(2)
     inputs = torch.randn(5, HEADS, HEAD_WIDTH[family])
-    parts = torch.einsum("dhk,nhk->nd", subject.columns(2), inputs)
+    parts = torch.einsum("dhk,nhk->nd", subject.blocks[1].columns(), inputs)
     offset = projection(torch.zeros(1, HEADS * HEAD_WIDTH[family]))
     torch.testing.assert_close(parts + offset, projection(inputs.flatten(1)))
 
@@ -115,15 +120,18 @@ def test_a_model_without_chat_template_is_refused() -> None:
 
 def test_a_model_without_attention_is_refused() -> None:
     config = MambaConfig(vocab_size=261, hidden_size=8, state_size=4, num_hidden_layers=2)
-    with pytest.raises(RefusalCliffError, match=r"mamba has no list of blocks.*MambaForCausalLM"):
+    with pytest.raises(RefusalCliffError, match=r"No block of mamba .*MambaMixer.*Use a transf"):
         subject_of("mamba", MambaForCausalLM(config), tiny_tokenizer())
 
 
-def test_a_projection_that_does_not_split_into_heads_is_refused() -> None:
+@pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
+def test_heads_are_counted_where_they_attend(implementation: str) -> None:
     model = tiny_model()
+    model.set_attn_implementation(implementation)
     model.config.num_attention_heads = 5
-    with pytest.raises(RefusalCliffError, match=r"Block 1 of odd .* splits into 5 heads"):
-        subject_of("odd", model, tiny_tokenizer())
+    subject = subject_of("four", model, tiny_tokenizer())
+    assert subject.n_heads == 4
+    assert model.config._attn_implementation == implementation
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6))

@@ -42,7 +42,7 @@ def ablated(
         by_layer[head.layer].append(head.index)
     with ExitStack() as stack:
         for layer, indices in by_layer.items():
-            factor = torch.ones(subject.n_heads, device=subject.device)
+            factor = torch.ones(subject.blocks[layer - 1].n_heads)
             factor[indices] = scale
             _scale_heads(stack, subject, layer, factor, starts)
         yield
@@ -64,7 +64,7 @@ def ablated_rows(subject: Subject, row_heads: Sequence[Collection[Head]]) -> Ite
         _check(subject, heads)
     with ExitStack() as stack:
         for layer in layers:
-            factor = torch.ones(len(row_heads), 1, subject.n_heads, device=subject.device)
+            factor = torch.ones(len(row_heads), 1, subject.blocks[layer - 1].n_heads)
             for row, heads in enumerate(row_heads):
                 factor[row, 0, [head.index for head in heads if head.layer == layer]] = 0
             _scale_heads(stack, subject, layer, factor, None)
@@ -73,11 +73,15 @@ def ablated_rows(subject: Subject, row_heads: Sequence[Collection[Head]]) -> Ite
 
 def _check(subject: Subject, heads: Collection[Head]) -> None:
     for head in heads:
-        if not (1 <= head.layer <= subject.n_layers and 0 <= head.index < subject.n_heads):
+        if not 1 <= head.layer <= subject.n_layers:
             raise RefusalCliffError(
-                f"{subject.name} has no head {head}: blocks go from 1 to {subject.n_layers}, heads "
-                f"from 0 to {subject.n_heads - 1}. Write layer.head."
+                f"{subject.name} has no head {head}: its blocks go from 1 to {subject.n_layers}. "
+                "Write layer.head."
             )
+        block = subject.blocks[head.layer - 1]
+        if not 0 <= head.index < block.n_heads:
+            has = f"its heads go from 0 to {block.n_heads - 1}" if block.n_heads else block.skipped
+            raise RefusalCliffError(f"{subject.name} has no head {head}: {has}. Write layer.head.")
 
 
 def _scale_heads(
@@ -92,8 +96,8 @@ def _scale_heads(
     def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         del module
         outputs: torch.Tensor = inputs[0]
-        by_head = outputs.unflatten(-1, (subject.n_heads, -1))
-        scaled = by_head * factor.to(outputs.dtype)[..., None]
+        by_head = outputs.unflatten(-1, (factor.shape[-1], -1))
+        scaled = by_head * factor.to(outputs)[..., None]
         if starts is not None:
             tokens = torch.arange(outputs.shape[1], device=outputs.device)
             first = torch.tensor(starts, device=outputs.device)
@@ -101,4 +105,4 @@ def _scale_heads(
             scaled = torch.where(inside, scaled, by_head)
         return (scaled.flatten(-2), *inputs[1:])
 
-    stack.callback(subject.projections[layer - 1].register_forward_pre_hook(hook).remove)
+    stack.callback(subject.projection(layer).register_forward_pre_hook(hook).remove)

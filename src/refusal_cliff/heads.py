@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers import Cache
 
 from refusal_cliff.ablation import ablated_rows
+from refusal_cliff.blocks import decoder_of
 from refusal_cliff.capture import HeadContributions, ProbeScores, Progress, capture
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path
@@ -74,9 +75,10 @@ def causal_effects(
         whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]
         _check_same(subject, base, np.asarray(whole))
         for layer in range(1, probe.layer + 1):
-            heads = [(Head(layer, index),) for index in range(subject.n_heads)]
-            changed = closing.final_logits(layer, heads)
-            effects[start : start + len(chosen), layer - 1] = changed - base[:, None]
+            heads = [(Head(layer, index),) for index in range(subject.blocks[layer - 1].n_heads)]
+            if heads:
+                changed = closing.final_logits(layer, heads) - base[:, None]
+                effects[start : start + len(chosen), layer - 1, : len(heads)] = changed
         if progress is not None:
             progress(start + len(chosen), len(traces))
     return effects
@@ -130,7 +132,7 @@ class _ClosingPass:
         ]
         self._last = torch.tensor([len(tokens) - 1 for tokens in closing], device=subject.device)
         ids, mask = _padded(prefix, subject.device, left=True)  # the newest keys end in one place
-        decoder: Any = subject.model.base_model
+        decoder = decoder_of(subject.model)
         cache = decoder(
             input_ids=ids,
             attention_mask=mask,
@@ -142,8 +144,8 @@ class _ClosingPass:
         closing_ids, closing_mask = _padded(closing, subject.device)
         first = torch.tensor([len(tokens) for tokens in prefix], device=subject.device)
         handles = [
-            block.register_forward_pre_hook(self._recorder(layer), with_kwargs=True)
-            for layer, block in enumerate(subject.blocks, start=1)
+            block.module.register_forward_pre_hook(self._recorder(block.layer), with_kwargs=True)
+            for block in subject.blocks
         ]
         try:
             decoder(
@@ -187,7 +189,7 @@ class _ClosingPass:
                 _, rest, named = self._calls[number]
                 arguments = [again(value) for value in rest]
                 by_name = {name: again(value) for name, value in named.items()}
-                output = subject.blocks[number - 1](states, *arguments, **by_name)
+                output = subject.blocks[number - 1].module(states, *arguments, **by_name)
                 states = output[0] if isinstance(output, tuple) else output
         rows = torch.arange(len(states), device=states.device)
         final = states[rows, self._last.repeat_interleave(copies)].float()

@@ -1,14 +1,8 @@
-"""A model under study: its blocks, the output projection of each attention, and its heads.
-
-All is found by structure, not by a table of names of architectures: the blocks are the decoder's
-list of layers, and an output projection is the linear layer in a block's attention whose input is
-the concatenation of the heads' outputs.
-"""
+"""A model under study: loading it, naming its heads, and knowing it again by its fingerprint."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from refusal_cliff.architecture import analyse
+from refusal_cliff.blocks import Block, in_features
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import EMBEDDED, embedded_path
 from refusal_cliff.thinking import ThinkingFormat
@@ -31,8 +27,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-_PROJECTION_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo")
-_ATTENTION_NAMES = ("self_attn", "attn", "attention", "self_attention")
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -57,8 +51,6 @@ class Subject:
         format: How it marks its thinking.
         fingerprint: SHA-256 of configuration, weights and chat template.
         blocks: The decoder blocks; ``blocks[l - 1]`` is block ``l``.
-        projections: The attention output projection of each block.
-        n_heads: Heads of each block.
         source: Folder of the checkpoint, if it is one on this machine.
     """
 
@@ -67,9 +59,7 @@ class Subject:
     tokenizer: PreTrainedTokenizerBase
     format: ThinkingFormat
     fingerprint: str
-    blocks: tuple[torch.nn.Module, ...]
-    projections: tuple[torch.nn.Module, ...]
-    n_heads: int
+    blocks: tuple[Block, ...]
     source: Path | None
 
     @property
@@ -93,23 +83,33 @@ class Subject:
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
-    def head_width(self) -> int:
-        """Inputs of a projection that belong to one head."""
-        return _in_features(self.projections[0]) // self.n_heads
+    def n_heads(self) -> int:
+        """Most heads of any block."""
+        return max(block.n_heads for block in self.blocks)
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """Blocks without heads to measure, and why."""
+        return {block.layer: block.skipped for block in self.blocks if not block.n_heads}
 
     def heads(self) -> list[Head]:
         """Every head, by layer, then by index."""
-        layers = range(1, self.n_layers + 1)
-        return [Head(layer, index) for layer in layers for index in range(self.n_heads)]
+        return [Head(block.layer, i) for block in self.blocks for i in range(block.n_heads)]
 
-    def columns(self, layer: int) -> torch.Tensor:
-        """A projection's weight by heads, [d, heads, head width], float32."""
-        weight = self.projections[layer - 1].weight
-        if not isinstance(weight, torch.Tensor):
-            raise TypeError("an output projection has a weight")
-        if type(self.projections[layer - 1]).__name__ == "Conv1D":  # GPT-2 stores the transpose
-            weight = weight.T
-        return weight.detach().float().unflatten(1, (self.n_heads, -1))
+    def projection(self, layer: int) -> torch.nn.Module:
+        """Output projection of the attention of a block.
+
+        Raises:
+            ValueError: The block has no heads.
+        """
+        found = self.blocks[layer - 1].projection
+        if found is None:
+            raise ValueError(f"block {layer} has no heads: {self.blocks[layer - 1].skipped}")
+        return found
+
+    def head_width(self, layer: int) -> int:
+        """Inputs of a block's projection that belong to one head."""
+        return in_features(self.projection(layer)) // self.blocks[layer - 1].n_heads
 
 
 def load_subject(
@@ -163,23 +163,16 @@ def subject_of(
     """Look at a loaded model.
 
     Raises:
-        RefusalCliffError: It has no thinking format, or no heads that can be told apart.
+        RefusalCliffError: It has no thinking format, or a block that is not a sum of its parts.
     """
     model.eval().requires_grad_(False)
-    blocks = tuple(_find_blocks(name, model))
-    n_heads = int(model.config.get_text_config().num_attention_heads)
-    projections = tuple(
-        _find_projection(name, number, block, n_heads) for number, block in enumerate(blocks, 1)
-    )
     return Subject(
         name=name,
         model=model,
         tokenizer=tokenizer,
         format=ThinkingFormat.from_tokenizer(tokenizer),
         fingerprint=_fingerprint(model, tokenizer),
-        blocks=blocks,
-        projections=projections,
-        n_heads=n_heads,
+        blocks=analyse(name, model),
         source=source,
     )
 
@@ -207,45 +200,6 @@ def _first_line(error: BaseException) -> str:
     return text.splitlines()[0].rstrip(".") + "."
 
 
-def _find_blocks(name: str, model: PreTrainedModel) -> Iterator[torch.nn.Module]:
-    """The modules of the longest list whose members have an attention."""
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    with_attention = [found for found in lists if all(map(_attention_of, found)) and len(found)]
-    if not with_attention:
-        raise RefusalCliffError(
-            f"{name} has no list of blocks with attention that can be found, so there are no heads "
-            f"to measure (it is a {type(model).__name__}). Use a decoder-only transformer."
-        )
-    yield from max(with_attention, key=len)
-
-
-def _attention_of(block: torch.nn.Module) -> torch.nn.Module | None:
-    return next((getattr(block, n) for n in _ATTENTION_NAMES if hasattr(block, n)), None)
-
-
-def _find_projection(
-    name: str, number: int, block: torch.nn.Module, n_heads: int
-) -> torch.nn.Module:
-    attention = _attention_of(block)
-    for path in _PROJECTION_NAMES:
-        found = getattr(attention, path, None)
-        if found is not None and _in_features(found) % n_heads == 0:
-            return found
-    raise RefusalCliffError(
-        f"Block {number} of {name} has no output projection that splits into {n_heads} heads "
-        f"(its attention is a {type(attention).__name__}). Such a block cannot be measured yet."
-    )
-
-
-def _in_features(projection: torch.nn.Module) -> int:
-    if hasattr(projection, "in_features"):
-        return int(projection.in_features)  # pyright: ignore[reportArgumentType]
-    weight = projection.weight
-    if not isinstance(weight, torch.Tensor):
-        raise TypeError("an output projection has a weight")
-    return int(weight.shape[0])  # Conv1D: [in, out]
-
-
 def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
     """SHA-256 over configuration, chat template, vocabulary and every weight's bytes."""
     digest = hashlib.sha256()
@@ -256,5 +210,7 @@ def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()

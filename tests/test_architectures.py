@@ -1,0 +1,181 @@
+"""On every architecture: measured states are the model's own, parts add up, ablation is exact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architectures import ARCHITECTURES, UNSUPPORTED, WIDTH, architecture_subject
+from models_page import models_page
+from tiny_chat import SPECIAL
+from tiny_families import random_ids
+
+from refusal_cliff.ablation import ablated
+from refusal_cliff.capture import PositionResiduals, TokenContributions, capture
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.models import Head, Subject
+
+IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 2, 12))]
+RELATIVE = 1e-4
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def subject(request: pytest.FixtureRequest) -> Subject:
+    return architecture_subject(request.param)
+
+
+def relative(got: Any, expected: Any) -> float:
+    got, expected = np.asarray(got, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    return float(np.abs(got - expected).max() / np.abs(expected).max())
+
+
+def every(subject: Subject) -> list[int]:
+    return [block.layer for block in subject.blocks]
+
+
+@torch.inference_mode()
+def test_residuals_are_hugging_faces_own(subject: Subject) -> None:
+    """All but the last, which Hugging Face gives after the final norm."""
+    last = [len(ids) - 1 for ids in IDS]
+    reader = PositionResiduals(last, every(subject), WIDTH)
+    capture(subject, IDS, [reader], token_budget=24)
+    for row, ids in enumerate(IDS):
+        output = subject.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+        expected = [state[0, -1] for state in output.hidden_states[1:-1]]
+        assert len(expected) == subject.n_layers - 1
+        assert relative(reader.values[row, :-1], torch.stack(expected)) < RELATIVE
+
+
+@torch.inference_mode()
+def test_a_padded_batch_gives_what_single_rows_give(subject: Subject) -> None:
+    last = [len(ids) - 1 for ids in IDS]
+    together, alone = (PositionResiduals(last, every(subject), WIDTH) for _ in range(2))
+    capture(subject, IDS, [together], token_budget=10**6)
+    capture(subject, IDS, [alone], token_budget=1)
+    assert relative(together.values, alone.values) < RELATIVE
+
+
+class Ledger:
+    """Everything but the heads that reaches a direction, by hooks of the test's own."""
+
+    def __init__(self, subject: Subject, layer: int, direction: torch.Tensor) -> None:
+        self.added: list[torch.Tensor] = []
+        self.whole = torch.zeros(0)
+        self._handles: list[Any] = []
+        carried = 1.0
+        for block in reversed(subject.blocks[:layer]):
+            for part in block.others:
+                self._watch(part.norm or part.module, carried * part.factor * direction)
+            if block.attention is not None:
+                onto = carried * block.attention.factor * direction
+                self._watch_bias(block.projection, block.attention.norm, onto)
+            carried *= block.carry
+        first, last = subject.blocks[0].module, subject.blocks[layer - 1].module
+
+        def take_input(module: Any, args: Any, kwargs: Any) -> None:
+            states = args[0] if args else kwargs["hidden_states"]
+            self.added.append(rows_of(states) @ (carried * direction))
+
+        def take_output(module: Any, args: Any, output: Any) -> None:
+            self.whole = rows_of(output) @ direction
+
+        self._handles.append(first.register_forward_pre_hook(take_input, with_kwargs=True))
+        self._handles.append(last.register_forward_hook(take_output))
+
+    def _watch(self, module: torch.nn.Module, onto: torch.Tensor) -> None:
+        def take(module: Any, args: Any, output: Any) -> None:
+            self.added.append(rows_of(output) @ onto)
+
+        self._handles.append(module.register_forward_hook(take))
+
+    def _watch_bias(self, projection: Any, norm: Any, onto: torch.Tensor) -> None:
+        """A bias counts as what is left of it after the norm that follows, if there is one."""
+        bias = getattr(projection, "bias", None)
+
+        def take(module: Any, args: Any, output: Any) -> None:
+            ratio = 1.0 if norm is None else rows_of(output) / rows_of(args[0])
+            assert bias is not None
+            self.added.append((bias.double() * ratio * torch.ones_like(rows_of(output))) @ onto)
+
+        if bias is not None:
+            self._handles.append((norm or projection).register_forward_hook(take))
+
+    def close(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def rows_of(output: Any) -> torch.Tensor:
+    while isinstance(output, tuple):
+        output = output[0]
+    return output.reshape(-1, WIDTH).double()
+
+
+@torch.inference_mode()
+def test_heads_biases_and_all_else_add_up_to_the_logit(subject: Subject) -> None:
+    """Embedding + heads + projection biases + other parts = w·h, at every token of every layer."""
+    direction = torch.from_numpy(np.random.default_rng(0).normal(size=WIDTH))
+    ids = IDS[1]
+    for layer in every(subject):
+        heads = TokenContributions(subject, [len(ids)], direction.numpy(), layer)
+        capture(subject, [ids], [heads])
+        ledger = Ledger(subject, layer, direction)
+        subject.model(torch.tensor([ids]), use_cache=False)
+        ledger.close()
+        of_heads = torch.from_numpy(heads.values[0].astype(np.float64)).sum((0, 1))
+        assert relative(of_heads + torch.stack(ledger.added).sum(0), ledger.whole) < RELATIVE
+
+
+@torch.inference_mode()
+def test_ablation_is_zeroing_columns(subject: Subject) -> None:
+    """In the logits of a forward pass, and in greedy generation with the key-value cache."""
+    some = subject.heads()[:: max(1, len(subject.heads()) // 3)]
+    batch = torch.tensor([IDS[1], random_ids(19, 9)])
+    with ablated(subject, some):
+        logits = subject.model(batch, use_cache=False).logits
+        text = greedy(subject, batch)
+    plain = subject.model(batch, use_cache=False).logits
+    changed = architecture_subject(subject.name)
+    for head in some:
+        zero_columns(changed, head)
+    expected = changed.model(batch, use_cache=False).logits
+    assert relative(logits, expected) < RELATIVE
+    assert relative(logits, plain) > RELATIVE
+    assert torch.equal(text, greedy(changed, batch))
+
+
+def zero_columns(subject: Subject, head: Head) -> None:
+    projection = subject.projection(head.layer)
+    width = subject.head_width(head.layer)
+    part = slice(head.index * width, (head.index + 1) * width)
+    weight = projection.get_parameter("weight")
+    if type(projection).__name__ == "Conv1D":
+        weight[part] = 0
+    else:
+        weight[:, part] = 0
+
+
+def greedy(subject: Subject, batch: torch.Tensor) -> torch.Tensor:
+    model: Any = subject.model
+    return model.generate(
+        batch,
+        attention_mask=torch.ones_like(batch),
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        pad_token_id=SPECIAL.index("<|endoftext|>"),
+    )
+
+
+def test_the_documented_table_is_what_was_run() -> None:
+    page = Path(__file__).parent.parent / "docs" / "models.md"
+    assert page.read_text(encoding="utf-8") == models_page()
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_cannot_be_measured_is_refused(name: str) -> None:
+    with pytest.raises(RefusalCliffError, match=rf"{name}.*|hyper-connections"):
+        architecture_subject(name)
