@@ -76,7 +76,7 @@ def analyse(name: str, model: PreTrainedModel) -> tuple[Block, ...]:
 @contextmanager
 def _visible_attention(model: PreTrainedModel) -> Iterator[None]:
     """Flash and other fused attention hides its softmax: look at the plain one meanwhile."""
-    chosen = model.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
+    chosen = str(model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
     if chosen in ("eager", "sdpa"):
         yield
         return
