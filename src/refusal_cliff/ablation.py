@@ -49,12 +49,18 @@ def ablated(
 
 
 @contextmanager
-def ablated_rows(subject: Subject, row_heads: Sequence[Collection[Head]]) -> Iterator[None]:
-    """Take out heads of each row of a batch on its own, at every token.
+def ablated_rows(
+    subject: Subject,
+    row_heads: Sequence[Collection[Head]],
+    *,
+    starts: Sequence[int] | None = None,
+) -> Iterator[None]:
+    """Take out heads of each row of a batch on its own.
 
     Args:
         subject: The model.
         row_heads: For each row of the batch, which heads.
+        starts: As for `ablated`.
 
     Raises:
         RefusalCliffError: A head does not exist.
@@ -67,7 +73,7 @@ def ablated_rows(subject: Subject, row_heads: Sequence[Collection[Head]]) -> Ite
             factor = torch.ones(len(row_heads), 1, subject.blocks[layer - 1].n_heads)
             for row, heads in enumerate(row_heads):
                 factor[row, 0, [head.index for head in heads if head.layer == layer]] = 0
-            _scale_heads(stack, subject, layer, factor, None)
+            _scale_heads(stack, subject, layer, factor, starts)
         yield
 
 

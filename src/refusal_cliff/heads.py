@@ -12,17 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from transformers import Cache
 
-from refusal_cliff.ablation import ablated_rows
-from refusal_cliff.blocks import decoder_of
 from refusal_cliff.capture import HeadContributions, ProbeScores, Progress, capture
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path
 from refusal_cliff.models import Head, Subject
 from refusal_cliff.probe import Probe
+from refusal_cliff.rerun import Rerun, closed_spans
 from refusal_cliff.stats import bootstrap_mean
-from refusal_cliff.thinking import Spans
 from refusal_cliff.traces import Trace
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
@@ -41,7 +38,7 @@ def direct_contributions(
     Returns:
         [traces, layers, heads], in logits; zero after the probe's layer.
     """
-    positions = [_spans(trace).last_closing for trace in traces]
+    positions = [closed_spans(trace).last_closing for trace in traces]
     reader = HeadContributions(subject, positions, probe.weight, probe.layer)
     capture(subject, [trace.token_ids for trace in traces], [reader], progress=progress)
     return reader.values
@@ -53,9 +50,8 @@ def causal_effects(
 ) -> Floats:
     """Rise of the final score logit when one head is taken out over the closing tokens.
 
-    Exact, and without a forward pass a head: the thinking is run once and its keys and values are
-    kept; for the heads of block l, only the closing tokens are run again, only from block l on, all
-    heads of the block in one batch.
+    Exact, and without a forward pass a head, see `Rerun`: for the heads of block l, blocks are run
+    again only from l on, all heads of the block in one batch.
 
     Returns:
         [traces, layers, heads], in logits: positive where a head suppresses refusal; zero after
@@ -69,9 +65,9 @@ def causal_effects(
     capture(subject, [trace.token_ids for trace in traces], [scores])
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
-        closing = _ClosingPass(subject, chosen, probe)
+        closing = Rerun(subject, chosen, probe)
         base = closing.final_logits(1, [()])[:, 0]
-        place = [_spans(trace).last_closing for trace in chosen]
+        place = [closed_spans(trace).last_closing for trace in chosen]
         whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]
         _check_same(subject, base, np.asarray(whole))
         for layer in range(1, probe.layer + 1):
@@ -93,130 +89,6 @@ def _check_same(subject: Subject, base: Floats, whole: Floats) -> None:
             f"final score logit differs by {gap:.3g} from the model's own. Heads of this "
             "architecture cannot be ranked by causal effect yet."
         )
-
-
-def _spans(trace: Trace) -> Spans:
-    if trace.spans is None:
-        raise ValueError(f"trace {trace.prompt.id} has no closing span")
-    return trace.spans
-
-
-class _KeptThoughts:
-    """A key-value cache of the thinking that is read, never grown: each block sees it once."""
-
-    def __init__(self, states: Sequence[tuple[torch.Tensor, torch.Tensor]], copies: int) -> None:
-        self._states = states
-        self._copies = copies
-
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of the thinking before those given."""
-        old_keys, old_values = (
-            kept.repeat_interleave(self._copies, 0) for kept in self._states[layer_idx]
-        )
-        return torch.cat([old_keys, keys], -2), torch.cat([old_values, values], -2)
-
-
-class _ClosingPass:
-    """The closing tokens of some traces, ready to be run again from any block on."""
-
-    def __init__(self, subject: Subject, traces: Sequence[Trace], probe: Probe) -> None:
-        self._subject = subject
-        self._probe = probe
-        self._weight = torch.as_tensor(probe.weight, dtype=torch.float32, device=subject.device)
-        spans = [_spans(trace) for trace in traces]
-        prefix = [trace.token_ids[: s.thinking] for trace, s in zip(traces, spans, strict=True)]
-        closing = [
-            trace.token_ids[s.thinking : s.closing] for trace, s in zip(traces, spans, strict=True)
-        ]
-        self._last = torch.tensor([len(tokens) - 1 for tokens in closing], device=subject.device)
-        ids, mask = _padded(prefix, subject.device, left=True)  # the newest keys end in one place
-        decoder = decoder_of(subject.model)
-        cache = decoder(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=True,
-        ).past_key_values
-        self._thoughts = [(layer.keys, layer.values) for layer in cache.layers]
-        self._calls: dict[int, tuple[torch.Tensor, list[Any], dict[str, Any]]] = {}
-        closing_ids, closing_mask = _padded(closing, subject.device)
-        first = torch.tensor([len(tokens) for tokens in prefix], device=subject.device)
-        handles = [
-            block.module.register_forward_pre_hook(self._recorder(block.layer), with_kwargs=True)
-            for block in subject.blocks
-        ]
-        try:
-            decoder(
-                input_ids=closing_ids,
-                attention_mask=torch.cat([mask, closing_mask], 1),
-                position_ids=first[:, None] + torch.arange(closing_ids.shape[1]).to(first),
-                past_key_values=cache,
-                use_cache=True,
-            )
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _recorder(self, layer: int) -> Callable[..., None]:
-        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            del module
-            named = dict(kwargs)
-            states, *rest = args or (named.pop("hidden_states"),)
-            self._calls[layer] = (states, rest, named)
-
-        return record
-
-    def final_logits(self, layer: int, sets: Sequence[Sequence[Head]]) -> Floats:
-        """Score logit at the last closing token with each set of heads taken out, [traces, sets].
-
-        Args:
-            layer: Block to start from: the first that any of the sets touches.
-            sets: Sets of heads.
-        """
-        subject, copies = self._subject, len(sets)
-        kept = _KeptThoughts(self._thoughts, copies)
-        states = self._calls[layer][0]
-        batch = states.shape[0]
-        states = states.repeat_interleave(copies, 0)
-
-        def again(value: Any) -> Any:
-            return kept if isinstance(value, Cache) else _copied(value, batch, copies)
-
-        with ablated_rows(subject, list(sets) * batch):
-            for number in range(layer, self._probe.layer + 1):
-                _, rest, named = self._calls[number]
-                arguments = [again(value) for value in rest]
-                by_name = {name: again(value) for name, value in named.items()}
-                output = subject.blocks[number - 1].module(states, *arguments, **by_name)
-                states = output[0] if isinstance(output, tuple) else output
-        rows = torch.arange(len(states), device=states.device)
-        final = states[rows, self._last.repeat_interleave(copies)].float()
-        logits = final @ self._weight + self._probe.bias
-        return logits.reshape(batch, copies).cpu().numpy()
-
-
-def _copied(value: Any, batch: int, copies: int) -> Any:
-    """An argument of a block, repeated for every set where it has a row for each trace."""
-    if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] == batch:
-        return value.repeat_interleave(copies, 0)
-    if isinstance(value, tuple):
-        return tuple(_copied(part, batch, copies) for part in value)
-    return value
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [rows, longest row]."""
-    ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        start = ids.shape[1] - len(row) if left else 0
-        ids[place, start : start + len(row)] = torch.tensor(row)
-        mask[place, start : start + len(row)] = 1
-    return ids.to(device), mask.to(device)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,194 @@
+"""Running some blocks again with heads taken out over the closing tokens, and nothing else.
+
+Where every block remembers its past as keys and values, the thinking is run once, these are kept,
+and only the closing tokens are run again. Blocks with another memory (state-space, convolution,
+linear attention) cannot be entered in the middle of a trace: then all tokens are run again, still
+only from the changed block on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import Cache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from refusal_cliff.ablation import ablated_rows
+from refusal_cliff.blocks import decoder_of
+from refusal_cliff.models import Head, Subject
+from refusal_cliff.probe import Probe
+from refusal_cliff.thinking import Spans
+from refusal_cliff.traces import Trace
+
+_Call = tuple[torch.Tensor, list[Any], dict[str, Any]]
+_States = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def closed_spans(trace: Trace) -> Spans:
+    """The spans of a trace whose thinking closed.
+
+    Raises:
+        ValueError: It did not.
+    """
+    if trace.spans is None:
+        raise ValueError(f"trace {trace.prompt.id} has no closing span")
+    return trace.spans
+
+
+class Rerun:
+    """Some traces, ready to be run again from any block on.
+
+    Attributes:
+        tokens: Tokens of each trace that are run again: the closing ones, or all.
+    """
+
+    def __init__(self, subject: Subject, traces: Sequence[Trace], probe: Probe) -> None:
+        self._subject = subject
+        self._probe = probe
+        self._weight = torch.as_tensor(probe.weight, dtype=torch.float32)
+        spans = [closed_spans(trace) for trace in traces]
+        whole = [trace.token_ids[: s.closing] for trace, s in zip(traces, spans, strict=True)]
+        thinking = [s.thinking for s in spans]
+        kept = _thoughts(subject, [ids[:n] for ids, n in zip(whole, thinking, strict=True)])
+        self._starts: list[int] | None = None
+        if kept is None:
+            self._thoughts: _States = []
+            self._starts = thinking
+            ids, mask = _padded(whole, subject.device)
+            self._calls = _recorded(subject, ids, {"attention_mask": mask, "use_cache": False})
+            again = whole
+        else:
+            cache, mask, self._thoughts = kept
+            again = [ids[n:] for ids, n in zip(whole, thinking, strict=True)]
+            ids, closing_mask = _padded(again, subject.device)
+            first = torch.tensor(thinking, device=subject.device)
+            arguments = {
+                "attention_mask": torch.cat([mask, closing_mask], 1),
+                "position_ids": first[:, None] + torch.arange(ids.shape[1]).to(first),
+                "past_key_values": cache,
+                "use_cache": True,
+            }
+            self._calls = _recorded(subject, ids, arguments)
+        self.tokens = [len(row) for row in again]
+        self._last = torch.tensor([length - 1 for length in self.tokens])
+
+    def final_logits(self, layer: int, sets: Sequence[Sequence[Head]]) -> NDArray[np.float32]:
+        """Score logit at the last closing token with each set of heads taken out, [traces, sets].
+
+        Args:
+            layer: Block to start from: the first that any of the sets touches.
+            sets: Sets of heads.
+        """
+        subject, copies = self._subject, len(sets)
+        kept = _KeptThoughts(self._thoughts, copies)
+        states = self._calls[layer][0]
+        batch = states.shape[0]
+        states = states.repeat_interleave(copies, 0)
+        starts = None if self._starts is None else [n for n in self._starts for _ in sets]
+
+        def again(value: Any) -> Any:
+            return kept if isinstance(value, Cache) else _copied(value, batch, copies)
+
+        with ablated_rows(subject, list(sets) * batch, starts=starts):
+            for number in range(layer, self._probe.layer + 1):
+                _, rest, named = self._calls[number]
+                arguments = [again(value) for value in rest]
+                by_name = {name: again(value) for name, value in named.items()}
+                output = subject.blocks[number - 1].module(states, *arguments, **by_name)
+                states = output[0] if isinstance(output, tuple) else output
+        rows = torch.arange(len(states), device=states.device)
+        final = states[rows, self._last.repeat_interleave(copies).to(rows)].float()
+        logits = final @ self._weight.to(final.device) + self._probe.bias
+        return logits.reshape(batch, copies).cpu().numpy()
+
+
+class _KeptThoughts:
+    """A key-value cache of the thinking that is read, never grown: each block sees it once."""
+
+    def __init__(self, states: _States, copies: int) -> None:
+        self._states = states
+        self._copies = copies
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the thinking before those given."""
+        old_keys, old_values = (
+            kept.repeat_interleave(self._copies, 0) for kept in self._states[layer_idx]
+        )
+        return torch.cat([old_keys, keys], -2), torch.cat([old_values, values], -2)
+
+
+def _thoughts(
+    subject: Subject, prefixes: Sequence[Sequence[int]]
+) -> tuple[Any, torch.Tensor, _States] | None:
+    """The cache after the thinking, its mask, its keys and values; ``None`` if there is more."""
+    ids, mask = _padded(prefixes, subject.device, left=True)  # the newest keys end in one place
+    output = decoder_of(subject.model)(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=(mask.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+    )
+    cache = getattr(output, "past_key_values", None)
+    layers = getattr(cache, "layers", None)
+    if layers is None or any(isinstance(one, LinearAttentionCacheLayerMixin) for one in layers):
+        return None
+    return cache, mask, [(one.keys, one.values) for one in layers]
+
+
+def _recorded(subject: Subject, ids: torch.Tensor, arguments: dict[str, Any]) -> dict[int, _Call]:
+    """What each block is called with."""
+    calls: dict[int, _Call] = {}
+    with _recorders(subject, calls):
+        decoder_of(subject.model)(input_ids=ids, **arguments)
+    return calls
+
+
+@contextmanager
+def _recorders(subject: Subject, calls: dict[int, _Call]) -> Iterator[None]:
+    def recorder(layer: int) -> Any:
+        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            del module
+            named = dict(kwargs)
+            states, *rest = args or (named.pop("hidden_states"),)
+            calls[layer] = (states, rest, named)
+
+        return record
+
+    handles = [
+        block.module.register_forward_pre_hook(recorder(block.layer), with_kwargs=True)
+        for block in subject.blocks
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _copied(value: Any, batch: int, copies: int) -> Any:
+    """An argument of a block, repeated for every set where it has a row for each trace."""
+    if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] == batch:
+        return value.repeat_interleave(copies, 0)
+    if isinstance(value, tuple):
+        return tuple(_copied(part, batch, copies) for part in value)
+    return value
+
+
+def _padded(
+    rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [rows, longest row]."""
+    ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for place, row in enumerate(rows):
+        start = ids.shape[1] - len(row) if left else 0
+        ids[place, start : start + len(row)] = torch.tensor(row)
+        mask[place, start : start + len(row)] = 1
+    return ids.to(device), mask.to(device)
