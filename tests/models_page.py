@@ -6,7 +6,14 @@ python tests/models_page.py > docs/models.md
 from __future__ import annotations
 
 import transformers
-from architectures import ARCHITECTURES, HEADS, LAYERS, UNSUPPORTED, architecture_subject
+from architectures import (
+    ARCHITECTURES,
+    HEADS,
+    ILL_CONDITIONED,
+    LAYERS,
+    UNSUPPORTED,
+    architecture_subject,
+)
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.models import Subject
@@ -19,14 +26,17 @@ input and its parts, each times one number, to the precision of the weights; eac
 give what it gave in the batch. A model that does not is refused, with the block and the reason.
 
 Tested on {len(ARCHITECTURES)} architectures (transformers {transformers.__version__}; random
-weights, {LAYERS} blocks, {HEADS} heads, float32), each for the following, relative 1e-4
+weights, {LAYERS} blocks, {HEADS} heads, float32; {", ".join(ILL_CONDITIONED)} in float64, as its
+random weights blow up rounding), each for the following, relative 1e-4
 (`pytest tests/test_architectures.py`; this page is `python tests/models_page.py`):
 
 - residuals are those of Hugging Face's `output_hidden_states`;
 - embedding + heads + projection biases + all other parts = probe logit, at every token and block;
 - a right-padded batch gives what single rows give;
 - a head taken out while the model runs = its projection columns zeroed, in the logits and in greedy
-  generation with the key-value cache.
+  generation with the key-value cache;
+- the causal sweep over heads, which runs only some blocks and tokens again, gives what a whole
+  forward pass with each head taken out gives (1e-5 of the logit).
 
 *Norm after* is a norm between the projection and the residual stream, *factor* what attention is
 multiplied by before it is added. Blocks without softmax attention have no heads: they are listed,

@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, UNSUPPORTED, WIDTH, architecture_subject
+from architectures import ARCHITECTURES, LAYERS, UNSUPPORTED, WIDTH, architecture_subject
 from models_page import models_page
 from tiny_chat import SPECIAL
-from tiny_families import random_ids
+from tiny_families import (
+    causal_by_whole_passes,
+    closed_trace,
+    final_logit,
+    linear_probe,
+    random_ids,
+)
 
 from refusal_cliff.ablation import ablated
 from refusal_cliff.capture import PositionResiduals, TokenContributions, capture
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.heads import causal_effects
 from refusal_cliff.models import Head, Subject
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 2, 12))]
@@ -168,6 +175,22 @@ def greedy(subject: Subject, batch: torch.Tensor) -> torch.Tensor:
         do_sample=False,
         pad_token_id=SPECIAL.index("<|endoftext|>"),
     )
+
+
+def test_the_causal_sweep_is_a_forward_pass_a_head(subject: Subject) -> None:
+    """Running only some blocks and tokens again gives what whole forward passes give."""
+    weight = np.random.default_rng(1).normal(size=WIDTH).astype(np.float32)
+    reading = linear_probe(LAYERS, weight)
+    traces = [closed_trace(5, 9, 4, 3, seed=1), closed_trace(8, 14, 2, 1, seed=2)]
+    effects = causal_effects(subject, traces, reading)
+    some = subject.heads()[:: max(1, len(subject.heads()) // 5)]
+    expected = [
+        [causal_by_whole_passes(subject, t, reading, head) for head in some] for t in traces
+    ]
+    got = [[found[head.layer - 1, head.index] for head in some] for found in effects]
+    assert np.abs(expected).max() > 1e-3
+    size = max(abs(final_logit(subject, trace, reading)) for trace in traces)
+    assert np.abs(np.subtract(got, expected)).max() < 1e-5 * (size + np.abs(expected).max())
 
 
 def test_the_documented_table_is_what_was_run() -> None:

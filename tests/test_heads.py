@@ -10,11 +10,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tiny_chat import tiny_tokenizer
-from tiny_families import FAMILIES, HEADS, LAYERS, WIDTH, closed_trace, family_model, family_subject
+from tiny_families import (
+    FAMILIES,
+    HEADS,
+    LAYERS,
+    WIDTH,
+    causal_by_whole_passes,
+    closed_trace,
+    family_model,
+    family_subject,
+    final_logit,
+    linear_probe,
+)
 
 from refusal_cliff import heads as heads_module
-from refusal_cliff.ablation import ablated
-from refusal_cliff.capture import ProbeScores, capture
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads import (
     METHODS,
@@ -38,27 +47,15 @@ BENIGN = [closed_trace(6, 8, 3, 4, seed=seed, label="benign") for seed in range(
 
 
 def probe(layer: int = LAYERS) -> Probe:
-    weight = np.random.default_rng(3).normal(size=WIDTH).astype(np.float32)
-    return Probe(layer, weight, -0.7, 1.0, 1.0, 1.0, (1.0, 1.0), 1.0, 0.0, 0.5)
-
-
-def final_logit(subject: Subject, trace: Trace, reading: Probe) -> float:
-    """Score logit at the last closing token, by a forward pass of the whole trace."""
-    assert trace.spans is not None
-    reader = ProbeScores({reading.layer: (reading.weight, reading.bias)}, 1)
-    capture(subject, [trace.token_ids], [reader])
-    return float(reader.logits[0][0, trace.spans.last_closing])
+    return linear_probe(layer, np.random.default_rng(3).normal(size=WIDTH).astype(np.float32))
 
 
 def brute_force(subject: Subject, reading: Probe) -> NDArray[np.float64]:
     effects = np.zeros((len(TRACES), LAYERS, HEADS))
     for row, trace in enumerate(TRACES):
-        assert trace.spans is not None
-        plain = final_logit(subject, trace, reading)
         for head in subject.heads():
-            with ablated(subject, [head], starts=[trace.spans.thinking]):
-                changed = final_logit(subject, trace, reading)
-            effects[row, head.layer - 1, head.index] = changed - plain
+            effect = causal_by_whole_passes(subject, trace, reading, head)
+            effects[row, head.layer - 1, head.index] = effect
     return effects
 
 
@@ -105,7 +102,7 @@ def test_a_model_whose_blocks_cannot_be_run_alone_is_refused() -> None:
         del module
         return (args[0] + next(calls), *args[1:])
 
-    subject.blocks[1].register_forward_pre_hook(remember)
+    subject.blocks[1].module.register_forward_pre_hook(remember)
     with pytest.raises(RefusalCliffError, match="blocks of qwen3 cannot be run one by one"):
         causal_effects(subject, TRACES, probe())
 
@@ -130,7 +127,7 @@ def without_heads(subject: Subject, trace: Trace, layer: int) -> torch.Tensor:
         del module, args
         parts.append(output)
 
-    blocks = subject.blocks[:layer]
+    blocks = [block.module for block in subject.blocks[:layer]]
     handles = [blocks[0].register_forward_pre_hook(keep_input)]
     handles += [block.get_submodule("mlp").register_forward_hook(keep_output) for block in blocks]
     subject.model(torch.tensor([trace.token_ids]))
@@ -138,7 +135,8 @@ def without_heads(subject: Subject, trace: Trace, layer: int) -> torch.Tensor:
         handle.remove()
     assert trace.spans is not None
     total = torch.stack(parts)[:, 0, trace.spans.last_closing].double().sum(0)
-    biases = [getattr(projection, "bias", None) for projection in subject.projections[:layer]]
+    projections = [subject.projection(number) for number in range(1, layer + 1)]
+    biases = [getattr(projection, "bias", None) for projection in projections]
     return total + sum(bias.double() for bias in biases if bias is not None)
 
 
@@ -166,7 +164,7 @@ def test_both_measures_agree_where_nothing_reads_the_head(family: str) -> None:
         del module, args
         return torch.zeros_like(output)
 
-    subject.blocks[-1].get_submodule("mlp").register_forward_hook(silence)
+    subject.blocks[-1].module.get_submodule("mlp").register_forward_hook(silence)
     direct = direct_contributions(subject, TRACES, probe())[:, -1]
     causal = causal_effects(subject, TRACES, probe())[:, -1]
     np.testing.assert_allclose(causal, -direct, rtol=1e-4, atol=1e-4)
@@ -175,9 +173,9 @@ def test_both_measures_agree_where_nothing_reads_the_head(family: str) -> None:
 def planted(head: Head) -> Subject:
     """A model where one head, and no other so strongly, writes against the probe's direction."""
     subject = family_subject("llama")
-    attention = subject.blocks[head.layer - 1].get_submodule("self_attn")
+    attention = subject.blocks[head.layer - 1].module.get_submodule("self_attn")
     against = -torch.from_numpy(probe().weight)
-    width = subject.head_width
+    width = subject.head_width(head.layer)
     group = head.index * 2 // HEADS
     with torch.no_grad():
         attention.get_parameter("v_proj.bias")[group * width : (group + 1) * width] = 3.0

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_families import WIDTH, closed_trace, family_subject
+from tiny_families import WIDTH, closed_trace, family_subject, linear_probe
 
 from refusal_cliff.capture import PositionResiduals, capture
 from refusal_cliff.models import Subject
-from refusal_cliff.probe import Probe, ProbeSet
+from refusal_cliff.probe import ProbeSet
 from refusal_cliff.scores import TraceScores, closed, read_scores, score_traces, write_scores
 from refusal_cliff.traces import Trace
 
@@ -30,11 +30,10 @@ def subject() -> Subject:
 
 @pytest.fixture(scope="module")
 def probes() -> ProbeSet:
-    rng = np.random.default_rng(0)
-    fields = (1.0, 1.0, 1.0, (1.0, 1.0), 1.0, 0.0, 0.5)
+    weights = np.random.default_rng(0).normal(size=(len(LAYERS), WIDTH)).astype(np.float32)
     rows = tuple(
-        Probe(layer, rng.normal(size=WIDTH).astype(np.float32), 0.1 * layer, *fields)
-        for layer in LAYERS
+        replace(linear_probe(layer, weight), bias=0.1 * layer)
+        for layer, weight in zip(LAYERS, weights, strict=True)
     )
     return ProbeSet(rows, 3, "refused-vs-benign", "logistic", 99)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tiny_chat import SPECIAL, tiny_tokenizer
 from transformers import (
     Gemma2Config,
@@ -19,7 +21,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from refusal_cliff.models import Subject, subject_of
+from refusal_cliff.ablation import ablated
+from refusal_cliff.capture import ProbeScores, capture
+from refusal_cliff.models import Head, Subject, subject_of
+from refusal_cliff.probe import Probe
+from refusal_cliff.quality import Quality
 from refusal_cliff.thinking import Spans
 from refusal_cliff.traces import Prompt, Trace
 
@@ -80,3 +86,25 @@ def closed_trace(
     spans = Spans(*accumulate((prompt, thinking, closing, response)))
     fields = {"id": f"t{seed}", "text": "?", "label": "harmful", **prompt_fields}
     return Trace(Prompt(**fields), random_ids(spans.total, seed), spans, "", "", complete=True)
+
+
+def linear_probe(layer: int, weight: NDArray[np.float32]) -> Probe:
+    """A probe with that direction; its quality is made up."""
+    quality = Quality(1.0, (1.0, 1.0), 1.0, (1.0, 1.0), 0.0, (0.0, 0.0))
+    return Probe(layer, weight, -0.7, 1.0, 1.0, quality, 0.5, 0.02)
+
+
+def final_logit(subject: Subject, trace: Trace, reading: Probe) -> float:
+    """Score logit at the last closing token, by a forward pass of the whole trace."""
+    assert trace.spans is not None
+    reader = ProbeScores({reading.layer: (reading.weight, reading.bias)}, 1)
+    capture(subject, [trace.token_ids], [reader])
+    return float(reader.logits[0][0, trace.spans.last_closing])
+
+
+def causal_by_whole_passes(subject: Subject, trace: Trace, reading: Probe, head: Head) -> float:
+    """Causal effect of a head by its definition: two forward passes of the whole trace."""
+    assert trace.spans is not None
+    plain = final_logit(subject, trace, reading)
+    with ablated(subject, [head], starts=[trace.spans.thinking]):
+        return final_logit(subject, trace, reading) - plain

@@ -3,26 +3,25 @@
 Logistic regression on centred residuals that are divided by one common scale: dividing every
 feature by its own deviation would blow up directions of little variance, and the probe would then
 read harm, which a trace states in many ways, rather than the intention to refuse. Regularisation
-is the strongest whose validation AUROC is as good as the best; the score is then calibrated.
+is the strongest whose cross-validated AUROC is as good as the best; the score is then calibrated.
+
+Prompts are split into train and test by groups. All choices (regularisation, calibration, layer)
+are made by grouped cross-validation inside train, so that no row is spent on validation alone and
+the test is a test.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load_file, save_file
-from scipy.special import expit
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path, read_json, write_json
-from refusal_cliff.stats import Interval, bootstrap
+from refusal_cliff.logistic import balanced, fit_logistic, principal
+from refusal_cliff.quality import Quality, auroc, calibrate, measure_quality
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 LabelRule = Literal["refused-vs-benign", "refused-vs-complied"]
@@ -32,13 +31,12 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse L2 strengths tried, the strongest regularisation first."""
 AS_GOOD = 0.005
 """AUROC below the best that still counts as the best."""
-SPLIT = (0.5, 0.25, 0.25)
-SHUFFLES = 100
-"""Shuffles of the control. Each gives an AUROC near 0 or near 1, because the direction found lies
-mostly along or against the axis that separates the classes: a mean of n is off by 0.5 / √n."""
-ECE_BINS = 10
+TEST_SHARE = 0.25
+FOLDS = 5
+SHUFFLES = 400
 MIN_PER_CLASS = 12
-_BOOTSTRAPS = 500
+_NO_SIGNAL = 1e-3
+"""Slope of a probe whose held-out scores do not rise with the label; scores have deviation ≤ 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,24 +48,20 @@ class Probe:
         weight: [d].
         bias: Intercept; centring and scaling are folded in.
         strength: Inverse L2 strength that was chosen; 0 for the difference of means.
-        validation_auroc: AUROC on the validation split, by which layers are compared.
-        auroc: AUROC on the test split.
-        auroc_ci: Its bootstrap interval over groups.
-        accuracy: Accuracy at score 0.5 on the test split.
-        ece: Expected calibration error on the test split, in ten equal bins.
-        shuffled_auroc: Mean test AUROC of probes trained on shuffled labels.
+        cv_auroc: Mean AUROC over the folds of the training split, by which layers are compared.
+        quality: Quality on the test split.
+        shuffled_auroc: Mean test AUROC of probes trained on shuffled labels, see `shuffled`.
+        shuffled_auroc_se: Standard error of that mean, from the number of shuffles.
     """
 
     layer: int
     weight: Floats
     bias: float
     strength: float
-    validation_auroc: float
-    auroc: float
-    auroc_ci: Interval
-    accuracy: float
-    ece: float
+    cv_auroc: float
+    quality: Quality
     shuffled_auroc: float
+    shuffled_auroc_se: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +73,7 @@ class ProbeSet:
         layer: The chosen layer.
         label_rule: Which traces were positive and negative.
         estimator: How the direction was found.
-        n: Traces used in training, validation and test together.
+        n: Traces used in training and test together.
     """
 
     probes: tuple[Probe, ...]
@@ -97,12 +91,6 @@ class ProbeSet:
     def row(self) -> int:
         """Place of the chosen layer among the layers."""
         return next(row for row, probe in enumerate(self.probes) if probe.layer == self.layer)
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    features: Floats
-    labels: NDArray[np.int64]
 
 
 def fit_probes(
@@ -127,7 +115,7 @@ def fit_probes(
         seed: Seed of split, shuffles and bootstrap.
 
     Raises:
-        RefusalCliffError: A class is too small to be split in three.
+        RefusalCliffError: A class is too small to be split.
     """
     label_array = np.asarray(labels, dtype=np.int64)
     for value, name in ((1, "refused"), (0, "complied")):
@@ -138,17 +126,21 @@ def fit_probes(
                 f"prompts; there are {found}. Give more prompts, or allow longer answers if many "
                 "are cut off."
             )
-    parts = split_groups(label_array, groups, seed)
+    train, test = split_groups(label_array, groups, seed)
+    split = _Split(
+        labels=label_array[train],
+        fold=fold_groups(label_array[train], [groups[int(row)] for row in train], seed),
+        test_labels=label_array[test],
+        test_groups=[groups[int(row)] for row in test],
+        seed=seed,
+    )
     probes = tuple(
         _fit_layer(
             layer,
-            [
-                _Part(residuals[part, column].astype(np.float64), label_array[part])
-                for part in parts
-            ],
-            [groups[int(row)] for row in parts[2]],
+            residuals[train, column].astype(np.float64),
+            residuals[test, column].astype(np.float64),
+            split,
             estimator,
-            seed,
         )
         for column, layer in enumerate(layers)
     )
@@ -158,172 +150,215 @@ def fit_probes(
 def split_groups(
     labels: NDArray[np.int64], groups: Sequence[str], seed: int
 ) -> list[NDArray[np.int64]]:
-    """Row numbers of train, validation and test; groups stay whole and every class is in each."""
+    """Row numbers of train and test; groups stay whole and both classes are in each."""
     rng = np.random.default_rng(seed)
-    rows_of: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows_of.setdefault(group, []).append(row)
-    parts: list[list[int]] = [[], [], []]
+    rows_of = _rows_of(groups)
+    parts: list[list[int]] = [[], []]
     for kind in ({0}, {1}, {0, 1}):
         mine = [rows for rows in rows_of.values() if set(labels[rows].tolist()) == kind]
-        order = rng.permutation(len(mine))
-        edges = np.round(np.cumsum(SPLIT) * len(mine)).astype(int)
-        for place, index in enumerate(order):
-            parts[int(np.searchsorted(edges, place, side="right"))] += mine[index]
+        in_train = round((1 - TEST_SHARE) * len(mine))
+        for place, index in enumerate(rng.permutation(len(mine))):
+            parts[int(place >= in_train)] += mine[index]
     return [np.array(sorted(part), dtype=np.int64) for part in parts]
 
 
-def choose_layer(probes: Sequence[Probe]) -> int:
-    """The deepest layer whose validation AUROC is as good as the best.
+def fold_groups(labels: NDArray[np.int64], groups: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Fold of each row for cross-validation; groups stay whole and both classes are in each fold.
 
-    Deep, because the cliff grows with depth (paper §3); by validation, so that a test stays a test.
+    Groups are dealt out in turn: those with positives only, then mixed ones, then the others. The
+    groups that hold a class are dealt one after the other, so each fold gets one as long as there
+    are as many of them as folds; where a class has fewer groups than ``FOLDS``, there are fewer
+    folds.
     """
-    best = max(probe.validation_auroc for probe in probes)
-    return max(probe.layer for probe in probes if probe.validation_auroc >= best - AS_GOOD)
+    rng = np.random.default_rng(seed)
+    rows_of = _rows_of(groups)
+    kinds = {group: frozenset(labels[rows].tolist()) for group, rows in rows_of.items()}
+    folds = min(FOLDS, *(sum(value in kind for kind in kinds.values()) for value in (0, 1)))
+    dealt = 0
+    fold = np.zeros(len(labels), dtype=np.int64)
+    for kind in (frozenset({1}), frozenset({0, 1}), frozenset({0})):
+        mine = [rows for group, rows in rows_of.items() if kinds[group] == kind]
+        for index in rng.permutation(len(mine)):
+            fold[mine[index]] = dealt % folds
+            dealt += 1
+    return fold
+
+
+def _rows_of(groups: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return rows
+
+
+def choose_layer(probes: Sequence[Probe]) -> int:
+    """The deepest layer whose cross-validated AUROC is as good as the best.
+
+    Deep, because the cliff grows with depth (paper §3); inside train, so that a test stays a test.
+    """
+    best = max(probe.cv_auroc for probe in probes)
+    return max(probe.layer for probe in probes if probe.cv_auroc >= best - AS_GOOD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Rows of train with their folds, and of test; the same for every layer."""
+
+    labels: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    test_groups: Sequence[str]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """A direction and what cross-validation says of it.
+
+    Attributes:
+        vector: [r], of length 1, fitted on all rows.
+        strength: Inverse L2 strength; 0 for the difference of means.
+        cv_auroc: Mean AUROC over the folds.
+        held_out: [n] score of each row by the direction that was fitted without its fold.
+    """
+
+    vector: Floats
+    strength: float
+    cv_auroc: float
+    held_out: Floats
 
 
 def _fit_layer(
-    layer: int, parts: Sequence[_Part], test_groups: Sequence[str], estimator: Estimator, seed: int
+    layer: int, train: Floats, test: Floats, split: _Split, estimator: Estimator
 ) -> Probe:
-    train, validation, test = parts
-    centre = train.features.mean(0)
-    scale = float(np.sqrt(((train.features - centre) ** 2).sum(1).mean())) or 1.0
-    scaled = [_Part((part.features - centre) / scale, part.labels) for part in parts]
-    direction, strength = _direction(scaled[0], scaled[1], estimator)
-    validation_scores = scaled[1].features @ direction
-    seen = np.concatenate([scaled[0].features @ direction, validation_scores])
-    slope, intercept = calibrate(seen, np.concatenate([train.labels, validation.labels]))
-    weight = slope * direction / scale
+    centre = train.mean(0)
+    scale = float(np.sqrt(((train - centre) ** 2).sum(1).mean())) or 1.0
+    coordinates, axes = principal((train - centre) / scale)
+    found = cross_validate(coordinates, split.labels, split.fold, estimator)
+    slope, intercept = _calibrate_held_out(found.held_out, split.labels)
+    weight = slope / scale * (found.vector @ axes)
     bias = float(intercept - weight @ centre)
-    logits = test.features @ weight + bias
+    null = shuffled(
+        coordinates,
+        split.labels,
+        (test - centre) / scale @ axes.T,
+        split.test_labels,
+        estimator,
+        found.strength,
+        split.seed,
+    )
     return Probe(
         layer=layer,
         weight=weight.astype(np.float32),
         bias=bias,
-        strength=strength,
-        validation_auroc=_auroc(validation.labels, validation_scores),
-        auroc=_auroc(test.labels, logits),
-        auroc_ci=bootstrap(
-            lambda rows: _auroc(test.labels[rows], logits[rows]), test_groups, seed, _BOOTSTRAPS
+        strength=found.strength,
+        cv_auroc=found.cv_auroc,
+        quality=measure_quality(
+            test @ weight + bias, split.test_labels, split.test_groups, split.seed
         ),
-        accuracy=float(((logits > 0) == (test.labels == 1)).mean()),
-        ece=expected_calibration_error(expit(logits), test.labels),
-        shuffled_auroc=_shuffled(scaled[0], scaled[2], estimator, strength, seed),
+        shuffled_auroc=float(null.mean()),
+        shuffled_auroc_se=float(null.std(ddof=1) / np.sqrt(len(null))),
     )
 
 
-def _direction(train: _Part, validation: _Part, estimator: Estimator) -> tuple[Floats, float]:
-    if estimator == "difference-of-means":
-        return _difference(train), 0.0
-    fits = [_logistic(train, strength) for strength in STRENGTHS]
-    quality = [_auroc(validation.labels, validation.features @ fit) for fit in fits]
-    place = next(i for i, value in enumerate(quality) if value >= max(quality) - AS_GOOD)
-    return fits[place], STRENGTHS[place]
+def cross_validate(
+    coordinates: Floats, labels: NDArray[np.int64], fold: NDArray[np.int64], estimator: Estimator
+) -> Direction:
+    """The direction of all rows, at the strongest regularisation that is as good as the best.
 
+    All strengths and folds are fitted at once.
 
-def _difference(part: _Part) -> Floats:
-    means = [part.features[part.labels == value].mean(0) for value in (0, 1)]
-    return means[1] - means[0]
-
-
-def _logistic(part: _Part, strength: float) -> Floats:
-    model = LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
-    coefficients: Floats = model.fit(part.features, part.labels).coef_[0]
-    return coefficients / (np.linalg.norm(coefficients) or 1.0)
-
-
-def calibrate(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
-    """Slope and intercept of Platt scaling with smoothed targets (Platt 1999), classes balanced.
-
-    The smoothing keeps the slope finite where the classes are separable.
+    Args:
+        coordinates: [n, r] from `principal`.
+        labels: [n], 0 or 1.
+        fold: [n] fold of each row, counted from 0.
+        estimator: ``difference-of-means`` has no strength to choose.
     """
-    spread = float(scores.std()) or 1.0
-    middle = float(scores.mean())
-    counts = np.bincount(labels, minlength=2).astype(float)
-    targets = np.where(labels == 1, (counts[1] + 1) / (counts[1] + 2), 1 / (counts[0] + 2))
-    balance: NDArray[np.float64] = 1.0 / counts[labels]
-    features = np.concatenate([scores, scores])[:, None]
-    model = LogisticRegression(C=1e6, max_iter=2000)
-    model.fit(
-        (features - middle) / spread,
-        np.repeat([1, 0], len(labels)),
-        sample_weight=len(labels) * np.concatenate([targets * balance, (1 - targets) * balance]),
+    strengths = STRENGTHS if estimator == "logistic" else (0.0,)
+    folds = int(fold.max()) + 1
+    used = np.stack([fold != left_out for left_out in range(folds)] + [fold >= 0], axis=1)
+    vectors = _directions(
+        coordinates,
+        np.tile(labels[:, None], len(strengths) * (folds + 1)),
+        np.tile(used, len(strengths)),
+        np.repeat(strengths, folds + 1),
+        estimator,
+    ).reshape(-1, len(strengths), folds + 1)
+    scores = np.einsum("nr,rsf->nsf", coordinates, vectors[:, :, :-1])
+    held_out = scores[np.arange(len(labels)), :, fold]
+    by_fold = [auroc(labels[fold == f], held_out[fold == f]) for f in range(folds)]
+    quality = np.mean(by_fold, axis=0)
+    place = int(np.flatnonzero(quality >= quality.max() - AS_GOOD)[0])
+    return Direction(
+        vector=vectors[:, place, -1],
+        strength=strengths[place],
+        cv_auroc=float(quality[place]),
+        held_out=held_out[:, place],
     )
-    slope = float(model.coef_[0, 0]) / spread
-    return slope, float(np.ravel(model.intercept_)[0]) - slope * middle
 
 
-def expected_calibration_error(scores: Floats, labels: NDArray[np.int64]) -> float:
-    """Mean gap between score and share of positives, over equal bins of the score, by bin size."""
-    bins: NDArray[np.int64] = np.minimum((scores * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    gaps = [
-        abs(scores[bins == place].sum() - labels[bins == place].sum()) for place in np.unique(bins)
-    ]
-    return float(np.sum(gaps) / len(labels))
+def _directions(
+    coordinates: Floats,
+    labels: NDArray[np.int64],
+    used: NDArray[np.bool_],
+    strengths: Floats,
+    estimator: Estimator,
+) -> Floats:
+    """Directions of length 1, [r, k], for ``labels`` and ``used`` rows of [n, k], classes equal."""
+    weights = np.stack([balanced(*pair) for pair in zip(labels.T, used.T, strict=True)], axis=1)
+    if estimator == "logistic":
+        vectors = fit_logistic(coordinates, labels.astype(np.float64), weights, strengths)
+    else:  # balanced weights of a class add up to half the rows used
+        vectors = coordinates.T @ (weights * (2 * labels - 1)) / (weights.sum(0) / 2)
+    lengths = np.linalg.norm(vectors, axis=0)
+    return vectors / np.where(lengths > 0, lengths, 1.0)
 
 
-def _shuffled(train: _Part, test: _Part, estimator: Estimator, strength: float, seed: int) -> float:
+def _calibrate_held_out(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Platt scaling on held-out scores: of each row by the direction fitted without its fold.
+
+    Scores of the training rows themselves lie too far apart, the more so the wider the model, and
+    would make the refusal score saturate. Held-out scores can be pooled because directions have
+    length 1 and one common centre and scale; those of the final direction, which has seen more
+    rows, lie a little further apart, so the score errs towards 0.5. Where held-out scores do not
+    rise with the label there is no signal: the probe keeps its direction, and says 0.5.
+    """
+    slope, intercept = calibrate(scores, labels)
+    return (slope, intercept) if slope > _NO_SIGNAL else (_NO_SIGNAL, 0.0)
+
+
+def shuffled(
+    coordinates: Floats,
+    labels: NDArray[np.int64],
+    test: Floats,
+    test_labels: NDArray[np.int64],
+    estimator: Estimator,
+    strength: float,
+    seed: int,
+) -> Floats:
+    """Test AUROC of ``SHUFFLES`` probes that were trained on shuffled labels.
+
+    Near 0.5 on average, unless something other than the labels tells the classes apart. One
+    shuffle alone says nothing: where the classes differ along an axis that carries much of the
+    variance, any direction fitted to noise leans on that axis, by chance one way or the other, and
+    then its AUROC is near 1 or near 0. The spread of single values is therefore up to 0.5, and a
+    mean over 20 is off by 0.1; over 400 its standard error is at most 0.025.
+
+    Args:
+        coordinates: [n, r] of the training rows, from `principal`.
+        labels: [n], 0 or 1.
+        test: [m, r] of the test rows, on the same axes.
+        test_labels: [m], 0 or 1.
+        estimator: As for the probe itself.
+        strength: As chosen for the probe itself.
+        seed: Seed of the shuffles.
+
+    Returns:
+        [``SHUFFLES``].
+    """
     rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(SHUFFLES):
-        part = _Part(train.features, rng.permutation(train.labels))
-        fitted = _difference(part) if estimator != "logistic" else _logistic(part, strength)
-        values.append(_auroc(test.labels, test.features @ fitted))
-    return float(np.mean(values))
-
-
-def _auroc(labels: NDArray[np.int64], scores: Floats) -> float:
-    """AUROC by ranks (Mann and Whitney 1947), ties counted half.
-
-    NaN where a class is missing, which a bootstrap leaves out.
-    """
-    positive = int(labels.sum())
-    negative = len(labels) - positive
-    if positive == 0 or negative == 0:
-        return float("nan")
-    ranks = rankdata(scores)[labels == 1].sum()
-    return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
-
-
-def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
-    """Write weights and biases as safetensors, all else as JSON."""
-    tensors = {
-        "weight": np.stack([probe.weight for probe in probes.probes]).astype(np.float32),
-        "bias": np.array([probe.bias for probe in probes.probes], dtype=np.float64),
-    }
-    with atomic_path(weights) as temporary:
-        save_file(tensors, temporary)
-    rows = [{k: v for k, v in asdict(p).items() if k != "weight"} for p in probes.probes]
-    write_json(
-        description,
-        {
-            "layer": probes.layer,
-            "label_rule": probes.label_rule,
-            "estimator": probes.estimator,
-            "n": probes.n,
-            "layers": rows,
-        },
+    drawn = rng.permuted(np.tile(labels[:, None], SHUFFLES), axis=0)
+    vectors = _directions(
+        coordinates, drawn, np.ones_like(drawn, dtype=bool), np.full(SHUFFLES, strength), estimator
     )
-
-
-def read_probes(weights: Path, description: Path) -> ProbeSet:
-    """Read what `write_probes` wrote.
-
-    Raises:
-        RefusalCliffError: The two files do not belong together.
-    """
-    content = read_json(description)
-    rows: list[dict[str, Any]] = content["layers"]
-    directions = load_file(weights)["weight"]
-    if len(directions) != len(rows):
-        raise RefusalCliffError(
-            f"{weights} has {len(directions)} probes and {description} {len(rows)}. "
-            "Delete both, and run again."
-        )
-    probes = tuple(
-        Probe(**{**row, "weight": weight, "auroc_ci": tuple(row["auroc_ci"])})
-        for row, weight in zip(rows, directions, strict=True)
-    )
-    return ProbeSet(
-        probes, content["layer"], content["label_rule"], content["estimator"], content["n"]
-    )
+    return auroc(test_labels, test @ vectors)

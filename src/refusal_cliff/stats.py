@@ -52,7 +52,27 @@ def bootstrap(
     for _ in range(resamples):
         drawn = rng.integers(len(rows_of), size=len(rows_of))
         values.append(statistic(np.concatenate([rows_of[group] for group in drawn])))
-    return _percentiles(np.asarray(values))
+    return percentiles(np.asarray(values))
+
+
+def resampled_counts(
+    groups: Sequence[str], seed: int, resamples: int = RESAMPLES
+) -> NDArray[np.float64]:
+    """How often each row is drawn in each draw of `bootstrap`, [resamples, rows].
+
+    For a statistic that is a weighted sum, this replaces the loop over draws by one product.
+
+    Args:
+        groups: Group of each row; rows of one group are drawn together.
+        seed: Seed of the draws: those of `bootstrap` with the same seed.
+        resamples: Number of draws.
+    """
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    n = int(member.max()) + 1
+    drawn = np.random.default_rng(seed).integers(n, size=(resamples, n))
+    flat = (drawn + n * np.arange(resamples)[:, None]).ravel()
+    counts = np.bincount(flat, minlength=resamples * n).reshape(resamples, n)
+    return counts[:, member].astype(np.float64)
 
 
 def bootstrap_mean(
@@ -76,10 +96,11 @@ def bootstrap_mean(
     sums, counts = np.bincount(member, weights=array), np.bincount(member)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(sums), size=(resamples, len(sums)))
-    return _percentiles(sums[drawn].sum(1) / counts[drawn].sum(1))
+    return percentiles(sums[drawn].sum(1) / counts[drawn].sum(1))
 
 
-def _percentiles(values: NDArray[np.float64]) -> Interval:
+def percentiles(values: NDArray[np.floating[Any]]) -> Interval:
+    """Percentile interval of resampled values; NaN is left out."""
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)

@@ -76,7 +76,7 @@ class ProbeSummary(_Part):
         description="Mean AUROC of probes trained on shuffled labels; near 0.5 when all is well."
     )
     label_rule: str = Field(description="Rule by which the traces were labelled for this probe.")
-    n: Count = Field(description="Traces used: training, validation and test together.")
+    n: Count = Field(description="Traces used: training and test together.")
     by_rule: dict[str, RuleSummary] = Field(
         description="The same layer under each label rule that the model has traces for."
     )

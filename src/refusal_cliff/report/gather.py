@@ -12,7 +12,7 @@ from refusal_cliff.evaluate import Rates, Share, rates
 from refusal_cliff.heads import HeadRow, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.models import Subject
-from refusal_cliff.probe import read_probes
+from refusal_cliff.probe_files import read_probes
 from refusal_cliff.report.data import (
     Bar,
     Curve,
@@ -137,7 +137,7 @@ def _heatmap(key: str, find: Find, scores: Sequence[TraceScores]) -> Heatmap | N
         scores=[curve.mean for curve in curves],
         n=len(traces),
         cliff=read_json(find(f"{key}/cliff.json"))["cliff_by_layer"],
-        auroc=[probe.auroc for probe in probes.probes],
+        auroc=[probe.quality.auroc for probe in probes.probes],
         group=group,
     )
 

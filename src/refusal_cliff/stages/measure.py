@@ -23,9 +23,8 @@ from refusal_cliff.probe import (
     LabelRule,
     ProbeSet,
     fit_probes,
-    read_probes,
-    write_probes,
 )
+from refusal_cliff.probe_files import read_probes, write_probes
 from refusal_cliff.run_folder import Headline
 from refusal_cliff.scores import closed, read_scores, score_traces, write_scores
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, counter
@@ -124,7 +123,7 @@ def _probe(study: Study, job: Job) -> Headline:
     )
     return {
         "layer": main.layer,
-        "auroc": main.chosen.auroc,
+        "auroc": main.chosen.quality.auroc,
         "shuffled": main.chosen.shuffled_auroc,
     }
 
@@ -187,11 +186,11 @@ def _name(probes: ProbeSet) -> str:
 def _quality(probes: ProbeSet, row: int) -> dict[str, object]:
     probe = probes.probes[row]
     return {
-        "auroc": probe.auroc,
-        "auroc_ci": probe.auroc_ci,
+        "auroc": probe.quality.auroc,
+        "auroc_ci": probe.quality.auroc_ci,
         "shuffled_auroc": probe.shuffled_auroc,
-        "accuracy": probe.accuracy,
-        "ece": probe.ece,
+        "accuracy": probe.quality.accuracy,
+        "ece": probe.quality.ece,
     }
 
 
