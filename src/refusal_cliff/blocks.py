@@ -70,6 +70,15 @@ def decoder_of(model: PreTrainedModel) -> Any:
     return inner.base_model if decoder is None or decoder is inner else decoder
 
 
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where token ids must be put, also where accelerate keeps the weights elsewhere."""
+    device = model.device
+    if device.type != "meta":
+        return device
+    hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
+    return torch.device(getattr(hook, "execution_device", None) or "cpu")
+
+
 def linear_weight(projection: nn.Module) -> torch.Tensor:
     """Weight of a linear layer, [out, in], float32.
 
@@ -91,12 +100,18 @@ def linear_weight(projection: nn.Module) -> torch.Tensor:
 
 @torch.inference_mode()
 def _weight_by_running(projection: nn.Module) -> torch.Tensor:
-    """Outputs for unit vectors, less the output for zero: exact for whatever is linear."""
+    """Outputs for unit vectors, less the output for zero: exact for whatever is linear.
+
+    For weights that are quantised, or that accelerate keeps elsewhere until the layer runs.
+    """
     weight: Any = projection.weight
     width = in_features(projection)
-    dtype = weight.dtype if weight.dtype.is_floating_point else torch.float16
-    units = torch.eye(width, dtype=dtype, device=weight.device)
-    offset = projection(torch.zeros(1, width, dtype=dtype, device=weight.device)).float()
+    kept = (value.dtype for value in projection.state_dict().values() if value.dim())
+    dtype = next((kind for kind in kept if kind.is_floating_point), torch.float16)
+    device = torch.device("cpu") if weight.device.type == "meta" else weight.device
+    zero = torch.zeros(1, width, dtype=dtype, device=device)
+    offset = projection(zero).float()
+    units = torch.eye(width, dtype=dtype, device=device)
     columns = [projection(part).float() - offset for part in units.split(1024)]
     return torch.cat(columns).T.contiguous()
 

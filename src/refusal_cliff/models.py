@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -16,7 +18,7 @@ from transformers import (
 )
 
 from refusal_cliff.architecture import analyse
-from refusal_cliff.blocks import Block, in_features
+from refusal_cliff.blocks import Block, in_features, input_device
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import EMBEDDED, embedded_path
 from refusal_cliff.thinking import ThinkingFormat
@@ -65,7 +67,7 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Where token ids must be put."""
-        return self.model.device
+        return input_device(self.model)
 
     @property
     def n_layers(self) -> int:
@@ -208,9 +210,18 @@ def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     digest.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    for key, value in sorted(model.state_dict().items()):
+    for key, weights in sorted(_weight_hashes(model)):
         digest.update(key.encode())
-        digest.update(
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        )
+        digest.update(weights)
     return digest.hexdigest()
+
+
+def _weight_hashes(model: PreTrainedModel) -> Iterator[tuple[str, bytes]]:
+    """SHA-256 of every weight and saved buffer; one module at a time is brought back from disk."""
+    for prefix, module in model.named_modules():
+        with align_module_device(module):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, value in own:
+                if name not in module._non_persistent_buffers_set:
+                    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+                    yield f"{prefix}.{name}", hashlib.sha256(content.numpy()).digest()

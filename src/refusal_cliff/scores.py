@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,32 +81,43 @@ def score_traces(
     ]
 
 
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("trace_id", "group", "label", "verdict")),
+        ("spans", pa.list_(pa.int32())),
+        ("logits", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+
+
 def write_scores(path: Path, scores: Sequence[TraceScores]) -> None:
     """Write one row a trace; ``logits`` is a list of layers, each a list of tokens."""
-    columns = {
-        "trace_id": [row.trace_id for row in scores],
-        "group": [row.group for row in scores],
-        "label": [row.label for row in scores],
-        "verdict": [row.verdict for row in scores],
-        "spans": [
-            [row.spans.prompt, row.spans.thinking, row.spans.closing, row.spans.total]
-            for row in scores
-        ],
-        "logits": [row.logits.tolist() for row in scores],
-    }
-    schema = pa.schema(
-        [
-            *((name, pa.string()) for name in ("trace_id", "group", "label", "verdict")),
-            ("spans", pa.list_(pa.int32())),
-            ("logits", pa.list_(pa.list_(pa.float32()))),
-        ]
-    )
+    texts = ([row.trace_id, row.group, row.label, row.verdict] for row in scores)
+    columns = [pa.array(column, pa.string()) for column in zip(*texts, strict=True)]
+    spans = [[s.prompt, s.thinking, s.closing, s.total] for s in (row.spans for row in scores)]
+    arrays = [*(columns or [pa.array([], pa.string())] * 4), pa.array(spans, SCHEMA.types[4])]
+    table = pa.Table.from_arrays([*arrays, _nested([row.logits for row in scores])], schema=SCHEMA)
     with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns, schema=schema), temporary)
+        pq.write_table(table, temporary)
+
+
+def _nested(logits: Sequence[NDArray[np.float32]]) -> pa.ListArray:
+    """Arrays of [layers, tokens] as lists of lists, without a Python object a number."""
+    layers = [len(rows) for rows in logits]
+    tokens = [rows.shape[1] for rows in logits for _ in rows]
+    flat = np.concatenate([rows.ravel() for rows in logits] or [np.zeros(0, dtype=np.float32)])
+    inner = pa.ListArray.from_arrays(_offsets(tokens), pa.array(flat, pa.float32()))
+    return pa.ListArray.from_arrays(_offsets(layers), inner)
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
 
 
 def read_scores(path: Path) -> list[TraceScores]:
     """Read what `write_scores` wrote."""
+    table = pq.read_table(path)
+    logits = table.column("logits").combine_chunks()
     return [
         TraceScores(
             row["trace_id"],
@@ -113,7 +125,13 @@ def read_scores(path: Path) -> list[TraceScores]:
             row["label"],
             row["verdict"],
             Spans(*row["spans"]),
-            np.array(row["logits"], dtype=np.float32),
+            _matrix(logits[place]),
         )
-        for row in pq.read_table(path).to_pylist()
+        for place, row in enumerate(table.drop_columns("logits").to_pylist())
     ]
+
+
+def _matrix(logits: Any) -> NDArray[np.float32]:
+    """[layers, tokens] of one trace."""
+    layers = logits.values
+    return layers.flatten().to_numpy(zero_copy_only=False).reshape(len(layers), -1)
