@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Literal
@@ -11,10 +12,12 @@ from typing import Literal
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from refusal_cliff.cliff import Level, ModelCliff
 from refusal_cliff.findings import Finding
 from refusal_cliff.run_folder import Headline
 
@@ -137,6 +140,20 @@ class LiveView:
         return Group(title, table)
 
 
+@contextmanager
+def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int], None]]:
+    """Show how many are done of a number that nobody knows."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn(plain(title), markup=False),
+        TextColumn("{task.completed:,} " + unit),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done: progress.update(task, completed=done)
+
+
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     """Show what a run has found as a table of questions and answers."""
     table = Table(title="Findings", title_justify="left", show_lines=False, pad_edge=False)
@@ -150,6 +167,29 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
             Text(plain(finding.question)), Text(plain(finding.answer)), Text(mark, style=style)
         )
     console.print(table)
+
+
+def print_model_cliff(console: Console, found: ModelCliff) -> None:
+    """Show the verdict on a model and the numbers it stands on."""
+    table = Table(title=f"Verdict: {found.verdict}", title_justify="left", title_style="bold")
+    for column in ("traces", "n", "plateau", "final", "drop"):
+        table.add_column(column, justify="left" if column == "traces" else "right")
+    here = Level(found.plateau, found.final, found.n)
+    name = "harmful, complied" if found.group == "complied" else "harmful"
+    groups = {name: here, "harmful, refused": found.refused, "benign": found.benign}
+    for name, level in groups.items():
+        if level is not None:
+            values = (level.plateau, level.final, level.plateau - level.final)
+            table.add_row(name, f"{level.n:,}", *(f"{value:.2f}" for value in values))
+    console.print(table)
+    console.print(plain(found.reason), highlight=False, markup=False)
+    low, high = found.cliff_ci
+    console.print(
+        f"Cliff {found.cliff:.2f} [{low:.2f}, {high:.2f}]; {found.share_with_cliff:.0%} of the "
+        f"traces fall at the end of thinking, {found.share_argued_away:.0%} inside it.",
+        highlight=False,
+        markup=False,
+    )
 
 
 def print_error(console: Console, message: str) -> None:

@@ -206,7 +206,8 @@ def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     """SHA-256 over configuration, chat template, vocabulary and every weight's bytes."""
     digest = hashlib.sha256()
     config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
-    config.pop("transformers_version", None)
+    for written_by_saving in ("transformers_version", "architectures", "dtype"):
+        config.pop(written_by_saving, None)
     digest.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())

@@ -127,6 +127,45 @@ def split_spans(
     return Spans(*(prompt_length + end for end in ends))
 
 
+def tokenise_trace(
+    tokenizer: PreTrainedTokenizerBase,
+    fmt: ThinkingFormat,
+    prompt: str,
+    thinking: str | None,
+    response: str,
+) -> tuple[list[int], Spans | None]:
+    """Token ids and spans of a trace that is known as text only, tokenised once, as a whole.
+
+    Args:
+        tokenizer: A fast tokenizer of the model.
+        fmt: The model's thinking format.
+        prompt: The user's message.
+        thinking: What the model thought; ``None`` where it is inside the response, between markers.
+        response: What it answered. A marker inside the thinking counts: the last one closes.
+
+    Returns:
+        The ids, with the end-of-sequence token, and the spans; ``None`` if the thinking never
+        closes.
+
+    Raises:
+        RefusalCliffError: The text holds a lone surrogate, or the tokenizer gives no offsets.
+    """
+    rendered = _render(tokenizer, prompt)
+    written = response if thinking is None else fmt.completion(thinking, response)
+    text = rendered + written + str(tokenizer.eos_token or "")
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except (UnicodeEncodeError, TypeError, NotImplementedError) as error:
+        raise RefusalCliffError(
+            f"The trace of the prompt {prompt[:40]!r} cannot be tokenised: {error}. Remove lone "
+            "surrogates from the text, and use a model with a fast tokenizer."
+        ) from error
+    ids: list[int] = list(encoded["input_ids"])
+    ends = [end for _, end in encoded["offset_mapping"]]
+    prompt_length = next((i for i, end in enumerate(ends) if end > len(rendered)), len(ends))
+    return ids, split_spans(ids, prompt_length, tokenizer, fmt)
+
+
 def thinking_text(
     tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], spans: Spans
 ) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -144,7 +145,7 @@ def read_traces(path: Path) -> list[Trace]:
             f"{path} is not a file of traces: it lacks the column(s) {', '.join(missing)}. "
             "Generate the traces again, or point to the right file."
         )
-    return [_trace_of_row(path, i, row) for i, row in enumerate(table.to_pylist(), start=1)]
+    return [trace_of_row(path, i, row) for i, row in enumerate(table.to_pylist(), start=1)]
 
 
 def _row_of_trace(trace: Trace) -> dict[str, object]:
@@ -161,7 +162,12 @@ def _row_of_trace(trace: Trace) -> dict[str, object]:
     }
 
 
-def _trace_of_row(path: Path, number: int, row: dict[str, object]) -> Trace:
+def trace_of_row(path: Path, number: int, row: Row) -> Trace:
+    """The trace in a row that `write_traces` wrote.
+
+    Raises:
+        RefusalCliffError: The row contradicts itself; the message names file and row.
+    """
     prompt = prompt_of_row(path, number, row, None)
     token_ids = tuple(cast("list[int]", row["token_ids"]))
     spans = None if row["spans"] is None else Spans(**cast("dict[str, int]", row["spans"]))
@@ -235,6 +241,17 @@ def _label_of_row(path: Path, number: int, row: Row, default: Label | None) -> L
     return cast("Label", value)
 
 
+def checked_label(label: str | None) -> Label | None:
+    """The label that a user named for a whole file.
+
+    Raises:
+        RefusalCliffError: There is no such label.
+    """
+    if label is not None and label not in LABELS:
+        raise RefusalCliffError(f"Unknown label {label!r}. Write one of: {', '.join(LABELS)}.")
+    return cast("Label | None", label)
+
+
 def _optional_text(path: Path, number: int, row: Row, name: str) -> str:
     value = row.get(name)
     if value is None:
@@ -301,7 +318,15 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Row]]:
-    yield from enumerate(_read_parquet(path).to_pylist(), start=1)
+    """Batch by batch: a file may be larger than memory."""
+    try:
+        with pq.ParquetFile(path) as file:
+            batches = (batch.to_pylist() for batch in file.iter_batches(1024))
+            yield from enumerate(itertools.chain.from_iterable(batches), start=1)
+    except pa.ArrowException as error:
+        raise RefusalCliffError(
+            f"Could not read {path}: {error}. Check the path, or make the file again."
+        ) from error
 
 
 def _read_parquet(path: Path) -> pa.Table:

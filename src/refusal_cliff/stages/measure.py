@@ -24,7 +24,7 @@ from refusal_cliff.probe import (
     ProbeSet,
     fit_probes,
 )
-from refusal_cliff.probe_files import read_probes, write_probes
+from refusal_cliff.probe_files import provenance_of, read_probes, write_probes
 from refusal_cliff.run_folder import Headline
 from refusal_cliff.scores import closed, read_scores, score_traces, write_scores
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, counter
@@ -116,7 +116,10 @@ def _probe(study: Study, job: Job) -> Headline:
     ]
     main = fitted[0]
     names = (study.path("probes.safetensors"), study.path("probes.json"))
-    write_probes(job.output(names[0]), job.output(names[1]), main)
+    used = [*groups["refused"], *benign]
+    write_probes(
+        job.output(names[0]), job.output(names[1]), main, provenance_of(study.subject, used)
+    )
     write_json(
         job.output(study.path("probe-rules.json")),
         {_name(probes): _quality(probes, main.row) for probes in fitted},
