@@ -22,6 +22,7 @@ from tiny_families import (
 from refusal_cliff.ablation import ablated
 from refusal_cliff.capture import PositionResiduals, TokenContributions, capture
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.final_norm import AfterFinalNorm
 from refusal_cliff.heads import causal_effects
 from refusal_cliff.models import Head, Subject
 
@@ -54,6 +55,16 @@ def test_residuals_are_hugging_faces_own(subject: Subject) -> None:
         expected = [state[0, -1] for state in output.hidden_states[1:-1]]
         assert len(expected) == subject.n_layers - 1
         assert relative(reader.values[row, :-1], torch.stack(expected)) < RELATIVE
+
+
+@torch.inference_mode()
+def test_the_final_norm_gives_hugging_faces_last_states(subject: Subject) -> None:
+    last = [len(ids) - 1 for ids in IDS]
+    reader = PositionResiduals(last, [subject.n_layers], WIDTH)
+    capture(subject, IDS, [AfterFinalNorm(reader, subject)], token_budget=24)
+    for row, ids in enumerate(IDS):
+        output = subject.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
+        assert relative(reader.values[row, 0], output.hidden_states[-1][0, -1]) < RELATIVE
 
 
 @torch.inference_mode()

@@ -67,7 +67,11 @@ def decoder_of(model: PreTrainedModel) -> Any:
     """The decoder without its language-model head."""
     inner: Any = model
     decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
-    return inner.base_model if decoder is None or decoder is inner else decoder
+    found = inner.base_model if decoder is None else decoder
+    if found is model:  # some classes name themselves; then it is the first model inside
+        parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
+        found = next(parts, model)
+    return found
 
 
 def input_device(model: PreTrainedModel) -> torch.device:

@@ -85,6 +85,11 @@ class Subject:
         return int(self.model.config.get_text_config().hidden_size)
 
     @property
+    def vocabulary(self) -> int:
+        """Number of token ids."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
     def n_heads(self) -> int:
         """Most heads of any block."""
         return max(block.n_heads for block in self.blocks)

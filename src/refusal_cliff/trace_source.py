@@ -131,7 +131,7 @@ def _text(source: Path, number: int, row: Row, columns: tuple[str, ...]) -> str 
 
 
 def _check_vocabulary(source: Path, number: int, trace: Trace, subject: Subject) -> None:
-    size = int(subject.model.config.get_text_config().vocab_size)
+    size = subject.vocabulary
     if trace.token_ids and max(trace.token_ids) >= size:
         raise row_error(
             source,
