@@ -73,7 +73,7 @@ def test_a_planted_direction_is_found(estimator: Estimator) -> None:
     assert quality.auroc_ci[0] <= quality.auroc <= quality.auroc_ci[1]
     assert quality.accuracy_ci[0] <= quality.accuracy <= quality.accuracy_ci[1]
     assert 0.4 < found.shuffled_auroc < 0.6
-    assert found.shuffled_auroc_se < 0.026
+    assert found.shuffled_auroc_se < 0.037
     assert quality.ece < 0.15
     assert 0 <= quality.ece_ci[0] <= quality.ece_ci[1]
 
@@ -273,7 +273,7 @@ def test_shuffled_labels_give_chance_though_single_shuffles_do_not(estimator: Es
         errors.append(values.std(ddof=1) / np.sqrt(SHUFFLES))
         spread.append(values.std())
     assert np.abs(np.array(means) - 0.5).max() < 4 * max(errors)
-    assert max(errors) < 0.026
+    assert max(errors) < 0.037
     assert min(spread) > 0.25
 
 

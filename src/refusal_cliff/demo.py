@@ -26,8 +26,8 @@ from refusal_cliff.traces import Prompt
 
 MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
-GENERATION = GenerationConfig(max_new_tokens=110, batch_size=64)
-"""Small batches: each step copies the whole cache, so large ones are slower on a CPU."""
+GENERATION = GenerationConfig(max_new_tokens=110, batch_size=128)
+"""Answers are short; on a CPU larger batches gain nothing."""
 DOSES = tuple(range(7))
 NOTES = (
     "The models are organisms of 1.9 million parameters, trained from scratch on templated English "
@@ -55,12 +55,12 @@ class DemoSizes:
         steps: Optimiser steps of each repair.
     """
 
-    fit: int = 150
+    fit: int = 120
     test: int = 100
     pool: int = 2000
     benign: int = 400
     reference: int = 120
-    head_traces: int = 50
+    head_traces: int = 40
     random_sets: int = 20
     steps: int = 16
 
@@ -114,6 +114,8 @@ def demo_stages(
     main = AblationPlan(
         traces=sizes.head_traces,
         doses=DOSES,
+        dose_prompts=30,
+        random_prompts=20,
         random_sets=sizes.random_sets,
         spared=planted,
         reference=REFERENCE,
@@ -121,6 +123,8 @@ def demo_stages(
     diffuse = AblationPlan(
         traces=sizes.head_traces,
         doses=DOSES,
+        dose_prompts=30,
+        random_prompts=20,
         methods=("causal", "direct"),
         random_sets=0,
         reference=REFERENCE,

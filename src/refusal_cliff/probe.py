@@ -33,7 +33,7 @@ AS_GOOD = 0.005
 """AUROC below the best that still counts as the best."""
 TEST_SHARE = 0.25
 FOLDS = 5
-SHUFFLES = 400
+SHUFFLES = 200
 MIN_PER_CLASS = 12
 _NO_SIGNAL = 1e-3
 """Slope of a probe whose held-out scores do not rise with the label; scores have deviation ≤ 1."""
@@ -342,7 +342,7 @@ def shuffled(
     shuffle alone says nothing: where the classes differ along an axis that carries much of the
     variance, any direction fitted to noise leans on that axis, by chance one way or the other, and
     then its AUROC is near 1 or near 0. The spread of single values is therefore up to 0.5, and a
-    mean over 20 is off by 0.1; over 400 its standard error is at most 0.025.
+    mean over 20 is off by 0.1; over 200 its standard error is at most 0.036.
 
     Args:
         coordinates: [n, r] of the training rows, from `principal`.

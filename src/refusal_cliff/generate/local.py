@@ -11,6 +11,7 @@ from transformers import GenerationConfig as TransformersConfig
 
 from refusal_cliff.ablation import ablated_rows
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.cache import roomy_cache
 from refusal_cliff.models import Head, Subject
 from refusal_cliff.thinking import render_prompt, response_text, split_spans, thinking_text
 from refusal_cliff.traces import Prompt, Trace
@@ -114,7 +115,12 @@ def _continue_batch(
     )
     with ablated_rows(subject, heads):
         model = cast("Any", subject.model)
-        output = model.generate(input_ids, attention_mask=mask, generation_config=greedy)
+        output = model.generate(
+            input_ids,
+            attention_mask=mask,
+            generation_config=greedy,
+            past_key_values=roomy_cache(subject.model),
+        )
     new = output[:, input_ids.shape[1] :].tolist()
     return [_until_stop(ids, stops) for ids in new]
 
