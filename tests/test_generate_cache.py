@@ -42,6 +42,7 @@ def test_rows_can_be_chosen_and_repeated_and_tokens_removed() -> None:
         layer.crop(-3)
         layer.update(*states(2, 3, batch=4))
     assert roomy.keys is not None
+    assert plain.keys is not None
     assert roomy.keys.equal(plain.keys)
     roomy.reset()
     assert roomy.get_seq_length() == 0

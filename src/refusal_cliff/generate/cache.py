@@ -25,7 +25,7 @@ class RoomyLayer(DynamicLayer):
         needed = used + key_states.shape[-2]
         if self._blocks is None or needed > self._blocks[0].shape[-2] or self._moved():
             self._blocks = self._taken(key_states, needed), self._taken(value_states, needed)
-            if used:
+            if used and self.keys is not None and self.values is not None:
                 self._blocks[0][..., :used, :] = self.keys
                 self._blocks[1][..., :used, :] = self.values
         keys, values = self._blocks
@@ -42,7 +42,7 @@ class RoomyLayer(DynamicLayer):
 
     def _moved(self) -> bool:
         """Whether something else, such as a choice of rows, has put the keys elsewhere."""
-        if self._blocks is None or not self.is_initialized:
+        if self._blocks is None or self.keys is None:
             return True
         return self.keys.data_ptr() != self._blocks[0].data_ptr()
 
@@ -54,7 +54,7 @@ class RoomyLayer(DynamicLayer):
 
 def roomy_cache(model: PreTrainedModel) -> DynamicCache | None:
     """An empty cache for a model whose blocks all keep plain keys and values, else ``None``."""
-    cache = DynamicCache(config=model.config)
+    cache: Any = DynamicCache(config=model.config)
     if not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
     cache.layers = [RoomyLayer() for _ in cache.layers]
