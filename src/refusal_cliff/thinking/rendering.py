@@ -1,0 +1,147 @@
+"""What a chat template writes around a user's message and around a past thought."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import takewhile
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from refusal_cliff.errors import RefusalCliffError
+
+REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_PLACEHOLDERS = ("Hello", "Good morning!")
+_PROBE = "Where is 4711?"
+_THOUGHT, _ANSWER = "Considered.", "Answered."
+_Messages = Sequence[Mapping[str, object]]
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of one user message up to where the model starts to write.
+
+    The chat template is rendered to text and tokenised once, without a second BOS.
+
+    Raises:
+        RefusalCliffError: The tokenizer has no chat template, the template fails or leaves the
+            message out, or the text holds half a surrogate pair.
+    """
+    return list(tokenizer(prompt_text(tokenizer, text), add_special_tokens=False)["input_ids"])
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """One user message as the chat template writes it, thinking asked for where it can be.
+
+    Templates of vision models that take a message only as a list of parts get it as one.
+
+    Raises:
+        RefusalCliffError: As for :func:`render_prompt`.
+    """
+    refuse_surrogates(text, "The prompt")
+    failures: list[RefusalCliffError] = []
+    for content in (_as_text, _as_parts):
+        try:
+            taken = _PROBE in _render(tokenizer, _asked(content(_PROBE)))
+        except RefusalCliffError as error:
+            failures.append(error)
+            continue
+        if taken:
+            return _render(tokenizer, _asked(content(text)))
+    if failures:
+        raise failures[0]
+    raise RefusalCliffError(
+        f"The chat template of {_name(tokenizer)} leaves the user's message out of the prompt. "
+        "Give the tokenizer the chat template that the model was trained with."
+    )
+
+
+def template_tail(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes after the user's text: the common end of two prompts.
+
+    Raises:
+        RefusalCliffError: As for :func:`render_prompt`.
+    """
+    one, other = (prompt_text(tokenizer, text)[::-1] for text in _PLACEHOLDERS)
+    common = sum(
+        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    )
+    return one[:common][::-1]
+
+
+def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """What the template writes before and after the thought of an answered message.
+
+    Returns:
+        The text from the end of the prompt to the thought, and from the thought to the answer;
+        ``None`` if the template drops thoughts or does not continue its own prompt with them.
+    """
+    thought = dict.fromkeys(REASONING_FIELDS, _THOUGHT)
+    asked = _asked(_PLACEHOLDERS[0])
+    answered = [*asked, {"role": "assistant", "content": _ANSWER, **thought}]
+    try:
+        prompt = _render(tokenizer, asked)
+        whole = _render(tokenizer, answered, add_generation_prompt=False)
+    except RefusalCliffError:
+        return None
+    before, found, rest = whole.partition(_THOUGHT)
+    between, answer, _ = rest.partition(_ANSWER)
+    if not (found and answer and before.startswith(prompt)):
+        return None
+    return before[len(prompt) :], between
+
+
+def refuse_surrogates(text: str, what: str) -> None:
+    """Refuse what no tokenizer can encode, instead of silently changing what is measured.
+
+    Raises:
+        RefusalCliffError: The text holds half a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(0, error.start - 10) : error.end + 10])
+        raise RefusalCliffError(
+            f"{what} holds half a surrogate pair at character {error.start} ({around}), which is "
+            "not a character and has no token. Remove it, or write U+FFFD in its place."
+        ) from error
+
+
+def _as_text(text: str) -> object:
+    return text
+
+
+def _as_parts(text: str) -> object:
+    return [{"type": "text", "text": text}]
+
+
+def _asked(content: object) -> list[dict[str, object]]:
+    return [{"role": "user", "content": content}]
+
+
+def _name(tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.name_or_path or "this model")
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: _Messages, *, add_generation_prompt: bool = True
+) -> str:
+    if not tokenizer.chat_template:
+        raise RefusalCliffError(
+            f"The tokenizer of {_name(tokenizer)} has no chat template, so the prompt cannot be "
+            "written as the model expects it. Set tokenizer.chat_template, or use the "
+            "instruction-tuned version of the model."
+        )
+    try:
+        rendered = tokenizer.apply_chat_template(
+            cast("Any", [dict(message) for message in messages]),
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            enable_thinking=True,
+            thinking=True,
+        )
+    except Exception as error:
+        raise RefusalCliffError(
+            f"The chat template of {_name(tokenizer)} failed on a single user message: {error}. "
+            "Repair the template, or use another tokenizer."
+        ) from error
+    return str(rendered)

@@ -1,0 +1,213 @@
+"""The four spans of a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.thinking.formats import ThinkingFormat
+from refusal_cliff.thinking.reading import MarkerCodes, Reading
+from refusal_cliff.thinking.rendering import prompt_text, refuse_surrogates
+
+_ROOM_FOR_MARKERS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Half-open ends of the four parts of a trace, in tokens.
+
+    ``[0, prompt)`` is the prompt with the marker that opens the thinking (whoever wrote it),
+    ``[prompt, thinking)`` the thinking, ``[thinking, closing)`` the closing tokens and
+    ``[closing, total)`` the response with its end-of-sequence token.
+
+    Always ``0 <= prompt <= thinking < closing <= total``. Without thinking, ``prompt`` and
+    ``thinking`` are the first closing token, which may be one that the chat template wrote.
+    """
+
+    prompt: int
+    thinking: int
+    closing: int
+    total: int
+
+    @property
+    def last_closing(self) -> int:
+        """Index of the token from which the first response token is predicted."""
+        return self.closing - 1
+
+
+def split_spans(
+    token_ids: Sequence[int],
+    prompt_length: int,
+    tokenizer: PreTrainedTokenizerBase,
+    fmt: ThinkingFormat,
+) -> Spans | None:
+    """Split a trace at the last closing marker of its generated part.
+
+    - Whitespace tokens around the closing marker belong to the closing span. A token that holds
+      part of a marker belongs to the marker.
+    - Text before an opener, or a closer without an opener, counts as thinking.
+    - In formats of several channels (gpt-oss) the closing span runs from the marker that ends
+      the last analysis to the marker of the last answer; a preamble to a tool call between them
+      is in it. An answer marker alone is an answer with empty thinking.
+    - A model that opens its thinking itself and writes neither opener nor closer has answered
+      without thinking; so has one whose prompt already closes an empty thinking. A model without
+      thinking always does. The closing span is then the end of the prompt: the closer in it, or
+      else what the template writes after the user's text (``fmt.tail``; one token at least).
+    - A thought that is open at the end is never read as an answer: no closer after a prompt that
+      opens the thinking, an opener (or the beginning of one) without a closer, an opener after
+      the last closer, no answer marker in a format of channels, nothing written at all.
+
+    Args:
+        token_ids: The whole trace, prompt first; the ids as generated, not re-tokenised.
+        prompt_length: Number of prompt tokens; markers in the user's text are ignored.
+        tokenizer: The tokenizer the ids belong to.
+        fmt: The model's thinking format.
+
+    Returns:
+        The spans, or ``None`` if the thinking never closes. Empty thinking has
+        ``thinking == prompt``.
+    """
+    codes = MarkerCodes(tokenizer, fmt)
+    written = Reading(codes, token_ids[prompt_length:])
+    openers, closers = written.find(fmt.opener), written.find(fmt.answer or fmt.closer)
+    if closers:
+        ends = _written_spans(written, fmt, openers, closers[-1])
+        return None if ends is None else Spans(*(prompt_length + end for end in ends))
+    window = max(0, prompt_length - len(fmt.tail) - _ROOM_FOR_MARKERS)
+    prompt = Reading(codes, token_ids[window:prompt_length])
+    closed = fmt.tail != "" and prompt.ends_with(fmt.answer or fmt.closer)
+    if fmt.thinks and (openers or not (closed or _answers_at_once(prompt, written, fmt))):
+        return None
+    if prompt_length == 0:
+        return None
+    if closed:
+        start, closing = _closed_in_prompt(prompt, fmt), written.after(fmt.trailer, 0)
+    else:
+        start = _tail_start(tokenizer, token_ids[window:prompt_length], fmt.tail)
+        closing = written.after(fmt.trailer, 0) if written.find(fmt.trailer) else 0
+    return Spans(window + start, window + start, prompt_length + closing, len(token_ids))
+
+
+def tokenise_trace(
+    tokenizer: PreTrainedTokenizerBase,
+    fmt: ThinkingFormat,
+    prompt: str,
+    thinking: str,
+    response: str,
+) -> tuple[list[int], Spans | None]:
+    """Token ids and spans of a trace that exists as text only.
+
+    The rendered prompt and what the model would have written are tokenised once, as a whole; a
+    token over the border belongs to the prompt. The spans are those of :func:`split_spans`, so
+    that closing markers inside the texts count as if the model had written them: the split is at
+    the last one.
+
+    Args:
+        tokenizer: A fast tokenizer, one that gives offsets.
+        fmt: The model's thinking format.
+        prompt: The user's message.
+        thinking: The thinking without markers; empty for an answer without thinking.
+        response: The answer; no end-of-sequence token is added.
+
+    Raises:
+        RefusalCliffError: A text holds half a surrogate pair, the format has no place for the
+            thinking, or the tokenizer gives no offsets.
+    """
+    refuse_surrogates(thinking, "The thinking")
+    refuse_surrogates(response, "The response")
+    if not tokenizer.is_fast:
+        raise RefusalCliffError(
+            f"The tokenizer of {tokenizer.name_or_path or 'this model'} gives no offsets, so that "
+            "a trace of text cannot be split into spans. Use the fast version of the tokenizer."
+        )
+    head = prompt_text(tokenizer, prompt)
+    encoded = tokenizer(
+        head + fmt.completion(thinking, response),
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+    )
+    token_ids = [int(token) for token in encoded["input_ids"]]
+    prompt_length = sum(1 for begin, _ in encoded["offset_mapping"] if begin < len(head))
+    return token_ids, split_spans(token_ids, prompt_length, tokenizer, fmt)
+
+
+def thinking_text(
+    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], spans: Spans
+) -> str:
+    """The thinking as text, without the markers around it."""
+    return _decode(tokenizer, token_ids[spans.prompt : spans.thinking])
+
+
+def response_text(
+    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], spans: Spans
+) -> str:
+    """The response as text, without the end-of-sequence token."""
+    return _decode(tokenizer, token_ids[spans.closing : spans.total])
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]) -> str:
+    return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+def _written_spans(
+    written: Reading,
+    fmt: ThinkingFormat,
+    openers: Sequence[tuple[int, int]],
+    closer: tuple[int, int],
+) -> tuple[int, int, int, int] | None:
+    """The ends of the spans, counted from the first generated token."""
+    begin, end = closer
+    if openers and openers[-1][0] >= end:
+        return None
+    start = min(_after_opener(written, openers), begin)
+    thinking = _end_of_thought(written, fmt, openers, begin) if fmt.answer else begin
+    start = min(start, thinking)
+    closing = written.after(fmt.trailer, end)
+    return start, written.before_blanks(thinking, start), closing, len(written)
+
+
+def _after_opener(written: Reading, openers: Sequence[tuple[int, int]]) -> int:
+    """The first token of the thinking: after an opener that the output begins with, else 0."""
+    if not openers or written.after_blanks(0) < openers[0][0]:
+        return 0
+    return written.after_blanks(openers[0][1])
+
+
+def _end_of_thought(
+    written: Reading, fmt: ThinkingFormat, openers: Sequence[tuple[int, int]], answer: int
+) -> int:
+    """Where the last thought before the answer ends in a format of channels; 0 without one."""
+    before = [end for _, end in openers if end <= answer]
+    if not before:
+        return 0
+    enders = (begin for begin, _ in written.find(fmt.ender) if before[-1] <= begin <= answer)
+    return next(enders, answer)
+
+
+def _answers_at_once(prompt: Reading, written: Reading, fmt: ThinkingFormat) -> bool:
+    """Whether an output without any marker is an answer, not a thought."""
+    opened = fmt.opened_by_prompt or (fmt.tail != "" and prompt.ends_with(fmt.opener))
+    return not (opened or fmt.answer or written.is_start_of(fmt.opener))
+
+
+def _closed_in_prompt(prompt: Reading, fmt: ThinkingFormat) -> int:
+    """The first closing token of a prompt that ends with a closer."""
+    closer = prompt.find(fmt.answer or fmt.closer)[-1][0]
+    start = prompt.before_blanks(closer)
+    opened = any(end >= start for _, end in prompt.find(fmt.opener) if end <= closer)
+    return closer if opened else start
+
+
+def _tail_start(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], tail: str) -> int:
+    """The first of the last prompt tokens that hold nothing but the template's tail."""
+    start = len(prompt) - 1
+    for index in range(len(prompt) - 1, -1, -1):
+        text = str(tokenizer.decode(list(prompt[index:]), clean_up_tokenization_spaces=False))
+        if tail.endswith(text):
+            start = index
+        elif len(text) > len(tail):
+            break
+    return start
