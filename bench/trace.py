@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import transformers
 
-from refusal_cliff.capture import TOKEN_BUDGET, Batch, ProbeScores, TokenIds, _batches, capture
+from refusal_cliff.capture import TOKEN_BUDGET, Batch, ProbeScores, TokenIds, _next_batch, capture
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.models import DTYPES, Subject, load_subject
 
@@ -32,6 +32,16 @@ def random_traces(subject: Subject, n: int, longest: int) -> list[list[int]]:
     vocabulary = int(subject.model.config.get_text_config().vocab_size)
     lengths = rng.integers(longest // 2, longest, n, endpoint=True)
     return [rng.integers(vocabulary, size=length).tolist() for length in lengths]
+
+
+def planned(token_ids: TokenIds, token_budget: int) -> list[Batch]:
+    """The batches that `capture` makes."""
+    waiting = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+    batches: list[Batch] = []
+    while waiting:
+        batches.append(_next_batch(token_ids, waiting, token_budget))
+        waiting = waiting[len(batches[-1].rows) :]
+    return batches
 
 
 @torch.inference_mode()
@@ -102,7 +112,7 @@ def main() -> None:
     except RefusalCliffError as error:
         parser.error(str(error))
     token_ids = random_traces(subject, options.traces, options.tokens)
-    batches = list(_batches(token_ids, options.token_budget))
+    batches = planned(token_ids, options.token_budget)
 
     def bare() -> None:
         bare_pass(subject, token_ids, batches)

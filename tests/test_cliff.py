@@ -345,3 +345,19 @@ def test_cliffs_come_back(tmp_path: Path) -> None:
 def test_no_cliffs_come_back(tmp_path: Path) -> None:
     write_cliffs(tmp_path / "cliff.parquet", [])
     assert read_cliffs(tmp_path / "cliff.parquet") == []
+
+
+def test_a_model_without_thinking_is_measured_over_the_template() -> None:
+    spans = Spans(5, 5, 9, 12)
+    logits = np.full((1, 12), -4.0, dtype=np.float32)
+    logits[0, 5:8] = (3.0, 3.0, 2.0)
+    trace = TraceScores("t", "t", "harmful", "complied", spans, logits)
+    (row,) = cliffs_of([trace], 0)
+    assert row.over == "template"
+    assert row.plateau == pytest.approx(float((expit(3.0) + expit(2.0)) / 2))
+    assert row.final == pytest.approx(float(expit(-4.0)))
+    assert "No trace has any thinking" in model_cliff([row]).reason
+    bare = replace(trace, spans=Spans(8, 8, 9, 12))
+    assert cliffs_of([bare], 0) == []
+    thoughtful = replace(trace, spans=Spans(2, 5, 9, 12))
+    assert [found.over for found in cliffs_of([trace, thoughtful], 0)] == ["thinking"]

@@ -21,7 +21,8 @@ from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.models import Subject, subject_of
 from refusal_cliff.probe import ProbeSet
-from refusal_cliff.probe_files import Provenance, probes_of, write_probes
+from refusal_cliff.probe_files import probes_of, write_probes
+from refusal_cliff.provenance import Provenance
 from refusal_cliff.score_shards import measure_shards, read_shards, score_source
 from refusal_cliff.scores import TraceScores, read_scores, score_traces
 from refusal_cliff.trace_source import read_trace, source_rows
@@ -82,7 +83,7 @@ def test_the_text_is_tokenised_as_the_model_sees_it(subject: Subject, lines: Pat
         assert (trace.thinking, trace.response) == (row["thinking"], row["response"])
         whole = str(subject.tokenizer.decode(list(trace.token_ids)))
         start = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n<think>\n"
-        assert whole == f"{start}{row['thinking']}\n</think>\n\n{row['response']}<|im_end|>"
+        assert whole == f"{start}{row['thinking']}\n</think>\n\n{row['response']}"
         assert trace.verdict == ("refused" if "cannot" in row["response"] else "complied")
 
 
@@ -215,11 +216,15 @@ def test_tokens_of_another_vocabulary_are_refused(subject: Subject, lines: Path)
         read_trace(lines, 1, {**row, "spans": named}, subject)
 
 
+def known(probes: ProbeSet, subject: Subject) -> ProbeSet:
+    return replace(probes, provenance=Provenance("small", subject.fingerprint, "0"))
+
+
 def test_probes_of_another_model_are_refused(
     subject: Subject, probes: ProbeSet, tmp_path: Path
 ) -> None:
     files = (tmp_path / "probes.safetensors", tmp_path / "probes.json")
-    write_probes(*files, probes, Provenance("small", subject.fingerprint, "0"))
+    write_probes(*files, known(probes, subject))
     assert probes_of(tmp_path, subject).layer == 2
     other = subject_of("other", tiny_model(1), tiny_tokenizer())
     with pytest.raises(RefusalCliffError, match=r"fitted on 'small'.*not on 'other'"):
@@ -235,7 +240,7 @@ def test_the_commands(subject: Subject, probes: ProbeSet, lines: Path, tmp_path:
     subject.model.save_pretrained(tmp_path / "model")
     subject.tokenizer.save_pretrained(tmp_path / "model")
     weights, description = tmp_path / "run" / "probes.safetensors", tmp_path / "run" / "probes.json"
-    write_probes(weights, description, probes, Provenance("small", subject.fingerprint, "0"))
+    write_probes(weights, description, known(probes, subject))
     named = ["--model", str(tmp_path / "model"), "--probe", str(tmp_path / "run")]
     out = ["--traces", str(lines), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, ["trace", *named, *out, "--every-layer", "--device", "cpu"])

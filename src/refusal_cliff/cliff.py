@@ -61,6 +61,8 @@ class TraceCliff:
         drop_inside: The part of ``cliff`` that falls inside the closing span and the last 5
             thinking tokens; between 0 and ``cliff``.
         kind: ``cliff``; ``argued away`` where the score falls inside the thinking; else ``none``.
+        over: What the plateau is of: the ``thinking``, or, for a model without any, the
+            ``template``: what it writes between the user's text and the answer.
     """
 
     trace_id: str
@@ -75,28 +77,30 @@ class TraceCliff:
     drop_position: int
     drop_inside: float
     kind: Kind
+    over: Literal["thinking", "template"] = "thinking"
 
 
 def cliff_of(trace: TraceScores, row: int, pool: str = DEFAULT_POOL) -> TraceCliff:
     """Measure one trace at one layer.
 
     Args:
-        trace: Its scores; the thinking must not be empty.
+        trace: Its scores. Where the thinking is empty, the plateau is that of the closing tokens
+            before the last, of which there must be one.
         row: Row of the layer in ``trace.logits``.
         pool: A key of ``POOLS``.
     """
     spans = trace.spans
     logits = trace.logits[row].astype(np.float64)
     scores = expit(logits)
-    plateau = POOLS[pool](scores[spans.prompt : spans.thinking])
+    thinks = spans.thinking > spans.prompt
+    start, end = (spans.prompt, spans.thinking) if thinks else (spans.thinking, spans.last_closing)
+    plateau = POOLS[pool](scores[start:end])
     final = float(scores[spans.last_closing])
     cliff = plateau - final
-    before = max(spans.prompt, spans.thinking - LAST_THINKING - 1)
+    before = max(start, spans.thinking - LAST_THINKING - 1)
     inside = float(np.clip(scores[before] - final, 0.0, max(cliff, 0.0)))
-    held = np.flatnonzero(
-        scores[spans.prompt : spans.closing] >= plateau - WAY_DOWN * max(cliff, 0.0)
-    )
-    drop_position = int(spans.prompt + held[-1]) - spans.last_closing if len(held) else 0
+    held = np.flatnonzero(scores[start : spans.closing] >= plateau - WAY_DOWN * max(cliff, 0.0))
+    drop_position = int(start + held[-1]) - spans.last_closing if len(held) else 0
     return TraceCliff(
         trace_id=trace.trace_id,
         group=trace.group,
@@ -105,11 +109,12 @@ def cliff_of(trace: TraceScores, row: int, pool: str = DEFAULT_POOL) -> TraceCli
         plateau=plateau,
         final=final,
         cliff=cliff,
-        plateau_logit=POOLS[pool](logits[spans.prompt : spans.thinking]),
+        plateau_logit=POOLS[pool](logits[start:end]),
         final_logit=float(logits[spans.last_closing]),
         drop_position=drop_position,
         drop_inside=inside,
         kind=_kind(plateau, cliff, drop_position + spans.last_closing >= before),
+        over="thinking" if thinks else "template",
     )
 
 
@@ -122,8 +127,13 @@ def _kind(plateau: float, cliff: float, late: bool) -> Kind:
 def cliffs_of(
     traces: Sequence[TraceScores], row: int, pool: str = DEFAULT_POOL
 ) -> list[TraceCliff]:
-    """`cliff_of` for every trace that has thinking; an empty thought has no plateau."""
-    return [cliff_of(t, row, pool) for t in traces if t.spans.thinking > t.spans.prompt]
+    """`cliff_of` for every trace that has thinking; an empty thought has no plateau.
+
+    Where no trace has any, the model does not think, and the plateau is that of the template.
+    """
+    thoughtful = [t for t in traces if t.spans.thinking > t.spans.prompt]
+    measured = thoughtful or [t for t in traces if t.spans.last_closing > t.spans.thinking]
+    return [cliff_of(t, row, pool) for t in measured]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +211,7 @@ def model_cliff(rows: Sequence[TraceCliff], seed: int = 0) -> ModelCliff:
         share_argued_away=float(np.mean([row.kind == "argued away" for row in measured])),
         localisation=localisation(measured),
         verdict="no cliff" if failed else "cliff",
-        reason=failed or _grounds(share, here, len(measured)),
+        reason=(failed or _grounds(share, here, len(measured))) + _of_template(measured),
         n=len(measured),
         refused=refused,
         benign=benign,
@@ -234,6 +244,16 @@ def _grounds(share: float, here: Level, n: int) -> str:
     return (
         f"{share:.0%} of {n} traces stand on a plateau (mean {here.plateau:.2f}) and fall at the "
         f"end of thinking (mean {here.final:.2f})."
+    )
+
+
+def _of_template(rows: Sequence[TraceCliff]) -> str:
+    """A word of warning where there was no thinking to measure."""
+    if any(row.over == "thinking" for row in rows):
+        return ""
+    return (
+        " No trace has any thinking: the plateau is that of the chat template's tokens between the "
+        "user's text and the answer."
     )
 
 

@@ -170,7 +170,7 @@ def subject_of(
     """Look at a loaded model.
 
     Raises:
-        RefusalCliffError: It has no thinking format, or a block that is not a sum of its parts.
+        RefusalCliffError: It has no chat template, or a block that is not a sum of its parts.
     """
     model.eval().requires_grad_(False)
     return Subject(

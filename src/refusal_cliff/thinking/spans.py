@@ -95,7 +95,7 @@ def tokenise_trace(
     tokenizer: PreTrainedTokenizerBase,
     fmt: ThinkingFormat,
     prompt: str,
-    thinking: str,
+    thinking: str | None,
     response: str,
 ) -> tuple[list[int], Spans | None]:
     """Token ids and spans of a trace that exists as text only.
@@ -109,14 +109,15 @@ def tokenise_trace(
         tokenizer: A fast tokenizer, one that gives offsets.
         fmt: The model's thinking format.
         prompt: The user's message.
-        thinking: The thinking without markers; empty for an answer without thinking.
+        thinking: The thinking without markers; empty for an answer without thinking; ``None`` where
+            ``response`` is all that the model wrote, markers and thinking included.
         response: The answer; no end-of-sequence token is added.
 
     Raises:
         RefusalCliffError: A text holds half a surrogate pair, the format has no place for the
             thinking, or the tokenizer gives no offsets.
     """
-    refuse_surrogates(thinking, "The thinking")
+    refuse_surrogates(thinking or "", "The thinking")
     refuse_surrogates(response, "The response")
     if not tokenizer.is_fast:
         raise RefusalCliffError(
@@ -124,8 +125,9 @@ def tokenise_trace(
             "a trace of text cannot be split into spans. Use the fast version of the tokenizer."
         )
     head = prompt_text(tokenizer, prompt)
+    written = response if thinking is None else fmt.completion(thinking, response)
     encoded = tokenizer(
-        head + fmt.completion(thinking, response),
+        head + written,
         add_special_tokens=False,
         return_offsets_mapping=True,
     )
