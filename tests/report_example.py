@@ -90,8 +90,11 @@ def example_summary() -> Summary:
                         "auroc": 0.994,
                         "auroc_ci": [0.987, 0.999],
                         "shuffled_auroc": 0.503,
+                        "shuffled_auroc_se": 0.024,
                         "accuracy": 0.971,
+                        "accuracy_ci": [0.949, 0.988],
                         "ece": 0.021,
+                        "ece_ci": [0.014, 0.043],
                     }
                 },
             },

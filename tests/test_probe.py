@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -18,7 +15,6 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.logistic import principal
 from refusal_cliff.probe import (
     AS_GOOD,
-    FOLDS,
     SHUFFLES,
     STRENGTHS,
     Estimator,
@@ -27,12 +23,12 @@ from refusal_cliff.probe import (
     choose_layer,
     cross_validate,
     fit_probes,
-    fold_groups,
     shuffled,
-    split_groups,
+    transfer,
 )
-from refusal_cliff.probe_files import read_probes, write_probes
-from refusal_cliff.quality import Quality, calibrate
+from refusal_cliff.provenance import Provenance
+from refusal_cliff.quality import Quality, calibrate, measure_quality
+from refusal_cliff.splits import FOLDS, fold_groups, split_groups
 
 WIDTH = 24
 Floats = NDArray[np.floating[Any]]
@@ -97,72 +93,6 @@ def test_copies_of_a_test_prompt_cannot_leak() -> None:
         torn.append(fit(copies, labels, [f"g{i}" for i in range(320)]).chosen.quality.auroc)
     assert abs(np.mean(whole) - 0.5) < 0.12  # 6 tests of 20 prompts: standard error 0.05
     assert min(torn) > 0.7
-
-
-@st.composite
-def labelled_groups(draw: st.DrawFn) -> tuple[list[int], list[str]]:
-    """Rows of groups that are positive, negative or both, enough of each class, in any order."""
-    both = draw(st.integers(0, 16))
-    kinds = [(0, 1)] * both
-    for value in (0, 1):
-        n = max(0, 12 - both) + draw(st.integers(0, 60))
-        kinds += [(value,) * draw(st.integers(1, 3))] * n
-    rows = [(value, f"g{group}") for group, kind in enumerate(kinds) for value in kind]
-    draw(st.randoms(use_true_random=False)).shuffle(rows)
-    return [value for value, _ in rows], [group for _, group in rows]
-
-
-@settings(max_examples=150, deadline=None)
-@given(labelled_groups(), st.integers(0, 5))
-def test_a_split_keeps_groups_whole_and_both_classes_everywhere(
-    rows: tuple[list[int], list[str]], seed: int
-) -> None:
-    labels, groups = np.array(rows[0]), rows[1]
-    parts = split_groups(labels, groups, seed)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
-    owners = [{groups[row] for row in part} for part in parts]
-    assert sum(map(len, owners)) == len(set(groups))
-    assert [set(labels[part].tolist()) for part in parts] == [{0, 1}] * 2
-
-
-def test_a_split_has_the_shares_it_says_and_a_seed() -> None:
-    labels = np.arange(200) % 2
-    groups = [f"g{i}" for i in range(200)]
-    parts = split_groups(labels, groups, 0)
-    assert [len(part) for part in parts] == [150, 50]
-    assert [int(labels[part].sum()) for part in parts] == [75, 25]
-    again, other = split_groups(labels, groups, 0), split_groups(labels, groups, 1)
-    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
-    assert not np.array_equal(parts[0], other[0])
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_groups_of_both_classes_are_shared_out_as_well(seed: int) -> None:
-    """Where refusals only come beside a compliance, each part still gets its share of them."""
-    rows = [(value, f"both{group}") for group in range(12) for value in (0, 1)]
-    rows += [(0, f"zero{group}") for group in range(60)]
-    labels = np.array([value for value, _ in rows])
-    parts = split_groups(labels, [group for _, group in rows], seed)
-    assert [int(labels[part].sum()) for part in parts] == [9, 3]
-
-
-@settings(max_examples=150, deadline=None)
-@given(labelled_groups(), st.integers(0, 5))
-def test_folds_keep_groups_whole_and_both_classes_everywhere(
-    rows: tuple[list[int], list[str]], seed: int
-) -> None:
-    labels, groups = np.array(rows[0]), rows[1]
-    fold = fold_groups(labels, groups, seed)
-    assert len(set(zip(groups, fold.tolist(), strict=True))) == len(set(groups))
-    assert [set(labels[fold == part].tolist()) for part in range(FOLDS)] == [{0, 1}] * FOLDS
-
-
-@pytest.mark.parametrize(("ones", "folds"), [(2, 2), (3, 3), (5, 5), (9, 5)])
-def test_a_class_of_few_groups_makes_fewer_folds(ones: int, folds: int) -> None:
-    labels = np.array([1] * ones + [0] * 40)
-    fold = fold_groups(labels, [f"g{i}" for i in range(len(labels))], 0)
-    assert sorted(set(fold.tolist())) == list(range(folds))
-    assert set(np.bincount(fold[labels == 1]).tolist()) <= {ones // folds, -(-ones // folds)}
 
 
 def noisy(n: int, signal: float, seed: int) -> tuple[Floats, NDArray[np.int64], NDArray[np.int64]]:
@@ -348,28 +278,56 @@ def test_probes_are_the_same_for_a_seed() -> None:
     assert np.array_equal(one.weight, two.weight)
 
 
-def test_probes_come_back(tmp_path: Path) -> None:
-    probes = ProbeSet(
-        (probe_of(1, 0.7), probe_of(3, 1 / 3)), 3, "refused-vs-benign", "logistic", 99
+def test_what_the_residuals_are_of_is_kept() -> None:
+    residuals, labels, groups, _ = planted(60, 5.0)
+    assert fit(residuals, labels, groups).provenance is None
+    origin = Provenance("small", "f" * 64, "d" * 64, "final_norm")
+    found = fit_probes(
+        residuals, labels, groups, [1], label_rule="refused-vs-benign", provenance=origin
     )
-    weights, description = tmp_path / "new" / "probes.safetensors", tmp_path / "new" / "probes.json"
-    write_probes(weights, description, probes)
-    read = read_probes(weights, description)
-    assert (read.layer, read.row, read.n) == (3, 1, 99)
-    assert (read.label_rule, read.estimator) == ("refused-vs-benign", "logistic")
-    for one, two in zip(read.probes, probes.probes, strict=True):
-        assert np.array_equal(one.weight, two.weight)
-        assert replace(one, weight=two.weight) == two
-    assert sorted(file.name for file in weights.parent.iterdir()) == [
-        "probes.json",
-        "probes.safetensors",
-    ]
+    assert (found.provenance, found.read_point) == (origin, "final_norm")
 
 
-def test_files_of_different_probes_are_said(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("a.safetensors", "a.json", "b.safetensors", "b.json")]
-    one = ProbeSet((probe_of(1, 0.7),), 1, "refused-vs-benign", "logistic", 9)
-    write_probes(paths[0], paths[1], one)
-    write_probes(paths[2], paths[3], replace(one, probes=(probe_of(1, 0.7), probe_of(2, 0.7))))
-    with pytest.raises(RefusalCliffError, match=r"a\.safetensors has 1 probes and .*b\.json 2\."):
-        read_probes(paths[0], paths[3])
+def elsewhere(direction: Floats, seed: int) -> tuple[Floats, list[int], list[str]]:
+    """Another data set: other noise, two a group, classes apart along ``direction``."""
+    rng = np.random.default_rng(seed)
+    labels = [row // 2 % 2 for row in range(160)]
+    rows = rng.normal(size=(160, WIDTH)) + 5.0 * np.outer(labels, direction)
+    return 3.0 * rows[:, None], labels, [f"h{row // 2}" for row in range(160)]
+
+
+def test_a_direction_that_holds_elsewhere_transfers_and_another_does_not() -> None:
+    residuals, labels, groups, direction = planted(480, 5.0)
+    noise = planted(480, 0.0, seed=1)[0]
+    probes = fit(np.concatenate([residuals, noise], 1), labels, groups)
+    other = np.random.default_rng(9).normal(size=WIDTH)
+    other -= other @ direction * direction
+    same, different = (
+        elsewhere(axis, seed=2) for axis in (direction, other / np.linalg.norm(other))
+    )
+    holds = transfer(probes, np.tile(same[0], (1, 2, 1)), *same[1:])
+    fails = transfer(probes, np.tile(different[0], (1, 2, 1)), *different[1:])
+    assert len(holds) == len(fails) == 2
+    assert holds[0].auroc_ci[0] > 0.95
+    assert holds[1].auroc < 0.9 < holds[0].auroc
+    assert abs(fails[0].auroc - 0.5) < 0.3
+
+
+def test_transfer_measures_the_logits_as_they_are() -> None:
+    residuals, labels, groups, direction = planted(120, 3.0)
+    probes = fit(residuals, labels, groups)
+    states, other_labels, other_groups = elsewhere(direction, seed=3)
+    found = transfer(probes, states, other_labels, other_groups, seed=4)
+    logits = states[:, 0] @ probes.chosen.weight.astype(np.float64) + probes.chosen.bias
+    assert found == (measure_quality(logits, np.array(other_labels), other_groups, 4),)
+    assert found[0].auroc == pytest.approx(roc_auc_score(other_labels, logits))
+    assert found[0].accuracy == np.mean((logits > 0) == np.array(other_labels))
+
+
+def test_a_transfer_that_cannot_be_is_said() -> None:
+    residuals, labels, groups, _ = planted(60, 3.0)
+    probes = fit(residuals, labels, groups)
+    with pytest.raises(RefusalCliffError, match=r"1 layers of width 24, but .* 1 of width 7"):
+        transfer(probes, residuals[:, :, :7], labels, groups)
+    with pytest.raises(RefusalCliffError, match="one of the two is missing"):
+        transfer(probes, residuals, [1] * 60, groups)

@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.logistic import balanced, fit_logistic, principal
+from refusal_cliff.provenance import Provenance, ReadPoint
 from refusal_cliff.quality import Quality, auroc, calibrate, measure_quality
+from refusal_cliff.splits import fold_groups, split_groups
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 LabelRule = Literal["refused-vs-benign", "refused-vs-complied"]
@@ -31,8 +33,6 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Inverse L2 strengths tried, the strongest regularisation first."""
 AS_GOOD = 0.005
 """AUROC below the best that still counts as the best."""
-TEST_SHARE = 0.25
-FOLDS = 5
 SHUFFLES = 200
 MIN_PER_CLASS = 12
 _NO_SIGNAL = 1e-3
@@ -74,6 +74,7 @@ class ProbeSet:
         label_rule: Which traces were positive and negative.
         estimator: How the direction was found.
         n: Traces used in training and test together.
+        provenance: What they were fitted on; ``None`` for residuals of unknown origin.
     """
 
     probes: tuple[Probe, ...]
@@ -81,6 +82,12 @@ class ProbeSet:
     label_rule: LabelRule
     estimator: Estimator
     n: int
+    provenance: Provenance | None = None
+
+    @property
+    def read_point(self) -> ReadPoint:
+        """Where in the model they read."""
+        return "resid_post" if self.provenance is None else self.provenance.read_point
 
     @property
     def chosen(self) -> Probe:
@@ -102,17 +109,19 @@ def fit_probes(
     label_rule: LabelRule,
     estimator: Estimator = "logistic",
     seed: int = 0,
+    provenance: Provenance | None = None,
 ) -> ProbeSet:
     """Fit, calibrate and test one probe per layer.
 
     Args:
-        residuals: [traces, layers, d] at the last closing token.
+        residuals: [traces, layers, d] at the last closing token, at the provenance's read point.
         labels: 1 for a refusal, 0 otherwise.
         groups: Traces of one group stay on one side of the split.
         layers: Block numbers of the second axis, rising.
         label_rule: Name of the rule that made ``labels``.
         estimator: ``logistic``, or ``difference-of-means`` as the second opinion.
         seed: Seed of split, shuffles and bootstrap.
+        provenance: What the residuals are of; without it, written probes fit no model.
 
     Raises:
         RefusalCliffError: A class is too small to be split.
@@ -144,51 +153,53 @@ def fit_probes(
         )
         for column, layer in enumerate(layers)
     )
-    return ProbeSet(probes, choose_layer(probes), label_rule, estimator, len(label_array))
+    layer = choose_layer(probes)
+    return ProbeSet(probes, layer, label_rule, estimator, len(label_array), provenance)
 
 
-def split_groups(
-    labels: NDArray[np.int64], groups: Sequence[str], seed: int
-) -> list[NDArray[np.int64]]:
-    """Row numbers of train and test; groups stay whole and both classes are in each."""
-    rng = np.random.default_rng(seed)
-    rows_of = _rows_of(groups)
-    parts: list[list[int]] = [[], []]
-    for kind in ({0}, {1}, {0, 1}):
-        mine = [rows for rows in rows_of.values() if set(labels[rows].tolist()) == kind]
-        in_train = round((1 - TEST_SHARE) * len(mine))
-        for place, index in enumerate(rng.permutation(len(mine))):
-            parts[int(place >= in_train)] += mine[index]
-    return [np.array(sorted(part), dtype=np.int64) for part in parts]
+def transfer(
+    probes: ProbeSet,
+    residuals: Floats,
+    labels: Sequence[int],
+    groups: Sequence[str],
+    seed: int = 0,
+) -> tuple[Quality, ...]:
+    """How well fitted probes do on another data set, layer by layer: nothing is fitted again.
 
+    A direction of the intention keeps its AUROC on other topics and formats; one of the topic does
+    not. Accuracy and calibration error say whether the threshold and the scale moved along.
 
-def fold_groups(labels: NDArray[np.int64], groups: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Fold of each row for cross-validation; groups stay whole and both classes are in each fold.
+    Args:
+        probes: Fitted on one data set.
+        residuals: [traces, layers, d] of another, at the same read point, position and layers.
+        labels: 1 for a refusal, 0 otherwise.
+        groups: Near-duplicates share one; the bootstrap draws them together.
+        seed: Seed of the bootstrap.
 
-    Groups are dealt out in turn: those with positives only, then mixed ones, then the others. The
-    groups that hold a class are dealt one after the other, so each fold gets one as long as there
-    are as many of them as folds; where a class has fewer groups than ``FOLDS``, there are fewer
-    folds.
+    Returns:
+        One quality a probe.
+
+    Raises:
+        RefusalCliffError: A class is missing, or the residuals are of other layers or width.
     """
-    rng = np.random.default_rng(seed)
-    rows_of = _rows_of(groups)
-    kinds = {group: frozenset(labels[rows].tolist()) for group, rows in rows_of.items()}
-    folds = min(FOLDS, *(sum(value in kind for kind in kinds.values()) for value in (0, 1)))
-    dealt = 0
-    fold = np.zeros(len(labels), dtype=np.int64)
-    for kind in (frozenset({1}), frozenset({0, 1}), frozenset({0})):
-        mine = [rows for group, rows in rows_of.items() if kinds[group] == kind]
-        for index in rng.permutation(len(mine)):
-            fold[mine[index]] = dealt % folds
-            dealt += 1
-    return fold
-
-
-def _rows_of(groups: Sequence[str]) -> dict[str, list[int]]:
-    rows: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        rows.setdefault(group, []).append(row)
-    return rows
+    shape = (len(probes.probes), len(probes.chosen.weight))
+    if residuals.shape[1:] != shape:
+        raise RefusalCliffError(
+            f"The probes read {shape[0]} layers of width {shape[1]}, but the residuals have "
+            f"{residuals.shape[1]} of width {residuals.shape[2]}. Capture them from the model that "
+            "the probes were fitted on, after the same blocks."
+        )
+    label_array = np.asarray(labels, dtype=np.int64)
+    if set(labels) != {0, 1}:
+        raise RefusalCliffError(
+            "A transfer test needs refused and complied traces; one of the two is missing. "
+            "Give traces of both."
+        )
+    states = residuals.astype(np.float64)
+    return tuple(
+        measure_quality(states[:, row] @ probe.weight + probe.bias, label_array, groups, seed)
+        for row, probe in enumerate(probes.probes)
+    )
 
 
 def choose_layer(probes: Sequence[Probe]) -> int:

@@ -1,56 +1,27 @@
-"""Probes as files: weights as safetensors, all else as JSON."""
+"""Probes as files: weights as safetensors, all else as JSON; and whether they fit a model."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path, read_json, write_json
 from refusal_cliff.models import Subject
 from refusal_cliff.probe import Floats, Probe, ProbeSet
+from refusal_cliff.provenance import Provenance, ReadPoint
 from refusal_cliff.quality import Quality
-from refusal_cliff.traces import Trace
 
 WEIGHTS, DESCRIPTION = "probes.safetensors", "probes.json"
-
-
-@dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where probes come from, and so what they may be used on.
-
-    Attributes:
-        model: What the user called the model.
-        fingerprint: The model's fingerprint.
-        data_hash: SHA-256 over the training traces' ids, tokens and verdicts.
-        read_point: ``resid_post``: the residual stream after a block, before any final norm.
-        position: ``last-closing``: the token from which the first response token is predicted.
-        polarity: A high score says "I will refuse".
-        version: Of this package.
-    """
-
-    model: str
-    fingerprint: str
-    data_hash: str
-    read_point: str = "resid_post"
-    position: str = "last-closing"
-    polarity: str = "high score refuses"
-    version: str = __version__
-
-
-def provenance_of(subject: Subject, traces: Iterable[Trace]) -> Provenance:
-    """Provenance of probes fitted on ``traces``; their order does not matter."""
-    rows = sorted((t.prompt.id, t.prompt.label, t.verdict, t.token_ids) for t in traces)
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    return Provenance(subject.name, subject.fingerprint, digest)
+_QUALITY = tuple(field.name for field in fields(Quality))
+_PROBE = tuple(f.name for f in fields(Probe) if f.name not in ("weight", "quality"))
+_PROVENANCE = tuple(field.name for field in fields(Provenance))
 
 
 def probes_of(folder: Path, subject: Subject) -> ProbeSet:
@@ -65,28 +36,51 @@ def probes_of(folder: Path, subject: Subject) -> ProbeSet:
             f"{folder} holds no {DESCRIPTION}. Give the folder of a model in a run, such as "
             "runs/demo/tiny; refusal-cliff audit makes one."
         )
-    found = read_json(description).get("provenance") or {}
-    if found.get("fingerprint") != subject.fingerprint:
-        raise RefusalCliffError(
-            f"The probes of {description} were fitted on {found.get('model', 'an unknown model')!r}"
-            f" (fingerprint {str(found.get('fingerprint'))[:12]}), not on {subject.name!r} "
-            f"({subject.fingerprint[:12]}): weights, chat template or precision differ, so their "
-            "scores would mean nothing. Fit probes on this model, or load the other one."
-        )
-    return read_probes(folder / WEIGHTS, description)
+    return read_probes(folder / WEIGHTS, description, subject)
 
 
-def write_probes(
-    weights: Path, description: Path, probes: ProbeSet, provenance: Provenance | None = None
+def check_probes_fit(
+    probes: ProbeSet, subject: Subject, description: Path, *, same_space: bool = False
 ) -> None:
-    """Write weights and biases as safetensors, all else as JSON."""
+    """Refuse probes that were fitted on another model than the one they are to be used on.
+
+    Args:
+        probes: Read from ``description``.
+        subject: The model they are to be used on.
+        description: Named in the error.
+        same_space: The model is a changed version (repaired, ablated) of the one they were fitted
+            on and is to be read with the same directions: only layers and width must agree.
+
+    Raises:
+        RefusalCliffError: They were not fitted on it, or cannot be.
+    """
+    origin = probes.provenance
+    fitted = "an unknown model" if origin is None else f"{origin.model!r}"
+    width, deepest = len(probes.chosen.weight), probes.probes[-1].layer
+    if width != subject.width or deepest > subject.n_layers:
+        raise RefusalCliffError(
+            f"The probes of {description} were fitted on {fitted}, of width {width} and at least "
+            f"{deepest} blocks, not on {subject.name!r}, of width {subject.width} and "
+            f"{subject.n_layers} blocks. Fit probes on this model, or load the other one."
+        )
+    if same_space or (origin is not None and origin.fingerprint == subject.fingerprint):
+        return
+    known = "" if origin is None else f" (fingerprint {origin.fingerprint[:12]})"
+    raise RefusalCliffError(
+        f"The probes of {description} were fitted on {fitted}{known}, not on {subject.name!r} "
+        f"({subject.fingerprint[:12]}): weights, chat template or precision differ, so their "
+        "scores would mean nothing. Fit probes on this model, or load the other one."
+    )
+
+
+def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
+    """Write weights and biases as safetensors, all else as JSON, each file whole or not at all."""
     tensors = {
         "weight": np.stack([probe.weight for probe in probes.probes]).astype(np.float32),
-        "bias": np.array([probe.bias for probe in probes.probes], dtype=np.float64),
+        "bias": _biases(probes.probes),
     }
     with atomic_path(weights) as temporary:
         save_file(tensors, temporary)
-    rows = [_to_json(probe) for probe in probes.probes]
     write_json(
         description,
         {
@@ -94,30 +88,93 @@ def write_probes(
             "label_rule": probes.label_rule,
             "estimator": probes.estimator,
             "n": probes.n,
-            "provenance": None if provenance is None else asdict(provenance),
-            "layers": rows,
+            "provenance": None if probes.provenance is None else asdict(probes.provenance),
+            "layers": [_to_json(probe) for probe in probes.probes],
         },
     )
 
 
-def read_probes(weights: Path, description: Path) -> ProbeSet:
+def read_probes(weights: Path, description: Path, subject: Subject | None = None) -> ProbeSet:
     """Read what `write_probes` wrote.
 
+    Args:
+        weights: The safetensors file.
+        description: The JSON file.
+        subject: The model that they are to be used on, see `check_probes_fit`; ``None`` where they
+            are only shown, or are checked by the caller.
+
     Raises:
-        RefusalCliffError: The two files do not belong together.
+        RefusalCliffError: A file is damaged or of another version, the two do not belong together,
+            or the probes were fitted on another model.
     """
     content = read_json(description)
-    rows: list[dict[str, Any]] = content["layers"]
-    directions = load_file(weights)["weight"]
-    if len(directions) != len(rows):
+    names = ("layer", "label_rule", "estimator", "n", "provenance", "layers")
+    top = _fields(content, names, description)
+    rows = [_fields(row, (*_PROBE, *_QUALITY), description) for row in top["layers"]]
+    tensors = _tensors(weights)
+    if len(tensors["weight"]) != len(rows):
         raise RefusalCliffError(
-            f"{weights} has {len(directions)} probes and {description} {len(rows)}. "
+            f"{weights} has {len(tensors['weight'])} probes and {description} {len(rows)}. "
             "Delete both, and run again."
         )
-    probes = tuple(_from_json(row, weight) for row, weight in zip(rows, directions, strict=True))
-    return ProbeSet(
-        probes, content["layer"], content["label_rule"], content["estimator"], content["n"]
+    read = tuple(_from_json(row, w) for row, w in zip(rows, tensors["weight"], strict=True))
+    if not np.array_equal(tensors["bias"], _biases(read)) or top["layer"] not in (
+        probe.layer for probe in read
+    ):
+        raise RefusalCliffError(
+            f"{weights} and {description} are not of the same probes. Delete both, and run again."
+        )
+    origin = top["provenance"]
+    probes = ProbeSet(
+        read,
+        top["layer"],
+        top["label_rule"],
+        top["estimator"],
+        top["n"],
+        None if origin is None else _provenance(origin, description),
     )
+    if subject is not None:
+        check_probes_fit(probes, subject, description)
+    return probes
+
+
+def _fields(content: Any, names: tuple[str, ...], path: Path) -> dict[str, Any]:
+    """The named fields of a JSON object.
+
+    Raises:
+        RefusalCliffError: One is missing.
+    """
+    missing = [n for n in names if not isinstance(content, Mapping) or n not in content]
+    if missing:
+        raise RefusalCliffError(
+            f"{path} lacks the field {missing[0]!r}: it is damaged, or was written by another "
+            "version of refusal-cliff. Delete it, and run again to fit the probes anew."
+        )
+    return {name: content[name] for name in names}
+
+
+def _provenance(content: Any, path: Path) -> Provenance:
+    origin = Provenance(**_fields(content, _PROVENANCE, path))
+    if origin.read_point not in get_args(ReadPoint):
+        raise RefusalCliffError(
+            f"{path}: unknown read_point {origin.read_point!r}; this version knows "
+            f"{' and '.join(get_args(ReadPoint))}. Update refusal-cliff, or fit the probes anew."
+        )
+    return origin
+
+
+def _tensors(path: Path) -> dict[str, Floats]:
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RefusalCliffError(
+            f"Could not read {path}: {error}. Delete it, and run again to fit the probes anew."
+        ) from error
+    return _fields(tensors, ("weight", "bias"), path)
+
+
+def _biases(probes: tuple[Probe, ...]) -> Floats:
+    return np.array([probe.bias for probe in probes], dtype=np.float64)
 
 
 def _to_json(probe: Probe) -> dict[str, Any]:
@@ -126,11 +183,8 @@ def _to_json(probe: Probe) -> dict[str, Any]:
 
 
 def _from_json(row: dict[str, Any], weight: Floats) -> Probe:
-    names = {field.name for field in fields(Quality)}
     quality: dict[str, Any] = {
-        name: tuple(value) if name.endswith("_ci") else value
-        for name, value in row.items()
-        if name in names
+        name: tuple(row[name]) if name.endswith("_ci") else row[name] for name in _QUALITY
     }
-    own = {name: value for name, value in row.items() if name not in names}
+    own = {name: row[name] for name in _PROBE}
     return Probe(weight=weight, quality=Quality(**quality), **own)

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.capture import ProbeScores, Progress, capture
+from refusal_cliff.capture import ProbeScores, Progress, Reader, capture
+from refusal_cliff.final_norm import AfterFinalNorm
 from refusal_cliff.io import atomic_path
 from refusal_cliff.models import Subject
 from refusal_cliff.probe import ProbeSet
@@ -59,14 +60,17 @@ def score_traces(
     """Score every token of the traces at every probed layer, in one pass over the model.
 
     Args:
-        subject: The model the probes were fitted on.
+        subject: The model the probes were fitted on, see `probe_files.check_probes_fit`.
         traces: Closed traces, see `closed`.
         probes: One probe per layer.
         progress: Called with (traces done, traces).
     """
     weights = {probe.layer: (probe.weight, probe.bias) for probe in probes.probes}
     reader = ProbeScores(weights, len(traces))
-    capture(subject, [trace.token_ids for trace in traces], [reader], progress=progress)
+    tap: Reader = reader
+    if probes.read_point == "final_norm":
+        tap = AfterFinalNorm(reader, subject)
+    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
     return [
         TraceScores(
             trace.prompt.id,

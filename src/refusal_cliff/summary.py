@@ -62,8 +62,13 @@ class RuleSummary(_Part):
     shuffled_auroc: Share = Field(
         description="Mean AUROC of probes trained on shuffled labels; near 0.5 when all is well."
     )
+    shuffled_auroc_se: float = Field(
+        ge=0, description="Standard error of `shuffled_auroc`, from the number of shuffles."
+    )
     accuracy: Share = Field(description="Accuracy at score 0.5 on held-out prompts.")
+    accuracy_ci: Interval = Field(description="Bootstrap interval of `accuracy`.")
     ece: Share = Field(description="Expected calibration error on held-out prompts.")
+    ece_ci: Interval = Field(description="Bootstrap interval of `ece`; it leans upwards.")
 
 
 class ProbeSummary(_Part):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 from refusal_cliff.cliff import MIN_TRACES
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.evaluate import perplexity, rates
 from refusal_cliff.examples import read_examples
 from refusal_cliff.heads import (
@@ -80,7 +81,13 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
 
 def _heads(study: Study, plan: AblationPlan, job: Job) -> Headline:
     traces = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
-    probe = input_probes(study, job).chosen
+    probes = input_probes(study, job)
+    if probes.read_point != "resid_post":
+        raise RefusalCliffError(
+            "Heads add to the residual stream, so they are measured with a probe that reads it, "
+            f"not one at {probes.read_point}. Run this stage with read point resid_post."
+        )
+    probe = probes.chosen
     groups = verdict_groups(traces)
     complied, refused = groups["complied"], groups["refused"]
     rows = measure_heads(

@@ -12,10 +12,10 @@ from refusal_cliff.capture import PositionResiduals, capture
 from refusal_cliff.cliff import cliffs_of, model_cliff, write_cliffs
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.evaluate import rates
+from refusal_cliff.final_norm import AfterFinalNorm
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import judge_all
-from refusal_cliff.models import Subject
 from refusal_cliff.pipeline import Job, Progress, Stage
 from refusal_cliff.probe import (
     MIN_PER_CLASS,
@@ -24,7 +24,8 @@ from refusal_cliff.probe import (
     ProbeSet,
     fit_probes,
 )
-from refusal_cliff.probe_files import provenance_of, read_probes, write_probes
+from refusal_cliff.probe_files import read_probes, write_probes
+from refusal_cliff.provenance import provenance_of
 from refusal_cliff.run_folder import Headline
 from refusal_cliff.scores import closed, read_scores, score_traces, write_scores
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, counter
@@ -57,6 +58,7 @@ def measure_stages(study: Study) -> list[Stage]:
             traces[:1],
             ("probes.safetensors", "probes.json", "probe-rules.json"),
             lambda job: _probe(study, job),
+            {"read_point": study.read_point},
         ),
         study.stage(
             "trace",
@@ -109,17 +111,14 @@ def _probe(study: Study, job: Job) -> Headline:
     ]
     if len({trace.prompt.group for trace in complied}) >= MIN_PER_CLASS:
         rules.append(("refused-vs-complied", "logistic", [*benign, *complied]))
-    states = _last_states(study.subject, [*groups["refused"], *benign, *complied], job.progress)
+    states = closing_states(study, [*groups["refused"], *benign, *complied], job.progress)
     fitted = [
         _fit(study, groups["refused"], negative, states, rule, estimator)
         for rule, estimator, negative in rules
     ]
     main = fitted[0]
     names = (study.path("probes.safetensors"), study.path("probes.json"))
-    used = [*groups["refused"], *benign]
-    write_probes(
-        job.output(names[0]), job.output(names[1]), main, provenance_of(study.subject, used)
-    )
+    write_probes(job.output(names[0]), job.output(names[1]), main)
     write_json(
         job.output(study.path("probe-rules.json")),
         {_name(probes): _quality(probes, main.row) for probes in fitted},
@@ -145,14 +144,28 @@ def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
     }
 
 
-def _last_states(
-    subject: Subject, traces: Sequence[Trace], progress: Progress
+def closing_states(
+    study: Study, traces: Sequence[Trace], progress: Progress | None = None
 ) -> dict[str, NDArray[np.float32]]:
-    """Residuals at the last closing token by prompt id, each [layers, d]."""
+    """States at the last closing token by prompt id, each [probed layers, d], as probes read them.
+
+    Args:
+        study: The model, and where its probes read.
+        traces: Closed traces, see `closed`.
+        progress: Called with (traces done, traces).
+    """
+    subject = study.subject
     positions = [trace.spans.last_closing for trace in traces if trace.spans is not None]
-    reader = PositionResiduals(positions, range(1, subject.n_layers + 1), subject.width)
-    capture(subject, [trace.token_ids for trace in traces], [reader], progress=progress)
+    reader = PositionResiduals(positions, _layers(study), subject.width)
+    tap = AfterFinalNorm(reader, subject) if study.read_point == "final_norm" else reader
+    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
     return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
+
+
+def _layers(study: Study) -> range:
+    """Probed blocks: all of them, or the one that the final norm follows."""
+    last = study.subject.n_layers
+    return range(1 if study.read_point == "resid_post" else last, last + 1)
 
 
 def _fit(
@@ -173,10 +186,11 @@ def _fit(
         np.stack([states[trace.prompt.id] for trace in traces]),
         [1] * len(refused) + [0] * len(negative),
         [trace.prompt.group for trace in traces],
-        range(1, study.subject.n_layers + 1),
+        _layers(study),
         label_rule=rule,
         estimator=estimator,
         seed=study.seed,
+        provenance=provenance_of(study.subject, traces, study.read_point),
     )
 
 
@@ -189,11 +203,9 @@ def _name(probes: ProbeSet) -> str:
 def _quality(probes: ProbeSet, row: int) -> dict[str, object]:
     probe = probes.probes[row]
     return {
-        "auroc": probe.quality.auroc,
-        "auroc_ci": probe.quality.auroc_ci,
+        **asdict(probe.quality),
         "shuffled_auroc": probe.shuffled_auroc,
-        "accuracy": probe.quality.accuracy,
-        "ece": probe.quality.ece,
+        "shuffled_auroc_se": probe.shuffled_auroc_se,
     }
 
 
@@ -206,9 +218,15 @@ def _trace(study: Study, job: Job) -> Headline:
 
 
 def input_probes(study: Study, job: Job) -> ProbeSet:
-    """The probes of the model, as a stage reads them."""
+    """The probes of the model, as a stage reads them.
+
+    Raises:
+        RefusalCliffError: They were fitted on another model.
+    """
     return read_probes(
-        job.input(study.path("probes.safetensors")), job.input(study.path("probes.json"))
+        job.input(study.path("probes.safetensors")),
+        job.input(study.path("probes.json")),
+        study.subject,
     )
 
 

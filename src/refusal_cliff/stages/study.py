@@ -9,6 +9,7 @@ from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.judges import judge_all
 from refusal_cliff.models import Head, Subject
 from refusal_cliff.pipeline import Job, Progress, Stage
+from refusal_cliff.provenance import ReadPoint
 from refusal_cliff.run_folder import Headline
 from refusal_cliff.traces import Prompt, Trace
 
@@ -24,12 +25,14 @@ class Study:
         subject: The model.
         seed: Seed of all that is drawn.
         generation: How it writes.
+        read_point: Where its probes read; ``final_norm`` as in the paper, at the last block alone.
     """
 
     key: str
     subject: Subject
     seed: int
     generation: GenerationConfig
+    read_point: ReadPoint = "resid_post"
 
     def path(self, name: str) -> str:
         """Name in the run folder of one of its files."""
