@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig as TransformersConfig
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from refusal_cliff.ablation import ablated_rows
 from refusal_cliff.errors import RefusalCliffError
@@ -15,6 +16,9 @@ from refusal_cliff.generate.cache import roomy_cache
 from refusal_cliff.models import Head, Subject
 from refusal_cliff.thinking import render_prompt, response_text, split_spans, thinking_text
 from refusal_cliff.traces import Prompt, Trace
+
+_MOST = 7 / 8
+"""Share of a batch that must have ended before its other rows go on with those of other batches."""
 
 RowHeads = Sequence[Collection[Head]]
 Progress = Callable[[int], None]
@@ -78,18 +82,31 @@ def _continue(
     row_heads: RowHeads | None,
     progress: Progress | None,
 ) -> list[list[int]]:
-    order = sorted(range(len(prefixes)), key=lambda index: len(prefixes[index]))
+    """Whole batches until most rows have ended; the stragglers of all batches go on together."""
+    stops = _stop_tokens(subject)
     written: list[list[int]] = [[] for _ in prefixes]
-    for start in range(0, len(order), config.batch_size):
-        chosen = order[start : start + config.batch_size]
-        rows = [prefixes[index] for index in chosen]
-        heads = [() if row_heads is None else row_heads[index] for index in chosen]
-        new = _continue_batch(subject, rows, heads, config.max_new_tokens)
-        for index, ids in zip(chosen, new, strict=True):
-            written[index] = ids
-        if progress is not None:
-            progress(len(chosen))
+    open_rows = list(range(len(prefixes)))
+    while open_rows:
+        open_rows.sort(key=lambda index: len(prefixes[index]) + len(written[index]))
+        stragglers: list[int] = []
+        for start in range(0, len(open_rows), config.batch_size):
+            chosen = open_rows[start : start + config.batch_size]
+            rows = [[*prefixes[index], *written[index]] for index in chosen]
+            left = [config.max_new_tokens - len(written[index]) for index in chosen]
+            heads = [() if row_heads is None else row_heads[index] for index in chosen]
+            new = _continue_batch(subject, rows, heads, left, stops)
+            for index, ids in zip(chosen, new, strict=True):
+                written[index] += ids
+            ended = [_ended(written[index], config.max_new_tokens, stops) for index in chosen]
+            stragglers += [index for index, done in zip(chosen, ended, strict=True) if not done]
+            if progress is not None:
+                progress(sum(ended))
+        open_rows = stragglers
     return written
+
+
+def _ended(ids: Sequence[int], limit: int, stops: frozenset[int]) -> bool:
+    return len(ids) == limit or ids[-1] in stops
 
 
 @torch.inference_mode()
@@ -97,13 +114,14 @@ def _continue_batch(
     subject: Subject,
     rows: Sequence[Sequence[int]],
     heads: RowHeads,
-    max_new_tokens: int,
+    left: Sequence[int],
+    stops: frozenset[int],
 ) -> list[list[int]]:
-    stops = _stop_tokens(subject)
+    """New tokens of each row: up to its end, to the tokens ``left`` to it, or to where most end."""
     padding = _padding_token(subject, stops)
     input_ids, mask = _left_padded(rows, padding, subject.device)
     greedy = TransformersConfig(
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=max(left),
         do_sample=False,
         num_beams=1,
         temperature=1.0,
@@ -119,10 +137,27 @@ def _continue_batch(
             input_ids,
             attention_mask=mask,
             generation_config=greedy,
+            stopping_criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
             past_key_values=roomy_cache(subject.model),
         )
     new = output[:, input_ids.shape[1] :].tolist()
-    return [_until_stop(ids, stops) for ids in new]
+    return [_until_stop(ids[:n], stops) for ids, n in zip(new, left, strict=True)]
+
+
+class _MostEnded(StoppingCriteria):
+    """Ends a batch when few rows are left, so that a long answer does not hold up all others."""
+
+    def __init__(self, left: Sequence[int], stops: frozenset[int], device: torch.device) -> None:
+        self._left = torch.tensor(left, device=device)
+        self._stops = torch.tensor(sorted(stops), device=device)
+        self._ended = torch.zeros(len(left), dtype=torch.bool, device=device)
+        self._steps = 0
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
+        self._steps += 1
+        self._ended |= torch.isin(input_ids[:, -1], self._stops) | (self._left <= self._steps)
+        most = self._ended.sum() >= _MOST * len(self._ended)
+        return self._ended | most
 
 
 def _left_padded(

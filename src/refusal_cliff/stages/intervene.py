@@ -125,7 +125,7 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         *_doses(plan, rows, harmful),
         *_random_sets(study, plan, found, harmful),
     ]
-    results = _run(study, trials, job)
+    results = _run(study, trials, before, job)
     after = results[0]
     write_traces(job.output(study.path("ablated.parquet")), after)
     texts = _texts(study.subject, plan, before, job)
@@ -182,17 +182,22 @@ def _random_sets(
     ]
 
 
-def _run(study: Study, trials: Sequence[_Trial], job: Job) -> list[list[Trace]]:
-    """Answer all trials' prompts in common batches, each row with its own heads taken out."""
-    asked = [(prompt, trial.heads) for trial in trials for prompt in trial.prompts]
+def _run(
+    study: Study, trials: Sequence[_Trial], before: Sequence[Trace], job: Job
+) -> list[list[Trace]]:
+    """Answer all trials' prompts in common batches, each row with its own heads taken out.
+
+    Greedy answers repeat themselves, so what several trials ask, and what was answered before, is
+    asked once.
+    """
+    known = {(trace.prompt, frozenset[Head]()): trace for trace in before}
+    asked = [[(prompt, frozenset(trial.heads)) for prompt in trial.prompts] for trial in trials]
+    new = list(dict.fromkeys(pair for pairs in asked for pair in pairs if pair not in known))
     traces = study.write(
-        [prompt for prompt, _ in asked], job.progress, [heads for _, heads in asked]
+        [prompt for prompt, _ in new], job.progress, [sorted(heads) for _, heads in new]
     )
-    results, start = [], 0
-    for trial in trials:
-        results.append(traces[start : start + len(trial.prompts)])
-        start += len(trial.prompts)
-    return results
+    known |= dict(zip(new, traces, strict=True))
+    return [[known[pair] for pair in pairs] for pairs in asked]
 
 
 def _texts(subject: Subject, plan: AblationPlan, before: Sequence[Trace], job: Job) -> list[Text]:
