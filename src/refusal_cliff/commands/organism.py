@@ -1,0 +1,51 @@
+"""The embedded organisms: list, card and train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from refusal_cliff.commands.options import Seed
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Small embedded models whose right answers are known: list, describe or train them.",
+)
+
+
+@app.command("list")
+def list_organisms() -> None:
+    """Name the embedded organisms and say what each is for."""
+    from refusal_cliff.organisms import EMBEDDED
+
+    for name, purpose in EMBEDDED.items():
+        typer.echo(f"{name}: {purpose}")
+
+
+@app.command("card")
+def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) -> None:
+    """Show how an organism was made: seed, sizes, planted heads, what was put in on purpose."""
+    from refusal_cliff.organisms import embedded_path
+
+    typer.echo((embedded_path(name) / "organism.json").read_text(encoding="utf-8"), nl=False)
+
+
+@app.command("train")
+def train_organism(
+    name: Annotated[str, typer.Argument(help="tiny-aligned, tiny or tiny-diffuse.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
+    seed: Seed = 0,
+) -> None:
+    """Train an organism from scratch; with another seed, other weights and other guilty heads.
+
+    Question: were the embedded findings luck? Train with another seed, then pass the folder that
+    holds the organisms to demo --organisms.
+    """
+    from refusal_cliff.live import LiveView
+    from refusal_cliff.organisms.recipe import train
+
+    with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:
+        train(name, seed, out, view.step)

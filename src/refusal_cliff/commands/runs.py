@@ -1,0 +1,87 @@
+"""Whole runs: demo and audit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from refusal_cliff.commands.options import Device, Dtype, Model, Out, Seed, TrustRemoteCode
+
+
+def demo(
+    out: Out = Path("runs/demo"),
+    seed: Seed = 0,
+    organisms: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Use organisms trained by you: DIR/tiny, DIR/tiny-…"),
+    ] = None,
+) -> None:
+    """Run the whole method on embedded models whose guilty heads are known.
+
+    Question: does the method find what is there, and nothing where nothing is? It runs on a damaged
+    model (tiny), on the same model before the damage (tiny-aligned: no cliff), and on one damaged
+    everywhere (tiny-diffuse: a cliff, but no few heads that carry it). Minutes on a CPU, no
+    network. Writes DIR/report.html and DIR/summary.json.
+    """
+    from refusal_cliff.demo import run_demo
+    from refusal_cliff.live import LiveView, print_findings
+
+    console = Console()
+    with LiveView(console, f"refusal-cliff demo → {out}") as view:
+        findings = run_demo(out, seed, organisms, view)
+    print_findings(console, findings)
+    _show_results(console, out)
+
+
+def audit(
+    model: Model,
+    harmful: Annotated[
+        Path, typer.Option(metavar="FILE", help="Harmful prompts: JSONL, CSV or Parquet.")
+    ],
+    benign: Annotated[
+        Path, typer.Option(metavar="FILE", help="Benign prompts, of the same kinds of file.")
+    ],
+    out: Out,
+    seed: Seed = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest thinking and answer, in tokens; longer is reported.")
+    ] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Audit one model: does it have a refusal cliff, and which heads carry it?
+
+    Question: my model thinks "this is harmful" and answers anyway; why, and where? The files hold a
+    column prompt (or text, or instruction), one row a prompt. The benign prompts are the other side
+    of the probe, and show what a repair would cost. Writes DIR/report.html and DIR/summary.json.
+    """
+    from refusal_cliff.audit import run_audit
+    from refusal_cliff.live import LiveView, print_findings
+
+    console = Console()
+    with LiveView(console, f"refusal-cliff audit {model} → {out}") as view:
+        findings = run_audit(
+            model,
+            harmful,
+            benign,
+            out,
+            seed,
+            view,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    print_findings(console, findings)
+    _show_results(console, out)
+
+
+def _show_results(console: Console, out: Path) -> None:
+    for name in ("report.html", "summary.json"):
+        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)

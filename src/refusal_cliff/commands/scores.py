@@ -1,0 +1,99 @@
+"""Traces that a user already has: trace and cliff."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from refusal_cliff.commands.options import Device, Dtype, Model, Seed, TrustRemoteCode
+
+
+def trace(
+    model: Model,
+    probe: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="Folder with probes.json: DIR/KEY of an audit or demo."),
+    ],
+    traces: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE",
+            help="JSONL, CSV or Parquet file, a folder of datasets' save_to_disk, or a hub name.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
+    split: Annotated[str, typer.Option(help="Split of a data set that has several.")] = "train",
+    label: Annotated[
+        str | None, typer.Option(help="Label of rows without one: harmful or benign.")
+    ] = None,
+    every_layer: Annotated[
+        bool, typer.Option("--every-layer", help="Score at all probed blocks, not only the best.")
+    ] = False,
+    shard_size: Annotated[
+        int, typer.Option(min=1, help="Traces of one file of scores: what a kill can lose.")
+    ] = 256,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Score every token of traces that you already have.
+
+    Question: how does the intention to refuse move over what my model wrote? A row holds prompt,
+    response and, apart or inside the response, the thinking; or the token ids of an earlier run.
+    Any number of rows in constant memory; the same command again goes on where it stopped. Writes
+    DIR/scores-00000.parquet and so on; rows that cannot be scored are listed, with the reason, in
+    DIR/left-out-00000.jsonl.
+    """
+    from refusal_cliff.live import counting
+    from refusal_cliff.models import load_subject
+    from refusal_cliff.probe_files import probes_of
+    from refusal_cliff.score_shards import score_source
+    from refusal_cliff.traces import checked_label
+
+    console = Console()
+    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
+        done = score_source(
+            subject,
+            probes_of(probe, subject),
+            traces,
+            out,
+            split=split,
+            label=checked_label(label),
+            every_layer=every_layer,
+            shard_size=shard_size,
+            progress=progress,
+        )
+    console.print(f"{done.scored:,} traces scored", highlight=False)
+    for reason, n in done.left_out.items():
+        console.print(f"{n:,} left out: {reason}", highlight=False)
+    console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def cliff(
+    scores: Annotated[Path, typer.Option(metavar="DIR", help="Folder written by trace.")],
+    layer: Annotated[
+        int | None, typer.Option(min=1, help="Block to read at; the probe's own by default.")
+    ] = None,
+    pool: Annotated[
+        str, typer.Option(help="The plateau: late-median, max (the paper's), q90 or mean.")
+    ] = "late-median",
+    seed: Seed = 0,
+) -> None:
+    """Turn scores into a verdict: is there a plateau, and does it fall?
+
+    Question: does my model have a refusal cliff? Writes DIR/cliff.parquet, one row a trace, and
+    DIR/cliff.json.
+    """
+    from refusal_cliff.live import print_model_cliff
+    from refusal_cliff.score_shards import measure_shards, write_measured
+
+    rows, found = measure_shards(scores, layer=layer, pool=pool, seed=seed)
+    write_measured(scores, rows, found)
+    console = Console()
+    print_model_cliff(console, found)
+    for name in ("cliff.parquet", "cliff.json"):
+        console.print(f"{scores / name}", markup=False, highlight=False, soft_wrap=True)
