@@ -43,10 +43,7 @@ def test_the_control_has_no_cliff(files: tuple[Path, Path], tmp_path: Path) -> N
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_unknown_model(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_unknown_model(files: tuple[Path, Path], tmp_path: Path) -> None:
     code, output = audit("no-such/model", files, tmp_path / "run")
     assert code == 1
     assert "Could not load the model 'no-such/model'" in output

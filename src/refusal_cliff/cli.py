@@ -14,7 +14,9 @@ from refusal_cliff.commands import organism, runs, scores
 from refusal_cliff.errors import RefusalCliffError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-_QUIET = {
+_ENVIRONMENT = {
+    # Threads that wait by spinning fight over busy cores: 15 times slower for small models on two.
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -76,8 +78,8 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Keep the libraries' own progress bars and warnings out of the view."""
-    for name, value in _QUIET.items():
+    """Set what libraries read when they are imported; progress bars of their own stay out."""
+    for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
