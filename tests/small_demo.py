@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import torch
-
 from refusal_cliff.demo import DemoSizes, run_demo
 from refusal_cliff.pipeline import Silent
 from refusal_cliff.run_folder import Headline
@@ -37,5 +35,4 @@ class Printer(Silent):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run_demo(Path(sys.argv[1]), 0, None, Printer(), SIZES)
+    run_demo(Path(sys.argv[1]), 0, None, Printer(), SIZES, workers=2)

@@ -26,6 +26,7 @@ HEAVY = ("torch", "transformers", "sklearn", "pandas", "numpy")
 @pytest.fixture
 def fake_demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     module = ModuleType("refusal_cliff.demo")
+    module.__dict__["WORKERS"] = 2
     monkeypatch.setitem(sys.modules, "refusal_cliff.demo", module)
     yield module
 
@@ -58,8 +59,10 @@ def test_help_does_not_import_what_is_heavy() -> None:
 
 
 def test_demo_shows_findings(fake_demo: ModuleType, tmp_path: Path) -> None:
-    def run_demo(out: Path, seed: int, organisms: Path | None, observer: object) -> list[Finding]:
-        assert (out, seed, organisms) == (tmp_path / "run", 7, None)
+    def run_demo(
+        out: Path, seed: int, organisms: Path | None, observer: object, workers: int
+    ) -> list[Finding]:
+        assert (out, seed, organisms, workers) == (tmp_path / "run", 7, None, 2)
         return [Finding("Is there a cliff?", "yes [red]0.61[/red] \x1b[31m", True)]
 
     fake_demo.__dict__["run_demo"] = run_demo
@@ -71,7 +74,7 @@ def test_demo_shows_findings(fake_demo: ModuleType, tmp_path: Path) -> None:
 
 
 def test_a_user_error_is_a_paragraph_on_stderr(fake_demo: ModuleType) -> None:
-    def run_demo(*_: object) -> list[Finding]:
+    def run_demo(*_: object, **__: object) -> list[Finding]:
         raise RefusalCliffError("prompts.csv, row 3: no prompt. Fill it in.")
 
     fake_demo.__dict__["run_demo"] = run_demo
@@ -82,7 +85,7 @@ def test_a_user_error_is_a_paragraph_on_stderr(fake_demo: ModuleType) -> None:
 
 
 def test_an_interrupt_says_how_to_go_on(fake_demo: ModuleType) -> None:
-    def run_demo(*_: object) -> list[Finding]:
+    def run_demo(*_: object, **__: object) -> list[Finding]:
         raise KeyboardInterrupt
 
     fake_demo.__dict__["run_demo"] = run_demo
@@ -92,7 +95,7 @@ def test_an_interrupt_says_how_to_go_on(fake_demo: ModuleType) -> None:
 
 
 def test_a_bug_is_not_dressed_up_as_a_user_error(fake_demo: ModuleType) -> None:
-    def run_demo(*_: object) -> list[Finding]:
+    def run_demo(*_: object, **__: object) -> list[Finding]:
         raise ZeroDivisionError
 
     fake_demo.__dict__["run_demo"] = run_demo

@@ -19,7 +19,7 @@ def console(*, terminal: bool, height: int = 30) -> tuple[Console, io.StringIO]:
 def show(view: LiveView) -> None:
     view.planned(["tiny/probe", "tiny/trace", "report"])
     view.stage_started("tiny/probe")
-    view.progress(3, 10)
+    view.progress("tiny/probe", 3, 10)
     view.stage_finished("tiny/probe", 1.25, {"auroc": 0.99812, "layer": 7, "ok": True})
     view.stage_skipped("tiny/trace", {"says": "[bold]\x1b[2J"})
 

@@ -1,4 +1,4 @@
-"""A pipeline of three toy stages that can be killed anywhere: python toy_run.py DIR POINT.
+"""Three toy stages that can be killed anywhere: python toy_run.py DIR POINT [WORKERS].
 
 POINT counts the moments at which a kill would hurt most: in the middle of each stage, and before
 and after each rename. 0 means never. The stages that ran are printed.
@@ -82,7 +82,9 @@ def main(arguments: Sequence[str]) -> None:
     folder, point = Path(arguments[0]), int(arguments[1])
     bomb = Bomb(point)
     _bomb_renames(bomb)
-    run_pipeline(folder, toy_stages(bomb), RunInfo(command="toy", seeds={"all": 0}), Printer())
+    workers = int(arguments[2]) if len(arguments) > 2 else 1
+    info = RunInfo(command="toy", seeds={"all": 0})
+    run_pipeline(folder, toy_stages(bomb), info, Printer(), workers)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import torch
 
 from refusal_cliff import __version__
 from refusal_cliff.examples import write_examples, write_prompts
@@ -29,6 +32,8 @@ REFERENCE = "prompts/reference.jsonl"
 GENERATION = GenerationConfig(max_new_tokens=110, batch_size=128)
 """Answers are short; on a CPU larger batches gain nothing."""
 DOSES = tuple(range(7))
+WORKERS = min(4, os.cpu_count() or 1)
+"""For the command: small models gain nothing from several threads, and much from processes."""
 NOTES = (
     "The models are organisms of 1.9 million parameters, trained from scratch on templated English "
     "about mild matters; what they comply with is answered by placeholders.",
@@ -71,6 +76,7 @@ def run_demo(
     organisms: Path | None = None,
     observer: Observer | None = None,
     sizes: DemoSizes | None = None,
+    workers: int = 1,
 ) -> Sequence[Finding]:
     """Run, or continue, the demo in the run folder ``out``.
 
@@ -80,6 +86,8 @@ def run_demo(
         organisms: Folder with other organisms than the embedded ones, one folder each.
         observer: Told what happens.
         sizes: How much to do; the defaults make the recorded results.
+        workers: Stages at work at a time, see `run_pipeline`; with several, each process, this one
+            too, keeps to one thread of PyTorch, and must have done so from its start.
 
     Returns:
         The findings, in the order of the method.
@@ -88,6 +96,9 @@ def run_demo(
         RefusalCliffError: The folder or an organism cannot be used.
     """
     sizes = sizes or DemoSizes()
+    torch.set_num_threads(
+        1
+    )  # stages that do not depend on each other run in processes of their own
     subjects = {name: _load(name, organisms) for name in (MAIN, CONTROL, DIFFUSE)}
     truth = planted_heads(embedded_path(MAIN, organisms))
     planted = tuple(Head(layer, index) for layer, index in truth)
@@ -97,7 +108,7 @@ def run_demo(
         seeds={"all": seed},
         subjects={name: subject.fingerprint for name, subject in subjects.items()},
     )
-    run_pipeline(out, demo_stages(subjects, planted, seed, sizes), info, observer)
+    run_pipeline(out, demo_stages(subjects, planted, seed, sizes), info, observer, workers)
     return findings_of(read_summary(out / SUMMARY))
 
 

@@ -53,7 +53,6 @@ class LiveView:
         self._console = console
         self._title = title
         self._rows: dict[str, _Row] = {}
-        self._running: _Row | None = None
         self._live: Live | None = None
 
     def __enter__(self) -> LiveView:
@@ -83,16 +82,15 @@ class LiveView:
 
     def stage_started(self, name: str) -> None:
         """Show a stage as running, its clock ticking."""
-        self._running = self._row(name)
-        self._running.status = "running"
-        self._running.started = time.monotonic()
+        row = self._row(name)
+        row.status, row.started = "running", time.monotonic()
         if not self._live:
             self._print(f"{name} ...")
 
-    def progress(self, done: int, total: int) -> None:
-        """Move the running stage's bar."""
-        if self._running:
-            self._running.done, self._running.total = done, total
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Move a running stage's bar."""
+        row = self._row(name)
+        row.done, row.total = done, total
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """Show a stage's time and key numbers."""
@@ -104,17 +102,16 @@ class LiveView:
 
     def step(self, name: str, done: int, total: int) -> None:
         """Follow work that is not a pipeline: (stage, done, total) after each step."""
-        if self._running is None or self._running.name != name:
+        row = self._row(name)
+        if row.status != "running":
             self.stage_started(name)
-        self.progress(done, total)
-        if self._running and done >= total:
-            seconds = time.monotonic() - self._running.started
-            self.stage_finished(name, seconds, {})
+        self.progress(name, done, total)
+        if done >= total:
+            self.stage_finished(name, time.monotonic() - row.started, {})
 
     def _close(self, name: str, status: Status, seconds: float | None, headline: Headline) -> None:
         row = self._row(name)
         row.status, row.seconds, row.headline = status, seconds, headline
-        self._running = None
         if not self._live:
             outcome = _time_of(row) or "kept from an earlier run;"
             self._print(f"{name}: {outcome} {headline_text(headline)}".rstrip())

@@ -1,4 +1,4 @@
-"""Stages that run in order in one folder, are skipped when nothing changed, and resume when killed.
+"""Stages that run in one folder, are skipped when nothing changed, and resume when killed.
 
 A stage names its input files, its output files and its configuration. Its key is a hash of these
 (inputs by content), so a stage runs again exactly when something that it depends on has changed.
@@ -11,10 +11,13 @@ import json
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
+from refusal_cliff.forks import CAN_FORK, Fork, News
 from refusal_cliff.io import is_storage_error, storage_error
 from refusal_cliff.run_folder import (
     Headline,
@@ -45,8 +48,8 @@ class Observer(Protocol):
         """A stage begins to work."""
         ...
 
-    def progress(self, done: int, total: int) -> None:
-        """The stage that works now has done this much of its total."""
+    def progress(self, name: str, done: int, total: int) -> None:
+        """A stage that is at work has done this much of its total."""
         ...
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
@@ -67,7 +70,7 @@ class Silent:
     def stage_started(self, name: str) -> None:
         """Ignore."""
 
-    def progress(self, done: int, total: int) -> None:
+    def progress(self, name: str, done: int, total: int) -> None:
         """Ignore."""
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
@@ -128,15 +131,21 @@ class Stage:
 
 
 def run_pipeline(
-    folder: Path, stages: Sequence[Stage], info: RunInfo, observer: Observer | None = None
+    folder: Path,
+    stages: Sequence[Stage],
+    info: RunInfo,
+    observer: Observer | None = None,
+    workers: int = 1,
 ) -> Manifest:
-    """Run the stages in order in a run folder, skipping those that are finished and unchanged.
+    """Run the stages in a run folder, skipping those that are finished and unchanged.
 
     Args:
         folder: The run folder; made if absent.
         stages: In an order in which each finds its inputs.
         info: What was asked, recorded in the manifest.
         observer: Told what happens.
+        workers: Stages at work at a time, each in a process of its own, see `forks.Fork`: where
+            stages do not depend on each other. With 1, all run here, one after the other.
 
     Returns:
         The manifest, with one record for each finished stage.
@@ -149,8 +158,11 @@ def run_pipeline(
     _check_plan(stages)
     with open_run_folder(folder, info) as run:
         watcher.planned([stage.name for stage in stages])
-        for stage in stages:
-            _run_or_skip(stage, run, watcher)
+        if workers > 1 and CAN_FORK:
+            _run_at_once(stages, run, watcher, workers)
+        else:
+            for stage in stages:
+                _run_here(stage, run, watcher)
         return run.manifest
 
 
@@ -172,28 +184,105 @@ def stage_key(stage: Stage, input_hashes: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _run_or_skip(stage: Stage, run: RunFolder, observer: Observer) -> None:
+def _key_unless_finished(stage: Stage, run: RunFolder, observer: Observer) -> str | None:
+    """The stage's key if it must run; else the observer is told that its results are kept."""
     key = stage_key(stage, {name: run.sha256(name) for name in stage.inputs})
     record = run.manifest.stages.get(stage.name)
     if record and record.key == key and run.is_intact(record):
         observer.stage_skipped(stage.name, record.headline)
-        return
+        return None
     observer.stage_started(stage.name)
-    record = _run_stage(stage, key, run, observer.progress)
+    return key
+
+
+def _run_here(stage: Stage, run: RunFolder, observer: Observer) -> None:
+    key = _key_unless_finished(stage, run, observer)
+    if key is None:
+        return
+    started = time.perf_counter()
+    with run.temporary(stage.name) as work:
+        headline = _call(stage, _job(stage, run, work, partial(observer.progress, stage.name)))
+        record = _keep(stage, key, run, work, headline, started)
     observer.stage_finished(stage.name, record.seconds, record.headline)
 
 
-def _run_stage(stage: Stage, key: str, run: RunFolder, progress: Progress) -> StageRecord:
-    started = time.perf_counter()
+@dataclass(frozen=True, slots=True)
+class _AtWork:
+    """A stage in a process of its own, which writes into the stage's temporary folder only."""
+
+    stage: Stage
+    key: str
+    started: float
+    work: Path
+    folder: ExitStack
+    fork: Fork
+
+    def stop(self) -> None:
+        self.fork.stop()
+        self.folder.close()
+
+
+def _run_at_once(stages: Sequence[Stage], run: RunFolder, observer: Observer, workers: int) -> None:
+    """Start each stage, in the order given, once its inputs are there and a worker is free."""
+    waiting, at_work = list(stages), list[_AtWork]()
+    try:
+        while waiting or at_work:
+            ready = _ready(waiting, [one.stage for one in at_work])
+            _require(bool(ready or at_work), "stages wait for each other")
+            for stage in ready[: workers - len(at_work)]:
+                waiting.remove(stage)
+                key = _key_unless_finished(stage, run, observer)
+                if key is not None:
+                    at_work.append(_start(stage, key, run))
+            for fork in Fork.with_news([one.fork for one in at_work]):
+                one = next(one for one in at_work if one.fork is fork)
+                if _ended(one, fork.news(), run, observer):
+                    one.stop()
+                    at_work.remove(one)
+    finally:
+        for one in at_work:
+            one.stop()
+
+
+def _ready(waiting: Sequence[Stage], at_work: Sequence[Stage]) -> list[Stage]:
+    """The stages whose inputs no other stage has still to make."""
+    to_come = {name for stage in (*waiting, *at_work) for name in stage.outputs}
+    return [stage for stage in waiting if to_come.isdisjoint(stage.inputs)]
+
+
+def _start(stage: Stage, key: str, run: RunFolder) -> _AtWork:
+    folder = ExitStack()
+    work = folder.enter_context(run.temporary(stage.name))
+    fork = Fork(lambda progress: _call(stage, _job(stage, run, work, progress)))
+    return _AtWork(stage, key, time.perf_counter(), work, folder, fork)
+
+
+def _ended(one: _AtWork, news: News, run: RunFolder, observer: Observer) -> bool:
+    """Pass on what a stage says; whether that was its result, which is then kept."""
+    if news.error is not None:
+        raise news.error
+    if news.progress is not None:
+        observer.progress(one.stage.name, *news.progress)
+        return False
+    record = _keep(one.stage, one.key, run, one.work, news.result, one.started)
+    observer.stage_finished(one.stage.name, record.seconds, record.headline)
+    return True
+
+
+def _job(stage: Stage, run: RunFolder, work: Path, progress: Progress) -> Job:
     seconds = {name: record.seconds for name, record in run.manifest.stages.items()}
-    with run.temporary(stage.name) as work:
-        headline = _call(stage, Job(stage, run.path, work, progress, seconds))
-        for name in stage.outputs:
-            _require((work / name).is_file(), f"{stage.name} did not write {name}")
-        outputs = run.keep(work, stage.outputs)
+    return Job(stage, run.path, work, progress, seconds)
+
+
+def _keep(
+    stage: Stage, key: str, run: RunFolder, work: Path, headline: Headline, started: float
+) -> StageRecord:
+    """Move a stage's outputs into place, then record it as finished."""
+    for name in stage.outputs:
+        _require((work / name).is_file(), f"{stage.name} did not write {name}")
     record = StageRecord(
         key=key,
-        outputs=outputs,
+        outputs=run.keep(work, stage.outputs),
         seconds=round(time.perf_counter() - started, 3),
         headline=headline,
     )

@@ -26,12 +26,12 @@ def demo(
     everywhere (tiny-diffuse: a cliff, but no few heads that carry it). Minutes on a CPU, no
     network. Writes DIR/report.html and DIR/summary.json.
     """
-    from refusal_cliff.demo import run_demo
+    from refusal_cliff.demo import WORKERS, run_demo
     from refusal_cliff.live import LiveView, print_findings
 
     console = Console()
     with LiveView(console, f"refusal-cliff demo → {out}") as view:
-        findings = run_demo(out, seed, organisms, view)
+        findings = run_demo(out, seed, organisms, view, workers=WORKERS)
     print_findings(console, findings)
     _show_results(console, out)
 

@@ -1,0 +1,115 @@
+"""Work in a child process that tells how far it is, and dies with its parent.
+
+A forked child has all that its parent has in memory, so that any function can be its work, and
+nothing is loaded twice. Only Linux: elsewhere a fork is not safe, or does not exist.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from refusal_cliff.errors import RefusalCliffError
+
+CAN_FORK = sys.platform == "linux"
+_PR_SET_PDEATHSIG = 1
+
+Progress = Callable[[int, int], None]
+Work = Callable[[Progress], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What a child has said.
+
+    Attributes:
+        progress: (done, total), or ``None`` where the work has ended.
+        result: What it returned.
+        error: What it raised.
+    """
+
+    progress: tuple[int, int] | None = None
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Fork:
+    """One function at work in a child process.
+
+    The parent must not have used more than one thread of PyTorch before: a child has none of its
+    parent's threads, and would wait for them.
+    """
+
+    def __init__(self, work: Work) -> None:
+        context = multiprocessing.get_context("fork")
+        self._receiver, sender = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=_child, args=(work, sender, os.getpid()), daemon=True
+        )
+        self._process.start()
+        sender.close()
+
+    def news(self) -> News:
+        """Wait for the next thing that the child says; a child that died raises in its stead."""
+        try:
+            said: News = self._receiver.recv()
+        except EOFError:
+            self._process.join()
+            return News(error=_died(self._process.exitcode))
+        return said
+
+    def stop(self) -> None:
+        """End the child, whatever it is doing."""
+        self._process.kill()
+        self._process.join()
+        self._receiver.close()
+
+    @staticmethod
+    def with_news(forks: list[Fork]) -> list[Fork]:
+        """Wait until some have something to say; of none, none has."""
+        if not forks:
+            return []
+        by_receiver = {fork._receiver: fork for fork in forks}
+        return [by_receiver[receiver] for receiver in wait(list(by_receiver))]  # type: ignore[index]
+
+
+def _died(code: int | None) -> RefusalCliffError:
+    why = "was killed" if code == -signal.SIGKILL else f"ended with code {code}"
+    return RefusalCliffError(
+        f"A worker process {why} in the middle of its work, as happens when memory runs out. Free "
+        "some memory, then run the same command again: what is finished is kept."
+    )
+
+
+def _child(work: Work, sender: Connection, parent: int) -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the parent is interrupted, and stops its children
+    if os.getppid() == 1:
+        return
+    try:
+        result = work(lambda done, total: sender.send(News((done, total))))
+    except BaseException as error:
+        sender.send(News(error=_sendable(error)))
+    else:
+        sender.send(News(result=result))
+
+
+def _sendable(error: BaseException) -> BaseException:
+    told = "".join(traceback.format_exception(error))
+    try:
+        pickle.dumps(error)
+    except Exception:
+        error = RuntimeError(str(error))
+    error.add_note(f"In a worker process:\n{told}")
+    return error
