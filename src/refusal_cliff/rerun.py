@@ -9,7 +9,7 @@ only from the changed block on.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -77,34 +77,91 @@ class Rerun:
         self.tokens = [len(row) for row in again]
         self._last = torch.tensor([length - 1 for length in self.tokens])
 
-    def final_logits(self, layer: int, sets: Sequence[Sequence[Head]]) -> NDArray[np.float32]:
+    def final_logits(
+        self, layer: int, sets: Sequence[Sequence[Head]], scale: float = 0.0
+    ) -> NDArray[np.float32]:
         """Score logit at the last closing token with each set of heads taken out, [traces, sets].
 
         Args:
             layer: Block to start from: the first that any of the sets touches.
             sets: Sets of heads.
+            scale: What their outputs are multiplied by; 0 takes them out.
         """
-        subject, copies = self._subject, len(sets)
-        kept = _KeptThoughts(self._thoughts, copies)
+        copies = len(sets)
         states = self._calls[layer][0]
         batch = states.shape[0]
-        states = states.repeat_interleave(copies, 0)
-        starts = None if self._starts is None else [n for n in self._starts for _ in sets]
+        closing = self._closing()
+        where = None if self._starts is None else closing.repeat_interleave(copies, 0)
+        with ablated_rows(self._subject, list(sets) * batch, scale=scale, where=where):
+            logits = self._run(layer, states.repeat_interleave(copies, 0), copies)
+        return logits.reshape(batch, copies).cpu().numpy()
+
+    def attributions(self) -> NDArray[np.float32]:
+        """First-order estimate of each head's causal effect, [traces, layers, heads].
+
+        Attribution patching (Nanda 2023) of scaling a head's output z over the closing tokens to
+        0: the gradient of the final logit there times −z. One backward pass for all heads.
+        """
+        subject, layers = self._subject, self._probe.layer
+        first = self._calls[1][0].detach().clone().requires_grad_()
+        with torch.enable_grad(), _projection_inputs(subject, layers) as inputs:
+            logits = self._run(1, first + 0, 1)
+            gradients = torch.autograd.grad(logits.sum(), list(inputs.values()))
+        values = np.zeros((len(self.tokens), subject.n_layers, subject.n_heads), dtype=np.float32)
+        closing = self._closing()
+        for (layer, outputs), gradient in zip(inputs.items(), gradients, strict=True):
+            n = subject.blocks[layer - 1].n_heads
+            change = -(gradient.float() * outputs.detach().float()).unflatten(-1, (n, -1)).sum(-1)
+            inside = closing.to(change.device)[..., None]
+            values[:, layer - 1, :n] = (change * inside).sum(1).cpu().numpy()
+        return values
+
+    def _closing(self) -> torch.Tensor:
+        """Which of the tokens that are run again are closing ones, [traces, tokens]."""
+        at = torch.arange(self._calls[1][0].shape[1])
+        first = torch.tensor(self._starts or [0] * len(self.tokens))
+        return (at >= first[:, None]) & (at < torch.tensor(self.tokens)[:, None])
+
+    def _run(self, layer: int, states: torch.Tensor, copies: int) -> torch.Tensor:
+        """Score logit of each row at the last closing token, run from a block on, [rows]."""
+        kept = _KeptThoughts(self._thoughts, copies)
+        batch = states.shape[0] // copies
 
         def again(value: Any) -> Any:
             return kept if isinstance(value, Cache) else _copied(value, batch, copies)
 
-        with ablated_rows(subject, list(sets) * batch, starts=starts):
-            for number in range(layer, self._probe.layer + 1):
-                _, rest, named = self._calls[number]
-                arguments = [again(value) for value in rest]
-                by_name = {name: again(value) for name, value in named.items()}
-                output = subject.blocks[number - 1].module(states, *arguments, **by_name)
-                states = output[0] if isinstance(output, tuple) else output
+        for number in range(layer, self._probe.layer + 1):
+            _, rest, named = self._calls[number]
+            arguments = [again(value) for value in rest]
+            by_name = {name: again(value) for name, value in named.items()}
+            output = self._subject.blocks[number - 1].module(states, *arguments, **by_name)
+            states = output[0] if isinstance(output, tuple) else output
         rows = torch.arange(len(states), device=states.device)
-        final = states[rows, self._last.repeat_interleave(copies).to(rows)].float()
-        logits = final @ self._weight.to(final.device) + self._probe.bias
-        return logits.reshape(batch, copies).cpu().numpy()
+        final = states[rows, self._last.repeat_interleave(copies).to(rows)]
+        weight = self._weight.to(final.device, torch.promote_types(final.dtype, torch.float32))
+        return final.to(weight.dtype) @ weight + self._probe.bias
+
+
+@contextmanager
+def _projection_inputs(subject: Subject, layers: int) -> Iterator[dict[int, torch.Tensor]]:
+    """Inputs of the output projections of the first blocks that have heads, as they are run."""
+    inputs: dict[int, torch.Tensor] = {}
+
+    def keeper(layer: int) -> Any:
+        def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            del module
+            inputs[layer] = args[0]
+
+        return keep
+
+    with ExitStack() as stack:
+        for block in subject.blocks[:layers]:
+            if block.n_heads:
+                hook = subject.projection(block.layer).register_forward_pre_hook(
+                    keeper(block.layer)
+                )
+                stack.callback(hook.remove)
+        yield inputs
 
 
 class _KeptThoughts:
