@@ -31,6 +31,7 @@ VOID = {"meta", "br", "img", "hr", "link", "input"}
 LEFT_OUT: dict[str, Any] = {
     "curves": (),
     "control_curves": (),
+    "ablated_curves": (),
     "heatmap": None,
     "head_map": None,
     "ablation": (),

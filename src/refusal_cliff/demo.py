@@ -23,12 +23,14 @@ from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.summary import read_summary
 from refusal_cliff.traces import Prompt
+from refusal_cliff.trials import CONTROLS
 
 MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
 GENERATION = GenerationConfig(max_new_tokens=110, batch_size=128)
 """Answers are short; on a CPU larger batches gain nothing."""
-DOSES = tuple(range(7))
+FRACTIONS = (0, 0.005, 0.02, 0.03, 0.05, 0.10)
+"""Of 128 heads: 0, 1, 2, 3, 6 and 12."""
 NOTES = (
     "The models are organisms of 1.9 million parameters, trained from scratch on templated English "
     "about mild matters; what they comply with is answered by placeholders.",
@@ -52,6 +54,7 @@ class DemoSizes:
         reference: Benign examples for perplexity.
         head_traces: Traces that heads are measured on.
         random_sets: Random sets of heads.
+        sets: Sets of heads of each other kind of control.
         steps: Optimiser steps of each repair.
     """
 
@@ -62,6 +65,7 @@ class DemoSizes:
     reference: int = 120
     head_traces: int = 40
     random_sets: int = 20
+    sets: int = 5
     steps: int = 16
 
 
@@ -93,7 +97,7 @@ def run_demo(
     planted = tuple(Head(layer, index) for layer, index in truth)
     info = RunInfo(
         command="demo",
-        config={"sizes": asdict(sizes), "doses": list(DOSES)},
+        config={"sizes": asdict(sizes), "fractions": list(FRACTIONS)},
         seeds={"all": seed},
         subjects={name: subject.fingerprint for name, subject in subjects.items()},
     )
@@ -113,20 +117,19 @@ def demo_stages(
     mend = MendPlan(repair=RepairConfig(seed=seed, steps=sizes.steps))
     main = AblationPlan(
         traces=sizes.head_traces,
-        doses=DOSES,
+        fractions=FRACTIONS,
         dose_prompts=30,
-        random_prompts=20,
-        random_sets=sizes.random_sets,
+        control_prompts=20,
+        draws={"random": sizes.random_sets, "same-layer": sizes.sets, "promoting": sizes.sets},
         spared=planted,
         reference=REFERENCE,
     )
     diffuse = AblationPlan(
         traces=sizes.head_traces,
-        doses=DOSES,
+        fractions=FRACTIONS,
         dose_prompts=30,
-        random_prompts=20,
         methods=("causal", "direct"),
-        random_sets=0,
+        draws=dict.fromkeys(CONTROLS, 0),
         reference=REFERENCE,
     )
     shape = RunShape(

@@ -12,9 +12,10 @@ import numpy as np
 from refusal_cliff import __version__
 from refusal_cliff.evaluate import Share, rates
 from refusal_cliff.findings import Finding
-from refusal_cliff.heads import budget
+from refusal_cliff.heads import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.models import Head
+from refusal_cliff.proof import proof_of
 from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.summary import (
     AblatedCount,
@@ -89,10 +90,15 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
             ablated=len(heads),
             fraction=len(heads) / shape.total_heads,
             list=heads,
-            method="causal",
+            method=DEFAULT_METHOD,
         ),
         planted=_planted(shape, ablation) if shape.planted else None,
         ablation=_ablation(ablation),
+        proof=proof_of(
+            read_heads(find(f"{shape.main}/heads.parquet")),
+            ablation,
+            read_json(find(f"{shape.main}/joint.json")),
+        ),
         selection=_selection(shape, find) if shape.steps else None,
         seconds={"total": round(sum(seconds.values()), 3), **seconds},
     )
@@ -196,7 +202,8 @@ def doses(ablation: Mapping[str, Any], method: str) -> list[tuple[int, Share]]:
 def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
     ablation = read_json(find(f"{key}/ablation.json"))
     most = budget(shape.total_heads, SPARSE)
-    methods = sorted({t["kind"].removeprefix("top-") for t in ablation["trials"]} - {"random"})
+    kinds = {trial["kind"] for trial in ablation["trials"]}
+    methods = sorted(k.removeprefix("top-") for k in kinds if k.startswith("top-"))
     tried = {
         method: [(k, share) for k, share in doses(ablation, method) if 0 < k <= most]
         for method in methods
