@@ -10,6 +10,7 @@ from refusal_cliff import __version__
 from refusal_cliff.examples import write_examples, write_prompts
 from refusal_cliff.findings import Finding
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.heads import DEFAULT_METHOD
 from refusal_cliff.models import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.pipeline import Job, Observer, Stage, run_pipeline
@@ -128,7 +129,7 @@ def demo_stages(
         traces=sizes.head_traces,
         fractions=FRACTIONS,
         dose_prompts=30,
-        methods=("causal", "direct"),
+        methods=(DEFAULT_METHOD, "direct"),
         draws=dict.fromkeys(CONTROLS, 0),
         reference=REFERENCE,
     )

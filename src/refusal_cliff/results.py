@@ -217,10 +217,10 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
         verdict=read_json(find(f"{key}/cliff.json"))["verdict"],
         sparse_heads_found=found,
         asr_before=before,
-        asr_after_ablation=tried["causal"][-1][1].value or 0.0,
+        asr_after_ablation=tried[DEFAULT_METHOD][-1][1].value or 0.0,
         by_heads=[
             AblatedCount(heads=k, asr=share.value or 0.0, asr_ci=share.interval or (0, 1))
-            for k, share in doses(ablation, "causal")
+            for k, share in doses(ablation, DEFAULT_METHOD)
         ],
         conclusion=(
             f"Taking out the top 1 to {most} of {shape.total_heads} heads by {names} ranking "

@@ -35,7 +35,7 @@ def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) ->
 
 @app.command("train")
 def train_organism(
-    name: Annotated[str, typer.Argument(help="tiny-aligned, tiny or tiny-diffuse.")],
+    name: Annotated[str, typer.Argument(help="tiny-aligned, tiny, tiny-diffuse or tiny-lora.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
     seed: Seed = 0,
 ) -> None:

@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from refusal_cliff.cliff import MeanCurve, mean_curve, read_cliffs
 from refusal_cliff.evaluate import Rates, Share, rates
-from refusal_cliff.heads import HeadRow, read_heads
+from refusal_cliff.heads import DEFAULT_METHOD, HeadRow, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.models import Subject
 from refusal_cliff.probe_files import read_probes
@@ -216,7 +216,7 @@ def _dose_curves(shape: RunShape, find: Find) -> list[DoseCurve]:
         subjects.append((shape.diffuse, shape.diffuse, "control"))
     curves = []
     for key, name, role in subjects:
-        found = doses(read_json(find(f"{key}/ablation.json")), "causal")
+        found = doses(read_json(find(f"{key}/ablation.json")), DEFAULT_METHOD)
         if len(found) > 1:
             curves.append(
                 DoseCurve(
