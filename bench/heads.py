@@ -55,7 +55,7 @@ def smollm2() -> Subject:
     read = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, dtype=torch.float32, **source
     )
-    config = read.config
+    config: Any = read.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config  # its weights are read in full precision
     plain = transformers.LlamaForCausalLM(config)
@@ -145,7 +145,7 @@ def by_whole_passes(
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="The sweep against whole passes.")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--traces", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200, help="of each trace, at least")

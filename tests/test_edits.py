@@ -50,6 +50,7 @@ def test_all_forms_give_the_same_logits_and_text(
     write_adapter(subject, CHOSEN, scale, tmp_path / "adapter")
     base = tmp_path / "base"
     subject.model.save_pretrained(base)
+    loaded: Any
     for name, loaded in (
         ("merged", AutoModelForCausalLM.from_pretrained(tmp_path / "merged")),
         ("adapter", with_adapter(base, tmp_path / "adapter")),

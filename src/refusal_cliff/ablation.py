@@ -28,7 +28,7 @@ class _Edit:
     """What is done to a projection's input: ``factor ⊙ heads + offset``.
 
     Attributes:
-        factor: [heads] or [rows, 1, heads].
+        factor: [heads], [rows, 1, heads] or [1, tokens, heads].
         offset: [heads, head width], or ``None``.
         renormalised: Bring each token's vector back to its former length.
         where: [rows, tokens], the tokens that are changed; ``None`` changes all.
@@ -133,6 +133,32 @@ def ablated_rows(
             for row, heads in enumerate(row_heads):
                 factor[row, 0, [head.index for head in heads if head.layer == layer]] = scale
             _hook(stack, subject, layer, _Edit(factor, None, False, where))
+        yield
+
+
+@contextmanager
+def ablated_tokens(
+    subject: Subject, token_heads: Sequence[Collection[Head]], *, scale: float = 0.0
+) -> Iterator[None]:
+    """Scale heads of each token of a batch on its own, the same in every row.
+
+    Args:
+        subject: The model.
+        token_heads: For each token, which heads.
+        scale: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
+    """
+    chosen = {head for heads in token_heads for head in heads}
+    _check(subject, chosen)
+    with ExitStack() as stack:
+        for layer in sorted({head.layer for head in chosen}):
+            shape = (1, len(token_heads), subject.blocks[layer - 1].n_heads)
+            factor = torch.ones(shape, dtype=torch.float64)
+            for token, heads in enumerate(token_heads):
+                factor[0, token, [head.index for head in heads if head.layer == layer]] = scale
+            _hook(stack, subject, layer, _Edit(factor, None, False, None))
         yield
 
 

@@ -21,7 +21,8 @@ class Agreement:
     Attributes:
         first: Name of one.
         second: Name of the other.
-        spearman: Rank correlation over all heads that act on the probe.
+        spearman: Rank correlation over all heads that act on the probe; 0 where one of the
+            rankings tells no heads apart.
         overlap: Share of heads in common at the top, by the fraction of all heads that the top is.
     """
 
@@ -41,7 +42,9 @@ def agreements(rows: Sequence[HeadRow]) -> list[Agreement]:
     found = []
     for first, second in combinations(METHODS, 2):
         values = [[METHODS[name](row) for row in acting] for name in (first, second)]
-        correlation = float(np.corrcoef(rankdata(values, axis=1))[0, 1])  # Spearman's
+        ranks = rankdata(values, axis=1)
+        constant = (ranks.std(axis=1) == 0).any()
+        correlation = 0.0 if constant else float(np.corrcoef(ranks)[0, 1])  # Spearman's
         overlap = {part: _overlap(rows, first, second, part) for part in FRACTIONS}
         found.append(Agreement(first, second, correlation, overlap))
     return found

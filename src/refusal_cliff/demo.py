@@ -10,6 +10,7 @@ from refusal_cliff import __version__
 from refusal_cliff.examples import write_examples, write_prompts
 from refusal_cliff.findings import Finding
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.head_trials import CONTROLS
 from refusal_cliff.heads import DEFAULT_METHOD
 from refusal_cliff.models import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
@@ -24,7 +25,6 @@ from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.summary import read_summary
 from refusal_cliff.traces import Prompt
-from refusal_cliff.trials import CONTROLS
 
 MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"

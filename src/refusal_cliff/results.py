@@ -12,10 +12,10 @@ import numpy as np
 from refusal_cliff import __version__
 from refusal_cliff.evaluate import Share, rates
 from refusal_cliff.findings import Finding
+from refusal_cliff.head_proof import proof_of
 from refusal_cliff.heads import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.models import Head
-from refusal_cliff.proof import proof_of
 from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.summary import (
     AblatedCount,

@@ -65,7 +65,7 @@ class RecipeConfig:
     settled: Schedule = Schedule(250, 32, 1e-3)
     planted: Schedule = Schedule(400, 32, 3e-3)
     diffuse: Schedule = Schedule(200, 32, 5e-4)
-    lora: Schedule = Schedule(300, 32, 3e-3)
+    lora: Schedule = Schedule(160, 32, 3e-3)
     planting: Planting = Planting()
 
 

@@ -10,6 +10,7 @@ from refusal_cliff.cliff import MIN_TRACES
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.evaluate import perplexity, rates
 from refusal_cliff.examples import read_examples
+from refusal_cliff.head_trials import Trial, control_trials, dose_trials, sizes
 from refusal_cliff.heads import (
     DEFAULT_METHOD,
     METHODS,
@@ -40,7 +41,6 @@ from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.traces import SafetyExample, Trace, read_traces, write_traces
-from refusal_cliff.trials import Trial, control_trials, dose_trials, sizes
 from refusal_cliff.writing import writing_of
 
 Text = tuple[Sequence[int], int]

@@ -10,6 +10,7 @@ import numpy as np
 
 from refusal_cliff.agreement import agreements
 from refusal_cliff.evaluate import Share
+from refusal_cliff.head_trials import CONTROLS
 from refusal_cliff.heads import HeadRow
 from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.summary import (
@@ -20,7 +21,6 @@ from refusal_cliff.summary import (
     ProofSummary,
     WritingSummary,
 )
-from refusal_cliff.trials import CONTROLS
 
 Json = Mapping[str, Any]
 

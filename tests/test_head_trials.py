@@ -11,12 +11,12 @@ from tiny_families import closed_trace
 from tiny_heads import head_row
 
 from refusal_cliff.agreement import agreements
+from refusal_cliff.head_proof import half_effect
+from refusal_cliff.head_trials import CONTROLS, control_trials, dose_trials, sizes
 from refusal_cliff.heads import METHODS, HeadRow
 from refusal_cliff.models import Head
-from refusal_cliff.proof import half_effect
 from refusal_cliff.summary import DoseSummary
 from refusal_cliff.traces import Prompt
-from refusal_cliff.trials import CONTROLS, control_trials, dose_trials, sizes
 from refusal_cliff.writing import LEAST, loops, thinking_length, writing_of
 
 ROWS: list[HeadRow] = [
