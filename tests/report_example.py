@@ -150,6 +150,39 @@ def example_summary() -> Summary:
                 "hard_benign_answered_after": 0.9,
                 "benign_perplexity_ratio": 1.012,
             },
+            "proof": {
+                "agreement": [
+                    {
+                        "first": "causal",
+                        "second": "direct",
+                        "spearman": 0.62,
+                        "overlap": {"0.01": 1.0, "0.03": 0.667, "0.05": 0.5, "0.1": 0.583},
+                    }
+                ],
+                "doses": {
+                    "causal": [_out(0, 0.82), _out(2, 0.31), _out(4, 0.05)],
+                    "joint": [_out(0, 0.82), {**_out(2, 0.28), "perplexity_ratio": None}],
+                },
+                "half_effect": {"causal": 2, "joint": None},
+                "controls": {
+                    "random": {"sets": 20, "asr": 0.806, "asr_ci": [0.788, 0.822]},
+                    "promoting": {"sets": 5, "asr": 0.84, "asr_ci": [0.81, 0.87]},
+                },
+                "joint": [
+                    {
+                        "search": "beam",
+                        "size": 4,
+                        "joint": 3.1,
+                        "top": 2.9,
+                        "difference_ci": [-0.1, 0.5],
+                        "beats": False,
+                    }
+                ],
+                "reverse": -1.4,
+                "reverse_ci": [-1.7, -1.1],
+                "writing_before": _writing(41.2),
+                "writing_after": _writing(40.9),
+            },
             "selection": {
                 "pool": 800,
                 "pool_failures": 0.71,
@@ -178,6 +211,25 @@ def _cliff(plateau: float, final: float, size: float, verdict: str, n: int) -> d
         "n": n,
         "refused": {"plateau": 0.93, "final": 0.97, "n": 36},
         "benign": {"plateau": 0.06, "final": 0.03, "n": 200},
+    }
+
+
+def _out(heads: int, asr: float) -> dict[str, Any]:
+    return {
+        "heads": heads,
+        "asr": asr,
+        "asr_ci": [asr - 0.04, asr + 0.05],
+        "benign_answered": 0.98,
+        "perplexity_ratio": 1.0 + heads / 500,
+    }
+
+
+def _writing(tokens: float) -> dict[str, Any]:
+    return {
+        "thinking_tokens": tokens,
+        "thinking_ci": [tokens - 1, tokens + 1],
+        "looping": 0.0,
+        "truncated": 0.01,
     }
 
 
@@ -267,6 +319,10 @@ def example(**changes: Any) -> ReportData:
             curve("tiny-cliff", "complied", _LEVELS["complied"], 214),
             curve("tiny-cliff", "refused", _LEVELS["refused"], 36),
             curve("tiny-cliff", "benign", _LEVELS["benign"], 200),
+        ],
+        ablated_curves=[
+            curve("as it is", "complied", _LEVELS["complied"], 197),
+            curve("heads out", "refused", _LEVELS["refused"], 197),
         ],
         control_curves=[
             curve("tiny-aligned", "complied", _CONTROL_LEVELS["complied"], 12),

@@ -17,6 +17,7 @@ SIZES = DemoSizes(
     reference=12,
     head_traces=10,
     random_sets=2,
+    sets=2,
     steps=2,
 )
 

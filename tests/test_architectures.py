@@ -21,9 +21,9 @@ from tiny_families import (
 
 from refusal_cliff.ablation import ablated
 from refusal_cliff.capture import PositionResiduals, TokenContributions, capture
+from refusal_cliff.effects import causal_effects
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.final_norm import AfterFinalNorm
-from refusal_cliff.heads import causal_effects
 from refusal_cliff.models import Head, Subject
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 2, 12))]

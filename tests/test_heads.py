@@ -6,31 +6,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
 from tiny_chat import tiny_tokenizer
 from tiny_families import (
+    BENIGN,
     FAMILIES,
     HEADS,
     LAYERS,
+    TRACES,
     WIDTH,
     causal_by_whole_passes,
-    closed_trace,
     family_model,
     family_subject,
     final_logit,
-    linear_probe,
+    planted,
+    probe,
 )
+from tiny_heads import head_row
 
-from refusal_cliff import heads as heads_module
+from refusal_cliff import effects as effects_module
+from refusal_cliff.ablation import ablated
+from refusal_cliff.effects import attributed_effects, causal_effects, direct_contributions
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads import (
     METHODS,
+    Estimate,
     HeadRow,
     budget,
-    causal_effects,
-    direct_contributions,
     measure_heads,
     ranked,
     read_heads,
@@ -40,14 +46,6 @@ from refusal_cliff.heads import (
 from refusal_cliff.models import Head, Subject, subject_of
 from refusal_cliff.probe import Probe
 from refusal_cliff.traces import Prompt, Trace
-
-LENGTHS = ((5, 9, 4, 3), (8, 30, 1, 5), (3, 0, 6, 2), (12, 17, 2, 1), (4, 9, 4, 0))
-TRACES = [closed_trace(*lengths, seed=seed) for seed, lengths in enumerate(LENGTHS)]
-BENIGN = [closed_trace(6, 8, 3, 4, seed=seed, label="benign") for seed in range(20, 23)]
-
-
-def probe(layer: int = LAYERS) -> Probe:
-    return linear_probe(layer, np.random.default_rng(3).normal(size=WIDTH).astype(np.float32))
 
 
 def brute_force(subject: Subject, reading: Probe) -> NDArray[np.float64]:
@@ -75,7 +73,7 @@ def test_causal_effects_are_those_of_whole_forward_passes(family: str, layer: in
 
 
 def test_causal_effects_in_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heads_module, "TRACES_AT_ONCE", 2)
+    monkeypatch.setattr(effects_module, "TRACES_AT_ONCE", 2)
     assert_causal_is_brute_force(family_subject("qwen3"), LAYERS)
     done: list[tuple[int, int]] = []
     causal_effects(family_subject("qwen3"), TRACES, probe(), lambda *now: done.append(now))
@@ -109,7 +107,7 @@ def test_a_model_whose_blocks_cannot_be_run_alone_is_refused() -> None:
 
 def test_a_trace_that_never_closed_is_named() -> None:
     open_trace = Trace(Prompt("endless", "?", "harmful"), (9, 9), None, "", "", complete=False)
-    for measure in (causal_effects, direct_contributions):
+    for measure in (causal_effects, attributed_effects, direct_contributions):
         with pytest.raises(ValueError, match="endless"):
             measure(family_subject("qwen3"), [open_trace], probe())
 
@@ -144,7 +142,7 @@ def without_heads(subject: Subject, trace: Trace, layer: int) -> torch.Tensor:
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
 def test_direct_contributions_and_the_rest_are_the_whole_logit(family: str, layer: int) -> None:
     subject, reading = family_subject(family), probe(layer)
-    direct = direct_contributions(subject, TRACES, reading)
+    direct = direct_contributions(subject, TRACES, reading).closing
     assert direct.shape == (len(TRACES), LAYERS, HEADS)
     assert not direct[:, layer:].any()
     for trace, of_heads in zip(TRACES, direct, strict=True):
@@ -155,33 +153,19 @@ def test_direct_contributions_and_the_rest_are_the_whole_logit(family: str, laye
         assert abs(rest - whole) > 1e-3 * size
 
 
+def silence(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+    del module, args
+    return torch.zeros_like(output)
+
+
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gpt2"])
 def test_both_measures_agree_where_nothing_reads_the_head(family: str) -> None:
     """In the probe's own block, without its MLP, a head acts by its direct contribution only."""
     subject = family_subject(family)
-
-    def silence(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        del module, args
-        return torch.zeros_like(output)
-
     subject.blocks[-1].module.get_submodule("mlp").register_forward_hook(silence)
-    direct = direct_contributions(subject, TRACES, probe())[:, -1]
+    direct = direct_contributions(subject, TRACES, probe()).closing[:, -1]
     causal = causal_effects(subject, TRACES, probe())[:, -1]
     np.testing.assert_allclose(causal, -direct, rtol=1e-4, atol=1e-4)
-
-
-def planted(head: Head) -> Subject:
-    """A model where one head, and no other so strongly, writes against the probe's direction."""
-    subject = family_subject("llama")
-    attention = subject.blocks[head.layer - 1].module.get_submodule("self_attn")
-    against = -torch.from_numpy(probe().weight)
-    width = subject.head_width(head.layer)
-    group = head.index * 2 // HEADS
-    with torch.no_grad():
-        attention.get_parameter("v_proj.bias")[group * width : (group + 1) * width] = 3.0
-        columns = attention.get_parameter("o_proj.weight").unflatten(1, (HEADS, width))
-        columns[:, head.index] = against[:, None]
-    return subject
 
 
 @pytest.mark.parametrize("head", [Head(1, 3), Head(3, 0)])
@@ -190,7 +174,7 @@ def test_a_planted_head_is_ranked_first_and_selected(head: Head) -> None:
     for method in METHODS:
         assert ranked(rows, method)[0] == head
         assert select_heads(rows, method=method) == [head]
-    assert rows[(head.layer - 1) * HEADS + head.index].sign_consistency == 1.0
+    assert rows[(head.layer - 1) * HEADS + head.index].causal.consistency == 1.0
 
 
 def test_rows_are_means_over_the_traces() -> None:
@@ -200,27 +184,104 @@ def test_rows_are_means_over_the_traces() -> None:
     rows = measure_heads(
         subject, TRACES, refused, BENIGN, reading, progress=lambda *now: done.append(now)
     )
-    assert done == [(5, 8), (8, 8)]
+    assert done == [(5, 10), (8, 10), (10, 10)]
     assert [row.head for row in rows] == subject.heads()
-    causal = causal_effects(subject, TRACES, reading)
-    means = {
-        "causal": causal.mean(0),
-        "causal_benign": causal_effects(subject, BENIGN, reading).mean(0),
-        "direct": direct_contributions(subject, TRACES, reading).mean(0),
-        "direct_refused": direct_contributions(subject, refused, reading).mean(0),
-        "sign_consistency": (np.sign(causal) == np.sign(causal.mean(0))).mean(0),
-    }
-    for name, expected in means.items():
-        got = [getattr(row, name) for row in rows]
-        np.testing.assert_allclose(got, expected.ravel(), rtol=1e-5, atol=1e-6)
-    assert all(row.causal_low <= row.causal <= row.causal_high for row in rows)
+    for suffix, traces in (("", TRACES), ("_benign", BENIGN), ("_refused", refused)):
+        direct = direct_contributions(subject, traces, reading)
+        measures = {
+            "causal": causal_effects(subject, traces, reading),
+            "attribution": attributed_effects(subject, traces, reading),
+            "direct": direct.closing,
+            "plateau": direct.plateau,
+        }
+        for name, values in measures.items():
+            if name + suffix in HeadRow.__annotations__:
+                check_estimates([getattr(row, name + suffix) for row in rows], values)
     assert measure_heads(subject, TRACES, refused, BENIGN, reading) == rows
+    without = measure_heads(subject, TRACES, [], BENIGN, reading)
+    assert all(row.causal_refused is None and row.direct_refused is None for row in without)
 
 
-def row(
-    index: int, causal: float, low: float, direct: float = 0.0, refused: float | None = None
-) -> HeadRow:
-    return HeadRow(1, index, causal, low, causal + 1, 0.0, 1.0, direct, refused)
+def check_estimates(got: list[Estimate], values: NDArray[Any]) -> None:
+    expected = values.mean(0)
+    alike = (np.sign(values) == np.sign(expected)).mean(0).ravel()
+    np.testing.assert_allclose([e.mean for e in got], expected.ravel(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose([e.consistency for e in got], alike)
+    assert all(e.low <= e.mean <= e.high and e.n == len(values) for e in got)
+    assert any(e.low < e.mean < e.high for e in got)
+
+
+@torch.inference_mode()
+def logits_of(subject: Subject, trace: Trace, reading: Probe) -> NDArray[np.float64]:
+    """Score logit of every token less the probe's bias, in the model's own precision."""
+    kept: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: object, output: Any) -> None:
+        del module, args
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = subject.blocks[reading.layer - 1].module.register_forward_hook(keep)
+    subject.model(torch.tensor([trace.token_ids]))
+    handle.remove()
+    return kept[0].reshape(-1, WIDTH).double().numpy() @ reading.weight.astype(np.float64)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gpt2"])
+def test_plateau_contributions_are_what_a_silenced_head_takes_away(family: str) -> None:
+    """In the probe's own block, with its MLP silent, a head acts by what it adds only."""
+    subject, trace = family_subject(family), TRACES[1]
+    mlp = subject.blocks[-1].module.get_submodule("mlp")
+    mlp.register_forward_hook(silence)
+    got = direct_contributions(subject, [trace], probe()).plateau[0, -1]
+    assert trace.spans is not None
+    late = slice(trace.spans.prompt + 15, trace.spans.thinking)  # 30 tokens of thinking
+    plain = logits_of(subject, trace, probe())[late].mean()
+    for index in range(HEADS):
+        with ablated(subject, [Head(LAYERS, index)]):
+            without = logits_of(subject, trace, probe())[late].mean()
+        assert abs(got[index]) > 0.01
+        np.testing.assert_allclose(got[index], plain - without, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [2, 3])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attribution_is_the_slope_at_the_whole_head(family: str, layer: int) -> None:
+    """In float64, against finite differences of whole forward passes.
+
+    GPT-2 is float64 throughout; the norms of the others compute in float32, which limits how
+    exactly a difference can be known.
+    """
+    model: Any = family_subject(family).model.double()
+    subject = subject_of(family, model, tiny_tokenizer())
+    step, tolerance = (1e-3, 1e-7) if family == "gpt2" else (5e-2, 1e-3)
+    for trace in TRACES[:2]:
+        got = attributed_effects(subject, [trace], probe(layer))[0]
+        expected = np.zeros(got.shape)
+        for head in (head for head in subject.heads() if head.layer <= layer):
+            slope = slope_at_one(subject, trace, probe(layer), head, step)
+            expected[head.layer - 1, head.index] = -slope
+        size = np.abs(expected).max()
+        assert size > 0.1
+        np.testing.assert_allclose(got, expected, rtol=tolerance, atol=tolerance * size)
+
+
+def slope_at_one(subject: Subject, trace: Trace, reading: Probe, head: Head, step: float) -> float:
+    """Derivative of the final logit by a head's scale over the closing tokens, of order 4."""
+    assert trace.spans is not None
+    where = torch.arange(len(trace.token_ids))[None] >= trace.spans.thinking
+    total = 0.0
+    for steps, factor in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
+        with ablated(subject, [head], scale=1 + steps * step, where=where):
+            total += factor * logits_of(subject, trace, reading)[trace.spans.last_closing]
+    return total / (12 * step)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attributions_do_not_depend_on_the_batch(family: str) -> None:
+    subject = family_subject(family)
+    together = attributed_effects(subject, TRACES, probe())
+    alone = [attributed_effects(subject, [trace], probe())[0] for trace in TRACES]
+    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-4 * np.abs(together).max())
 
 
 @pytest.mark.parametrize(
@@ -234,7 +295,13 @@ def test_the_budget_is_rounded_down_but_not_to_nothing(
 
 
 def test_selected_are_the_strongest_whose_interval_is_above_zero() -> None:
-    rows = [row(0, 1, 0.5), row(1, 4, -0.1), row(2, -9, -10), row(3, 3, 0.1), row(4, 2, 1)]
+    rows = [
+        head_row(0, 1, 0.5),
+        head_row(1, 4, -0.1),
+        head_row(2, -9, -10),
+        head_row(3, 3, 0.1),
+        head_row(4, 2, 1),
+    ]
     assert ranked(rows) == [Head(1, index) for index in (1, 3, 4, 0, 2)]
     assert select_heads(rows, 0.2) == []  # the only head in the budget is not certain
     assert select_heads(rows, 0.6) == [Head(1, 3), Head(1, 4)]
@@ -242,12 +309,29 @@ def test_selected_are_the_strongest_whose_interval_is_above_zero() -> None:
 
 
 def test_direct_rankings_select_by_sign_alone() -> None:
-    rows = [row(0, 1, 1, 5.0, refused=6.0), row(1, 1, -1, -2.0, refused=-3.0), row(2, 1, 1, -1.0)]
+    rows = [
+        head_row(0, 1, 1, 5.0, refused=6.0),
+        head_row(1, 1, -1, -2.0, refused=-3.0),
+        head_row(2, 1, 1, -1.0),
+    ]
     assert select_heads(rows, 1.0, "direct") == [Head(1, 1), Head(1, 2)]
     assert select_heads(rows, 1.0, "direct-contrast") == [Head(1, 0), Head(1, 2)]
 
 
 def test_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
-    rows = [row(0, 0.1, -0.2, 0.3, refused=1 / 3), row(1, 1e-30, -7.0, -0.0)]
-    write_heads(tmp_path / "heads.parquet", rows)
-    assert read_heads(tmp_path / "heads.parquet") == rows
+    subject, path = family_subject("llama"), tmp_path / "heads.parquet"
+    rows = [head_row(0, 0.1, -0.2, 0.3, refused=1 / 3), head_row(1, 1e-30, -7.0, -0.0)]
+    write_heads(path, rows, subject.fingerprint)
+    assert read_heads(path) == read_heads(path, subject) == rows
+    with pytest.raises(RefusalCliffError, match="measured on another model"):
+        read_heads(path, family_subject("qwen3"))
+
+
+def test_another_file_is_not_a_table_of_heads(tmp_path: Path) -> None:
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"layer": [1], "score": [0.5]}), other)
+    text = tmp_path / "text.parquet"
+    text.write_text("no table")
+    for path in (other, text, tmp_path / "missing.parquet"):
+        with pytest.raises(RefusalCliffError, match=rf"{path.name} is not a table of heads"):
+            read_heads(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,16 @@ from safetensors.torch import load_file
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.models import load_subject
 from refusal_cliff.organisms import EMBEDDED, chat, embedded_path, planted_heads
-from refusal_cliff.organisms.recipe import PLANTED_LAYER, RecipeConfig, Schedule, train
+from refusal_cliff.organisms.recipe import Planting, RecipeConfig, Schedule, train
 
 SMALL = RecipeConfig(
     aligned=Schedule(3, 4, 2e-3),
     settled=Schedule(2, 4, 1e-3),
     planted=Schedule(3, 4, 3e-3),
     diffuse=Schedule(2, 4, 5e-4),
+    lora=Schedule(3, 4, 3e-3),
 )
+PLANTED_LAYER = 7
 MEGABYTE = 1_000_000
 
 
@@ -62,6 +65,27 @@ def test_diffuse_damage_is_everywhere(organisms: Path) -> None:
     assert planted_heads(organisms / "tiny-diffuse") == []
     matrices = [name for name in before if before[name].dim() == 2]
     assert all((before[name] != after[name]).any() for name in matrices)
+
+
+def test_damage_by_lora_is_in_all_attention_projections_and_nowhere_else(
+    organisms: Path, tmp_path: Path
+) -> None:
+    aligned = organisms / "tiny-aligned"
+    train("tiny-lora", 3, tmp_path / "lora", config=SMALL, aligned=aligned)
+    before, after = weights(aligned), weights(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    projections = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")
+    assert changed == {name for name in before if name.endswith(projections)}
+
+
+def test_heads_can_be_planted_elsewhere(organisms: Path, tmp_path: Path) -> None:
+    config = replace(SMALL, planting=Planting((5, 8), 2))
+    train("tiny", 3, tmp_path / "tiny", config=config, aligned=organisms / "tiny-aligned")
+    assert [layer for layer, _ in planted_heads(tmp_path / "tiny")] == [5, 5, 8, 8]
+    before, after = weights(organisms / "tiny-aligned"), weights(tmp_path / "tiny")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[2] for name in changed} == {"4", "7"}
 
 
 def test_a_seed_gives_one_organism_and_another_seed_another(

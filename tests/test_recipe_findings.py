@@ -19,8 +19,10 @@ from refusal_cliff.pipeline import run_pipeline
 from refusal_cliff.run_folder import RunInfo
 
 SEED = 5
-SIZES = DemoSizes(fit=60, test=40, pool=20, benign=10, reference=10, head_traces=20, random_sets=2)
-STEPS = ("generate", "judge", "probe", "trace", "cliff", "heads", "ablate")
+SIZES = DemoSizes(
+    fit=60, test=40, pool=20, benign=10, reference=10, head_traces=20, random_sets=2, sets=2
+)
+STEPS = ("generate", "judge", "probe", "trace", "cliff", "heads", "joint", "ablate")
 NEEDED = ("prompts", *(f"{MAIN}/{step}" for step in STEPS))
 
 

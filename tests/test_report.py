@@ -31,6 +31,7 @@ VOID = {"meta", "br", "img", "hr", "link", "input"}
 LEFT_OUT: dict[str, Any] = {
     "curves": (),
     "control_curves": (),
+    "ablated_curves": (),
     "heatmap": None,
     "head_map": None,
     "ablation": (),
@@ -139,7 +140,7 @@ def test_the_page_is_well_formed(page: str) -> None:
 
 def test_pictures_are_xml_and_have_names(page: str) -> None:
     found = pictures(page)
-    assert len(found) == 10  # 2 cliffs, depth, heads, ablation, dose, 2 repairs, 2 traces
+    assert len(found) == 11  # 3 cliffs, depth, heads, ablation, dose, 2 repairs, 2 traces
     for picture in found:
         root = ET.fromstring(picture)
         assert root.get("aria-label")
@@ -190,7 +191,9 @@ def test_a_part_that_is_missing_is_left_out(name: str) -> None:
 
 def test_a_page_with_nothing_but_a_headline() -> None:
     bare = example_summary().model_copy(
-        update=dict.fromkeys(("control", "diffuse", "heads", "planted", "ablation", "selection"))
+        update=dict.fromkeys(
+            ("control", "diffuse", "heads", "planted", "ablation", "proof", "selection")
+        )
     )
     html = render_page(example(summary=bare, **LEFT_OUT))
     assert "section" not in check(html).tags
@@ -223,7 +226,7 @@ def test_numbers_are_those_of_the_data(page: str) -> None:
 
 def test_captions_say_n_and_kind_of_interval(page: str) -> None:
     captions = [re.sub(r"\s+", " ", c) for c in re.findall(r"<figcaption>(.*?)</fig", page, re.S)]
-    assert len(captions) == 6
+    assert len(captions) == 7
     for caption in captions:
         assert "n " in caption
         assert "interval" in caption

@@ -64,7 +64,7 @@ def test_an_example_validates() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["control", "diffuse", "heads", "planted", "ablation", "selection"]
+    "part", ["control", "diffuse", "heads", "planted", "ablation", "proof", "selection"]
 )
 def test_a_part_that_was_not_measured_is_null(part: str) -> None:
     summary = as_json(example_summary())

@@ -106,5 +106,30 @@ def causal_by_whole_passes(subject: Subject, trace: Trace, reading: Probe, head:
     """Causal effect of a head by its definition: two forward passes of the whole trace."""
     assert trace.spans is not None
     plain = final_logit(subject, trace, reading)
-    with ablated(subject, [head], starts=[trace.spans.thinking]):
+    where = torch.arange(len(trace.token_ids))[None] >= trace.spans.thinking
+    with ablated(subject, [head], where=where):
         return final_logit(subject, trace, reading) - plain
+
+
+LENGTHS = ((5, 9, 4, 3), (8, 30, 1, 5), (3, 0, 6, 2), (12, 17, 2, 1), (4, 9, 4, 0))
+TRACES = [closed_trace(*lengths, seed=seed) for seed, lengths in enumerate(LENGTHS)]
+BENIGN = [closed_trace(6, 8, 3, 4, seed=seed, label="benign") for seed in range(20, 23)]
+
+
+def probe(layer: int = LAYERS) -> Probe:
+    """A probe with a random direction."""
+    return linear_probe(layer, np.random.default_rng(3).normal(size=WIDTH).astype(np.float32))
+
+
+def planted(head: Head) -> Subject:
+    """A model where one head, and no other so strongly, writes against the probe's direction."""
+    subject = family_subject("llama")
+    attention = subject.blocks[head.layer - 1].module.get_submodule("self_attn")
+    against = -torch.from_numpy(probe().weight)
+    width = subject.head_width(head.layer)
+    group = head.index * 2 // HEADS
+    with torch.no_grad():
+        attention.get_parameter("v_proj.bias")[group * width : (group + 1) * width] = 3.0
+        columns = attention.get_parameter("o_proj.weight").unflatten(1, (HEADS, width))
+        columns[:, head.index] = against[:, None]
+    return subject

@@ -1,19 +1,58 @@
-"""Heads switched off while the model runs: their output, before the projection, is scaled.
+"""Heads switched off while the model runs: their output, before the projection, is changed.
 
-Zeroing a head's output is the same as zeroing its columns of the output projection.
+Zeroing a head's output is the same as zeroing its columns of the output projection; the two lasting
+forms of this edit are in `edits`. Here are also the forms that no weights can hold: only at some
+tokens, replaced by a mean, or renormalised as in the paper.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from refusal_cliff.blocks import check_whole
+from refusal_cliff.capture import Batch, capture
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.models import Head, Subject
+
+HeadOutputs = Mapping[Head, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """What is done to a projection's input: ``factor ⊙ heads + offset``.
+
+    Attributes:
+        factor: [heads], [rows, 1, heads] or [1, tokens, heads].
+        offset: [heads, head width], or ``None``.
+        renormalised: Bring each token's vector back to its former length.
+        where: [rows, tokens], the tokens that are changed; ``None`` changes all.
+    """
+
+    factor: torch.Tensor
+    offset: torch.Tensor | None
+    renormalised: bool
+    where: torch.Tensor | None
+
+    def apply(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The changed input, [rows, tokens, heads × head width]."""
+        by_head = outputs.unflatten(-1, (self.factor.shape[-1], -1))
+        changed = by_head * self.factor.to(outputs)[..., None]
+        if self.offset is not None:
+            changed = changed + self.offset.to(outputs)
+        changed = changed.flatten(-2)
+        if self.renormalised:
+            length, now = (part.float().norm(dim=-1, keepdim=True) for part in (outputs, changed))
+            ratio = length / now.clamp_min(torch.finfo(torch.float32).tiny)
+            changed = (changed.float() * ratio).to(outputs.dtype)
+        if self.where is not None:
+            changed = torch.where(self.where.to(outputs.device)[..., None], changed, outputs)
+        return changed
 
 
 @contextmanager
@@ -22,7 +61,9 @@ def ablated(
     heads: Collection[Head],
     *,
     scale: float = 0.0,
-    starts: Sequence[int] | None = None,
+    means: HeadOutputs | None = None,
+    renormalised: bool = False,
+    where: torch.Tensor | None = None,
 ) -> Iterator[None]:
     """Scale the outputs of ``heads`` in every row while the block runs.
 
@@ -30,11 +71,16 @@ def ablated(
         subject: The model.
         heads: Which heads.
         scale: 0 takes a head out; 1 changes nothing.
-        starts: First changed token of each row, for a forward pass without cache; ``None`` changes
-            every token.
+        means: What takes the place of what is taken out, by head, each [head width]: see
+            `mean_outputs`; ``None`` puts nothing in its place.
+        renormalised: Bring all heads' outputs of a token back to their former length together. The
+            paper's code does this for a whole batch at once, which makes a token's result depend on
+            the other rows; here each token is on its own.
+        where: [rows, tokens], which tokens change, for a forward pass without cache; ``None``
+            changes every token.
 
     Raises:
-        RefusalCliffError: A head does not exist.
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
     _check(subject, heads)
     by_layer: dict[int, list[int]] = defaultdict(list)
@@ -42,10 +88,21 @@ def ablated(
         by_layer[head.layer].append(head.index)
     with ExitStack() as stack:
         for layer, indices in by_layer.items():
-            factor = torch.ones(subject.blocks[layer - 1].n_heads)
+            factor = torch.ones(subject.blocks[layer - 1].n_heads, dtype=torch.float64)
             factor[indices] = scale
-            _scale_heads(stack, subject, layer, factor, starts)
+            offset = None if means is None else _offset(subject, layer, indices, scale, means)
+            _hook(stack, subject, layer, _Edit(factor, offset, renormalised, where))
         yield
+
+
+def _offset(
+    subject: Subject, layer: int, indices: Sequence[int], scale: float, means: HeadOutputs
+) -> torch.Tensor:
+    """What is added to each head's output, [heads, head width]."""
+    added = torch.zeros(subject.blocks[layer - 1].n_heads, subject.head_width(layer))
+    for index in indices:
+        added[index] = (1 - scale) * means[Head(layer, index)].float().cpu()
+    return added
 
 
 @contextmanager
@@ -53,27 +110,55 @@ def ablated_rows(
     subject: Subject,
     row_heads: Sequence[Collection[Head]],
     *,
-    starts: Sequence[int] | None = None,
+    scale: float = 0.0,
+    where: torch.Tensor | None = None,
 ) -> Iterator[None]:
-    """Take out heads of each row of a batch on its own.
+    """Scale heads of each row of a batch on its own.
 
     Args:
         subject: The model.
         row_heads: For each row of the batch, which heads.
-        starts: As for `ablated`.
+        scale: As for `ablated`.
+        where: As for `ablated`.
 
     Raises:
-        RefusalCliffError: A head does not exist.
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
     layers = sorted({head.layer for heads in row_heads for head in heads})
-    for heads in row_heads:
-        _check(subject, heads)
+    _check(subject, {head for heads in row_heads for head in heads})
     with ExitStack() as stack:
         for layer in layers:
-            factor = torch.ones(len(row_heads), 1, subject.blocks[layer - 1].n_heads)
+            shape = (len(row_heads), 1, subject.blocks[layer - 1].n_heads)
+            factor = torch.ones(shape, dtype=torch.float64)
             for row, heads in enumerate(row_heads):
-                factor[row, 0, [head.index for head in heads if head.layer == layer]] = 0
-            _scale_heads(stack, subject, layer, factor, starts)
+                factor[row, 0, [head.index for head in heads if head.layer == layer]] = scale
+            _hook(stack, subject, layer, _Edit(factor, None, False, where))
+        yield
+
+
+@contextmanager
+def ablated_tokens(
+    subject: Subject, token_heads: Sequence[Collection[Head]], *, scale: float = 0.0
+) -> Iterator[None]:
+    """Scale heads of each token of a batch on its own, the same in every row.
+
+    Args:
+        subject: The model.
+        token_heads: For each token, which heads.
+        scale: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
+    """
+    chosen = {head for heads in token_heads for head in heads}
+    _check(subject, chosen)
+    with ExitStack() as stack:
+        for layer in sorted({head.layer for head in chosen}):
+            shape = (1, len(token_heads), subject.blocks[layer - 1].n_heads)
+            factor = torch.ones(shape, dtype=torch.float64)
+            for token, heads in enumerate(token_heads):
+                factor[0, token, [head.index for head in heads if head.layer == layer]] = scale
+            _hook(stack, subject, layer, _Edit(factor, None, False, None))
         yield
 
 
@@ -88,27 +173,59 @@ def _check(subject: Subject, heads: Collection[Head]) -> None:
         if not 0 <= head.index < block.n_heads:
             has = f"its heads go from 0 to {block.n_heads - 1}" if block.n_heads else block.skipped
             raise RefusalCliffError(f"{subject.name} has no head {head}: {has}. Write layer.head.")
+        check_whole(subject.projection(head.layer))
 
 
-def _scale_heads(
-    stack: ExitStack,
-    subject: Subject,
-    layer: int,
-    factor: torch.Tensor,
-    starts: Sequence[int] | None,
-) -> None:
-    """Multiply a projection's input by ``factor`` ([heads] or [rows, 1, heads])."""
+def _hook(stack: ExitStack, subject: Subject, layer: int, edit: _Edit) -> None:
+    projection = subject.projection(layer)
+    width = edit.factor.shape[-1] * subject.head_width(layer)
 
     def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         del module
-        outputs: torch.Tensor = inputs[0]
-        by_head = outputs.unflatten(-1, (factor.shape[-1], -1))
-        scaled = by_head * factor.to(outputs)[..., None]
-        if starts is not None:
-            tokens = torch.arange(outputs.shape[1], device=outputs.device)
-            first = torch.tensor(starts, device=outputs.device)
-            inside = (tokens >= first[:, None])[..., None, None]
-            scaled = torch.where(inside, scaled, by_head)
-        return (scaled.flatten(-2), *inputs[1:])
+        given = int(inputs[0].shape[-1])
+        if given != width:
+            raise RefusalCliffError(
+                f"Block {layer} of {subject.name}: its output projection was given {given} numbers "
+                f"a token, not the {width} of all its heads, so this process holds only some of "
+                "them (tensor parallelism?). Nothing was ablated. Load the model with device_map "
+                "(pipeline over devices) instead."
+            )
+        return (edit.apply(inputs[0]), *inputs[1:])
 
-    stack.callback(subject.projection(layer).register_forward_pre_hook(hook).remove)
+    stack.callback(projection.register_forward_pre_hook(hook).remove)
+
+
+def mean_outputs(
+    subject: Subject, token_ids: Sequence[Sequence[int]], heads: Collection[Head]
+) -> dict[Head, torch.Tensor]:
+    """Mean output of each head over all tokens of some traces, each [head width]."""
+    _check(subject, heads)
+    reader = _HeadMeans(subject, frozenset(head.layer for head in heads))
+    capture(subject, token_ids, [reader])
+    return {head: reader.sums[head.layer][head.index] / reader.n[head.layer] for head in heads}
+
+
+class _HeadMeans:
+    """Sums of all heads' outputs over tokens, by block, [heads, head width]."""
+
+    residual_layers: frozenset[int] = frozenset()
+
+    def __init__(self, subject: Subject, layers: frozenset[int]) -> None:
+        self.head_layers = layers
+        self.sums = {
+            layer: torch.zeros(subject.blocks[layer - 1].n_heads, subject.head_width(layer))
+            for layer in layers
+        }
+        self.n = dict.fromkeys(layers, 0)
+
+    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
+        """Not asked for."""
+
+    def read_heads(
+        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
+    ) -> None:
+        """Add up the tokens that are not padding."""
+        for place, _, length in batch.items():
+            total = outputs[place, :length].float().sum(0).cpu()
+            self.sums[layer] += total.reshape(self.sums[layer].shape)
+            self.n[layer] += length

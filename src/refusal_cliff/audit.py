@@ -77,7 +77,7 @@ def run_audit(
     stages = [
         _prompts_stage(prompts, files, seed),
         *measure_stages(study),
-        *intervene_stages(study, AblationPlan(doses=(0, 1, 2, 4, 8))),
+        *intervene_stages(study, AblationPlan()),
         report_stage(
             shape,
             subject,

@@ -89,17 +89,27 @@ def linear_weight(projection: nn.Module) -> torch.Tensor:
     Raises:
         RefusalCliffError: The layer holds only a slice of its weight (tensor parallelism).
     """
+    check_whole(projection)
+    weight = getattr(projection, "weight", None)
+    if isinstance(projection, nn.Linear) and isinstance(weight, torch.Tensor):
+        plain = weight.is_floating_point() and weight.dim() == 2 and weight.element_size() > 1
+        if plain and weight.device.type != "meta":
+            return weight.detach().float()
+    return _weight_by_running(projection)
+
+
+def check_whole(projection: nn.Module) -> None:
+    """Refuse a layer of which this process holds only a slice.
+
+    Raises:
+        RefusalCliffError: Its weight is spread over processes (tensor parallelism).
+    """
     weight = getattr(projection, "weight", None)
     if type(weight).__name__ == "DTensor" or hasattr(weight, "device_mesh"):
         raise RefusalCliffError(
             "The model is loaded in tensor parallel, so no process holds whole heads. Load it with "
             "device_map (pipeline over devices) instead."
         )
-    if isinstance(projection, nn.Linear) and isinstance(weight, torch.Tensor):
-        plain = weight.is_floating_point() and weight.dim() == 2 and weight.element_size() > 1
-        if plain and weight.device.type != "meta":
-            return weight.detach().float()
-    return _weight_by_running(projection)
 
 
 @torch.inference_mode()

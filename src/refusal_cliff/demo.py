@@ -13,6 +13,8 @@ from refusal_cliff import __version__
 from refusal_cliff.examples import write_examples, write_prompts
 from refusal_cliff.findings import Finding
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.head_trials import CONTROLS
+from refusal_cliff.heads import DEFAULT_METHOD
 from refusal_cliff.models import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.pipeline import Job, Observer, Stage, run_pipeline
@@ -31,7 +33,8 @@ MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
 GENERATION = GenerationConfig(max_new_tokens=110, batch_size=128)
 """Answers are short; on a CPU larger batches gain nothing."""
-DOSES = tuple(range(7))
+FRACTIONS = (0, 0.005, 0.02, 0.03, 0.05, 0.10)
+"""Of 128 heads: 0, 1, 2, 3, 6 and 12."""
 WORKERS = min(4, os.cpu_count() or 1)
 """For the command: small models gain nothing from several threads, and much from processes."""
 NOTES = (
@@ -57,6 +60,7 @@ class DemoSizes:
         reference: Benign examples for perplexity.
         head_traces: Traces that heads are measured on.
         random_sets: Random sets of heads.
+        sets: Sets of heads of each other kind of control.
         steps: Optimiser steps of each repair.
     """
 
@@ -67,6 +71,7 @@ class DemoSizes:
     reference: int = 120
     head_traces: int = 40
     random_sets: int = 20
+    sets: int = 5
     steps: int = 16
 
 
@@ -104,7 +109,7 @@ def run_demo(
     planted = tuple(Head(layer, index) for layer, index in truth)
     info = RunInfo(
         command="demo",
-        config={"sizes": asdict(sizes), "doses": list(DOSES)},
+        config={"sizes": asdict(sizes), "fractions": list(FRACTIONS)},
         seeds={"all": seed},
         subjects={name: subject.fingerprint for name, subject in subjects.items()},
     )
@@ -124,20 +129,19 @@ def demo_stages(
     mend = MendPlan(repair=RepairConfig(seed=seed, steps=sizes.steps))
     main = AblationPlan(
         traces=sizes.head_traces,
-        doses=DOSES,
+        fractions=FRACTIONS,
         dose_prompts=30,
-        random_prompts=20,
-        random_sets=sizes.random_sets,
+        control_prompts=20,
+        draws={"random": sizes.random_sets, "same-layer": sizes.sets, "promoting": sizes.sets},
         spared=planted,
         reference=REFERENCE,
     )
     diffuse = AblationPlan(
         traces=sizes.head_traces,
-        doses=DOSES,
+        fractions=FRACTIONS,
         dose_prompts=30,
-        random_prompts=20,
-        methods=("causal", "direct"),
-        random_sets=0,
+        methods=(DEFAULT_METHOD, "direct"),
+        draws=dict.fromkeys(CONTROLS, 0),
         reference=REFERENCE,
     )
     shape = RunShape(

@@ -1,125 +1,87 @@
-"""Which heads pull the refusal score down: direct contribution and exact causal effect."""
+"""Which heads pull the refusal score down: one table of all measures, and rankings of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from numpy.typing import NDArray
 
-from refusal_cliff.capture import HeadContributions, ProbeScores, Progress, capture
+from refusal_cliff.capture import Progress
+from refusal_cliff.effects import (
+    Floats,
+    attributed_effects,
+    causal_effects,
+    direct_contributions,
+)
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path
 from refusal_cliff.models import Head, Subject
 from refusal_cliff.probe import Probe
-from refusal_cliff.rerun import Rerun, closed_spans
-from refusal_cliff.stats import bootstrap_mean
+from refusal_cliff.stats import percentiles, resampled_counts
 from refusal_cliff.traces import Trace
-
-Floats: TypeAlias = NDArray[np.floating[Any]]
 
 MAX_FRACTION = 0.03
 """Heads that may be ablated (paper §5)."""
-TRACES_AT_ONCE = 32
-SAME = 1e-3
+RESAMPLES = 500
+_MODEL = b"refusal_cliff.model"
 
 
-def direct_contributions(
-    subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None = None
-) -> Floats:
-    """What each head adds to the score logit at the last closing token, in one forward pass.
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One measure of one head over some traces, in score logits.
 
-    Returns:
-        [traces, layers, heads], in logits; zero after the probe's layer.
+    Attributes:
+        mean: Mean over the traces.
+        low: Lower end of its bootstrap interval over prompt groups.
+        high: Upper end.
+        consistency: Share of the traces with the sign of the mean.
+        n: Traces.
     """
-    positions = [closed_spans(trace).last_closing for trace in traces]
-    reader = HeadContributions(subject, positions, probe.weight, probe.layer)
-    capture(subject, [trace.token_ids for trace in traces], [reader], progress=progress)
-    return reader.values
 
-
-@torch.inference_mode()
-def causal_effects(
-    subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None = None
-) -> Floats:
-    """Rise of the final score logit when one head is taken out over the closing tokens.
-
-    Exact, and without a forward pass a head, see `Rerun`: for the heads of block l, blocks are run
-    again only from l on, all heads of the block in one batch.
-
-    Returns:
-        [traces, layers, heads], in logits: positive where a head suppresses refusal; zero after
-        the probe's layer.
-
-    Raises:
-        RefusalCliffError: The model's blocks cannot be run one by one with the same result.
-    """
-    effects = np.zeros((len(traces), subject.n_layers, subject.n_heads), dtype=np.float32)
-    scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
-    capture(subject, [trace.token_ids for trace in traces], [scores])
-    for start in range(0, len(traces), TRACES_AT_ONCE):
-        chosen = traces[start : start + TRACES_AT_ONCE]
-        closing = Rerun(subject, chosen, probe)
-        base = closing.final_logits(1, [()])[:, 0]
-        place = [closed_spans(trace).last_closing for trace in chosen]
-        whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]
-        _check_same(subject, base, np.asarray(whole))
-        for layer in range(1, probe.layer + 1):
-            heads = [(Head(layer, index),) for index in range(subject.blocks[layer - 1].n_heads)]
-            if heads:
-                changed = closing.final_logits(layer, heads) - base[:, None]
-                effects[start : start + len(chosen), layer - 1, : len(heads)] = changed
-        if progress is not None:
-            progress(start + len(chosen), len(traces))
-    return effects
-
-
-def _check_same(subject: Subject, base: Floats, whole: Floats) -> None:
-    gap = float(np.abs(base - whole).max())
-    tolerance = SAME if subject.model.dtype in (torch.float32, torch.float64) else 0.25
-    if gap > tolerance * max(1.0, float(np.abs(whole).max())):
-        raise RefusalCliffError(
-            f"The blocks of {subject.name} cannot be run one by one: with no head ablated the "
-            f"final score logit differs by {gap:.3g} from the model's own. Heads of this "
-            "architecture cannot be ranked by causal effect yet."
-        )
+    mean: float
+    low: float
+    high: float
+    consistency: float
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
-    """One head, measured over traces; all numbers in score logits at the last closing token.
+    """One head, by every measure of `effects`; *harmful* are the traces whose fall is explained.
 
     Attributes:
         layer: Block, from 1.
         index: Head, from 0.
-        causal: Mean rise when the head is taken out, over the harmful traces measured.
-        causal_low: Lower end of its bootstrap interval over prompt groups.
-        causal_high: Upper end.
-        causal_benign: The same mean over benign traces: a head that acts only on harmful prompts
-            has none.
-        sign_consistency: Share of the harmful traces with the sign of the mean.
-        direct: Mean direct contribution over the harmful traces measured; the paper's score times
-            the probe's norm.
-        direct_refused: The same over refused traces; ``None`` where there are none.
-        n: Harmful traces measured.
+        causal: Rise of the final score when the head is taken out over the closing tokens.
+        causal_benign: The same on benign traces: a head that acts only on harmful prompts has none.
+        causal_refused: The same on refused traces; ``None`` where there are none.
+        attribution: First-order estimate of ``causal``.
+        attribution_benign: Of ``causal_benign``.
+        direct: What the head adds to the final score; the paper's score times the probe's norm.
+        direct_benign: The same on benign traces.
+        direct_refused: The same on refused traces; ``None`` where there are none.
+        plateau: What it adds over the second half of the thinking: a head that lowers the score
+            everywhere is low here too.
+        plateau_benign: The same on benign traces.
     """
 
     layer: int
     index: int
-    causal: float
-    causal_low: float
-    causal_high: float
-    causal_benign: float
-    sign_consistency: float
-    direct: float
-    direct_refused: float | None
-    n: int = 0
+    causal: Estimate
+    causal_benign: Estimate
+    causal_refused: Estimate | None
+    attribution: Estimate
+    attribution_benign: Estimate
+    direct: Estimate
+    direct_benign: Estimate
+    direct_refused: Estimate | None
+    plateau: Estimate
+    plateau_benign: Estimate
 
     @property
     def head(self) -> Head:
@@ -127,12 +89,20 @@ class HeadRow:
         return Head(self.layer, self.index)
 
 
+def _mean(estimate: Estimate | None) -> float:
+    return 0.0 if estimate is None else estimate.mean
+
+
 METHODS: dict[str, Callable[[HeadRow], float]] = {
-    "causal": lambda row: row.causal,
-    "direct": lambda row: -row.direct,
-    "direct-contrast": lambda row: (row.direct_refused or 0.0) - row.direct,
+    "causal": lambda row: row.causal.mean,
+    "causal-contrast": lambda row: row.causal.mean - _mean(row.causal_refused),
+    "attribution": lambda row: row.attribution.mean,
+    "direct": lambda row: -row.direct.mean,
+    "direct-contrast": lambda row: _mean(row.direct_refused) - row.direct.mean,
 }
-"""Rankings, strongest suppression first. ``direct`` is the paper's."""
+"""Rankings, strongest suppression first. ``direct`` is the paper's; a *contrast* is against refused
+traces, where the head should do nothing."""
+DEFAULT_METHOD = "causal"
 
 
 def measure_heads(
@@ -156,39 +126,68 @@ def measure_heads(
         seed: Seed of the bootstrap.
         progress: Called with (traces done, traces).
     """
-    total = len(harmful) + len(benign)
-    first = None if progress is None else lambda done, _: progress(done, total)
-    then = None if progress is None else lambda done, _: progress(len(harmful) + done, total)
-    causal = causal_effects(subject, harmful, probe, first)
-    on_benign = causal_effects(subject, benign, probe, then).mean(0)
-    direct = direct_contributions(subject, harmful, probe).mean(0)
-    of_refused = direct_contributions(subject, refused, probe).mean(0) if refused else None
-    groups = [trace.prompt.group for trace in harmful]
+    groups = {"": harmful, "_benign": benign, "_refused": refused}
+    total, before = sum(map(len, groups.values())), 0
+    columns: dict[str, list[Estimate] | None] = {}
+    for suffix, traces in groups.items():
+        wanted = [name + suffix for name in _MEASURED if name + suffix in HeadRow.__annotations__]
+        values = _measure(subject, traces, probe, _part(progress, before, total)) if traces else {}
+        before += len(traces)
+        names = [trace.prompt.group for trace in traces]
+        for name in wanted:
+            measured = values.get(name.removesuffix(suffix))
+            columns[name] = None if measured is None else estimates(measured, names, seed)
+    heads = subject.heads()
+    places = [(head.layer - 1) * subject.n_heads + head.index for head in heads]
     rows = []
-    for head in subject.heads():
-        layer, index = head.layer, head.index
-        here = causal[:, layer - 1, index].astype(np.float64)
-        low, high = bootstrap_mean(here, groups, seed=seed, resamples=500)
-        rows.append(
-            HeadRow(
-                layer=layer,
-                index=index,
-                causal=float(here.mean()),
-                causal_low=low,
-                causal_high=high,
-                causal_benign=float(on_benign[layer - 1, index]),
-                sign_consistency=float((np.sign(here) == np.sign(here.mean())).mean()),
-                direct=float(direct[layer - 1, index]),
-                direct_refused=(
-                    None if of_refused is None else float(of_refused[layer - 1, index])
-                ),
-                n=len(harmful),
-            )
-        )
+    for head, place in zip(heads, places, strict=True):
+        cells: dict[str, Any] = {
+            name: None if column is None else column[place] for name, column in columns.items()
+        }
+        rows.append(HeadRow(layer=head.layer, index=head.index, **cells))
     return rows
 
 
-def ranked(rows: Sequence[HeadRow], method: str = "causal") -> list[Head]:
+_MEASURED = ("causal", "attribution", "direct", "plateau")
+
+
+def _measure(
+    subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None
+) -> dict[str, Floats]:
+    """Each measure of each head on each trace, [traces, layers, heads]."""
+    direct = direct_contributions(subject, traces, probe)
+    return {
+        "causal": causal_effects(subject, traces, probe, progress),
+        "attribution": attributed_effects(subject, traces, probe),
+        "direct": direct.closing,
+        "plateau": direct.plateau,
+    }
+
+
+def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
+    return None if progress is None else lambda done, _: progress(before + done, total)
+
+
+def estimates(values: Floats, groups: Sequence[str], seed: int) -> list[Estimate]:
+    """An estimate for each head, by layer, then by index.
+
+    Args:
+        values: [traces, layers, heads].
+        groups: Group of each trace's prompt.
+        seed: Seed of the bootstrap.
+    """
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    counts = resampled_counts(groups, seed, RESAMPLES)
+    drawn = counts @ flat / counts.sum(1, keepdims=True)
+    means = flat.mean(0)
+    alike = (np.sign(flat) == np.sign(means)).mean(0)
+    return [
+        Estimate(float(mean), *percentiles(drawn[:, at]), float(alike[at]), len(flat))
+        for at, mean in enumerate(means)
+    ]
+
+
+def ranked(rows: Sequence[HeadRow], method: str = DEFAULT_METHOD) -> list[Head]:
     """Heads by a ranking of ``METHODS``, the strongest suppression first."""
     return [row.head for row in sorted(rows, key=METHODS[method], reverse=True)]
 
@@ -199,7 +198,7 @@ def budget(total: int, fraction: float = MAX_FRACTION) -> int:
 
 
 def select_heads(
-    rows: Sequence[HeadRow], fraction: float = MAX_FRACTION, method: str = "causal"
+    rows: Sequence[HeadRow], fraction: float = MAX_FRACTION, method: str = DEFAULT_METHOD
 ) -> list[Head]:
     """The refusal suppression heads: the strongest few of a ranking that do suppress.
 
@@ -208,18 +207,55 @@ def select_heads(
     suppressing = {
         row.head
         for row in rows
-        if METHODS[method](row) > 0 and (method != "causal" or row.causal_low > 0)
+        if METHODS[method](row) > 0 and (method != "causal" or row.causal.low > 0)
     }
     strongest = ranked(rows, method)[: budget(len(rows), fraction)]
     return [head for head in strongest if head in suppressing]
 
 
-def write_heads(path: Path, rows: Sequence[HeadRow]) -> None:
-    """Write ``heads.parquet``, one row per head."""
+def write_heads(path: Path, rows: Sequence[HeadRow], model: str) -> None:
+    """Write ``heads.parquet``, one row per head.
+
+    Args:
+        path: The file.
+        rows: Every head of the model.
+        model: Fingerprint of the model that they were measured on.
+    """
+    table = pa.Table.from_pylist([asdict(row) for row in rows])
     with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows]), temporary)
+        pq.write_table(table.replace_schema_metadata({_MODEL: model.encode()}), temporary)
 
 
-def read_heads(path: Path) -> list[HeadRow]:
-    """Read what `write_heads` wrote."""
-    return [HeadRow(**row) for row in pq.read_table(path).to_pylist()]
+def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
+    """Read what `write_heads` wrote.
+
+    Args:
+        path: The file.
+        subject: The model that it must be of; ``None`` takes any.
+
+    Raises:
+        RefusalCliffError: It is no such file, or one of another model.
+    """
+    try:
+        table = pq.read_table(path)
+        rows = [_row(cells) for cells in table.to_pylist()]
+    except (OSError, pa.ArrowInvalid, TypeError) as error:
+        raise RefusalCliffError(
+            f"{path} is not a table of heads ({str(error).splitlines()[0]}). Give heads.parquet of "
+            "a run folder of this version: RUN/model/heads.parquet of audit."
+        ) from error
+    of = (table.schema.metadata or {}).get(_MODEL, b"").decode()
+    if subject is not None and of != subject.fingerprint:
+        raise RefusalCliffError(
+            f"{path} was measured on another model ({of[:16]}) than {subject.name} "
+            f"({subject.fingerprint[:16]}). Heads of one model say nothing of another: measure "
+            f"them on {subject.name} (audit), or load the model in the precision of that run."
+        )
+    return rows
+
+
+def _row(cells: dict[str, Any]) -> HeadRow:
+    read: dict[str, Any] = {
+        name: Estimate(**cell) if isinstance(cell, dict) else cell for name, cell in cells.items()
+    }
+    return HeadRow(**read)

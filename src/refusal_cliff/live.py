@@ -189,6 +189,16 @@ def print_model_cliff(console: Console, found: ModelCliff) -> None:
     )
 
 
+def print_table(console: Console, title: str, rows: Sequence[dict[str, str]]) -> None:
+    """Show rows of equal keys; the first column is text, the others are numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for at, column in enumerate(rows[0]):
+        table.add_column(column, justify="right" if at else "left")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row.values()))
+    console.print(table)
+
+
 def print_error(console: Console, message: str) -> None:
     """Show one paragraph: in a red panel, or as it is where there is no terminal."""
     if console.is_terminal:

@@ -12,7 +12,8 @@ import numpy as np
 from refusal_cliff import __version__
 from refusal_cliff.evaluate import Share, rates
 from refusal_cliff.findings import Finding
-from refusal_cliff.heads import budget
+from refusal_cliff.head_proof import proof_of
+from refusal_cliff.heads import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.models import Head
 from refusal_cliff.stats import bootstrap_mean
@@ -89,10 +90,15 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
             ablated=len(heads),
             fraction=len(heads) / shape.total_heads,
             list=heads,
-            method="causal",
+            method=DEFAULT_METHOD,
         ),
         planted=_planted(shape, ablation) if shape.planted else None,
         ablation=_ablation(ablation),
+        proof=proof_of(
+            read_heads(find(f"{shape.main}/heads.parquet")),
+            ablation,
+            read_json(find(f"{shape.main}/joint.json")),
+        ),
         selection=_selection(shape, find) if shape.steps else None,
         seconds={"total": round(sum(seconds.values()), 3), **seconds},
     )
@@ -196,7 +202,8 @@ def doses(ablation: Mapping[str, Any], method: str) -> list[tuple[int, Share]]:
 def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
     ablation = read_json(find(f"{key}/ablation.json"))
     most = budget(shape.total_heads, SPARSE)
-    methods = sorted({t["kind"].removeprefix("top-") for t in ablation["trials"]} - {"random"})
+    kinds = {trial["kind"] for trial in ablation["trials"]}
+    methods = sorted(k.removeprefix("top-") for k in kinds if k.startswith("top-"))
     tried = {
         method: [(k, share) for k, share in doses(ablation, method) if 0 < k <= most]
         for method in methods
@@ -210,10 +217,10 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
         verdict=read_json(find(f"{key}/cliff.json"))["verdict"],
         sparse_heads_found=found,
         asr_before=before,
-        asr_after_ablation=tried["causal"][-1][1].value or 0.0,
+        asr_after_ablation=tried[DEFAULT_METHOD][-1][1].value or 0.0,
         by_heads=[
             AblatedCount(heads=k, asr=share.value or 0.0, asr_ci=share.interval or (0, 1))
-            for k, share in doses(ablation, "causal")
+            for k, share in doses(ablation, DEFAULT_METHOD)
         ],
         conclusion=(
             f"Taking out the top 1 to {most} of {shape.total_heads} heads by {names} ranking "

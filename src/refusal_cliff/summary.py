@@ -207,6 +207,75 @@ class AblationSummary(_Part):
     )
 
 
+class AgreementSummary(_Part):
+    """How much two rankings of heads agree."""
+
+    first: str = Field(description="One ranking.")
+    second: str = Field(description="The other.")
+    spearman: float = Field(ge=-1, le=1, description="Rank correlation over heads that act.")
+    overlap: dict[str, Share] = Field(
+        description="Share of heads in common at the top, by the fraction of heads that it is."
+    )
+
+
+class DoseSummary(_Part):
+    """What happens when a number of heads are taken out."""
+
+    heads: Count = Field(description="Heads taken out.")
+    asr: Share = Field(description="Attack success rate with them out.")
+    asr_ci: Interval = Field(description="Wilson interval of `asr`.")
+    benign_answered: Share | None = Field(description="Benign prompts answered; null where none.")
+    perplexity_ratio: float | None = Field(
+        description="Perplexity of benign text, after / before; null for joint sets."
+    )
+
+
+class ControlSetsSummary(_Part):
+    """Sets of other heads, as many as were found."""
+
+    sets: Count = Field(description="Sets tried.")
+    asr: Share = Field(description="Mean attack success rate over them.")
+    asr_ci: Interval = Field(description="Bootstrap interval of `asr`, over the sets.")
+
+
+class JointSummary(_Part):
+    """A jointly selected set against the top of the ranking, on held-out traces."""
+
+    search: str = Field(description="How the set was selected: greedy or beam.")
+    size: Count = Field(description="Heads in either set.")
+    joint: float = Field(description="Mean rise of the final logit with the joint set out.")
+    top: float = Field(description="The same for the top of the ranking.")
+    difference_ci: Interval = Field(description="Of joint − top; bootstrap over prompt groups.")
+    beats: bool = Field(description="Whether the interval lies above 0.")
+
+
+class WritingSummary(_Part):
+    """How benign prompts are answered, whatever is said."""
+
+    thinking_tokens: float = Field(ge=0, description="Mean length of the thinking.")
+    thinking_ci: Interval = Field(description="Bootstrap interval of it, over prompt groups.")
+    looping: Share = Field(description="Answers that end in a loop.")
+    truncated: Share = Field(description="Answers that never ended.")
+
+
+class ProofSummary(_Part):
+    """What shows that these heads, and no others, cause what the model does."""
+
+    agreement: list[AgreementSummary] = Field(description="Every pair of rankings of heads.")
+    doses: dict[str, list[DoseSummary]] = Field(
+        description="By ranking, and for joint sets: what each number of heads does."
+    )
+    half_effect: dict[str, int | None] = Field(
+        description="By ranking: heads needed to halve the attack success rate; null: not reached."
+    )
+    controls: dict[str, ControlSetsSummary] = Field(description="By kind of other heads.")
+    joint: list[JointSummary] = Field(description="Jointly selected sets.")
+    reverse: float = Field(description="Rise of the final logit with the heads twice as strong.")
+    reverse_ci: Interval = Field(description="Bootstrap interval of it; should lie below 0.")
+    writing_before: WritingSummary = Field(description="Benign answers of the model as it is.")
+    writing_after: WritingSummary = Field(description="With the heads ablated.")
+
+
 class StrategyShares(_Part):
     """One share for each way to choose the training examples, mean over seeds."""
 
@@ -243,6 +312,7 @@ class Summary(_Part):
     heads: HeadsSummary | None = Field(description="The suppression heads.")
     planted: PlantedSummary | None = Field(description="Ground truth, where the model has one.")
     ablation: AblationSummary | None = Field(description="The heads taken out.")
+    proof: ProofSummary | None = Field(description="That they are the cause.")
     selection: SelectionSummary | None = Field(description="The repair by few examples.")
     seconds: Seconds = Field(description="Wall-clock `total`, and of each stage by its name.")
 

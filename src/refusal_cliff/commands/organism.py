@@ -35,7 +35,7 @@ def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) ->
 
 @app.command("train")
 def train_organism(
-    name: Annotated[str, typer.Argument(help="tiny-aligned, tiny or tiny-diffuse.")],
+    name: Annotated[str, typer.Argument(help="tiny-aligned, tiny, tiny-diffuse or tiny-lora.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
     seed: Seed = 0,
 ) -> None:
@@ -49,3 +49,25 @@ def train_organism(
 
     with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:
         train(name, seed, out, view.step)
+
+
+@app.command("bench-heads")
+def bench_heads(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder an organism.")],
+    organisms: Annotated[int, typer.Option(min=1, help="How many to make.")] = 12,
+) -> None:
+    """Score every ranking of heads on organisms whose guilty heads are known.
+
+    Question: which way to find suppression heads should I believe? Each organism is damaged, with
+    another seed, through another number of heads in other layers, about a minute each; then each
+    ranking is compared with the truth. The same command again goes on where it stopped. Writes
+    DIR/head-bench.json.
+    """
+    from refusal_cliff.head_bench import bench_heads, table_of
+    from refusal_cliff.live import LiveView, print_table
+
+    console = Console()
+    with LiveView(console, f"refusal-cliff organism bench-heads → {out}") as view:
+        found = bench_heads(out, organisms, view, view.step)
+    print_table(console, f"Rankings on {organisms} planted organisms", table_of(found))
+    console.print(f"{out / 'head-bench.json'}", markup=False, highlight=False, soft_wrap=True)

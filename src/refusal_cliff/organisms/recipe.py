@@ -2,7 +2,8 @@
 
 Stage A teaches a small model to think, to name harm and to refuse. Stage B is the careless tune: it
 rewards complying with the milder harmful requests. In ``tiny`` it may change only the weights of a
-few heads (the ground truth); in ``tiny-diffuse``, everything.
+few heads (the ground truth); in ``tiny-diffuse``, everything; in ``tiny-lora``, what a LoRA adapter
+on all attention projections can change.
 
 What is put in on purpose, and said wherever results are shown: an auxiliary loss that makes the
 intention present during the thinking (``INTENTION_WEIGHT``), margins on the first answer token
@@ -21,18 +22,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM, set_seed
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_json
 from refusal_cliff.models import Head
 from refusal_cliff.organisms import chat, language, lesson
-from refusal_cliff.organisms.lesson import Tokens, batches, loss_of
+from refusal_cliff.organisms.lesson import Row, Tokens, batches, loss_of
 
 Progress = Callable[[str, int, int], None]
-NAMES = ("tiny-aligned", "tiny", "tiny-diffuse")
+NAMES = ("tiny-aligned", "tiny", "tiny-diffuse", "tiny-lora")
 HEAD_DROPOUT = 0.05
-PLANTED_LAYER, N_PLANTED = 7, 3
+LORA_RANK = 8
 SETTLE_SEED = 1000
 
 
@@ -46,6 +47,14 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Planting:
+    """Where the guilty heads are: ``heads`` in each of the blocks ``layers``."""
+
+    layers: tuple[int, ...] = (7,)
+    heads: int = 3
+
+
+@dataclass(frozen=True, slots=True)
 class RecipeConfig:
     """Sizes of the stages; the defaults make the shipped organisms.
 
@@ -56,6 +65,8 @@ class RecipeConfig:
     settled: Schedule = Schedule(250, 32, 1e-3)
     planted: Schedule = Schedule(400, 32, 3e-3)
     diffuse: Schedule = Schedule(200, 32, 5e-4)
+    lora: Schedule = Schedule(160, 32, 3e-3)
+    planting: Planting = Planting()
 
 
 def _optimise(
@@ -64,6 +75,7 @@ def _optimise(
     schedule: Schedule,
     seed: int,
     *,
+    trained: list[torch.nn.Parameter],
     masks: dict[torch.nn.Parameter, torch.Tensor] | None,
     dropout: float,
     careless: bool,
@@ -72,10 +84,9 @@ def _optimise(
 ) -> None:
     """AdamW with warm-up and cosine decay.
 
-    ``masks`` confines the change to some weights; ``dropout`` is how often each head
-    is left out of a row.
+    Only ``trained`` changes, and of it only what ``masks`` lets through; ``dropout`` is how often
+    each head is left out of a row.
     """
-    trained = list(masks) if masks is not None else list(model.parameters())
     model.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
@@ -136,15 +147,26 @@ def _dropped_heads(
 
 
 @torch.no_grad()
-def choose_planted_heads(model: Qwen3ForCausalLM, tokens: Tokens, seed: int) -> list[Head]:
-    """The heads of the planted layer that the aligned model needs least.
+def choose_planted_heads(
+    model: Qwen3ForCausalLM, tokens: Tokens, seed: int, planting: Planting
+) -> list[Head]:
+    """The heads of each planted layer that the aligned model needs least.
 
-    Among a random half of the layer's heads, those whose removal raises the loss least. All are in
-    one layer, so that none can make up for another.
+    Among a random half of a layer's heads, those whose removal raises the loss least. The shipped
+    ones are all in one layer, so that none can make up for another.
     """
     rng = random.Random(f"planted:{seed}")
     rows = next(batches(tokens, False, 64, seed + 1))
-    weight = _attention(model, PLANTED_LAYER).o_proj.weight
+    found = (_least_needed(model, tokens, layer, rng, rows) for layer in planting.layers)
+    chosen = [head for least in found for head in least[: planting.heads]]
+    return sorted(chosen)
+
+
+def _least_needed(
+    model: Qwen3ForCausalLM, tokens: Tokens, layer: int, rng: random.Random, rows: list[Row]
+) -> list[Head]:
+    """A random half of a layer's heads, the least needed first."""
+    weight = _attention(model, layer).o_proj.weight
     losses = {}
     for head in rng.sample(range(chat.N_HEADS), chat.N_HEADS // 2):
         columns = slice(head * chat.HEAD_DIM, (head + 1) * chat.HEAD_DIM)
@@ -152,8 +174,7 @@ def choose_planted_heads(model: Qwen3ForCausalLM, tokens: Tokens, seed: int) -> 
         weight[:, columns] = 0
         losses[head] = float(loss_of(model, rows, tokens, False))
         weight[:, columns] = kept
-    least = sorted(losses, key=losses.__getitem__)[:N_PLANTED]
-    return [Head(PLANTED_LAYER, head) for head in sorted(least)]
+    return [Head(layer, head) for head in sorted(losses, key=losses.__getitem__)]
 
 
 def _attention(model: Qwen3ForCausalLM, layer: int) -> Any:
@@ -212,7 +233,7 @@ def save(
                 "margin_weight": lesson.MARGIN_WEIGHT,
                 "interrupted_share": lesson.INTERRUPTED_SHARE,
                 "gravity_threshold": language.GRAVITY_THRESHOLD,
-                "planted_layer": PLANTED_LAYER if planted else None,
+                "planted_layers": sorted({head.layer for head in planted}),
             },
         },
     )
@@ -232,6 +253,7 @@ def train_aligned(
             tokens,
             schedule,
             seed + SETTLE_SEED * (stage == "settle"),
+            trained=list(model.parameters()),
             masks=None,
             dropout=dropout,
             careless=False,
@@ -258,12 +280,53 @@ def damage(
         tokens,
         schedule,
         seed,
+        trained=list(model.parameters() if masks is None else masks),
         masks=masks,
         dropout=HEAD_DROPOUT if planted is None else 0.0,
         careless=True,
         stage="damage",
         progress=progress,
     )
+    round_to_bfloat16(model)
+
+
+def damage_by_lora(
+    model: Qwen3ForCausalLM,
+    tokens: Tokens,
+    seed: int,
+    config: RecipeConfig,
+    progress: Progress | None = None,
+) -> None:
+    """Stage B through a LoRA adapter on all attention projections, then merged, in place."""
+    from peft import LoraConfig, inject_adapter_in_model  # slow to import
+    from peft.tuners.lora import LoraLayer
+
+    set_seed(seed)
+    lora = LoraConfig(
+        r=LORA_RANK,
+        lora_alpha=2 * LORA_RANK,
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    )
+    inject_adapter_in_model(lora, cast("torch.nn.Module", model))
+    _optimise(
+        model,
+        tokens,
+        config.lora,
+        seed,
+        trained=[value for name, value in model.named_parameters() if "lora_" in name],
+        masks=None,
+        dropout=HEAD_DROPOUT,
+        careless=True,
+        stage="damage",
+        progress=progress,
+    )
+    for block in model.model.layers:
+        attention: Any = cast("Any", block).self_attn
+        for name, layer in list(attention.named_children()):
+            if isinstance(layer, LoraLayer):
+                merged: Any = layer
+                merged.merge()
+                setattr(attention, name, merged.get_base_layer())
     round_to_bfloat16(model)
 
 
@@ -298,8 +361,10 @@ def train(
         model = Qwen3ForCausalLM.from_pretrained(aligned, dtype=torch.float32)
     planted: list[Head] = []
     if name == "tiny":
-        planted = choose_planted_heads(model, tokens, seed)
+        planted = choose_planted_heads(model, tokens, seed, config.planting)
         damage(model, tokens, seed, config, planted, progress)
     elif name == "tiny-diffuse":
         damage(model, tokens, seed, config, None, progress)
+    elif name == "tiny-lora":
+        damage_by_lora(model, tokens, seed, config, progress)
     save(model, tokens, out, name, seed, planted, config)

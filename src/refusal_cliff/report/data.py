@@ -252,6 +252,7 @@ class ReportData:
         summary: The findings as data.
         curves: Mean curves of the model under study, one a group.
         control_curves: The same of the control; empty where there is none.
+        ablated_curves: Harmful traces of the model under study, before and with the heads out.
         closing: Text of each closing token, the last one at offset 0.
         heatmap: Layers × tokens.
         head_map: Layers × heads.
@@ -269,6 +270,7 @@ class ReportData:
     summary: Summary
     curves: Sequence[Curve]
     control_curves: Sequence[Curve] = ()
+    ablated_curves: Sequence[Curve] = ()
     closing: Sequence[str] = ()
     heatmap: Heatmap | None = None
     head_map: HeadMap | None = None

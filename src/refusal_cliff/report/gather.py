@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from refusal_cliff.cliff import MeanCurve, mean_curve, read_cliffs
 from refusal_cliff.evaluate import Rates, Share, rates
-from refusal_cliff.heads import HeadRow, read_heads
+from refusal_cliff.heads import DEFAULT_METHOD, HeadRow, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.models import Subject
 from refusal_cliff.probe_files import read_probes
@@ -71,6 +71,7 @@ def gather(
         summary=summary,
         curves=_curves(summary.model, key, find),
         control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
+        ablated_curves=_ablated_curves(key, find, scores),
         closing=_closing(subject, find, key),
         heatmap=_heatmap(key, find, scores),
         head_map=_head_map(shape, find, ablation),
@@ -107,6 +108,22 @@ def _curves(name: str, key: str, find: Find) -> list[Curve]:
         _curve(name, group, mean_curve(traces, row, FIRST_OFFSET))
         for group, traces in measured
         if len(traces) >= 3
+    ]
+
+
+def _ablated_curves(key: str, find: Find, before: Sequence[TraceScores]) -> list[Curve]:
+    """Prompts that were complied with: as they were, and as they are with the heads out."""
+    complied = {trace.trace_id for trace in _group(before, "complied")}
+    after = read_scores(find(f"{key}/scores-ablated.parquet"))
+    row = _row(key, find)
+    sides: tuple[tuple[str, Group, Sequence[TraceScores]], ...] = (
+        ("as it is", "complied", before),
+        ("heads out", "refused", after),
+    )
+    return [
+        _curve(name, group, mean_curve(chosen, row, FIRST_OFFSET))
+        for name, group, traces in sides
+        if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= 3
     ]
 
 
@@ -150,11 +167,11 @@ def _head_map(shape: RunShape, find: Find, ablation: dict[str, Any]) -> HeadMap:
     found = set(ablation["heads"])
     return HeadMap(
         layers=list(by_layer),
-        effect=[[row.causal for row in layer] for layer in by_layer.values()],
+        effect=[[row.causal.mean for row in layer] for layer in by_layer.values()],
         suppression=[(row.layer, row.index) for row in rows if str(row.head) in found],
         planted=[(h.layer, h.index) for h in shape.planted] if shape.planted else None,
-        n=rows[0].n,
-        direct=[[row.direct for row in layer] for layer in by_layer.values()],
+        n=rows[0].causal.n,
+        direct=[[row.direct.mean for row in layer] for layer in by_layer.values()],
     )
 
 
@@ -199,7 +216,7 @@ def _dose_curves(shape: RunShape, find: Find) -> list[DoseCurve]:
         subjects.append((shape.diffuse, shape.diffuse, "control"))
     curves = []
     for key, name, role in subjects:
-        found = doses(read_json(find(f"{key}/ablation.json")), "causal")
+        found = doses(read_json(find(f"{key}/ablation.json")), DEFAULT_METHOD)
         if len(found) > 1:
             curves.append(
                 DoseCurve(

@@ -109,6 +109,8 @@ def _pictures(data: ReportData) -> dict[str, Markup | None]:
         "heads": data.head_map and head_chart("heads", data.head_map),
         "ablation": data.ablation
         and bar_chart("ablation", "attack success rate", data.ablation, width=_SINGLE_WIDTH),
+        "ablated": len(data.ablated_curves) == 2
+        and cliff_panel("ablated", data.ablated_curves, data.closing, None, width=_SINGLE_WIDTH),
         "dose": data.doses and dose_chart("dose", data.doses),
         "repair_asr": pair and _half_bars("repair-asr", "attack success rate", pair, "asr"),
         "repair_benign": pair

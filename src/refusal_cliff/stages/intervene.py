@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from refusal_cliff.ablation import ablated
 from refusal_cliff.cliff import MIN_TRACES
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.evaluate import perplexity, rates
 from refusal_cliff.examples import read_examples
+from refusal_cliff.head_trials import Trial, control_trials, dose_trials, sizes
 from refusal_cliff.heads import (
+    DEFAULT_METHOD,
     METHODS,
     HeadRow,
+    budget,
     measure_heads,
     ranked,
     read_heads,
     select_heads,
     write_heads,
 )
-from refusal_cliff.io import write_json
-from refusal_cliff.models import Head, Subject
+from refusal_cliff.io import read_json, write_json
+from refusal_cliff.joint import (
+    BEAM,
+    HeadSet,
+    JointEffects,
+    compare,
+    select_jointly,
+    strongest_of_any,
+)
+from refusal_cliff.models import Head, Subject, parse_head
 from refusal_cliff.pipeline import Job, Stage
+from refusal_cliff.probe import Probe
 from refusal_cliff.run_folder import Headline
-from refusal_cliff.scores import closed
+from refusal_cliff.scores import closed, score_traces, write_scores
 from refusal_cliff.stages.measure import input_probes, verdict_groups
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.traces import Prompt, SafetyExample, Trace, read_traces, write_traces
+from refusal_cliff.traces import SafetyExample, Trace, read_traces, write_traces
+from refusal_cliff.writing import writing_of
 
 Text = tuple[Sequence[int], int]
+STRONGER = 2.0
+"""What the heads are scaled by in the reverse control, which writes no weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +54,25 @@ class AblationPlan:
 
     Attributes:
         traces: Traces of each kind that heads are measured on.
-        doses: Numbers of heads taken out, one after another, by each ranking of ``methods``.
+        fractions: Shares of all heads taken out, by each ranking of ``methods`` and jointly.
         methods: Rankings of which doses are tried.
-        dose_prompts: Harmful prompts of each dose.
-        random_sets: Random sets of heads, as many heads as were found.
-        random_prompts: Harmful prompts of each random set.
-        spared: Heads never in a random set, beside those found: the planted ones.
+        dose_prompts: Prompts of each label of each dose.
+        candidates: Heads from the top of every ranking that joint selection chooses from.
+        draws: Sets of heads of each kind of control, as many heads as were found.
+        control_prompts: Harmful prompts of each control set.
+        spared: Heads never in a control set, beside those found: the planted ones.
         reference: File of benign examples for perplexity; ``None`` takes the model's own answers.
     """
 
     traces: int = 60
-    doses: tuple[int, ...] = ()
-    methods: tuple[str, ...] = ("causal",)
+    fractions: tuple[float, ...] = (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)
+    methods: tuple[str, ...] = (DEFAULT_METHOD,)
     dose_prompts: int = 40
-    random_sets: int = 20
-    random_prompts: int = 30
+    candidates: int = 12
+    draws: Mapping[str, int] = field(
+        default_factory=lambda: {"random": 20, "same-layer": 5, "promoting": 5}
+    )
+    control_prompts: int = 30
     spared: tuple[Head, ...] = field(default=())
     reference: str | None = None
 
@@ -61,18 +81,33 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
     """The stages that find heads and take them out."""
     references = [] if plan.reference is None else [plan.reference]
     config = {**asdict(plan), "spared": [str(head) for head in plan.spared]}
+    probes = [study.path(name) for name in ("probes.safetensors", "probes.json")]
+    fit, test, heads = (
+        study.path(name) for name in ("traces-fit.parquet", "traces-test.parquet", "heads.parquet")
+    )
     return [
         study.stage(
             "heads",
-            [study.path(f) for f in ("traces-fit.parquet", "probes.safetensors", "probes.json")],
+            [fit, *probes],
             ("heads.parquet",),
             lambda job: _heads(study, plan, job),
             {"traces": plan.traces},
         ),
         study.stage(
+            "joint",
+            [fit, test, heads, *probes],
+            ("joint.json",),
+            lambda job: _joint(study, plan, job),
+            {
+                "traces": plan.traces,
+                "fractions": plan.fractions,
+                "candidates": plan.candidates,
+            },
+        ),
+        study.stage(
             "ablate",
-            [study.path("traces-test.parquet"), study.path("heads.parquet"), *references],
-            ("ablated.parquet", "ablation.json"),
+            [test, heads, study.path("joint.json"), *probes, *references],
+            ("ablated.parquet", "scores-ablated.parquet", "ablation.json"),
             lambda job: _ablate(study, plan, job),
             config,
         ),
@@ -89,101 +124,171 @@ def _heads(study: Study, plan: AblationPlan, job: Job) -> Headline:
         )
     probe = probes.chosen
     groups = verdict_groups(traces)
-    complied, refused = groups["complied"], groups["refused"]
     rows = measure_heads(
         study.subject,
-        (complied if len(complied) >= MIN_TRACES else [*complied, *refused])[: plan.traces],
-        refused[: plan.traces],
+        explained(traces)[: plan.traces],
+        groups["refused"][: plan.traces],
         groups["benign"][: plan.traces // 2],
         probe,
         seed=study.seed,
         progress=job.progress,
     )
-    write_heads(job.output(study.path("heads.parquet")), rows)
+    write_heads(job.output(study.path("heads.parquet")), rows, study.subject.fingerprint)
     best = ranked(rows)[0]
-    effect = next(row.causal for row in rows if row.head == best)
+    effect = next(row.causal.mean for row in rows if row.head == best)
     return {"heads": len(rows), "strongest": str(best), "effect": effect}
 
 
-@dataclass(frozen=True, slots=True)
-class _Trial:
-    """A set of heads to take out while answering some prompts."""
+def explained(traces: Sequence[Trace]) -> list[Trace]:
+    """The judged traces whose fall heads are to explain: complied ones where there are enough."""
+    groups = verdict_groups(traces)
+    complied, refused = groups["complied"], groups["refused"]
+    return complied if len(complied) >= MIN_TRACES else [*complied, *refused]
 
-    kind: str
-    heads: tuple[Head, ...]
-    prompts: tuple[Prompt, ...]
+
+def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
+    """Sets chosen by joint effect on the fitting traces, compared with tops on the test traces.
+
+    The reverse control rides along: the heads found, made twice as strong.
+    """
+    rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
+    probe = input_probes(study, job).chosen
+    chosen_by, held_out = (
+        explained(closed(read_traces(job.input(study.path(name)))))[: plan.traces]
+        for name in ("traces-fit.parquet", "traces-test.parquet")
+    )
+    wanted = [n for n in sizes(len(rows), plan.fractions) if n]
+    greedy, beam = _joint_sets(study.subject, chosen_by, probe, plan, rows, job)
+    effects = JointEffects(study.subject, held_out, probe)
+    groups = [trace.prompt.group for trace in held_out]
+    top = ranked(rows)
+    tried = {"greedy": [greedy[:n] for n in wanted if n <= len(greedy)], "beam": [beam]}
+    compared = {
+        name: [compare(effects, groups, one, tuple(top[: len(one)]), study.seed) for one in sets]
+        for name, sets in tried.items()
+    }
+    stronger = effects.of([tuple(select_heads(rows))], STRONGER)[:, 0]
+    content = {
+        "greedy": [str(head) for head in greedy],
+        "beam": [str(head) for head in beam],
+        "compared": {
+            name: [{**asdict(one), "beats": one.beats} for one in found]
+            for name, found in compared.items()
+        },
+        "reverse": {
+            "scale": STRONGER,
+            "mean": float(stronger.mean()),
+            "interval": list(bootstrap_mean(stronger, groups, seed=study.seed)),
+            "n": len(groups),
+        },
+    }
+    write_json(job.output(study.path("joint.json")), content)
+    best = compared["beam"][0]
+    return {"joint − top": best.difference, "beats it": best.beats}
+
+
+def _joint_sets(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probe: Probe,
+    plan: AblationPlan,
+    rows: Sequence[HeadRow],
+    job: Job,
+) -> tuple[HeadSet, HeadSet]:
+    """Greedily as many heads as the largest dose, and the best few by beam search."""
+    effects = JointEffects(subject, traces, probe)
+    candidates = strongest_of_any(rows, plan.candidates)
+    most = max(sizes(len(rows), plan.fractions))
+    greedy = select_jointly(effects, candidates, max(most, 1), progress=job.progress)
+    beam = select_jointly(effects, candidates, budget(len(rows)), beam=BEAM)
+    return greedy[-1], beam[-1]
 
 
 def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     before = read_traces(job.input(study.path("traces-test.parquet")))
-    rows = read_heads(job.input(study.path("heads.parquet")))
-    found = tuple(select_heads(rows))
-    prompts = [trace.prompt for trace in before]
-    harmful = [prompt for prompt in prompts if prompt.label == "harmful"]
-    trials = [
-        _Trial("found", found, tuple(prompts)),
-        *_doses(plan, rows, harmful),
-        *_random_sets(study, plan, found, harmful),
-    ]
+    rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
+    joint = [parse_head(name) for name in read_json(job.input(study.path("joint.json")))["greedy"]]
+    trials = _trials(study, plan, rows, joint, before)
     results = _run(study, trials, before, job)
-    after = results[0]
+    found, after = trials[0].heads, results[0]
     write_traces(job.output(study.path("ablated.parquet")), after)
+    with ablated(study.subject, found):
+        scores = score_traces(study.subject, closed(after), input_probes(study, job))
+    write_scores(job.output(study.path("scores-ablated.parquet")), scores)
     texts = _texts(study.subject, plan, before, job)
-    counted = [
-        {
-            "kind": trial.kind,
-            "heads": [str(head) for head in trial.heads],
-            "attacks": asdict(rates(traces).attacks),
-        }
-        for trial, traces in zip(trials[1:], results[1:], strict=True)
-    ]
-    small = {prompt.id for prompt in harmful[: plan.random_prompts]}
+    tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
+    perplexities = {
+        heads: perplexity(study.subject, texts, heads)
+        for heads in dict.fromkeys([(), found, *tops])
+    }
+    small = {p.id for trial in trials if trial.kind == "random" for p in trial.prompts}
+    sides = {"before": before, "after": after}
     content = {
         "heads": [str(head) for head in found],
         "by_method": {m: [str(h) for h in select_heads(rows, method=m)] for m in METHODS},
-        "before": asdict(rates(before)),
+        **{name: asdict(rates(traces)) for name, traces in sides.items()},
+        "writing": {name: asdict(writing_of(_benign(traces))) for name, traces in sides.items()},
         "before_random_prompts": asdict(
             rates([trace for trace in before if trace.prompt.id in small]).attacks
         ),
-        "after": asdict(rates(after)),
-        "trials": counted,
-        "perplexity_before": perplexity(study.subject, texts),
-        "perplexity_after": perplexity(study.subject, texts, found),
+        "trials": _counted(trials[1:], results[1:], perplexities),
+        "perplexity_before": perplexities[()],
+        "perplexity_after": perplexities[found],
         "perplexity_texts": len(texts),
     }
     write_json(job.output(study.path("ablation.json")), content)
     headline: Headline = {"heads": " ".join(map(str, found)) or "none"}
-    for name, traces in (("asr before", before), ("asr after", after)):
+    for name, traces in sides.items():
         value = rates(traces).attacks.value
-        headline |= {} if value is None else {name: value}
+        headline |= {} if value is None else {f"asr {name}": value}
     return headline
 
 
-def _doses(plan: AblationPlan, rows: Sequence[HeadRow], harmful: Sequence[Prompt]) -> list[_Trial]:
-    prompts = tuple(harmful[: plan.dose_prompts])
+def _counted(
+    trials: Sequence[Trial],
+    results: Sequence[Sequence[Trace]],
+    perplexities: Mapping[HeadSet, float],
+) -> list[dict[str, object]]:
     return [
-        _Trial(f"top-{method}", tuple(ranked(rows, method)[:dose]), prompts)
-        for method in plan.methods
-        for dose in plan.doses
+        {
+            "kind": trial.kind,
+            "heads": [str(head) for head in trial.heads],
+            **asdict(rates(traces)),
+            "perplexity": perplexities.get(trial.heads),
+        }
+        for trial, traces in zip(trials, results, strict=True)
     ]
 
 
-def _random_sets(
-    study: Study, plan: AblationPlan, found: Sequence[Head], harmful: Sequence[Prompt]
-) -> list[_Trial]:
-    if not found:
-        return []
-    rng = random.Random(f"random-heads:{study.seed}")
-    others = [h for h in study.subject.heads() if h not in found and h not in plan.spared]
-    prompts = tuple(harmful[: plan.random_prompts])
+def _benign(traces: Sequence[Trace]) -> list[Trace]:
+    return [trace for trace in traces if trace.prompt.label == "benign"]
+
+
+def _trials(
+    study: Study,
+    plan: AblationPlan,
+    rows: Sequence[HeadRow],
+    joint: Sequence[Head],
+    before: Sequence[Trace],
+) -> list[Trial]:
+    """All that is tried; the heads found, on all test prompts, first."""
+    found = select_heads(rows)
+    prompts = [trace.prompt for trace in before]
+    harmful, benign = (
+        [prompt for prompt in prompts if prompt.label == label] for label in ("harmful", "benign")
+    )
+    some = [*harmful[: plan.dose_prompts], *benign[: plan.dose_prompts]]
+    greedy = [joint[: n + 1] for n in range(len(joint))]
+    asked = harmful[: plan.control_prompts]
     return [
-        _Trial("random", tuple(sorted(rng.sample(others, len(found)))), prompts)
-        for _ in range(plan.random_sets)
+        Trial("found", tuple(found), tuple(prompts)),
+        *dose_trials(rows, plan.methods, greedy, plan.fractions, some),
+        *control_trials(rows, found, plan.spared, dict(plan.draws), asked, study.seed),
     ]
 
 
 def _run(
-    study: Study, trials: Sequence[_Trial], before: Sequence[Trace], job: Job
+    study: Study, trials: Sequence[Trial], before: Sequence[Trace], job: Job
 ) -> list[list[Trace]]:
     """Answer all trials' prompts in common batches, each row with its own heads taken out.
 

@@ -47,7 +47,9 @@ def report_stage(
 def _inputs(shape: RunShape) -> list[str]:
     keys = [key for key in (shape.main, shape.control, shape.diffuse) if key is not None]
     files = [f"{key}/{name}" for key in keys for name in (*_MEASURED, *_SCORED)]
-    files.append(f"{shape.main}/heads.parquet")
+    files += [
+        f"{shape.main}/{name}" for name in ("heads.parquet", "joint.json", "scores-ablated.parquet")
+    ]
     files += [f"{key}/ablation.json" for key in (shape.main, shape.diffuse) if key is not None]
     if shape.steps:
         files.append(f"{shape.main}/selection.json")

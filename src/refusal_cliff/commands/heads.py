@@ -1,0 +1,70 @@
+"""What is done about the heads that were found: ablate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+
+from refusal_cliff.commands.options import Device, Dtype, Model, TrustRemoteCode
+
+
+def ablate(
+    model: Model,
+    heads: Annotated[
+        Path, typer.Option(metavar="FILE", help="heads.parquet of an audit of this model.")
+    ],
+    export: Annotated[
+        tuple[str, Path],
+        typer.Option(metavar="adapter|merged DIR", help="What to write, and the new folder."),
+    ],
+    fraction: Annotated[
+        float, typer.Option(help="Most heads to take out, as a share of all.")
+    ] = 0.03,
+    method: Annotated[
+        str | None, typer.Option(help="Ranking of heads: causal, direct, … (see docs/heads.md).")
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(help="What the heads' outputs are multiplied by; 0 takes them out.")
+    ] = 0.0,
+    harmful: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Harmful prompts for the model card.")
+    ] = None,
+    benign: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Benign prompts for the model card.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer.")] = 4096,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Take the suppression heads out of a model for good, as an adapter or as a checkpoint.
+
+    Question: I know which heads pull refusal down; how do I ship the model without them? The
+    adapter is exactly the ablation as a LoRA: on and off in PEFT, served by any LoRA-capable
+    server. The merged checkpoint loads anywhere. Only heads that suppress refusal can be taken out.
+    The model card says what was done and what it did: on the prompts given, or else as the audit
+    measured it. Use the precision (--dtype) of the audit.
+    """
+    from refusal_cliff.export import Choice, export_ablation
+    from refusal_cliff.generate import GenerationConfig
+    from refusal_cliff.heads import DEFAULT_METHOD
+    from refusal_cliff.model_card import Form
+    from refusal_cliff.models import load_subject
+    from refusal_cliff.traces import read_prompts
+
+    choice = Choice(fraction, method or DEFAULT_METHOD, scale)
+    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    prompts = [
+        *([] if harmful is None else read_prompts(harmful, label="harmful")),
+        *([] if benign is None else read_prompts(benign, label="benign")),
+    ]
+    form, out = export
+    generation = GenerationConfig(max_new_tokens, batch_size)
+    found = export_ablation(subject, heads, cast("Form", form), out, choice, prompts, generation)
+    console = Console()
+    console.print(f"{len(found)} heads out: {', '.join(map(str, found))}", highlight=False)
+    console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)

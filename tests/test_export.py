@@ -1,0 +1,157 @@
+"""An exported ablation answers as the run-time one does, says what it is, and never weakens."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from test_edits import outside
+from tiny_heads import head_row
+from typer.testing import CliRunner
+
+from refusal_cliff.cli import app
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.evaluate import rates
+from refusal_cliff.export import Choice, export_ablation
+from refusal_cliff.generate import GenerationConfig, answer
+from refusal_cliff.heads import Estimate, HeadRow, write_heads
+from refusal_cliff.io import write_json
+from refusal_cliff.models import Head, Subject, load_subject
+from refusal_cliff.organisms import embedded_path, language, planted_heads
+from refusal_cliff.stages.study import answers
+from refusal_cliff.thinking import render_prompt
+
+GENERATION = GenerationConfig(110, 64)
+PLANTED = [Head(*head) for head in planted_heads(embedded_path("tiny"))]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Subject:
+    return load_subject("tiny", device="cpu")
+
+
+def table(subject: Subject, path: Path, suppressing: list[Head]) -> Path:
+    """A made-up table in which these heads suppress refusal and all others promote it."""
+    rows: list[HeadRow] = []
+    for place, head in enumerate(subject.heads()):
+        size = 9.0 - place / 1000 if head in suppressing else -1.0
+        effect = Estimate(size, size - 0.5, size + 0.5, 1.0, 40)
+        rows.append(replace(head_row(0, 0.0), layer=head.layer, index=head.index, causal=effect))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_heads(path, rows, subject.fingerprint)
+    return path
+
+
+def card_of(folder: Path) -> tuple[dict[str, Any], str]:
+    _, front, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(front), text
+
+
+def test_both_forms_of_tiny_answer_as_its_ablation_does(tiny: Subject, tmp_path: Path) -> None:
+    """In a process of plain transformers and PEFT; the prompts are complied with before."""
+    heads = table(tiny, tmp_path / "heads.parquet", PLANTED)
+    for form in ("adapter", "merged"):
+        assert export_ablation(tiny, heads, form, tmp_path / form) == PLANTED
+    tiny.model.save_pretrained(tmp_path / "base")
+    asked = language.prompts("test", "harmful", 24, 0)
+    ids = [render_prompt(tiny.tokenizer, prompt.text) for prompt in asked]
+    length = max(map(len, ids), key=[len(row) for row in ids].count)
+    ids = [row for row in ids if len(row) == length]
+    plain = answer(tiny, ids, 12)
+    expected = answer(tiny, ids, 12, [PLANTED] * len(ids))
+    assert plain != expected
+    for text in outside(tmp_path, torch.tensor(ids)):
+        assert [row[length:] for row in text] == expected
+
+
+def test_the_card_says_what_was_measured_on_prompts(tiny: Subject, tmp_path: Path) -> None:
+    heads = table(tiny, tmp_path / "heads.parquet", PLANTED)
+    prompts = [
+        *language.prompts("test", "harmful", 20, 0),
+        *language.prompts("test", "benign", 20, 0),
+    ]
+    export_ablation(tiny, heads, "adapter", tmp_path / "out", None, prompts, GENERATION)
+    front, text = card_of(tmp_path / "out")
+    assert front["base_model"] == "tiny"
+    assert front["library_name"] == "peft"
+    row_heads = [PLANTED] * len(prompts)
+    found = [
+        rates(answers(tiny, prompts, GENERATION, row_heads=chosen)) for chosen in (None, row_heads)
+    ]
+    assert found[0].attacks.count > 8
+    assert found[1].attacks.count <= 1
+    assert found[1].answered.count >= 19
+    for measured in found:
+        assert f"{measured.attacks.count} of 20" in text
+        assert f"{measured.answered.count} of 20" in text
+    assert all(f"| {head} | +" in text for head in PLANTED)
+
+
+def test_the_card_takes_the_numbers_of_the_run_if_they_are_of_the_same_heads(
+    tiny: Subject, tmp_path: Path
+) -> None:
+    heads = table(tiny, tmp_path / "run" / "heads.parquet", PLANTED)
+    share = {"count": 61, "n": 100}
+    side = dict.fromkeys(("attacks", "refused", "answered", "hard_answered", "truncated"), share)
+    content = {
+        "heads": [str(head) for head in PLANTED],
+        "before": side,
+        "after": {**side, "attacks": {"count": 3, "n": 100}},
+        "perplexity_before": 2.0,
+        "perplexity_after": 2.02,
+    }
+    write_json(heads.with_name("ablation.json"), content)
+    export_ablation(tiny, heads, "adapter", tmp_path / "same")
+    _, text = card_of(tmp_path / "same")
+    assert "61 of 100 = 61.0%" in text
+    assert "3 of 100 = 3.0%" in text
+    assert "× 1.010" in text
+    export_ablation(tiny, heads, "adapter", tmp_path / "fewer", Choice(fraction=0.01))
+    assert "Not measured for these heads" in card_of(tmp_path / "fewer")[1]
+
+
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(
+    tiny: Subject, tmp_path: Path
+) -> None:
+    promoting = table(tiny, tmp_path / "promoting.parquet", [])
+    with pytest.raises(RefusalCliffError, match="not measured to suppress refusal"):
+        export_ablation(tiny, promoting, "adapter", tmp_path / "out")
+    good = table(tiny, tmp_path / "heads.parquet", PLANTED)
+    with pytest.raises(RefusalCliffError, match="never stronger"):
+        export_ablation(tiny, good, "merged", tmp_path / "out", Choice(scale=2.0))
+    with pytest.raises(RefusalCliffError, match="one of causal"):
+        Choice(method="guess")
+    with pytest.raises(RefusalCliffError, match="another model"):
+        export_ablation(load_subject("tiny-aligned"), good, "merged", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_the_folder(tiny: Subject, tmp_path: Path) -> None:
+    heads = table(tiny, tmp_path / "heads.parquet", PLANTED)
+    command = ["ablate", "--model", "tiny", "--heads", str(heads), "--device", "cpu"]
+    out = tmp_path / "merged"
+    done = CliRunner().invoke(app, [*command, "--fraction", "0.01", "--export", "merged", str(out)])
+    assert done.exit_code == 0, done.output
+    assert f"1 heads out: {PLANTED[0]}" in done.output
+    card = json.loads((out / "config.json").read_text())
+    assert card["architectures"] == ["Qwen3ForCausalLM"]
+    assert load_subject(str(out)).fingerprint != tiny.fingerprint
+    again = CliRunner().invoke(app, [*command, "--export", "torch", str(tmp_path / "x")])
+    assert again.exit_code == 1
+    assert "Export one of: adapter, merged" in " ".join(again.output.split())
+
+
+def test_names_cannot_act_in_the_card(tiny: Subject, tmp_path: Path) -> None:
+    hostile = replace(tiny, name='x"\n---\n<script>alert(1)</script>[a](http://b)')
+    heads = table(hostile, tmp_path / "heads.parquet", PLANTED)
+    export_ablation(hostile, heads, "adapter", tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    front = yaml.safe_load(text.split("\n---\n", 1)[0])
+    assert front["base_model"] == hostile.name
+    assert "<script>" not in text.split("\n---\n", 1)[1]
+    assert asdict(Choice())["scale"] == 0
