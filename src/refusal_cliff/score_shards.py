@@ -130,7 +130,7 @@ def _why_left_out(trace: Trace, subject: Subject) -> str:
         return "its thinking never closed"
     if trace.verdict == "truncated":
         return "its answer was cut off"
-    if trace.verdict not in ("refused", "complied"):
+    if trace.verdict not in ("refused", "complied", "harmful"):
         return "no judge could say whether it refused"
     if context is not None and len(trace.token_ids) > context:
         return "it is longer than the model's context"

@@ -18,7 +18,8 @@ from refusal_cliff.io import atomic_path
 from refusal_cliff.thinking import Spans
 
 Label: TypeAlias = Literal["harmful", "benign"]
-Verdict: TypeAlias = Literal["refused", "complied", "truncated", "unscored"]
+Verdict: TypeAlias = Literal["refused", "complied", "harmful", "truncated", "unscored"]
+"""``complied``: answered, and no judge of harm called the answer harmful; ``harmful``: it did."""
 Row: TypeAlias = Mapping[str, object]
 
 LABELS: tuple[str, ...] = get_args(Label)
