@@ -79,8 +79,7 @@ def generate(
     Raises:
         RefusalCliffError: A prompt and its answer would not fit the model's context.
     """
-    prefixes = [render_prompt(subject.tokenizer, prompt.text) for prompt in prompts]
-    _check_context(subject, prompts, prefixes, config.max_new_tokens)
+    prefixes = [check_prompt(subject, prompt, config.max_new_tokens) for prompt in prompts]
     keys = [prompt.id for prompt in prompts]
     written: list[list[int]] = [[] for _ in prefixes]
     cut = [False] * len(prefixes)
@@ -273,17 +272,18 @@ def _trace(subject: Subject, prompt: Prompt, prefix: Sequence[int], new: Sequenc
     return Trace(prompt, token_ids, spans, thinking, response, complete)
 
 
-def _check_context(
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    prefixes: Sequence[Sequence[int]],
-    max_new_tokens: int,
-) -> None:
+def check_prompt(subject: Subject, prompt: Prompt, max_new_tokens: int) -> list[int]:
+    """Token ids of a prompt that the model can answer.
+
+    Raises:
+        RefusalCliffError: It and its answer would not fit the context, or cannot be rendered.
+    """
+    prefix = render_prompt(subject.tokenizer, prompt.text)
     context = getattr(subject.model.config, "max_position_embeddings", None)
-    for prompt, prefix in zip(prompts, prefixes, strict=True):
-        if context is not None and len(prefix) + max_new_tokens > context:
-            raise RefusalCliffError(
-                f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "
-                f"exceeds the model's context of {context}. Drop the prompt, or allow fewer new "
-                "tokens."
-            )
+    if context is not None and len(prefix) + max_new_tokens > context:
+        raise RefusalCliffError(
+            f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "
+            f"exceeds the model's context of {context}. Drop the prompt, or allow fewer new "
+            "tokens."
+        )
+    return prefix
