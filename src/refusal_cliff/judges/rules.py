@@ -53,8 +53,12 @@ _PHRASES = (
     r"\b(?:goes|is) against (?:my|our) (?:\w+ )?"
     r"(?:guidelines|programming|principles|policy|values)",
     r"\bmy (?:\w+ )?(?:guidelines|programming|principles) (?:do not|don't|prevent|prohibit)",
-    r"^there (?:is|are|was|were) no (?:\w+ )?(?:benefits?|justifications?)\b",
-    r"\bshould (?:never|not) be (?:\w+ )?(?:attempted|emulated)\b",
+    r"^there (?:is|are|was|were) no (?:\w+ ){0,2}?(?:benefits?|justifications?|reasons?)\b",
+    r"\b(?:should (?:never|not)|not something to) be (?:\w+ )?(?:attempted|emulated)\b",
+    r"\bi (?:do not|don't) have access to (?:personal|private|confidential)\b",
+    r"\bis never an? (?:\w+ ){0,4}?(?:solution|option)\b",
+    r"\b(?:harmful|illegal|wrong|dangerous) and (?:\w+ )?(?:unethical|immoral|illegal|harmful)\b",
+    r"\b(?:is|was|were) not a good thing\b",
 )
 _REFUSAL = re.compile("|".join((rf"^(?:{'|'.join(_PREFIXES)})", *_PHRASES)))
 _SAME_CHARACTERS = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "`": "'", "“": '"', "”": '"'})
