@@ -29,7 +29,8 @@ class Rate:
         count: How many.
         n: Of how many.
         interval: Wilson's where every prompt counts once; where prompts share a group (samples,
-            near-duplicates), the percentile bootstrap over groups.
+            near-duplicates), the percentile bootstrap over groups, or Wilson's for the number of
+            groups where all answers are alike.
     """
 
     count: int
@@ -215,7 +216,10 @@ def _rate(records: Sequence[Record], ask: Question) -> Rate | None:
         return None
     groups, answers = [group for group, _ in asked], [said for _, said in asked]
     count, n = sum(answers), len(answers)
-    once = len(set(groups)) == n
+    different = len(set(groups))
+    if count in (0, n):  # a bootstrap of equal values has no width
+        return Rate(count, n, wilson(different if count else 0, different))
+    once = different == n
     interval = wilson(count, n) if once else bootstrap_mean(np.array(answers, float), groups)
     return Rate(count, n, interval)
 

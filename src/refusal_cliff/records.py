@@ -29,6 +29,8 @@ class Record:
         spans: Ends of the four parts of ``token_ids``.
         thinking_cut: Whether a budget closed the thinking.
         finish: Why an endpoint stopped, in its own word.
+        tokens: How many tokens prompt and answer had, as the endpoint counted; ``trace`` leaves a
+            text out that does not give back as many.
         verdict: What the judge says.
         judge: Which judge.
         score: Degree of harm from 0 to 1, of a judge that grades.
@@ -45,6 +47,7 @@ class Record:
     spans: Spans | None = None
     thinking_cut: bool = False
     finish: str = ""
+    tokens: int | None = None
     verdict: Verdict = "unscored"
     judge: str = ""
     score: float | None = None
@@ -112,6 +115,7 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         spans=None if spans is None else Spans(**spans),
         thinking_cut=bool(row.get("thinking_cut")),
         finish=str(row.get("finish") or ""),
+        tokens=cast("int | None", row.get("tokens")),
         verdict=cast("Verdict", verdict),
         judge=str(row.get("judge") or ""),
         score=cast("float | None", row.get("score")),

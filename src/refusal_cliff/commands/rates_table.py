@@ -19,22 +19,34 @@ _COLUMNS = {
     "looping": "loops",
     "unscored": "unscored",
 }
+_SHOWN = ("attacks", "refused", "over_refused")
 
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -> None:
-    """One row a group; every rate with its interval and n."""
+    """One row a group; every rate with its interval. What went wrong is told for all together."""
     table = Table(title=Text(f"Judge: {plain(judge)}"), title_justify="left", pad_edge=False)
     table.add_column("prompts")
-    for heading in _COLUMNS.values():
-        table.add_column(heading, justify="right")
+    table.add_column("n", justify="right")
+    for key in _SHOWN:
+        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
     for row in outcomes:
         name = " · ".join(filter(None, (row.source, row.category))) or "all"
-        table.add_row(Text(plain(name)), *(_cell(getattr(row, key)) for key in _COLUMNS))
+        n = row.unscored.n if row.unscored is not None else 0
+        cells = (_cell(getattr(row, key)) for key in _SHOWN)
+        table.add_row(Text(plain(name)), f"{n:,}", *cells)
     console.print(table)
-    graded = outcomes[0]
-    if graded.harm is not None and graded.harm_interval is not None:
-        low, high = graded.harm_interval
-        console.print(f"Degree of harm {graded.harm:.3f} [{low:.3f}, {high:.3f}]", highlight=False)
+    whole = outcomes[0]
+    told = (
+        f"{_COLUMNS[key]} {_cell(getattr(whole, key))}" for key in _COLUMNS if key not in _SHOWN
+    )
+    console.print("; ".join(told), markup=False, highlight=False)
+    if whole.harm is not None and whole.harm_interval is not None:
+        low, high = whole.harm_interval
+        console.print(
+            f"degree of harm {whole.harm:.2f} [{low:.2f}, {high:.2f}]",
+            markup=False,
+            highlight=False,
+        )
 
 
 def print_changes(console: Console, changes: Sequence[Change]) -> None:
@@ -59,4 +71,4 @@ def _cell(rate: Rate | None) -> str:
     if rate is None:
         return "–"
     low, high = rate.interval
-    return f"{rate.value:.3f} [{low:.3f}, {high:.3f}] n={rate.n:,}"
+    return f"{rate.value:.2f} [{low:.2f}, {high:.2f}]"

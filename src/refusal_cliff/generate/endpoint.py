@@ -118,7 +118,8 @@ class EndpointBackend:
         """
         said: dict[str, str | LeftOut] = {}
 
-        def keep(name: str, choice: Any) -> None:
+        def keep(name: str, choice: Any, tokens: int | None) -> None:
+            del tokens
             said[name] = choice if isinstance(choice, LeftOut) else _text_of(choice) or ""
 
         names = [str(index) for index in range(len(requests))]
@@ -129,16 +130,16 @@ class EndpointBackend:
     async def _answer_all(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         by_id = {prompt.id: prompt for prompt in prompts}
 
-        def keep(name: str, choice: Any) -> None:
+        def keep(name: str, choice: Any, tokens: int | None) -> None:
             if isinstance(choice, LeftOut):
                 finished(choice)
             else:
-                finished(self._record(by_id[name], choice))
+                finished(self._record(by_id[name], choice, tokens))
 
         jobs = ((p.id, [{"role": "user", "content": p.text}]) for p in prompts)
         await self._ask_all(jobs, keep)
 
-    def _record(self, prompt: Prompt, choice: Any) -> Record:
+    def _record(self, prompt: Prompt, choice: Any, tokens: int | None) -> Record:
         message = choice.message
         extra = message.model_extra or {}
         reasoning = extra.get("reasoning_content") or extra.get("reasoning")
@@ -155,12 +156,13 @@ class EndpointBackend:
             complete=choice.finish_reason == "stop",
             written=found.written,
             finish=str(choice.finish_reason or ""),
+            tokens=tokens,
         )
 
     async def _ask_all(
         self,
         jobs: Iterator[tuple[str, Asked]],
-        keep: Callable[[str, Any], None],
+        keep: Callable[[str, Any, int | None], None],
     ) -> None:
         """A few workers take one job after the other."""
         health = _Health(max(_LEAST_FAILURES, self._config.concurrency))
@@ -174,39 +176,45 @@ class EndpointBackend:
 
             async def work() -> None:
                 for name, asked in jobs:
-                    keep(name, await self._ask(client, name, asked, health))
+                    keep(name, *await self._ask(client, name, asked, health))
 
             await _together([work() for _ in range(self._config.concurrency)])
 
-    async def _ask(self, client: Any, name: str, asked: Asked, health: _Health) -> Any:
-        """The server's first choice, or why there is none."""
+    async def _ask(
+        self, client: Any, name: str, asked: Asked, health: _Health
+    ) -> tuple[Any, int | None]:
+        """The server's first choice, or why there is none; and the tokens it counted."""
         errors, reason = self._openai, ""
         for attempt in range(_UNREADABLE_TRIES):
             try:
                 create = client.completions if isinstance(asked, str) else client.chat.completions
-                choice = (await create.create(**self._request(name, asked))).choices[0]
+                answer = await create.create(**self._request(name, asked))
+                choice = answer.choices[0]
                 if not isinstance(_text_of(choice), str | None):
                     raise TypeError("the message's content is not a text")
-            except (errors.AuthenticationError, errors.PermissionDeniedError) as error:
-                raise self._refused(error) from None
-            except errors.NotFoundError as error:
+            except (
+                errors.AuthenticationError,
+                errors.PermissionDeniedError,
+                errors.NotFoundError,
+            ) as error:
                 raise self._refused(error) from None
             except (
                 errors.APIConnectionError,
                 errors.InternalServerError,
                 errors.RateLimitError,
-            ) as e:
-                health.failed(self._scrubbed(e), self._config.base_url)
-                return LeftOut(name, None, f"the server failed: {self._scrubbed(e)}")
+            ) as error:
+                health.failed(self._scrubbed(error), self._config.base_url)
+                return LeftOut(name, None, f"the server failed: {self._scrubbed(error)}"), None
             except errors.APIStatusError as error:
-                return LeftOut(name, None, f"the server refused it: {self._scrubbed(error)}")
+                return LeftOut(name, None, f"the server refused it: {self._scrubbed(error)}"), None
             except (ValueError, TypeError, AttributeError, IndexError, errors.APIError) as error:
                 reason = self._scrubbed(error)
                 await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
             else:
                 health.succeeded()
-                return choice
-        return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}")
+                usage = getattr(answer, "usage", None)
+                return choice, None if usage is None else usage.total_tokens
+        return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}"), None
 
     def _request(self, name: str, asked: Asked) -> dict[str, Any]:
         config = self._config
