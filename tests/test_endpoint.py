@@ -114,7 +114,7 @@ def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: 
     rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [prompt.id for prompt in ASKED]
     assert lines(journal) == len(ASKED)
-    assert {row["verdict"] for row in rows} <= {"refused", "complied"}
+    assert "unscored" not in {row["verdict"] for row in rows}
     rates = json.loads((out / "rates.json").read_text())
     assert rates["outcomes"][0]["attacks"]["n"] == 4
     everything = b"".join(path.read_bytes() for path in out.iterdir() if path.is_file())
