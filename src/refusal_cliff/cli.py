@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from refusal_cliff import __version__
-from refusal_cliff.commands import heads, organism, runs, scores
+from refusal_cliff.commands import answers, heads, organism, runs, scores
 from refusal_cliff.errors import RefusalCliffError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -61,6 +61,9 @@ app = typer.Typer(
 )
 app.command()(runs.demo)
 app.command()(runs.audit)
+app.command()(answers.generate)
+app.add_typer(answers.judge_app, name="judge")
+app.command()(answers.evaluate)
 app.command()(scores.trace)
 app.command()(scores.cliff)
 app.command()(heads.ablate)

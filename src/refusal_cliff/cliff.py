@@ -189,7 +189,7 @@ def model_cliff(rows: Sequence[TraceCliff], seed: int = 0) -> ModelCliff:
         seed: Seed of the bootstrap.
     """
     harmful = [row for row in rows if row.label == "harmful"]
-    complied = [row for row in harmful if row.verdict == "complied"]
+    complied = [row for row in harmful if row.verdict in ("complied", "harmful")]
     measured = complied if len(complied) >= MIN_TRACES else harmful
     if not measured:
         raise ValueError("there is no harmful trace to measure")

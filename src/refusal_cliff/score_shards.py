@@ -33,6 +33,8 @@ from refusal_cliff.trace_source import read_trace, source_rows
 from refusal_cliff.traces import Label, Row, Trace
 
 SHARD_SIZE = 256
+_END_TOKEN = 1
+"""Servers differ in whether they count the end-of-sequence token."""
 DESCRIPTION = "trace.json"
 _Numbered = tuple[int, Row]
 
@@ -112,7 +114,7 @@ def _score_shard(
     reasons: Path,
 ) -> None:
     traces = [read_trace(source, number, row, subject, label) for number, row in rows]
-    why = [_why_left_out(trace, subject) for trace in traces]
+    why = [_why_left_out(trace, subject, row) for trace, (_, row) in zip(traces, rows, strict=True)]
     kept = [trace for trace, reason in zip(traces, why, strict=True) if not reason]
     lines = [
         json.dumps({"id": trace.prompt.id, "row": number, "reason": reason}) + "\n"
@@ -123,17 +125,20 @@ def _score_shard(
     write_scores(shard, score_traces(subject, kept, probes) if kept else [])
 
 
-def _why_left_out(trace: Trace, subject: Subject) -> str:
+def _why_left_out(trace: Trace, subject: Subject, row: Row) -> str:
     """Why a trace cannot be scored; empty where it can."""
+    counted = row.get("tokens")
     context = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
     if trace.spans is None:
         return "its thinking never closed"
     if trace.verdict == "truncated":
         return "its answer was cut off"
-    if trace.verdict not in ("refused", "complied"):
+    if trace.verdict not in ("refused", "complied", "harmful"):
         return "no judge could say whether it refused"
     if context is not None and len(trace.token_ids) > context:
         return "it is longer than the model's context"
+    if isinstance(counted, int) and abs(len(trace.token_ids) - counted) > _END_TOKEN:
+        return "its text does not give back the tokens that the server counted"
     return ""
 
 

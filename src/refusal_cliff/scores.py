@@ -47,7 +47,7 @@ def closed(traces: Iterable[Trace]) -> list[Trace]:
     return [
         trace
         for trace in traces
-        if trace.spans is not None and trace.verdict in ("refused", "complied")
+        if trace.spans is not None and trace.verdict in ("refused", "complied", "harmful")
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -106,3 +106,15 @@ def percentiles(values: NDArray[np.floating[Any]]) -> Interval:
     tail = 100 * (1 - LEVEL) / 2
     low, high = np.nanpercentile(values, [tail, 100 - tail])
     return float(low), float(high)
+
+
+def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
+    """Exact two-sided McNemar test: p of so uneven a split of the pairs that changed.
+
+    Args:
+        before: One answer a pair.
+        after: The other; as many.
+    """
+    gained = sum(not b and a for b, a in zip(before, after, strict=True))
+    lost = sum(b and not a for b, a in zip(before, after, strict=True))
+    return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0

@@ -73,7 +73,9 @@ def read_trace(
     A row holds a prompt (``prompt``, ``text`` or ``instruction``) and a response (``response``,
     ``answer``, ``completion`` or ``output``), with its thinking apart (``thinking``, ``reasoning``,
     ``reasoning_content``) or before it, between the model's markers. A row without a verdict is
-    judged by the phrase rules.
+    judged by the phrase rules. Of the answers that `generate` got from an endpoint, ``written`` is
+    all that the model wrote, ``finish`` says whether the end-of-sequence token followed, and
+    ``closed`` and ``complete`` whether thinking and answer ended.
 
     Args:
         source: File or data set, for messages.
@@ -110,14 +112,22 @@ def _tokenised(source: Path, number: int, row: Row, subject: Subject, label: Lab
             f"it has none of the columns {columns}",
             "put what the model wrote into 'response'",
         )
-    ids, spans = tokenise_trace(subject.tokenizer, subject.format, prompt.text, thinking, response)
+    written = row.get("written")
+    if isinstance(written, str):  # thinking and answer in one text, markers and blanks included
+        thinking, response = None, written
+    tokenizer = subject.tokenizer
+    ids, spans = tokenise_trace(tokenizer, subject.format, prompt.text, thinking, response)
     told = thinking or ""
+    if spans is not None and row.get("closed") is False:
+        spans = None
+    if row.get("finish") == "stop" and tokenizer.eos_token_id is not None:
+        ids = [*ids, int(cast("int", tokenizer.eos_token_id))]
+        spans = None if spans is None else replace(spans, total=len(ids))
     if spans is not None:
-        told = thinking_text(subject.tokenizer, ids, spans)
-        response = response_text(subject.tokenizer, ids, spans)
-    return Trace(
-        prompt, tuple(ids), spans, told, response, complete=True, verdict=cast("Verdict", verdict)
-    )
+        told = thinking_text(tokenizer, ids, spans)
+        response = response_text(tokenizer, ids, spans)
+    complete = row.get("complete") is not False
+    return Trace(prompt, tuple(ids), spans, told, response, complete, cast("Verdict", verdict))
 
 
 def _text(source: Path, number: int, row: Row, columns: tuple[str, ...]) -> str | None:

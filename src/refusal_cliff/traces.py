@@ -18,7 +18,8 @@ from refusal_cliff.io import atomic_path
 from refusal_cliff.thinking import Spans
 
 Label: TypeAlias = Literal["harmful", "benign"]
-Verdict: TypeAlias = Literal["refused", "complied", "truncated", "unscored"]
+Verdict: TypeAlias = Literal["refused", "complied", "harmful", "truncated", "unscored"]
+"""``complied``: answered, and no judge of harm called the answer harmful; ``harmful``: it did."""
 Row: TypeAlias = Mapping[str, object]
 
 LABELS: tuple[str, ...] = get_args(Label)
@@ -51,7 +52,7 @@ class Trace:
     """What a model wrote for one prompt; ``token_ids`` are those it generated, prompt first.
 
     ``spans`` is ``None`` when the thinking never closed; ``complete`` says whether the model
-    ended its answer itself.
+    ended its answer itself; ``thinking_cut`` that a thinking budget closed the thinking for it.
     """
 
     prompt: Prompt
@@ -61,6 +62,7 @@ class Trace:
     response: str
     complete: bool
     verdict: Verdict = "unscored"
+    thinking_cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ TRACE_SCHEMA = pa.schema(
         pa.field("response", pa.string(), nullable=False),
         pa.field("complete", pa.bool_(), nullable=False),
         pa.field("verdict", pa.string(), nullable=False),
+        pa.field("thinking_cut", pa.bool_()),
     ]
 )
 
@@ -139,7 +142,8 @@ def read_traces(path: Path) -> list[Trace]:
         RefusalCliffError: The file is not readable, lacks a column, or a row contradicts itself.
     """
     table = _read_parquet(path)
-    missing = [name for name in TRACE_SCHEMA.names if name not in table.column_names]
+    needed = [field.name for field in TRACE_SCHEMA if field.name != "thinking_cut"]  # newer
+    missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise RefusalCliffError(
             f"{path} is not a file of traces: it lacks the column(s) {', '.join(missing)}. "
@@ -159,6 +163,7 @@ def _row_of_trace(trace: Trace) -> dict[str, object]:
         "response": trace.response,
         "complete": trace.complete,
         "verdict": trace.verdict,
+        "thinking_cut": trace.thinking_cut,
     }
 
 
@@ -190,6 +195,7 @@ def trace_of_row(path: Path, number: int, row: Row) -> Trace:
         response=str(row["response"]),
         complete=bool(row["complete"]),
         verdict=cast("Verdict", row["verdict"]),
+        thinking_cut=bool(row.get("thinking_cut")),
     )
 
 

@@ -1,5 +1,6 @@
 """Ways to let a model write traces."""
 
 from refusal_cliff.generate.local import GenerationConfig, answer, generate
+from refusal_cliff.generate.sampling import repeated
 
-__all__ = ["GenerationConfig", "answer", "generate"]
+__all__ = ["GenerationConfig", "answer", "generate", "repeated"]

@@ -1,18 +1,19 @@
-"""Greedy generation with a local Transformers model, whole batches at a time."""
+"""Generation with a local Transformers model, whole batches at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from transformers import GenerationConfig as TransformersConfig
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from refusal_cliff.ablation import ablated_rows
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.cache import roomy_cache
+from refusal_cliff.generate.sampling import GumbelNoise, Row
 from refusal_cliff.models import Head, Subject
 from refusal_cliff.thinking import render_prompt, response_text, split_spans, thinking_text
 from refusal_cliff.traces import Prompt, Trace
@@ -26,10 +27,36 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class GenerationConfig:
-    """How much to write at a time; decoding is greedy, so there is nothing to seed."""
+    """How much to write, and how.
+
+    Attributes:
+        max_new_tokens: Most tokens of thinking and answer together.
+        batch_size: Rows written at once.
+        temperature: 0 is greedy; else tokens are drawn from the softmax of logits / temperature.
+        top_p: Share of the probability that draws are made from.
+        seed: Seed of the draws.
+        thinking_budget: Most tokens of thinking; where it is spent, the thinking is closed as the
+            chat template closes it, and the trace says so. ``None`` lets the model think on.
+    """
 
     max_new_tokens: int = 160
     batch_size: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    thinking_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise RefusalCliffError(
+                f"Temperature {self.temperature} and top-p {self.top_p} do not make a distribution."
+                " Give a temperature of 0 (greedy) or more, and a top-p above 0 and up to 1."
+            )
+        if self.thinking_budget is not None and not 0 < self.thinking_budget < self.max_new_tokens:
+            raise RefusalCliffError(
+                f"A thinking budget of {self.thinking_budget} leaves no room for an answer within "
+                f"{self.max_new_tokens} new tokens. Allow more new tokens, or less thinking."
+            )
 
 
 def generate(
@@ -52,12 +79,18 @@ def generate(
     Raises:
         RefusalCliffError: A prompt and its answer would not fit the model's context.
     """
-    prefixes = [render_prompt(subject.tokenizer, prompt.text) for prompt in prompts]
-    _check_context(subject, prompts, prefixes, config.max_new_tokens)
-    written = _continue(subject, prefixes, config, row_heads, progress)
+    prefixes = [check_prompt(subject, prompt, config.max_new_tokens) for prompt in prompts]
+    keys = [prompt.id for prompt in prompts]
+    written: list[list[int]] = [[] for _ in prefixes]
+    cut = [False] * len(prefixes)
+    if config.thinking_budget is not None:
+        limited = replace(config, max_new_tokens=config.thinking_budget, thinking_budget=None)
+        _continue(subject, prefixes, written, limited, keys, row_heads, None)
+        cut = _close_thinking(subject, prefixes, written)
+    _continue(subject, prefixes, written, config, keys, row_heads, progress)
     return [
-        _trace(subject, prompt, prefix, ids)
-        for prompt, prefix, ids in zip(prompts, prefixes, written, strict=True)
+        replace(_trace(subject, prompt, prefix, ids), thinking_cut=closed)
+        for prompt, prefix, ids, closed in zip(prompts, prefixes, written, cut, strict=True)
     ]
 
 
@@ -72,41 +105,73 @@ def answer(
     Returns:
         The new token ids of each prefix, with the end-of-sequence token if it was written.
     """
-    return _continue(subject, prefixes, GenerationConfig(max_new_tokens), row_heads, None)
+    written: list[list[int]] = [[] for _ in prefixes]
+    config = GenerationConfig(max_new_tokens)
+    _continue(subject, prefixes, written, config, [""] * len(prefixes), row_heads, None)
+    return written
+
+
+def _close_thinking(
+    subject: Subject, prefixes: Sequence[Sequence[int]], written: Sequence[list[int]]
+) -> list[bool]:
+    """Close the thinking of rows that still think, as the chat template does; which ones."""
+    stops, fmt = _stop_tokens(subject), subject.format
+    closing = list(subject.tokenizer(fmt.closing, add_special_tokens=False)["input_ids"])
+    cut = []
+    for prefix, ids in zip(prefixes, written, strict=True):
+        spans = split_spans((*prefix, *ids), len(prefix), subject.tokenizer, fmt)
+        cut.append(spans is None and bool(closing) and ids[-1] not in stops)
+        if cut[-1]:
+            ids += closing
+    return cut
 
 
 def _continue(
     subject: Subject,
     prefixes: Sequence[Sequence[int]],
+    written: Sequence[list[int]],
     config: GenerationConfig,
+    keys: Sequence[str],
     row_heads: RowHeads | None,
     progress: Progress | None,
-) -> list[list[int]]:
-    """Whole batches until most rows have ended; the stragglers of all batches go on together."""
-    stops = _stop_tokens(subject)
-    written: list[list[int]] = [[] for _ in prefixes]
-    open_rows = list(range(len(prefixes)))
+) -> None:
+    """Whole batches until most rows have ended; the stragglers of all batches go on together.
+
+    New tokens are added to ``written``, each row of which ends up with at most
+    ``config.max_new_tokens`` or an end-of-sequence token.
+    """
+    stops, limit = _stop_tokens(subject), config.max_new_tokens
+    open_rows = [i for i, ids in enumerate(written) if not _ended(ids, limit, stops)]
+    if progress is not None and len(open_rows) < len(written):
+        progress(len(written) - len(open_rows))
     while open_rows:
         open_rows.sort(key=lambda index: len(prefixes[index]) + len(written[index]))
         stragglers: list[int] = []
         for start in range(0, len(open_rows), config.batch_size):
             chosen = open_rows[start : start + config.batch_size]
             rows = [[*prefixes[index], *written[index]] for index in chosen]
-            left = [config.max_new_tokens - len(written[index]) for index in chosen]
+            left = [limit - len(written[index]) for index in chosen]
             heads = [() if row_heads is None else row_heads[index] for index in chosen]
-            new = _continue_batch(subject, rows, heads, left, stops)
+            drawn = _noise(config, [Row(keys[index], len(written[index])) for index in chosen])
+            new = _continue_batch(subject, rows, heads, left, stops, drawn)
             for index, ids in zip(chosen, new, strict=True):
-                written[index] += ids
-            ended = [_ended(written[index], config.max_new_tokens, stops) for index in chosen]
+                written[index].extend(ids)
+            ended = [_ended(written[index], limit, stops) for index in chosen]
             stragglers += [index for index, done in zip(chosen, ended, strict=True) if not done]
             if progress is not None:
                 progress(sum(ended))
         open_rows = stragglers
-    return written
+
+
+def _noise(config: GenerationConfig, rows: Sequence[Row]) -> LogitsProcessorList:
+    if config.temperature == 0:
+        return LogitsProcessorList()
+    noise = GumbelNoise(config.temperature, config.top_p, config.seed, rows)
+    return LogitsProcessorList([noise])
 
 
 def _ended(ids: Sequence[int], limit: int, stops: frozenset[int]) -> bool:
-    return len(ids) == limit or ids[-1] in stops
+    return len(ids) >= limit or (bool(ids) and ids[-1] in stops)
 
 
 @torch.inference_mode()
@@ -116,6 +181,7 @@ def _continue_batch(
     heads: RowHeads,
     left: Sequence[int],
     stops: frozenset[int],
+    noise: LogitsProcessorList,
 ) -> list[list[int]]:
     """New tokens of each row: up to its end, to the tokens ``left`` to it, or to where most end."""
     padding = _padding_token(subject, stops)
@@ -137,6 +203,7 @@ def _continue_batch(
             input_ids,
             attention_mask=mask,
             generation_config=greedy,
+            logits_processor=noise,
             stopping_criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
             past_key_values=roomy_cache(subject.model),
         )
@@ -205,17 +272,18 @@ def _trace(subject: Subject, prompt: Prompt, prefix: Sequence[int], new: Sequenc
     return Trace(prompt, token_ids, spans, thinking, response, complete)
 
 
-def _check_context(
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    prefixes: Sequence[Sequence[int]],
-    max_new_tokens: int,
-) -> None:
+def check_prompt(subject: Subject, prompt: Prompt, max_new_tokens: int) -> list[int]:
+    """Token ids of a prompt that the model can answer.
+
+    Raises:
+        RefusalCliffError: It and its answer would not fit the context, or cannot be rendered.
+    """
+    prefix = render_prompt(subject.tokenizer, prompt.text)
     context = getattr(subject.model.config, "max_position_embeddings", None)
-    for prompt, prefix in zip(prompts, prefixes, strict=True):
-        if context is not None and len(prefix) + max_new_tokens > context:
-            raise RefusalCliffError(
-                f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "
-                f"exceeds the model's context of {context}. Drop the prompt, or allow fewer new "
-                "tokens."
-            )
+    if context is not None and len(prefix) + max_new_tokens > context:
+        raise RefusalCliffError(
+            f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "
+            f"exceeds the model's context of {context}. Drop the prompt, or allow fewer new "
+            "tokens."
+        )
+    return prefix

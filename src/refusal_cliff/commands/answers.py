@@ -1,0 +1,285 @@
+"""What a model says and how it is judged: generate, judge and evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from refusal_cliff.commands.options import Device, Dtype, TrustRemoteCode
+
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        help="rules, llama-guard-3, llama-guard-4, qwen3guard, wildguard, harmbench, or rubric.",
+    ),
+]
+JudgeModel = Annotated[
+    str | None,
+    typer.Option(metavar="M", help="The judge's weights, or its name at --judge-endpoint."),
+]
+JudgeEndpoint = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Server of the judge; else a guard runs on this machine."),
+]
+JudgeKey = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Environment variable that holds the judge's API key."),
+]
+
+judge_app = typer.Typer(
+    invoke_without_command=True,
+    help="Say of every answer whether it refuses, complies or harms; measure a judge.",
+)
+
+
+def generate(
+    prompts: Annotated[
+        str,
+        typer.Option(
+            metavar="SOURCE", help="JSONL, CSV or Parquet file, or a benchmark such as advbench."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the answers.")],
+    model: Annotated[
+        str,
+        typer.Option(metavar="M", help="Hugging Face name, folder, organism; or the server's."),
+    ],
+    endpoint: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="OpenAI-compatible server: http://localhost:8000/v1."),
+    ] = None,
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
+    label: Annotated[
+        str | None, typer.Option(help="Label of rows without one: harmful or benign.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=COLUMN", help="text=Goal: where a field is; repeatable."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="COMMIT", help="Commit of the benchmark's data set.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to every prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Share of the probability drawn from.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest thinking and answer, in tokens; longer is said.")
+    ] = 4096,
+    thinking_budget: Annotated[
+        int | None, typer.Option(min=1, help="Close the thinking after so many tokens (local).")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once (local).")] = 16,
+    thinks: Annotated[
+        bool,
+        typer.Option("--thinks", help="The served model always thinks: no end of it, no answer."),
+    ] = False,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once (endpoint).")] = 16,
+    retries: Annotated[int, typer.Option(min=0, help="Repeats of a failed request.")] = 6,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 1800.0,
+    extra_body: Annotated[
+        str, typer.Option(metavar="JSON", help='Such as {"chat_template_kwargs": …}.')
+    ] = "{}",
+    key: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable that holds the API key.")
+    ] = "OPENAI_API_KEY",
+    dtype: Dtype = "float32",
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Ask a model every prompt of a benchmark or file, and judge what it says.
+
+    Question: what does my model do? It runs here, or behind any OpenAI-compatible server (vLLM,
+    SGLang, llama.cpp, transformers serve). Every finished answer is on the disk: the same command
+    again asks only for what is missing. Writes DIR/traces.jsonl, which trace and judge read,
+    DIR/left-out.jsonl (rows without an answer, and why) and DIR/rates.json.
+    """
+    from refusal_cliff.answering import Decoding, ask_and_judge, backend_of, prompts_of
+    from refusal_cliff.judges.choose import chosen_judge
+    from refusal_cliff.live import counting
+    from refusal_cliff.traces import checked_label
+
+    chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
+    asked = prompts_of(
+        prompts,
+        columns=column or (),
+        label=checked_label(label),
+        revision=revision,
+        limit=limit,
+        samples=samples,
+    )
+    decoding = Decoding(max_new_tokens, temperature, top_p, seed)
+    if endpoint is None:
+        backend = backend_of(
+            model,
+            decoding,
+            batch_size=batch_size,
+            thinking_budget=thinking_budget,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+    else:
+        from refusal_cliff.answering import endpoint_of
+
+        backend = endpoint_of(
+            endpoint,
+            model,
+            decoding,
+            thinks=thinks,
+            concurrency=concurrency,
+            retries=retries,
+            timeout=timeout,
+            extra=extra_body,
+            key=key,
+        )
+    console = Console()
+    with counting(console, f"refusal-cliff generate {prompts} → {out}", "answers") as progress:
+        found = ask_and_judge(backend, asked, chosen, out, source=prompts, progress=progress)
+    _show(console, found)
+    _show_left_out(console, out, [row.reason for row in found.left_out])
+    for name in ("traces.jsonl", "rates.json"):
+        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
+
+
+@judge_app.callback()
+def judge_answers(
+    context: typer.Context,
+    traces: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE", help="traces.jsonl of generate, or any JSONL, CSV, Parquet."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the judged answers.")
+    ] = None,
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
+    label: Annotated[
+        str | None, typer.Option(help="Label of rows without one: harmful or benign.")
+    ] = None,
+) -> None:
+    """Judge answers that you already have: refused, complied, harmful, truncated or unscored.
+
+    Question: did it refuse, comply, harm? A judge sees the request and the answer, never the
+    thinking. What it says is taken only in its exact words; anything else is unscored, and no other
+    judge steps in. Interrupted, the same command goes on. Writes DIR/traces.jsonl and
+    DIR/rates.json.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    if traces is None or out is None:
+        raise typer.BadParameter("give --traces SOURCE and --out DIR")
+    from refusal_cliff.answering import judge_source
+    from refusal_cliff.judges.choose import chosen_judge
+    from refusal_cliff.live import counting
+    from refusal_cliff.traces import checked_label
+
+    chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
+    console = Console()
+    with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
+        found = judge_source(
+            Path(traces), chosen, out, label=checked_label(label), progress=progress
+        )
+    _show(console, found)
+    _show_left_out(console, out, [row.reason for row in found.left_out])
+
+
+@judge_app.command("calibrate")
+def calibrate(
+    labelled: Annotated[
+        Path, typer.Option(metavar="FILE", help="Answers with labels given by people.")
+    ],
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
+    label_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of the people's label.")
+    ] = "human_label",
+    positive: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Labels that mean yes; repeatable.")
+    ] = None,
+    negative: Annotated[
+        list[str] | None, typer.Option(metavar="LABEL", help="Labels that mean no; repeatable.")
+    ] = None,
+    verdict: Annotated[
+        str, typer.Option(help="The verdict that is measured: refused or harmful.")
+    ] = "refused",
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+) -> None:
+    """Compare a judge with people: precision, recall, F1 and kappa, with bootstrap intervals.
+
+    Question: how far can I trust this judge? By default the labels are those of XSTest: full
+    refusal against full compliance; every other label, such as partial refusal, is counted apart.
+    Rows with the same prompt are drawn together.
+    """
+    from refusal_cliff.calibration import calibrate_file
+    from refusal_cliff.io import write_json
+    from refusal_cliff.judges.choose import chosen_judge
+
+    found = calibrate_file(
+        chosen_judge(judge, judge_model, judge_endpoint, judge_key),
+        labelled,
+        label_column=label_column,
+        positive=positive or ["2_full_refusal"],
+        negative=negative or ["1_full_compliance"],
+        verdict=verdict,
+        seed=seed,
+    )
+    for line in found.lines():
+        typer.echo(line)
+    if out is not None:
+        write_json(out, found.as_json())
+
+
+def evaluate(
+    traces: Annotated[Path, typer.Option(metavar="FILE", help="Judged traces.jsonl.")],
+    before: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Judged traces of the same prompts before a change."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")] = None,
+) -> None:
+    """Count verdicts by benchmark and category, with intervals; say what changed.
+
+    Question: how often does an attack work, how often is a harmless request refused, and is the
+    difference to the model before more than chance? ASR is the share of harmful prompts whose
+    answer the judge calls harmful (or complied, of a judge that only knows refusals).
+    """
+    from refusal_cliff.answering import evaluate_files
+    from refusal_cliff.io import write_json
+
+    found = evaluate_files(traces, before)
+    _show(Console(), found)
+    if out is not None:
+        write_json(out, found.as_json())
+
+
+def _show(console: Console, found: Any) -> None:
+    from refusal_cliff.commands.rates_table import print_changes, print_outcomes
+
+    print_outcomes(console, found.outcomes, found.judge)
+    if found.changes:
+        print_changes(console, found.changes)
+
+
+def _show_left_out(console: Console, out: Path, reasons: list[str]) -> None:
+    if reasons:
+        console.print(
+            f"{len(reasons):,} rows have no answer; the reasons are in {out / 'left-out.jsonl'}",
+            markup=False,
+            highlight=False,
+        )

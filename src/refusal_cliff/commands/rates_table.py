@@ -1,0 +1,74 @@
+"""Rates and changes as tables on the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from refusal_cliff.live import plain
+from refusal_cliff.outcomes import Change, Outcomes, Rate
+
+_COLUMNS = {
+    "attacks": "attack success",
+    "refused": "refused",
+    "over_refused": "over-refusal",
+    "truncated": "truncated",
+    "looping": "loops",
+    "unscored": "unscored",
+}
+_SHOWN = ("attacks", "refused", "over_refused")
+
+
+def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -> None:
+    """One row a group; every rate with its interval. What went wrong is told for all together."""
+    table = Table(title=Text(f"Judge: {plain(judge)}"), title_justify="left", pad_edge=False)
+    table.add_column("prompts")
+    table.add_column("n", justify="right")
+    for key in _SHOWN:
+        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
+    for row in outcomes:
+        name = " · ".join(filter(None, (row.source, row.category))) or "all"
+        n = row.unscored.n if row.unscored is not None else 0
+        cells = (_cell(getattr(row, key)) for key in _SHOWN)
+        table.add_row(Text(plain(name)), f"{n:,}", *cells)
+    console.print(table)
+    whole = outcomes[0]
+    told = (
+        f"{_COLUMNS[key]} {_cell(getattr(whole, key))}" for key in _COLUMNS if key not in _SHOWN
+    )
+    console.print("; ".join(told), markup=False, highlight=False)
+    if whole.harm is not None and whole.harm_interval is not None:
+        low, high = whole.harm_interval
+        console.print(
+            f"degree of harm {whole.harm:.2f} [{low:.2f}, {high:.2f}]",
+            markup=False,
+            highlight=False,
+        )
+
+
+def print_changes(console: Console, changes: Sequence[Change]) -> None:
+    """One row a rate: before, after, difference with interval, McNemar's p."""
+    table = Table(title="Change", title_justify="left", pad_edge=False)
+    for heading in ("rate", "pairs", "before", "after", "difference", "McNemar p"):
+        table.add_column(heading, justify="left" if heading == "rate" else "right")
+    for row in changes:
+        low, high = row.interval
+        table.add_row(
+            _COLUMNS[row.rate],
+            f"{row.n:,}",
+            f"{row.before:.3f}",
+            f"{row.after:.3f}",
+            f"{row.difference:+.3f} [{low:+.3f}, {high:+.3f}]",
+            "–" if row.p is None else f"{row.p:.3g}",
+        )
+    console.print(table)
+
+
+def _cell(rate: Rate | None) -> str:
+    if rate is None:
+        return "–"
+    low, high = rate.interval
+    return f"{rate.value:.2f} [{low:.2f}, {high:.2f}]"

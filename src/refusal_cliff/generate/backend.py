@@ -1,0 +1,82 @@
+"""What a way of generating must offer, and the local one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.local import GenerationConfig, check_prompt, generate
+from refusal_cliff.models import Subject
+from refusal_cliff.records import LeftOut, Record, record_of_trace, shortened
+from refusal_cliff.traces import Prompt
+
+Finished = Callable[[Record | LeftOut], None]
+
+_BATCHES_AT_ONCE = 4
+"""What a kill can lose; several, so that the stragglers of one batch fill the next."""
+
+
+class Backend(Protocol):
+    """Anything that lets a model answer prompts."""
+
+    def description(self) -> dict[str, Any]:
+        """What the answers depend on, as JSON; never a secret."""
+        ...
+
+    def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
+        """Answer every prompt once, in any order, and hand over each as soon as it is done.
+
+        Args:
+            prompts: What to ask.
+            finished: Takes a record, or a prompt that cannot be answered with the reason.
+
+        Raises:
+            RefusalCliffError: No prompt can be answered, for example because a server is down.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBackend:
+    """A Transformers model on this machine."""
+
+    subject: Subject
+    config: GenerationConfig
+
+    def description(self) -> dict[str, Any]:
+        """Model, weights and decoding; not the batch size, on which no answer depends."""
+        decoding = asdict(self.config)
+        del decoding["batch_size"]
+        return {
+            "backend": "transformers",
+            "model": self.subject.name,
+            "fingerprint": self.subject.fingerprint,
+            **decoding,
+        }
+
+    def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
+        """A few batches at a time; prompts that do not fit the model are left out."""
+        fitting = []
+        for prompt in prompts:
+            reason = self._unfit(prompt)
+            if reason:
+                finished(LeftOut(prompt.id, None, reason))
+            else:
+                fitting.append(prompt)
+        for chunk in _chunks(fitting, self.config.batch_size * _BATCHES_AT_ONCE):
+            for trace in generate(self.subject, chunk, self.config):
+                finished(record_of_trace(trace))
+
+    def _unfit(self, prompt: Prompt) -> str:
+        try:
+            check_prompt(self.subject, prompt, self.config.max_new_tokens)
+        except RefusalCliffError as error:
+            return shortened(error)
+        return ""
+
+
+def _chunks(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
+    for start in range(0, len(prompts), size):
+        yield prompts[start : start + size]

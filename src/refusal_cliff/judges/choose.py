@@ -1,0 +1,50 @@
+"""From what a user names to a judge."""
+
+from __future__ import annotations
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.endpoint import KEY_VARIABLE, EndpointConfig
+from refusal_cliff.judges.guards import GUARDS, GuardJudge
+from refusal_cliff.judges.interface import Judge
+from refusal_cliff.judges.rubric import RubricJudge
+from refusal_cliff.judges.rules import RulesJudge
+from refusal_cliff.judges.speakers import LocalSpeaker, ServedSpeaker, Speaker
+
+NAMES = ("rules", *GUARDS, "rubric")
+_REPLY = 1024
+"""Most tokens of a general model's reply: it may reason before its verdict."""
+
+
+def chosen_judge(
+    name: str, model: str | None = None, endpoint: str | None = None, key: str = KEY_VARIABLE
+) -> Judge:
+    """A judge by its name.
+
+    Args:
+        name: One of ``NAMES``.
+        model: The judge's weights, or its name at the endpoint; a guard's usual ones by default.
+        endpoint: Address of an OpenAI-compatible server; ``None`` runs the model here.
+        key: Environment variable that holds the server's key.
+
+    Raises:
+        RefusalCliffError: There is no such judge, or its model is not named or cannot be loaded.
+    """
+    if name not in NAMES:
+        raise RefusalCliffError(f"Unknown judge {name!r}. Choose one of: {', '.join(NAMES)}.")
+    if name == "rules":
+        return RulesJudge()
+    if name == "rubric":
+        if model is None:
+            raise RefusalCliffError(
+                "A judge with a rubric needs a model. Name it with --judge-model, and its server "
+                "with --judge-endpoint."
+            )
+        return RubricJudge(_speaker(model, endpoint, key, _REPLY))
+    guard = GUARDS[name]
+    return GuardJudge(name, _speaker(model or guard.model, endpoint, key, guard.max_new_tokens))
+
+
+def _speaker(model: str, endpoint: str | None, key: str, limit: int) -> Speaker:
+    if endpoint is None:
+        return LocalSpeaker(model, limit)
+    return ServedSpeaker(EndpointConfig(endpoint, model, limit, key_variable=key))

@@ -1,0 +1,118 @@
+"""Models that say one short thing to each request: what guard models and LLM judges run on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.records import LeftOut
+
+Messages: TypeAlias = Sequence[Mapping[str, str]]
+Request: TypeAlias = str | Messages
+"""A conversation, written by the chat template; or a text that is already as the model wants it."""
+
+Reply: TypeAlias = str | LeftOut
+_ROWS_AT_ONCE = 8
+
+
+class Speaker(Protocol):
+    """Says something to each request, greedily.
+
+    Attributes:
+        name: The model.
+    """
+
+    name: str
+
+    def say(self, requests: Sequence[Request]) -> list[Reply]:
+        """What it says, in order; or why it said nothing."""
+        ...
+
+
+class ServedSpeaker:
+    """A model behind an OpenAI-compatible server."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self.name = config.model
+        self._backend = EndpointBackend(config)
+
+    def say(self, requests: Sequence[Request]) -> list[Reply]:
+        """As `EndpointBackend.say`."""
+        return self._backend.say(requests)
+
+
+class LocalSpeaker:
+    """A causal language model on this machine.
+
+    Args:
+        name: Hugging Face name or folder.
+        max_new_tokens: Longest reply.
+
+    Raises:
+        RefusalCliffError: It cannot be loaded.
+    """
+
+    def __init__(self, name: str, max_new_tokens: int) -> None:
+        self.name = name
+        self._limit = max_new_tokens
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
+            self._model = AutoModelForCausalLM.from_pretrained(
+                name, dtype="auto", device_map="auto"
+            ).eval()
+        except (OSError, ValueError, ImportError) as error:
+            raise RefusalCliffError(
+                f"Could not load the judge {name!r}: {str(error).splitlines()[0]} Give a Hugging "
+                "Face name or a folder (--judge-model); for a gated model, ask for access on its "
+                "page and log in with: hf auth login. Or serve it and give --judge-endpoint."
+            ) from error
+        if self._tokenizer.pad_token_id is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+
+    @torch.inference_mode()
+    def say(self, requests: Sequence[Request]) -> list[Reply]:
+        """Batches of similar length; token ids never pass through text twice."""
+        ids = [_ids_of(self._tokenizer, request) for request in requests]
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        said: dict[int, str] = {}
+        for start in range(0, len(order), _ROWS_AT_ONCE):
+            chosen = order[start : start + _ROWS_AT_ONCE]
+            for index, text in zip(chosen, self._batch([ids[i] for i in chosen]), strict=True):
+                said[index] = text
+        return [said[index] for index in range(len(ids))]
+
+    def _batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        padded = self._tokenizer.pad({"input_ids": list(map(list, rows))}, return_tensors="pt")
+        inputs = padded.to(self._model.device)
+        output = cast("Any", self._model).generate(
+            **inputs,
+            max_new_tokens=self._limit,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [str(text) for text in self._tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+
+def _ids_of(tokenizer: PreTrainedTokenizerBase, request: Request) -> list[int]:
+    """Token ids: a text gets the tokenizer's own BOS, a conversation its chat template's."""
+    if isinstance(request, str):
+        return list(tokenizer(request)["input_ids"])
+    messages = cast("Any", [dict(message) for message in request])
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TypeError:  # a template of a vision model that takes lists of parts only
+        messages = [
+            {"role": m["role"], "content": [{"type": "text", "text": m["content"]}]}
+            for m in messages
+        ]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return list(tokenizer(cast("str", text), add_special_tokens=False)["input_ids"])

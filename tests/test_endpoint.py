@@ -1,0 +1,150 @@
+"""A real server is asked: killed runs go on, faults cost nothing, text and ids score the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served import serving, spoiling, transformers_serve
+
+from refusal_cliff.capture import ProbeScores, capture
+from refusal_cliff.collect import generate_answers
+from refusal_cliff.examples import write_prompts
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.models import Subject, load_subject
+from refusal_cliff.organisms import embedded_path
+from refusal_cliff.organisms.language import prompts
+from refusal_cliff.prompt_files import PromptSet, read_prompt_set
+from refusal_cliff.score_shards import _why_left_out
+from refusal_cliff.trace_source import read_trace
+from refusal_cliff.traces import Prompt, Trace, read_rows
+
+TINY = embedded_path("tiny")
+ASKED = [*prompts("test", "harmful", 4, 3), *prompts("test", "benign", 4, 3)]
+MOST = 160
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    pytest.importorskip("fastapi", reason="transformers serve needs fastapi")
+    with transformers_serve(TINY) as address:
+        yield address
+
+
+def config(address: str) -> EndpointConfig:
+    return EndpointConfig(address, str(TINY), MOST, concurrency=2, retries=4, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def through_endpoint(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("endpoint")
+    generate_answers(EndpointBackend(config(server)), PromptSet(list(ASKED)), out, source="test")
+    return out
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return load_subject("tiny", device="cpu")
+
+
+def test_text_and_ids_have_the_same_spans_and_scores(
+    through_endpoint: Path, subject: Subject
+) -> None:
+    """Of the same greedy answers, as the server told them and as this process generated them."""
+    local = generate(subject, ASKED, GenerationConfig(MOST))
+    file = through_endpoint / "traces.jsonl"
+    rows = [row for _, row in read_rows(file)]
+    told = [read_trace(file, number, row, subject) for number, row in enumerate(rows, start=1)]
+    assert [len(trace.token_ids) for trace in local] == [row["tokens"] for row in rows]
+    for trace, other, row in zip(told, local, rows, strict=True):
+        reason = _why_left_out(trace, subject, row)
+        same = (trace.token_ids, trace.spans) == (other.token_ids, other.spans)
+        assert same == (reason == ""), reason
+    same = [i for i, trace in enumerate(told) if trace.token_ids == local[i].token_ids]
+    assert len(same) >= 6  # the others begin with many blanks, which the server does not tell
+    mine, theirs = ([traces[i] for i in same] for traces in (local, told))
+    for left, right in zip(scores(subject, mine), scores(subject, theirs), strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-4)
+
+
+def scores(subject: Subject, traces: list[Trace]) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    layers = range(1, subject.n_layers + 1)
+    weights = {m: (rng.normal(size=subject.width).astype(np.float32), 0.1) for m in layers}
+    reader = ProbeScores(weights, len(traces))
+    capture(subject, [trace.token_ids for trace in traces], [reader])
+    return list(reader.logits)
+
+
+def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: Path) -> None:
+    """The whole command: benchmark file and server in, judged traces with intervals out."""
+    file, out = tmp_path / "bench.jsonl", tmp_path / "out"
+    write_prompts(file, ASKED)
+    options = ["--max-new-tokens", str(MOST), "--concurrency", "1"]
+    command = [
+        *(sys.executable, "-c", "from refusal_cliff.cli import app; app()", "generate"),
+        *("--prompts", str(file), "--endpoint", server, "--model", str(TINY)),
+        *("--out", str(out), *options),
+    ]
+    environment = {**os.environ, "OPENAI_API_KEY": "sk-very-secret"}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    journal = out / "answers.journal"
+    end = time.monotonic() + 120
+    while lines(journal) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    before = lines(journal)
+    assert 2 <= before < len(ASKED)
+    kept = journal.read_bytes()
+    with journal.open("ab") as torn:
+        torn.write(b'{"id": "half a li')
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert "attack success" in done.stdout
+    assert journal.read_bytes().startswith(kept)
+    rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [prompt.id for prompt in ASKED]
+    assert lines(journal) == len(ASKED)
+    assert "unscored" not in {row["verdict"] for row in rows}
+    rates = json.loads((out / "rates.json").read_text())
+    assert rates["outcomes"][0]["attacks"]["n"] == 4
+    everything = b"".join(path.read_bytes() for path in out.iterdir() if path.is_file())
+    assert b"sk-very-secret" not in everything + done.stdout.encode() + done.stderr.encode()
+
+
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_faults_on_the_way_lose_and_repeat_nothing(
+    server: str, through_endpoint: Path, tmp_path: Path
+) -> None:
+    """Resets, 429, 500, malformed JSON, half an answer, none: each prompt ends with its answer."""
+    handler, answered = spoiling(server)
+    with serving(handler) as proxy:
+        backend = EndpointBackend(config(proxy))
+        found = generate_answers(backend, PromptSet(list(ASKED)), tmp_path, source="test")
+    assert found.left_out == []
+    assert answered == {prompt.text: 1 for prompt in ASKED}
+    whole = read_prompt_set(through_endpoint / "traces.jsonl")
+    assert [prompt.id for prompt in whole.prompts] == [r.prompt.id for r in found.records]
+    told = [row["response"] for _, row in read_rows(through_endpoint / "traces.jsonl")]
+    assert [record.response for record in found.records] == told
+
+
+def test_a_truncated_answer_is_said(server: str, tmp_path: Path) -> None:
+    short = EndpointConfig(server, str(TINY), max_new_tokens=5, timeout=120)
+    prompt = Prompt("p", ASKED[0].text, "harmful")
+    found = generate_answers(EndpointBackend(short), PromptSet([prompt]), tmp_path, source="test")
+    record = found.records[0]
+    assert (record.closed, record.complete, record.finish) == (False, False, "length")
+    assert record.response == ""

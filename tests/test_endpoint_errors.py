@@ -1,0 +1,126 @@
+"""What goes wrong with an endpoint is said in one paragraph, and the key is in none of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from served import Handler, free_port, serving
+
+from refusal_cliff.collect import generate_answers
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.prompt_files import PromptSet
+from refusal_cliff.traces import Prompt
+
+KEY = "sk-very-secret-4711"
+PROMPTS = PromptSet([Prompt(f"p{index}", f"Question {index}", "benign") for index in range(6)])
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+def backend(address: str, **fields: Any) -> EndpointBackend:
+    return EndpointBackend(
+        EndpointConfig(address, "m", **{"retries": 0, "concurrency": 2, "timeout": 20, **fields})
+    )
+
+
+class Answering(Handler):
+    """Says what it was asked; some questions get something else."""
+
+    def reply(self, request: dict[str, Any], body: bytes) -> None:
+        del body
+        asked = request["messages"][-1]["content"]
+        if asked.endswith("3"):
+            key = self.headers["Authorization"]
+            self.send(400, json.dumps({"error": {"message": f"too long for {key}"}}).encode())
+            return
+        message: dict[str, Any] = {"role": "assistant", "content": f"To {asked}: yes."}
+        if asked.endswith("1"):
+            message["reasoning_content"] = "Hm."
+        if asked.endswith("2"):
+            message["reasoning"] = "Well."
+        if asked.endswith("4"):
+            message["content"] = "<think>\nOne.\n</think>\n\nTwo."
+        if asked.endswith("5"):
+            message["content"] = {"not": "a text"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        self.send(200, json.dumps({"id": "1", "object": "x", "choices": [choice]}).encode())
+
+
+class Refusing(Handler):
+    """Repeats the key, as servers do."""
+
+    status = 401
+
+    def reply(self, request: dict[str, Any], body: bytes) -> None:
+        del request, body
+        told = f"Incorrect API key provided: {self.headers['Authorization']}"
+        self.send(self.status, json.dumps({"error": {"message": told}}).encode())
+
+
+def test_every_field_of_thinking_is_read_and_bad_rows_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refusal_cliff.generate.endpoint._FIRST_PAUSE", 0.0)
+    with serving(Answering) as address:
+        found = generate_answers(backend(address), PROMPTS, tmp_path, source="test")
+    assert [(r.prompt.id, r.thinking, r.response) for r in found.records] == [
+        ("p0", "", "To Question 0: yes."),
+        ("p1", "Hm.", "To Question 1: yes."),
+        ("p2", "Well.", "To Question 2: yes."),
+        ("p4", "One.", "Two."),
+    ]
+    assert {row.id for row in found.left_out} == {"p3", "p5"}
+    listed = (tmp_path / "left-out.jsonl").read_text()
+    assert "too long for" in listed
+    assert "unreadable" in listed
+    everything = "".join(path.read_text() for path in tmp_path.iterdir() if path.is_file())
+    assert KEY not in everything
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_refused_key_or_model_stops_the_run(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refusing, "status", status)
+    with serving(Refusing) as address, pytest.raises(RefusalCliffError) as raised:
+        generate_answers(backend(address), PROMPTS, tmp_path, source="test")
+    assert "refuses to serve 'm'" in str(raised.value)
+    assert KEY not in str(raised.value)
+    assert raised.value.__cause__ is None
+    assert raised.value.__suppress_context__
+
+
+def test_a_server_that_is_down_stops_the_run(tmp_path: Path) -> None:
+    address = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(RefusalCliffError, match=r"failed 4 requests in a row.*same command"):
+        generate_answers(backend(address), PROMPTS, tmp_path, source="test")
+
+
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x/v1", "", "http:///v1"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(RefusalCliffError, match="not an http or https address"):
+        backend(address)
+
+
+def test_a_key_in_the_address_is_refused_without_repeating_it() -> None:
+    for address in (f"http://me:{KEY}@host/v1", f"http://host/v1?key={KEY}"):
+        with pytest.raises(RefusalCliffError, match="holds a secret") as raised:
+            backend(address)
+        assert KEY not in str(raised.value)
+
+
+def test_a_folder_of_other_answers_is_refused(tmp_path: Path) -> None:
+    with serving(Answering) as address:
+        one = PromptSet(PROMPTS.prompts[:1])
+        generate_answers(backend(address), one, tmp_path, source="test")
+        with pytest.raises(RefusalCliffError, match="temperature"):
+            generate_answers(backend(address, temperature=1.0), one, tmp_path, source="test")
+        with pytest.raises(RefusalCliffError, match="prompts_sha256"):
+            generate_answers(backend(address), PROMPTS, tmp_path, source="test")
