@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 
 from refusal_cliff import benchmarks
 from refusal_cliff.answering import prompts_of
@@ -124,7 +125,7 @@ def test_no_commit_no_address_no_access(monkeypatch: pytest.MonkeyPatch) -> None
         load_benchmark("realsafe-r1")
 
     def refuse(*_: object, **__: object) -> None:
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
+        raise DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(RefusalCliffError, match=r"is gated\. Open https://.*hf auth login"):

@@ -249,6 +249,7 @@ def _pinned(name: str, benchmark: Benchmark, revision: str | None) -> Benchmark:
 
 def _dataset(name: str, benchmark: Benchmark) -> Any:
     import datasets
+    from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     local = Path(benchmark.dataset).is_dir()
@@ -259,7 +260,7 @@ def _dataset(name: str, benchmark: Benchmark) -> Any:
             split=benchmark.split,
             revision=None if local else benchmark.revision,
         )
-    except (OSError, ValueError, KeyError, HfHubHTTPError, datasets.exceptions.DatasetsError) as e:
+    except (OSError, ValueError, KeyError, HfHubHTTPError, DatasetsError) as e:
         raise _unreadable(name, benchmark, str(e) or type(e).__name__) from e
 
 
