@@ -9,10 +9,16 @@ from pathlib import Path
 
 import datasets
 import pytest
+from datasets.exceptions import DatasetNotFoundError
 
 from refusal_cliff import benchmarks
 from refusal_cliff.answering import prompts_of
-from refusal_cliff.benchmarks import BENCHMARKS, load_benchmark, load_examples
+from refusal_cliff.benchmarks import (
+    BENCHMARKS,
+    load_benchmark,
+    load_examples,
+    read_training_file,
+)
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.prompt_files import read_prompt_set, source_of
 
@@ -124,7 +130,7 @@ def test_no_commit_no_address_no_access(monkeypatch: pytest.MonkeyPatch) -> None
         load_benchmark("realsafe-r1")
 
     def refuse(*_: object, **__: object) -> None:
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
+        raise DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(RefusalCliffError, match=r"is gated\. Open https://.*hf auth login"):
@@ -168,3 +174,23 @@ def test_a_file_by_its_columns_and_samples(tmp_path: Path) -> None:
     for pair in ("Goal", "text=", "colour=Goal"):
         with pytest.raises(RefusalCliffError, match="FIELD=COLUMN"):
             prompts_of(str(file), columns=[pair])
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="no shared data beside the checkout")
+def test_real_training_examples() -> None:
+    examples, left_out = read_training_file(
+        DATA / "traces" / "star1.jsonl", response="response_raw", category="category"
+    )
+    assert (len(examples), left_out) == (1000, [])
+    assert all(example.thinking and example.response for example in examples)
+    assert not any("think>" in example.thinking + example.response for example in examples)
+
+
+def test_training_files_list_bad_rows(tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_text('{"q": "Q", "a": "<think>Hm.</think>No."}\nnot json\n{"q": "Q", "a": 7}\n')
+    examples, left_out = read_training_file(file, text="q", response="a")
+    assert [(e.prompt.label, e.thinking, e.response) for e in examples] == [
+        ("harmful", "Hm.", "No.")
+    ]
+    assert [row.id for row in left_out] == ["mine-2", "mine-3"]

@@ -40,7 +40,16 @@ def test_help_names_every_step_and_command() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [["demo"], ["audit"], ["organism"], *(["organism", x] for x in ("list", "card", "train"))],
+    [
+        ["demo"],
+        ["audit"],
+        ["generate"],
+        ["judge"],
+        ["judge", "calibrate"],
+        ["evaluate"],
+        ["organism"],
+        *(["organism", x] for x in ("list", "card", "train")),
+    ],
 )
 def test_every_command_has_help(command: list[str]) -> None:
     result = RUNNER.invoke(app, [*command, "--help"])

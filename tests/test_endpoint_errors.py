@@ -12,6 +12,8 @@ from served import Handler, free_port, serving
 from refusal_cliff.collect import generate_answers
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.judges import Answer
+from refusal_cliff.judges.choose import chosen_judge
 from refusal_cliff.prompt_files import PromptSet
 from refusal_cliff.traces import Prompt
 
@@ -124,3 +126,31 @@ def test_a_folder_of_other_answers_is_refused(tmp_path: Path) -> None:
             generate_answers(backend(address, temperature=1.0), one, tmp_path, source="test")
         with pytest.raises(RefusalCliffError, match="prompts_sha256"):
             generate_answers(backend(address), PROMPTS, tmp_path, source="test")
+
+
+class Guarding(Handler):
+    """A guard behind a server: says what its route asks for."""
+
+    def reply(self, request: dict[str, Any], body: bytes) -> None:
+        del body
+        assert request["temperature"] == 0.0
+        if self.path.endswith("/chat/completions"):
+            roles = [message["role"] for message in request["messages"]]
+            said = "\n\nunsafe\nS2" if roles == ["user", "assistant"] else "?"
+            choice: dict[str, Any] = {"message": {"role": "assistant", "content": said}}
+        else:
+            choice = {"text": "no" if request["prompt"].endswith("Answer: [/INST]") else "?"}
+        choice |= {"index": 0, "finish_reason": "stop"}
+        self.send(200, json.dumps({"id": "1", "object": "x", "choices": [choice]}).encode())
+
+
+def test_guards_are_asked_by_conversation_or_by_text() -> None:
+    answers = [Answer("Q", "A"), Answer("Q", "I cannot help with that."), Answer("Q", "", False)]
+    with serving(Guarding) as address:
+        chat = chosen_judge("llama-guard-3", None, address).judge(answers)
+        text = chosen_judge("harmbench", None, address).judge(answers)
+        none = chosen_judge("wildguard", None, address).judge(answers)
+    assert [said.verdict for said in chat] == ["harmful", "harmful", "truncated"]
+    assert chat[0].reason == "S2"
+    assert [said.verdict for said in text] == ["complied", "refused", "truncated"]
+    assert [said.verdict for said in none] == ["unscored", "unscored", "truncated"]

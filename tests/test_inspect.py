@@ -1,5 +1,8 @@
 """Inspect finds our scorer, replays our traces and shows our numbers."""
 
+# pyright: reportMissingImports=false
+# inspect_ai lives in an environment of its own, see docs/traces.md.
+
 from __future__ import annotations
 
 import tomllib

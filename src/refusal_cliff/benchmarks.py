@@ -6,14 +6,14 @@ not, the user names it (``--revision``), because a data set without a commit is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.written import read_message
-from refusal_cliff.prompt_files import PromptSet, prompt_set
+from refusal_cliff.prompt_files import Found, PromptSet, prompt_set, usable_rows
 from refusal_cliff.records import LeftOut
 from refusal_cliff.traces import Label, Prompt, Row, SafetyExample
 
@@ -184,10 +184,40 @@ def load_examples(
         raise RefusalCliffError(
             f"{name} holds prompts, but no answers to learn. Choose one of: {', '.join(training)}."
         )
-    rows = [(n, _mapped(benchmark, row)) for n, row in _rows(name, benchmark, revision)]
-    found = prompt_set(Path(name), rows, {}, benchmark.label)
-    answers = {f"{name}-{n}": row["response"] for n, row in rows if "response" in row}
-    examples = [_example(prompt, answers.get(prompt.id)) for prompt in found.prompts]
+    return _examples(Path(name), benchmark, _rows(name, benchmark, revision))
+
+
+def read_training_file(
+    path: Path,
+    *,
+    text: str = "prompt",
+    response: str = "response",
+    category: str | None = None,
+    label: Label = "harmful",
+) -> tuple[list[SafetyExample], list[LeftOut]]:
+    """Training examples of a JSON Lines, CSV or Parquet file, thinking inline before the answer.
+
+    Args:
+        path: The file.
+        text: Column of the request.
+        response: Column of thinking and answer.
+        category: Column of the category.
+        label: Label of every row.
+
+    Raises:
+        RefusalCliffError: The file cannot be read at all.
+    """
+    described = Benchmark(str(path), "", "", "", label, text, category=category, response=response)
+    return _examples(path, described, usable_rows(path))
+
+
+def _examples(
+    source: Path, benchmark: Benchmark, rows: Iterable[Found]
+) -> tuple[list[SafetyExample], list[LeftOut]]:
+    mapped = [(n, row if isinstance(row, str) else _mapped(benchmark, row)) for n, row in rows]
+    found = prompt_set(source, mapped, {}, benchmark.label)
+    answers = {f"{source.stem}-{n}": row for n, row in mapped if isinstance(row, Mapping)}
+    examples = [_example(prompt, answers[prompt.id]["response"]) for prompt in found.prompts]
     failed = [
         LeftOut(prompt.id, None, "it has no answer, or its thinking never ends")
         for prompt, example in zip(found.prompts, examples, strict=True)
@@ -249,6 +279,7 @@ def _pinned(name: str, benchmark: Benchmark, revision: str | None) -> Benchmark:
 
 def _dataset(name: str, benchmark: Benchmark) -> Any:
     import datasets
+    from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     local = Path(benchmark.dataset).is_dir()
@@ -259,7 +290,7 @@ def _dataset(name: str, benchmark: Benchmark) -> Any:
             split=benchmark.split,
             revision=None if local else benchmark.revision,
         )
-    except (OSError, ValueError, KeyError, HfHubHTTPError, datasets.exceptions.DatasetsError) as e:
+    except (OSError, ValueError, KeyError, HfHubHTTPError, DatasetsError) as e:
         raise _unreadable(name, benchmark, str(e) or type(e).__name__) from e
 
 

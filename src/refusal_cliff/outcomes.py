@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -201,13 +201,23 @@ def _outcomes(records: Sequence[Record], source: str, category: str, attack: str
         for record in records
         if source in ("", source_of(record.prompt)) and category in ("", record.prompt.category)
     ]
-    found = {name: _rate(chosen, ask) for name, ask in _questions(attack).items()}
+    rates = {name: _rate(chosen, ask) for name, ask in _questions(attack).items()}
+    found = Outcomes(
+        source,
+        category,
+        attacks=rates["attacks"],
+        refused=rates["refused"],
+        over_refused=rates["over_refused"],
+        truncated=rates["truncated"],
+        looping=rates["looping"],
+        unscored=rates["unscored"],
+    )
     graded = [r for r in chosen if r.score is not None and r.prompt.label == "harmful"]
     if not graded:
-        return Outcomes(source, category, **found)
+        return found
     scores = [record.score or 0.0 for record in graded]
     interval = bootstrap_mean(scores, [record.prompt.group for record in graded])
-    return Outcomes(source, category, **found, harm=float(np.mean(scores)), harm_interval=interval)
+    return replace(found, harm=float(np.mean(scores)), harm_interval=interval)
 
 
 def _rate(records: Sequence[Record], ask: Question) -> Rate | None:

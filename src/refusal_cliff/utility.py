@@ -6,7 +6,7 @@ right after the question says nothing about what it answers after thinking.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def utility(
     Args:
         subject: The model.
         tasks: Names of tasks, such as ``gsm8k``; each must be one in which the model writes.
-        include: Folder with further task files (YAML).
+        include: Folder with task files (YAML), in place of those of the harness.
         limit: Only the first questions of each task.
         batch_size: Questions at once.
 
@@ -59,14 +59,19 @@ def utility(
             likelihoods.
     """
     harness, hf, manager_type = _harness()
-    manager = manager_type(include_path=None if include is None else str(include))
+    manager = (
+        manager_type()
+        if include is None
+        else manager_type(include_path=str(include), include_defaults=False)
+    )
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise RefusalCliffError(
             f"Unknown task(s) {', '.join(unknown)}. List them with: lm-eval ls tasks; give the "
-            "folder of your own with include."
+            "folder of your own as include."
         )
-    for name, output_type in _output_types(tasks, manager):
+    for name, task in manager.load(list(tasks))["tasks"].items():
+        output_type = task.get_config("output_type")
         if output_type != _GENERATES:
             raise RefusalCliffError(
                 f"Task {name} compares likelihoods ({output_type}), which says nothing about an "
@@ -92,19 +97,6 @@ def utility(
         for name in found["configs"]
         for score in _scores(name, found["results"][name], found["n-samples"][name]["effective"])
     ]
-
-
-def _output_types(tasks: Sequence[str], manager: Any) -> Iterator[tuple[str, str]]:
-    """Every task, those inside groups too, and what it asks of the model."""
-    from lm_eval.tasks import get_task_dict
-
-    waiting: list[tuple[Any, Any]] = list(get_task_dict(list(tasks), manager).items())
-    while waiting:
-        name, found = waiting.pop()
-        if isinstance(found, dict):
-            waiting += found.items()
-        else:
-            yield str(name), str(found.get_config("output_type"))
 
 
 def _scores(task: str, results: dict[str, Any], n: int) -> list[TaskScore]:
