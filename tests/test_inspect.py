@@ -1,8 +1,5 @@
 """Inspect finds our scorer, replays our traces and shows our numbers."""
 
-# pyright: reportMissingImports=false
-# inspect_ai lives in an environment of its own, see docs/traces.md.
-
 from __future__ import annotations
 
 import tomllib
@@ -11,9 +8,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-pytest.importorskip("inspect_ai", reason="needs the extra inspect, in an environment of its own")
-
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
 from inspect_ai.model import ModelOutput, ModelUsage, get_model

@@ -4,9 +4,6 @@ Found by its entry point: ``inspect eval task.py --scorer refusal_cliff/refusal`
 ``inspect eval refusal_cliff/traces -T file=traces.jsonl --model mockllm/model``.
 """
 
-# pyright: reportMissingImports=false
-# inspect_ai lives in an environment of its own, see docs/traces.md.
-
 from __future__ import annotations
 
 import asyncio
