@@ -25,7 +25,7 @@ from refusal_cliff.run_folder import (
     open_run_folder,
 )
 
-PIPELINE_VERSION = 3
+PIPELINE_VERSION = 4
 """Meaning of the artefacts; raised when a stage computes something else from the same inputs."""
 
 Progress = Callable[[int, int], None]
