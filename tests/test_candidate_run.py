@@ -7,6 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from tiny_chat import save_tiny
 from tiny_families import WIDTH, linear_probe
 from typer.testing import CliRunner
@@ -23,6 +27,7 @@ from refusal_cliff.candidate_run import Choice, Source, choose, run_selection
 from refusal_cliff.candidate_shards import ScoringPlan, scored_candidates, scores_path
 from refusal_cliff.cli import app
 from refusal_cliff.cliff import cliff_of
+from refusal_cliff.engine import Rank, local
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.examples import read_examples
 from refusal_cliff.models import Subject, load_subject
@@ -236,22 +241,50 @@ def test_the_command(root: Path, whole: Path, tmp_path: Path) -> None:
     assert "Unknown strategy 'best'" in result.output
 
 
-def process(root: Path, out: Path, **environment: str) -> subprocess.Popen[bytes]:
+def process(root: Path, out: Path) -> subprocess.Popen[bytes]:
     source = f"from refusal_cliff.cli import app; app({command(root, out)!r})"
     return subprocess.Popen(
         [sys.executable, "-c", source],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
     )
 
 
-def test_ranks_share_the_shards_and_write_the_same(root: Path, whole: Path, tmp_path: Path) -> None:
-    ranks = [
-        process(root, tmp_path / "out", RANK=str(n), LOCAL_RANK=str(n), WORLD_SIZE="2")
-        for n in range(2)
-    ]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    assert_equal_scores(tmp_path / "out", whole)
+def test_ranks_share_the_shards_and_write_the_same(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads stand for two processes: they share nothing but the folder."""
+    out, ranks, scored = tmp_path / "out", threading.local(), {0: 0, 1: 0}
+    original = local.ShardScorer.__call__
+
+    def counted(scorer: local.ShardScorer, number: int) -> None:
+        scored[ranks.number] += 1
+        original(scorer, number)
+
+    def run(number: int) -> object:
+        ranks.number = number
+        return run_selection(plan_of(root, out), source_of(root), Choice(n=5))
+
+    monkeypatch.setattr(Rank, "here", lambda: Rank(ranks.number, ranks.number, 2))
+    monkeypatch.setattr(local.ShardScorer, "__call__", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, (0, 1), timeout=120)
+    assert first is not None
+    assert second is None
+    assert scored == {0: 5, 1: 5}
+    assert_equal_scores(out, whole)
+
+
+def test_a_rank_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Rank.here() == Rank(0, 0, 1)
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert Rank.here() == Rank(5, 1, 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (Rank.here().device("auto"), Rank.here().device("cpu")) == ("cuda:1", "cpu")
+    assert Rank().device("auto") == "auto"
 
 
 def assert_equal_scores(out: Path, whole: Path) -> None:
@@ -269,12 +302,10 @@ def assert_equal_scores(out: Path, whole: Path) -> None:
 
 def test_kill_nine_while_scoring_loses_nothing(root: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    for shards in (1, 5):
-        running = process(root, out)
-        while running.poll() is None and not scores_path(out, shards - 1).is_file():
-            pass
-        running.send_signal(signal.SIGKILL)
-        running.wait()
-    finished = process(root, out)
-    assert finished.wait(timeout=120) == 0
+    running = process(root, out)
+    while running.poll() is None and not scores_path(out, 3).is_file():
+        time.sleep(0.001)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert run_selection(plan_of(root, out), source_of(root), Choice(n=5)) is not None
     assert_equal_scores(out, whole)

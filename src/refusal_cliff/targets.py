@@ -53,7 +53,7 @@ def own_refusals(
         cut = [_cut(traces[r], peaks[r][turn]) for r in waiting]
         answers = answer(subject, cut, max_new_tokens) if cut else []
         for row, prefix, written in zip(waiting, cut, answers, strict=True):
-            made = _trace(subject, traces[row], [*prefix, *written])
+            made = _trace(subject, traces[row], prefix, written)
             if made is not None and judged_by(made) == "refused":
                 found[row] = replace(made, verdict="refused")
     return found
@@ -87,11 +87,12 @@ def _cut(trace: Trace, at: int) -> list[int]:
     return [*trace.token_ids[: at + 1], *closing]
 
 
-def _trace(subject: Subject, before: Trace, token_ids: list[int]) -> Trace | None:
+def _trace(subject: Subject, before: Trace, prefix: list[int], written: list[int]) -> Trace | None:
+    """The new trace; ``None`` where the model goes on thinking and closes once more."""
     assert before.spans is not None  # see _thinks
-    tokenizer = subject.tokenizer
+    tokenizer, token_ids = subject.tokenizer, [*prefix, *written]
     spans = split_spans(token_ids, before.spans.prompt, tokenizer, subject.format)
-    if spans is None:
+    if spans is None or spans.thinking >= len(prefix):
         return None
     return replace(
         before,
