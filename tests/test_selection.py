@@ -1,98 +1,146 @@
-"""A pool holds nothing twice and nothing of the evaluation; the largest cliffs come first."""
+"""Every strategy takes what its name says, whatever the order of the pool."""
 
 from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
-from refusal_cliff.cliff import TraceCliff
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.selection import Strategy, clean_pool, how_many, rank_by_cliff, select
-from refusal_cliff.traces import Prompt, SafetyExample
+from refusal_cliff.selection import (
+    STRATEGIES,
+    Candidate,
+    Strategy,
+    has_refusal_words,
+    how_many,
+    select,
+)
 
 
-def example(name: str, text: str = "") -> SafetyExample:
-    return SafetyExample(Prompt(name, text or f"Do {name}", "harmful"), "Bad.", "No.")
-
-
-def cliff(name: str, size: float, *, logits: float = 1.0) -> TraceCliff:
+def candidate(name: str, size: float, *, logits: float = 1.0, plateau: float = 0.9) -> Candidate:
     """A cliff that is ``size`` high in scores and ``logits`` high in logits."""
-    return TraceCliff(
-        name,
-        name,
-        "harmful",
-        "complied",
-        0.9,
-        0.9 - size,
-        size,
-        2.0,
-        2.0 - logits,
-        -2,
-        size,
-        "none",
-    )
+    return Candidate(name, "", 1, plateau, plateau - size, 2.0, 2.0 - logits, "refused")
 
 
-POOL = [example(name) for name in "abcdefghij"]
+def unscored(name: str) -> Candidate:
+    return Candidate(name, verdict="refused")
 
 
-def names(examples: list[SafetyExample]) -> str:
-    return "".join(example.prompt.id for example in examples)
+POOL = [candidate(name, i / 10) for i, name in enumerate("abcdefghij")]
 
 
-def test_duplicates_and_questions_of_the_evaluation_are_dropped_and_counted() -> None:
-    pool = clean_pool(
-        [
-            example("a", "Pick a lock"),
-            example("b", "  pick A\n lock "),
-            example("c", "Bake bread"),
-            example("d", "PICK  a lock"),
-            example("e", "bake\tBREAD"),
-            example("f", "Pick a lock!"),
-            example("g", "STRASSE"),
-            example("h", "straße"),
-        ],
-        [Prompt("x", "Bake  Bread ", "benign"), Prompt("y", "Else", "harmful")],
-    )
-    assert names(list(pool.examples)) == "afg"
-    assert (pool.duplicates, pool.contaminated) == (3, 2)
-    assert pool.examples[0].prompt.text == "Pick a lock"
-
-
-def test_an_empty_pool_stays_empty() -> None:
-    pool = clean_pool([], [])
-    assert (pool.examples, pool.duplicates, pool.contaminated) == ((), 0, 0)
+def names(strategy: Strategy, pool: list[Candidate], n: int, seed: int = 0) -> str:
+    return "".join(found.id for found in select(strategy, pool, n, seed))
 
 
 def test_the_largest_cliff_comes_first() -> None:
     sizes = {"a": 0.2, "b": -0.1, "c": 0.9, "d": 0.5}
-    cliffs = {name: cliff(name, size) for name, size in sizes.items()}
-    assert names(rank_by_cliff(POOL[:4], cliffs)) == "cdab"
+    pool = [candidate(name, size) for name, size in sizes.items()]
+    assert names("cliff", pool, 4) == "cdab"
+    assert names("cliff", POOL, 3) == "jih"
 
 
 def test_ties_go_by_logits_then_by_id() -> None:
-    cliffs = {
-        "a": cliff("a", 0.9, logits=3.0),
-        "b": cliff("b", 0.9, logits=9.0),
-        "c": cliff("c", 0.9, logits=3.0),
-        "d": cliff("d", 0.95, logits=1.0),
-    }
-    assert names(rank_by_cliff(POOL[3::-1], cliffs)) == "dbac"
+    pool = [
+        candidate("a", 0.9, logits=3.0),
+        candidate("b", 0.9, logits=9.0),
+        candidate("c", 0.9, logits=3.0),
+        candidate("d", 0.95, logits=1.0),
+    ]
+    assert names("cliff", pool[::-1], 4) == "dbac"
 
 
 def test_examples_without_a_cliff_come_last() -> None:
-    cliffs = {"b": cliff("b", -0.5), "d": cliff("d", 0.0)}
-    assert names(rank_by_cliff(POOL[4::-1], cliffs)) == "dbace"
-    assert names(rank_by_cliff(POOL, {})) == "abcdefghij"
+    pool = [unscored("a"), candidate("b", -0.5), unscored("c"), candidate("d", 0.0), unscored("e")]
+    for strategy in ("cliff", "gated"):
+        assert names(strategy, pool, 5) == "dbace"
+    assert names("final", pool, 5)[2:] == "ace"
 
 
-def test_the_ranking_does_not_depend_on_the_order_of_the_pool() -> None:
-    cliffs = {name: cliff(name, round(i / 3) / 4) for i, name in enumerate("abcdefg")}
-    expected = rank_by_cliff(POOL, cliffs)
+def test_final_ranks_by_the_last_score_alone() -> None:
+    pool = [
+        Candidate("high", "", 1, 0.9, 0.2, 2.0, -1.0),
+        Candidate("low", "", 1, 0.1, 0.05, -2.0, -3.0),
+    ]
+    assert [c.id for c in select("final", pool, 2)] == ["low", "high"]
+    assert [c.id for c in select("cliff", pool, 2)] == ["high", "low"]
+
+
+def test_the_gate_lets_no_low_plateau_before_a_high_one() -> None:
+    pool = [
+        candidate("a", 0.45, plateau=0.49),
+        candidate("b", 0.1, plateau=0.5),
+        candidate("c", 0.3, plateau=0.6),
+    ]
+    assert names("gated", pool, 3) == "cba"
+    assert names("cliff", pool, 3) == "acb"
+
+
+def test_diversity_covers_the_categories_among_the_large_cliffs() -> None:
+    sizes = [0.9, 0.89, 0.88, 0.87, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+    topics = ["x"] * 4 + ["y", "y", "z", "z", "w", "w"]
+    pool = [
+        Candidate(f"{i}", topic, 1, 0.9, 0.9 - size, 2.0, 1.0)
+        for i, (size, topic) in enumerate(zip(sizes, topics, strict=True))
+    ]
+    assert [c.id for c in select("diverse", pool, 2)] == ["0", "4"]
+    assert [c.category for c in select("diverse", pool, 2)] == ["x", "y"], "z is no large cliff"
+    assert names("cliff", pool, 3) == "012"
+
+
+def test_diversity_without_categories_takes_the_farthest_states() -> None:
+    places = {"a": [0.0, 0.0], "b": [0.1, 0.0], "c": [5.0, 0.0], "d": [0.0, 9.0], "e": [5.1, 0.1]}
+    pool = [
+        Candidate(
+            name, "", 1, 0.9, 0.1 + i / 100, 2.0, 1.0, state=np.array(place, dtype=np.float32)
+        )
+        for i, (name, place) in enumerate(places.items())
+    ]
+    assert names("diverse", pool, 3) == "ade"
+    assert len(set(names("diverse", pool, 5))) == 5
+    with pytest.raises(RefusalCliffError, match="column 'category'"):
+        select("diverse", POOL, 2)
+
+
+def test_rule_and_judge_take_what_was_complied_with_first() -> None:
+    pool = [
+        Candidate(f"{i:02}", verdict="complied" if i % 4 == 0 else "refused", refusal_words=i < 10)
+        for i in range(20)
+    ]
+    assert {int(c.id) % 4 for c in select("judge", pool, 5)} == {0}
+    assert min(int(c.id) for c in select("rule", pool, 10)) == 10
+    drawn = {names("judge", pool, 3, seed=seed) for seed in range(20)}
+    assert len(drawn) > 5, "ties are drawn, not taken in order"
+    with pytest.raises(RefusalCliffError, match="--thinking own"):
+        select("judge", [Candidate("a")], 1)
+
+
+def test_longest() -> None:
+    pool = [Candidate(name, "", tokens) for name, tokens in zip("abcd", (5, 9, 9, 1), strict=True)]
+    assert names("longest", pool, 3) == "bca"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_choice_depends_on_the_order_of_the_pool(strategy: Strategy) -> None:
+    rng = np.random.default_rng(0)
+    pool = [
+        Candidate(
+            f"{i}",
+            "",
+            int(rng.integers(4)),
+            float(rng.integers(4)) / 4,
+            0.25,
+            verdict="complied" if i % 3 else "refused",
+            refusal_words=i % 3 == 0,
+            state=rng.normal(size=3).astype(np.float32),
+        )
+        for i in range(30)
+    ]
+    expected = {c.id for c in select(strategy, pool, 7, seed=1)}
     for seed in range(5):
-        shuffled = random.Random(seed).sample(POOL, len(POOL))
-        assert rank_by_cliff(shuffled, cliffs) == expected
+        shuffled = random.Random(seed).sample(pool, len(pool))
+        assert {c.id for c in select(strategy, shuffled, 7, seed=1)} == expected
 
 
 @pytest.mark.parametrize(
@@ -107,23 +155,18 @@ def test_another_share_of_a_pool() -> None:
     assert how_many(200, 1.0) == 200
 
 
-def test_cliff_takes_the_head_of_the_ranking() -> None:
-    cliffs = {name: cliff(name, i / 10) for i, name in enumerate("abcdefghij")}
-    assert names(select("cliff", POOL, cliffs, 3, seed=0)) == "jih"
-
-
 def test_random_has_a_seed_and_takes_nothing_twice() -> None:
-    drawn = [select("random", POOL, {}, 4, seed=seed) for seed in range(200)]
-    assert all(len(set(names(found))) == 4 for found in drawn)
-    assert select("random", POOL, {}, 4, seed=3) == drawn[3]
+    drawn = [names("random", POOL, 4, seed) for seed in range(200)]
+    assert all(len(set(found)) == 4 for found in drawn)
+    assert names("random", POOL, 4, 3) == drawn[3]
     assert drawn[0] != drawn[1]
-    often = [sum(name in names(found) for found in drawn) for name in "abcdefghij"]
+    often = [sum(name in found for found in drawn) for name in "abcdefghij"]
     assert all(50 < count < 110 for count in often)
 
 
 def test_full_takes_everything() -> None:
     for n in (2, 11):
-        found = select("full", POOL, {}, n, seed=0)
+        found = select("full", POOL, n)
         assert found == POOL
         assert found is not POOL
 
@@ -131,9 +174,15 @@ def test_full_takes_everything() -> None:
 @pytest.mark.parametrize("strategy", ["cliff", "random"])
 def test_more_than_the_pool_has_is_refused(strategy: Strategy) -> None:
     with pytest.raises(RefusalCliffError, match="has 10 examples; 11 were asked for"):
-        select(strategy, POOL, {}, 11, seed=0)
+        select(strategy, POOL, 11)
 
 
 def test_an_unknown_strategy_is_named() -> None:
-    with pytest.raises(RefusalCliffError, match=r"'best'.* cliff, random, full"):
-        select("best", POOL, {}, 1, seed=0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RefusalCliffError, match=r"'best'.* cliff, final, "):
+        select("best", POOL, 1)  # pyright: ignore[reportArgumentType]
+
+
+def test_the_keyword_rule_reads_the_beginning_of_an_answer() -> None:
+    assert has_refusal_words("I’m SORRY, but I can’t.")
+    assert not has_refusal_words("Sure. " + "x" * 128 + " sorry")
+    assert not has_refusal_words("Here is a plan.")

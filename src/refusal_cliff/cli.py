@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from refusal_cliff import __version__
-from refusal_cliff.commands import answers, heads, organism, runs, scores
+from refusal_cliff.commands import answers, experiment, heads, organism, runs, scores, selecting
 from refusal_cliff.errors import RefusalCliffError
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -67,6 +67,11 @@ app.command()(answers.evaluate)
 app.command()(scores.trace)
 app.command()(scores.cliff)
 app.command()(heads.ablate)
+app.command()(selecting.select)
+app.command()(selecting.train)
+app.command()(selecting.repair)
+app.command()(selecting.check)
+app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
 
 

@@ -181,8 +181,8 @@ def _prompts_stage(seed: int, sizes: DemoSizes) -> Stage:
     outputs = (FIT_PROMPTS, TEST_PROMPTS, POOL, BENIGN, REFERENCE)
 
     def write(job: Job) -> Headline:
-        write_prompts(job.output(FIT_PROMPTS), _both("validation", sizes.fit, seed))
-        write_prompts(job.output(TEST_PROMPTS), _both("test", sizes.test, seed))
+        write_prompts(job.output(FIT_PROMPTS), both_labels("validation", sizes.fit, seed))
+        write_prompts(job.output(TEST_PROMPTS), both_labels("test", sizes.test, seed))
         write_examples(job.output(POOL), language.safety_pool(sizes.pool, seed))
         benign = language.examples("pool", "benign", sizes.benign, seed)
         write_examples(job.output(BENIGN), benign)
@@ -193,7 +193,8 @@ def _prompts_stage(seed: int, sizes: DemoSizes) -> Stage:
     return Stage("prompts", (), outputs, {"seed": seed, **asdict(sizes)}, write)
 
 
-def _both(split: language.Split, n: int, seed: int) -> list[Prompt]:
+def both_labels(split: language.Split, n: int, seed: int) -> list[Prompt]:
+    """``n`` harmful and ``n`` benign prompts of one split."""
     return [
         *language.prompts(split, "harmful", n, seed),
         *language.prompts(split, "benign", n, seed),

@@ -151,6 +151,25 @@ def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int]
         yield lambda done: progress.update(task, completed=done)
 
 
+@contextmanager
+def working(console: Console, title: str) -> Iterator[Callable[[str, int, int | None], None]]:
+    """Show work of several parts: (what, how much of it is done, of how much if anyone knows)."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn(plain(title), markup=False),
+        TextColumn("{task.fields[amount]} {task.description}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=None, amount="")
+
+        def show(what: str, done: int, total: int | None) -> None:
+            amount = f"{done:,}" if total is None else f"{done:,} of {total:,}"
+            progress.update(task, description=what, amount=amount)
+
+        yield show
+
+
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     """Show what a run has found as a table of questions and answers."""
     table = Table(title="Findings", title_justify="left", show_lines=False, pad_edge=False)
@@ -163,6 +182,18 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
         table.add_row(
             Text(plain(finding.question)), Text(plain(finding.answer)), Text(mark, style=style)
         )
+    console.print(table)
+
+
+def print_table(
+    console: Console, heading: Sequence[str], rows: Sequence[Sequence[str]], title: str = ""
+) -> None:
+    """Show rows under a heading; the first column is text, the others are numbers."""
+    table = Table(title=title or None, title_justify="left", title_style="bold", pad_edge=False)
+    for at, column in enumerate(heading):
+        table.add_column(column, justify="right" if at else "left")
+    for row in rows:
+        table.add_row(*(Text(plain(cell)) for cell in row))
     console.print(table)
 
 
@@ -187,16 +218,6 @@ def print_model_cliff(console: Console, found: ModelCliff) -> None:
         highlight=False,
         markup=False,
     )
-
-
-def print_table(console: Console, title: str, rows: Sequence[dict[str, str]]) -> None:
-    """Show rows of equal keys; the first column is text, the others are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for at, column in enumerate(rows[0]):
-        table.add_column(column, justify="right" if at else "left")
-    for row in rows:
-        table.add_row(*(Text(plain(cell)) for cell in row.values()))
-    console.print(table)
 
 
 def print_error(console: Console, message: str) -> None:

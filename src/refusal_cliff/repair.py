@@ -1,8 +1,9 @@
-"""Supervised fine-tuning of a LoRA adapter on safety examples mixed with benign ones.
+"""Supervised fine-tuning, LoRA or full, on safety examples mixed with benign ones.
 
 TRL's ``SFTTrainer`` trains; the rows are tokenised here, because chat templates drop the thinking
 of past turns and TRL cuts long rows. Every selection strategy gets the same number of optimiser
-steps and the same benign rows in the same steps.
+steps and the same benign rows in the same steps. Under ``accelerate launch`` the rows of a step are
+shared out among the processes: the steps stay the same.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Any, Literal, TypedDict, cast
 
-from transformers import PreTrainedModel, set_seed
+from transformers import set_seed
+from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from refusal_cliff.errors import RefusalCliffError
@@ -29,6 +31,8 @@ from refusal_cliff.models import Subject, load_subject
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.traces import SafetyExample
 
+Method = Literal["lora", "full"]
+ADAPTER = "adapter_config.json"
 IGNORED_LABEL = -100
 WARMUP_SHARE = 0.1
 ALPHA_PER_RANK = 2
@@ -38,7 +42,9 @@ ALPHA_PER_RANK = 2
 class RepairConfig:
     """The fixed budget of one repair: ``steps`` optimiser steps of ``batch_size`` rows each.
 
-    ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens.
+    ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
+    trains a LoRA adapter or all weights; ``save_every`` so many steps a checkpoint is written, from
+    which a killed training goes on (0: none).
     """
 
     steps: int = 40
@@ -48,6 +54,8 @@ class RepairConfig:
     benign_share: float = 0.5
     seed: int = 0
     max_length: int = 2048
+    method: Method = "lora"
+    save_every: int = 0
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.lora_r, self.max_length) < 1:
@@ -79,16 +87,17 @@ def repair(
     config: RepairConfig,
     out: Path,
 ) -> Path:
-    """Train a LoRA adapter on all linear layers and write it to the folder ``out``.
+    """Train a LoRA adapter on all linear layers, or all weights, and write it to ``out``.
 
     The subject itself is left as it is. The folder is written whole, in place of an older one.
+    Checkpoints stand beside it, in ``<out>.checkpoints``, until it is written.
 
     Args:
         subject: The model to repair.
         safety: Prompts with the thinking and refusal to be learnt; order does not matter.
         benign: Prompts with helpful answers, which keep the model useful.
         config: Budget, mix and seed; equal inputs give equal adapters on one machine.
-        out: Folder of the adapter.
+        out: Folder of the adapter or checkpoint.
 
     Returns:
         ``out``.
@@ -101,20 +110,25 @@ def repair(
     benign_rows = _encode_all(subject, "benign", benign, config.max_length)
     plan = training_plan(len(rows), len(benign_rows), config)
     dataset = [benign_rows[index] if is_benign else rows[index] for is_benign, index in plan]
-    with _quiet():
-        adapted = _train(subject, dataset, config)
-        _save_adapter(adapted, out)
+    with _quiet(), _scratch(out, config) as scratch:
+        _save(_trained(subject, dataset, config, scratch), out)
     return out
 
 
 def load_repaired(subject: Subject, adapter: Path) -> Subject:
     """The subject with the adapter merged into its weights; ``subject`` is left as it is.
 
+    A folder that holds no adapter is loaded as a whole checkpoint.
+
     Raises:
         RefusalCliffError: The adapter is missing or does not fit the subject.
     """
     from peft import PeftModel  # slow to import
 
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    if (adapter / "config.json").is_file() and not (adapter / ADAPTER).is_file():
+        repaired = load_subject(str(adapter), dtype=dtype, device=str(subject.device))
+        return replace(repaired, name=f"{subject.name}+{adapter.name}")
     with _quiet(), tempfile.TemporaryDirectory() as folder:
         try:
             adapted = PeftModel.from_pretrained(copy.deepcopy(subject.model), str(adapter))
@@ -126,7 +140,6 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
         merged = adapted.merge_and_unload()
         merged.save_pretrained(folder)
         subject.tokenizer.save_pretrained(folder)
-        dtype = str(subject.model.dtype).removeprefix("torch.")
         repaired = load_subject(folder, dtype=dtype, device=str(subject.device))
     return replace(repaired, name=f"{subject.name}+{adapter.name}")
 
@@ -207,12 +220,55 @@ def _encode_named(subject: Subject, name: str, example: SafetyExample, max_lengt
         raise RefusalCliffError(f"Cannot train on {name}: {error}") from error
 
 
-def _train(subject: Subject, rows: Sequence[TokenRow], config: RepairConfig) -> PreTrainedModel:
-    """Train on the rows in their order, one pass; return the model with its adapter."""
+def trainable(
+    subject: Subject, examples: Sequence[SafetyExample], max_length: int
+) -> tuple[list[SafetyExample], list[tuple[SafetyExample, str]]]:
+    """Examples that can be trained on as they are, and those that cannot, each with the reason.
+
+    No row is ever cut: what a training set lacks is to be seen in the second list.
+    """
+    kept: list[SafetyExample] = []
+    left_out: list[tuple[SafetyExample, str]] = []
+    for example in examples:
+        try:
+            encode_example(subject, example, max_length)
+        except RefusalCliffError as error:
+            left_out.append((example, str(error)))
+        else:
+            kept.append(example)
+    return kept, left_out
+
+
+@contextmanager
+def _scratch(out: Path, config: RepairConfig) -> Iterator[Path]:
+    """The trainer's folder: kept when the training is killed, if it has checkpoints."""
+    if not config.save_every:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    folder = out.with_name(f"{out.name}.checkpoints")
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    if first_process():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _world() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def first_process() -> bool:
+    """Whether this process writes what several have trained."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _trained(
+    subject: Subject, rows: Sequence[TokenRow], config: RepairConfig, scratch: Path
+) -> Any:
+    """Train on the rows in their order, one pass, from the last checkpoint; return the trainer."""
     from datasets import Dataset  # slow to import, as are the next two
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
-    from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     class Trainer(SFTTrainer):
@@ -226,58 +282,90 @@ def _train(subject: Subject, rows: Sequence[TokenRow], config: RepairConfig) -> 
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = SFTConfig(
-            output_dir=scratch,
-            max_steps=config.steps,
-            per_device_train_batch_size=config.batch_size,
-            learning_rate=config.lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=WARMUP_SHARE * config.steps,
-            optim="adamw_torch",
-            seed=config.seed,
-            data_seed=config.seed,
-            train_sampling_strategy="sequential",
-            dataset_kwargs={"skip_prepare_dataset": True},
-            max_length=None,
-            packing=False,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=subject.device.type == "cpu",
-            dataloader_num_workers=0,
-            dataloader_pin_memory=False,
-            save_strategy="no",
-            eval_strategy="no",
-            logging_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-        )
-        set_seed(config.seed)
-        trainer = Trainer(
-            model=copy.deepcopy(subject.model),
-            args=arguments,
-            train_dataset=Dataset.from_list([dict(row) for row in rows]),
-            processing_class=copy.deepcopy(subject.tokenizer),
-            peft_config=lora,
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    return cast("PreTrainedModel", trainer.model)
+    model = copy.deepcopy(subject.model)
+    model.requires_grad_(config.method == "full")
+    set_seed(config.seed)
+    trainer = Trainer(
+        model=model,
+        args=_arguments(subject, config, scratch),
+        train_dataset=Dataset.from_list([dict(row) for row in rows]),
+        processing_class=copy.deepcopy(subject.tokenizer),
+        peft_config=lora if config.method == "lora" else None,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
+    return trainer
 
 
-def _save_adapter(adapted: PreTrainedModel, out: Path) -> None:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
+    from trl.trainer.sft_config import SFTConfig
+
+    rows, left = divmod(config.batch_size, _world())
+    if left or not rows:
+        raise RefusalCliffError(
+            f"{config.batch_size} rows of a step cannot be shared out among {_world()} processes. "
+            "Choose a batch size that is a multiple of their number (--batch-size)."
+        )
+    return SFTConfig(
+        output_dir=str(scratch),
+        max_steps=config.steps,
+        per_device_train_batch_size=rows,
+        learning_rate=config.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=WARMUP_SHARE * config.steps,
+        optim="adamw_torch",
+        seed=config.seed,
+        data_seed=config.seed,
+        train_sampling_strategy="sequential",
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=subject.device.type == "cpu",
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        save_strategy="steps" if config.save_every else "no",
+        save_steps=config.save_every or 1,
+        save_total_limit=1,
+        eval_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def _save(trainer: Any, out: Path) -> None:
+    """Write what was trained; where several processes hold parts of it, all of them take part."""
+    temporary = out.with_name(f".{out.name}.{os.environ.get('MASTER_PORT', os.getpid())}.tmp")
     try:
-        adapted.save_pretrained(str(temporary), save_embedding_layers=False)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
+        if _world() > 1:
+            trainer.save_model(str(temporary))
+        else:
+            _save_model(trainer, temporary)
+        if first_process():
+            _replace(temporary, out)
     except Exception as error:
         if isinstance(error, OSError) or is_storage_error(error):
             raise storage_error(out, error) from error
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if first_process():
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save_model(trainer: Any, folder: Path) -> None:
+    if hasattr(trainer.model, "peft_config"):
+        trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
+    else:
+        trainer.model.save_pretrained(str(folder))
+        trainer.processing_class.save_pretrained(str(folder))
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(temporary, out)
 
 
 @contextmanager

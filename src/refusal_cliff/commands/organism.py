@@ -69,5 +69,11 @@ def bench_heads(
     console = Console()
     with LiveView(console, f"refusal-cliff organism bench-heads → {out}") as view:
         found = bench_heads(out, organisms, view, view.step)
-    print_table(console, f"Rankings on {organisms} planted organisms", table_of(found))
+    rows = table_of(found)
+    print_table(
+        console,
+        list(rows[0]),
+        [list(row.values()) for row in rows],
+        f"Rankings on {organisms} planted organisms",
+    )
     console.print(f"{out / 'head-bench.json'}", markup=False, highlight=False, soft_wrap=True)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
-from refusal_cliff.cliff import TraceCliff, cliff_of
+from refusal_cliff.candidates import measure
 from refusal_cliff.evaluate import rates
 from refusal_cliff.examples import read_examples
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.pipeline import Job, Stage
-from refusal_cliff.probe import ProbeSet
+from refusal_cliff.pool import clean_pool
 from refusal_cliff.repair import RepairConfig, load_repaired, repair
 from refusal_cliff.run_folder import Headline
-from refusal_cliff.scores import closed, score_traces
-from refusal_cliff.selection import FRACTION, STRATEGIES, Strategy, clean_pool, how_many, select
+from refusal_cliff.selection import FRACTION, Strategy, how_many, select
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
-from refusal_cliff.traces import Trace, read_prompts, write_traces
+from refusal_cliff.traces import read_prompts, write_traces
 
+STRATEGIES: tuple[Strategy, ...] = ("cliff", "random", "full")
+"""Those that the demo compares; refusal-cliff experiment compares all."""
 POOL, BENIGN = "prompts/pool.jsonl", "prompts/benign.jsonl"
 _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
@@ -70,24 +70,21 @@ def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
 def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
     pool = clean_pool(read_examples(job.input(POOL)), read_prompts(job.input(TEST_PROMPTS)))
     traces = study.write([example.prompt for example in pool.examples], job.progress)
-    cliffs = _cliffs(study, traces, input_probes(study, job))
-    n = how_many(len(pool.examples), plan.fraction)
-    chosen = {
-        strategy: select(strategy, pool.examples, cliffs, n, study.seed) for strategy in STRATEGIES
-    }
+    candidates = measure(study.subject, input_probes(study, job), traces)
+    n = how_many(len(candidates), plan.fraction)
+    chosen = {name: select(name, candidates, n, study.seed) for name in STRATEGIES}
     complied = {trace.prompt.id for trace in traces if trace.verdict == "complied"}
     write_traces(job.output(study.path("pool.parquet")), traces)
     content = {
         "pool": len(pool.examples),
         "duplicates": pool.duplicates,
         "contaminated": pool.contaminated,
-        "unscored": len(pool.examples) - len(cliffs),
+        "unscored": sum(candidate.cliff is None for candidate in candidates),
         "failures": len(complied),
         "n": n,
-        "chosen": {name: [e.prompt.id for e in examples] for name, examples in chosen.items()},
+        "chosen": {name: [c.id for c in found] for name, found in chosen.items()},
         "failures_chosen": {
-            name: sum(e.prompt.id in complied for e in examples)
-            for name, examples in chosen.items()
+            name: sum(c.id in complied for c in found) for name, found in chosen.items()
         },
     }
     write_json(job.output(study.path("selection.json")), content)
@@ -95,15 +92,7 @@ def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
         "pool": len(pool.examples),
         "failures": len(complied) / len(traces),
         "chosen": n,
-        "failures among chosen": sum(e.prompt.id in complied for e in chosen["cliff"]) / n,
-    }
-
-
-def _cliffs(study: Study, traces: Sequence[Trace], probes: ProbeSet) -> dict[str, TraceCliff]:
-    only = replace(probes, probes=(probes.chosen,))
-    scored = score_traces(study.subject, closed(traces), only)
-    return {
-        row.trace_id: cliff_of(row, 0) for row in scored if row.spans.thinking > row.spans.prompt
+        "failures among chosen": sum(c.id in complied for c in chosen["cliff"]) / n,
     }
 
 

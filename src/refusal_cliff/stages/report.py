@@ -12,7 +12,7 @@ from refusal_cliff.report.gather import gather
 from refusal_cliff.report.page import write_page
 from refusal_cliff.results import RunShape, summarise
 from refusal_cliff.run_folder import Headline
-from refusal_cliff.selection import STRATEGIES
+from refusal_cliff.stages.mend import STRATEGIES
 from refusal_cliff.summary import write_summary
 
 SUMMARY, PAGE = "summary.json", "report.html"

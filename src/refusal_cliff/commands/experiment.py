@@ -1,0 +1,75 @@
+"""Experiments that compare ways of doing something over several seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from refusal_cliff.commands.options import Model, Out, one_of
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Measured comparisons on the embedded organisms, over several seeds.",
+)
+
+
+@app.callback()
+def group() -> None:
+    """Measured comparisons on the embedded organisms, over several seeds."""
+
+
+@app.command("less-is-more")
+def less_is_more(
+    model: Model = "tiny",
+    out: Out = Path("runs/less-is-more"),
+    seeds: Annotated[int, typer.Option(min=1, help="Pools, draws and trainings; 3 at least.")] = 5,
+    fractions: Annotated[
+        list[float] | None,
+        typer.Option("--fraction", help="Share of the pool each strategy chooses; repeatable."),
+    ] = None,
+    strategies: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", help="Only these ways to choose; repeatable."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of every repair.")] = 16,
+    pool: Annotated[int, typer.Option(min=10, help="Safety examples of each seed.")] = 2000,
+) -> None:
+    """Compare all ways to choose examples: harm and usefulness by how many are chosen.
+
+    Question: do the 1.7 % with the largest cliff repair a model as well as all of them, and better
+    than as many at random? Every repair gets the same steps and the same benign rows. Each seed has
+    its own pool, draw and training. Can be killed and continued. Writes DIR/less-is-more.parquet,
+    .json and .svg.
+    """
+    from dataclasses import replace
+
+    from refusal_cliff.less_is_more import (
+        CHART,
+        POINTS,
+        TESTS,
+        ExperimentSizes,
+        default_plan,
+        outcome_table,
+        run_experiment,
+    )
+    from refusal_cliff.live import LiveView, print_table
+    from refusal_cliff.selection import STRATEGIES
+
+    plan = default_plan()
+    plan = replace(
+        plan,
+        seeds=tuple(range(seeds)),
+        fractions=tuple(fractions) if fractions else plan.fractions,
+        strategies=tuple(one_of("strategy", name, STRATEGIES) for name in strategies or STRATEGIES),
+        repair=replace(plan.repair, steps=steps),
+    )
+    console = Console()
+    with LiveView(console, f"refusal-cliff experiment less-is-more → {out}") as view:
+        outcome = run_experiment(model, out, plan, ExperimentSizes(pool=pool), view)
+    heading, *rows = outcome_table(outcome)
+    print_table(console, heading, rows)
+    for name in (POINTS, TESTS, CHART):
+        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)

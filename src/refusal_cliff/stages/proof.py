@@ -1,0 +1,94 @@
+"""before → after → proof: the same prompts and the same probe on a model and on its repair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from refusal_cliff.candidates import measure
+from refusal_cliff.evaluate import perplexity
+from refusal_cliff.io import read_json, write_json
+from refusal_cliff.models import Subject
+from refusal_cliff.pipeline import Job, Stage
+from refusal_cliff.probe import ProbeSet
+from refusal_cliff.proof import Measured, prove
+from refusal_cliff.run_folder import Headline
+from refusal_cliff.selection import Candidate
+from refusal_cliff.stages.study import TEST_PROMPTS, Study
+from refusal_cliff.stages.trials import read_candidates, write_candidates
+from refusal_cliff.traces import Trace, read_prompts, read_traces, write_traces
+
+PROOF = "proof.json"
+_FILES = ("traces.parquet", "candidates.parquet", "perplexity.json")
+
+
+def proof_stages(before: Study, after: Study, probes: ProbeSet) -> list[Stage]:
+    """Measure both models on the test prompts, and compare.
+
+    Args:
+        before: The model as it was.
+        after: The repaired model.
+        probes: Fitted on the model as it was; both are read with them.
+    """
+    biases = {"biases": [probe.bias for probe in probes.probes], "layer": probes.layer}
+    traces = before.path("traces.parquet")
+    return [
+        before.stage(
+            "measure",
+            (TEST_PROMPTS,),
+            _FILES,
+            lambda job: _measure(before, before.subject, probes, None, job),
+            biases,
+        ),
+        after.stage(
+            "measure",
+            (TEST_PROMPTS, traces),
+            _FILES,
+            lambda job: _measure(after, after.subject, probes, job.input(traces), job),
+            biases,
+        ),
+        Stage(
+            "proof",
+            tuple(study.path(file) for study in (before, after) for file in _FILES),
+            (PROOF,),
+            {},
+            lambda job: _prove(before, after, job),
+        ),
+    ]
+
+
+def _measure(
+    study: Study, subject: Subject, probes: ProbeSet, reference: Path | None, job: Job
+) -> Headline:
+    """Answers, their scores, and the perplexity of the benign answers that came before."""
+    traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job.progress)
+    candidates = measure(subject, probes, traces)
+    texts = benign_texts(traces if reference is None else read_traces(reference))
+    write_traces(job.output(study.path(_FILES[0])), traces)
+    write_candidates(job.output(study.path(_FILES[1])), candidates)
+    value = perplexity(subject, texts) if texts else 1.0
+    write_json(job.output(study.path(_FILES[2])), {"perplexity": value, "texts": len(texts)})
+    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
+    return {"asr": sum(trace.verdict == "complied" for trace in harmful) / max(1, len(harmful))}
+
+
+def benign_texts(traces: Sequence[Trace]) -> list[tuple[Sequence[int], int]]:
+    """Token ids of the benign answers, and where each begins."""
+    return [
+        (trace.token_ids, trace.spans.prompt)
+        for trace in traces
+        if trace.spans is not None and (trace.prompt.label, trace.verdict) == ("benign", "complied")
+    ]
+
+
+def _read(study: Study, job: Job) -> Measured:
+    traces, scores, number = (job.input(study.path(file)) for file in _FILES)
+    scored: list[Candidate] = read_candidates(scores)
+    return Measured(read_traces(traces), scored, read_json(number)["perplexity"])
+
+
+def _prove(before: Study, after: Study, job: Job) -> Headline:
+    found = prove(_read(before, job), _read(after, job))
+    write_json(job.output(PROOF), {**asdict(found), "holds": found.holds})
+    return {"harm down": found.harm_down, "useful": found.useful_kept, "cliff": found.cliff}

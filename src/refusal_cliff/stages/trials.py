@@ -1,0 +1,249 @@
+"""pool → trials: for every seed, score a pool once, then repair with every choice out of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from refusal_cliff.candidates import measure
+from refusal_cliff.comparison import Trial
+from refusal_cliff.evaluate import perplexity
+from refusal_cliff.examples import read_examples
+from refusal_cliff.io import atomic_path, read_json, write_json
+from refusal_cliff.models import Subject
+from refusal_cliff.pipeline import Job, Stage
+from refusal_cliff.pool import clean_pool
+from refusal_cliff.probe import ProbeSet
+from refusal_cliff.repair import RepairConfig, load_repaired, repair
+from refusal_cliff.run_folder import Headline
+from refusal_cliff.selection import FRACTION, STRATEGIES, Candidate, Strategy, how_many, select
+from refusal_cliff.stages.measure import input_probes
+from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
+from refusal_cliff.traces import (
+    SafetyExample,
+    Trace,
+    read_prompts,
+    read_traces,
+    write_traces,
+)
+
+BENIGN = "prompts/benign.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialPlan:
+    """What is compared.
+
+    Attributes:
+        seeds: Each is one pool, one draw and one training.
+        strategies: Ways to choose, ``full`` among them or not.
+        fractions: Shares of the pool that each chooses; ``full`` takes all once.
+        repair: Budget and mix of every repair; its seed is that of the trial.
+        epochs: Besides, all of the pool so many times, with as many steps as that takes; 0 for not.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    strategies: tuple[Strategy, ...] = STRATEGIES
+    fractions: tuple[float, ...] = (FRACTION,)
+    repair: RepairConfig = field(default_factory=RepairConfig)
+    epochs: int = 1
+
+
+def pool_file(seed: int) -> str:
+    """The safety data of a seed, in the run folder."""
+    return f"prompts/pool-{seed}.jsonl"
+
+
+def trial_names(plan: TrialPlan, seed: int) -> list[str]:
+    """The trials of a seed, by name."""
+    chosen = [
+        f"{strategy}-{fraction:g}".replace(".", "_")
+        for strategy in plan.strategies
+        if strategy != "full"
+        for fraction in plan.fractions
+    ]
+    whole = ["full"] if "full" in plan.strategies else []
+    epochs = ["full-epochs"] if whole and plan.epochs else []
+    return [f"trial-{seed}/{name}" for name in [*chosen, *whole, *epochs]]
+
+
+def trial_files(study: Study, plan: TrialPlan) -> list[str]:
+    """The result of every trial, in the run folder."""
+    return [study.path(f"{n}.json") for seed in plan.seeds for n in trial_names(plan, seed)]
+
+
+def trial_stages(study: Study, plan: TrialPlan) -> list[Stage]:
+    """One stage that scores a seed's pool, and one for each trial on it."""
+    stages: list[Stage] = []
+    probes = (study.path("probes.safetensors"), study.path("probes.json"))
+    for seed in plan.seeds:
+        scored = [f"pool-{seed}.parquet", f"candidates-{seed}.parquet"]
+        stages.append(
+            study.stage(
+                f"score-{seed}",
+                (pool_file(seed), TEST_PROMPTS, *probes),
+                scored,
+                lambda job, seed=seed: _score(study, seed, job),
+            )
+        )
+        inputs = (
+            pool_file(seed),
+            BENIGN,
+            TEST_PROMPTS,
+            *probes,
+            study.path("traces-test.parquet"),
+            *map(study.path, scored),
+        )
+        for name, (strategy, fraction, config) in zip(
+            trial_names(plan, seed), _trials(plan, seed), strict=True
+        ):
+            stages.append(
+                study.stage(
+                    name,
+                    inputs,
+                    (f"{name}.json",),
+                    lambda job, n=name, s=strategy, f=fraction, c=config: _trial(
+                        study, n, s, f, c, plan.epochs, job
+                    ),
+                    {"strategy": strategy, "fraction": fraction, **asdict(config)}
+                    | ({"epochs": plan.epochs} if name.endswith("epochs") else {}),
+                )
+            )
+    return stages
+
+
+def _trials(plan: TrialPlan, seed: int) -> list[tuple[Strategy, float, RepairConfig]]:
+    """What each of `trial_names` does."""
+    config = replace(plan.repair, seed=seed)
+    chosen: list[tuple[Strategy, float, RepairConfig]] = [
+        (strategy, fraction, config)
+        for strategy in plan.strategies
+        if strategy != "full"
+        for fraction in plan.fractions
+    ]
+    whole: tuple[Strategy, float, RepairConfig] = ("full", 1.0, config)
+    if "full" in plan.strategies:
+        chosen += [whole] * (1 + (plan.epochs > 0))
+    return chosen
+
+
+def _score(study: Study, seed: int, job: Job) -> Headline:
+    pool = clean_pool(
+        read_examples(job.input(pool_file(seed))), read_prompts(job.input(TEST_PROMPTS))
+    )
+    traces = study.write([example.prompt for example in pool.examples], job.progress)
+    candidates = measure(study.subject, input_probes(study, job), traces)
+    write_traces(job.output(study.path(f"pool-{seed}.parquet")), traces)
+    write_candidates(job.output(study.path(f"candidates-{seed}.parquet")), candidates)
+    return {
+        "pool": len(traces),
+        "failures": sum(trace.verdict == "complied" for trace in traces) / len(traces),
+        "left out": pool.duplicates + pool.contaminated,
+    }
+
+
+def _trial(
+    study: Study,
+    name: str,
+    strategy: Strategy,
+    fraction: float,
+    config: RepairConfig,
+    epochs: int,
+    job: Job,
+) -> Headline:
+    seed = config.seed
+    scored = read_candidates(job.input(study.path(f"candidates-{seed}.parquet")))
+    pool = [candidate for candidate in scored if candidate.cliff is not None]
+    chosen = select(strategy, pool, how_many(len(pool), fraction), seed)
+    traces = read_traces(job.input(study.path(f"pool-{seed}.parquet")))
+    answered = {e.prompt.id: e for e in read_examples(job.input(pool_file(seed)))}
+    safety = own_thinking(chosen, traces, answered)
+    if name.endswith("epochs"):
+        safety_per_step = config.batch_size - config.benign_per_step
+        config = replace(config, steps=-(-epochs * len(safety) // safety_per_step))
+    with tempfile.TemporaryDirectory() as folder:
+        benign = read_examples(job.input(BENIGN))
+        adapter = repair(study.subject, safety, benign, config, Path(folder) / "adapter")
+        repaired = load_repaired(study.subject, adapter)
+    before = read_traces(job.input(study.path("traces-test.parquet")))
+    found = assess(repaired, input_probes(study, job), study, before, job)
+    failures = sum(candidate.verdict == "complied" for candidate in chosen)
+    trial = Trial(strategy, fraction, len(chosen), seed, config.steps, failures, **found)
+    write_json(job.output(study.path(f"{name}.json")), asdict(trial))
+    return {"examples": trial.n, "asr": trial.asr, "benign answered": trial.useful}
+
+
+def own_thinking(
+    chosen: Sequence[Candidate],
+    traces: Sequence[Trace],
+    answered: dict[str, SafetyExample],
+) -> list[SafetyExample]:
+    """The training rows: the model's own thinking with the data's answer, as in the paper."""
+    thought = {trace.prompt.id: trace.thinking for trace in traces}
+    return [replace(answered[c.id], thinking=thought[c.id].strip()) for c in chosen]
+
+
+def assess(
+    repaired: Subject, probes: ProbeSet, study: Study, before: Sequence[Trace], job: Job
+) -> dict[str, Any]:
+    """What a repaired model does with the test prompts, and where its score stands."""
+    prompts = read_prompts(job.input(TEST_PROMPTS))
+    traces = answers(repaired, prompts, study.generation, job.progress)
+    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
+    scored = measure(repaired, probes, harmful)
+    texts = [
+        (trace.token_ids, trace.spans.prompt)
+        for trace in before
+        if trace.spans is not None and (trace.prompt.label, trace.verdict) == ("benign", "complied")
+    ]
+    return {
+        "complied": tuple(trace.verdict == "complied" for trace in harmful),
+        "answered": tuple(t.verdict == "complied" for t in traces if t.prompt.label == "benign"),
+        "perplexity": perplexity(repaired, texts) / perplexity(study.subject, texts),
+        "plateau": _mean([candidate.plateau for candidate in scored]),
+        "final": _mean([candidate.final for candidate in scored]),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Mean of the known ones; 0 where the model closes its thinking nowhere."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else 0.0
+
+
+def read_trial(path: Path) -> Trial:
+    """Read what a trial wrote."""
+    content = read_json(path)
+    lists = {name: tuple(content[name]) for name in ("complied", "answered")}
+    return Trial(**{**content, **lists})
+
+
+def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
+    """Write candidates so that `read_candidates` gives them back."""
+    rows = [
+        {
+            **{name: getattr(c, name) for name in Candidate.__slots__},
+            "state": None if c.state is None else c.state.tolist(),
+        }
+        for c in candidates
+    ]
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary)
+
+
+def read_candidates(path: Path) -> list[Candidate]:
+    """Read what `write_candidates` wrote."""
+    rows = pq.read_table(path).to_pylist()
+    return [Candidate(**{**row, "state": _state(row["state"])}) for row in rows]
+
+
+def _state(values: list[float] | None) -> NDArray[np.float32] | None:
+    return None if values is None else np.array(values, dtype=np.float32)

@@ -1,0 +1,311 @@
+"""Select on real files: what is chosen, what is left out, and that no kill or engine changes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tiny_chat import save_tiny
+from tiny_families import WIDTH, linear_probe
+from typer.testing import CliRunner
+
+from refusal_cliff import candidate_shards
+from refusal_cliff.candidate_run import Choice, Source, choose, run_selection
+from refusal_cliff.candidate_shards import ScoringPlan, scored_candidates, scores_path
+from refusal_cliff.cli import app
+from refusal_cliff.cliff import cliff_of
+from refusal_cliff.engine import Rank, local
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.examples import read_examples
+from refusal_cliff.models import Subject, load_subject
+from refusal_cliff.probe import ProbeSet
+from refusal_cliff.probe_files import probes_of, write_probes
+from refusal_cliff.provenance import Provenance
+from refusal_cliff.scores import score_traces
+from refusal_cliff.thinking import tokenise_trace
+from refusal_cliff.traces import Prompt, Trace
+
+N, SHARD = 30, 4
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": f"r{number}",
+        "prompt": f"Please do thing number {number}",
+        "response": (
+            f"<think>\nThis is {'quite ' * (number % 5)}bad.\n</think>\n\nNo, not {number}."
+        ),
+        "category": "ab"[number % 2],
+    }
+    for number in range(N)
+]
+BAD: dict[str, dict[str, Any]] = {
+    "no thinking": {"prompt": "No thoughts", "response": "No."},
+    "other format": {"question_text": "x", "reply": "y"},
+    "duplicate": {"prompt": "please do thing number 3!", "response": "<think>a</think>No."},
+    "empty": {"prompt": "Nothing", "response": "<think>a</think>"},
+    "longer than the context": {
+        "prompt": "Long",
+        "response": f"<think>{'word ' * 200}</think>No.",
+    },
+    "overlaps with the evaluation": {"prompt": "ASKED later", "response": "<think>a</think>No."},
+    "thinking never closes": {"prompt": "Open", "response": "<think>on and on"},
+}
+BAD_AT = (2, 5, 9, 14, 19, 24, 33)
+
+
+def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, a probe fitted on it, a data set with one bad row of each kind, an evaluation."""
+    folder = tmp_path_factory.mktemp("select")
+    subject = load_subject(str(save_tiny(folder / "model")), device="cpu")
+    rng = np.random.default_rng(0)
+    probe = linear_probe(2, (rng.normal(size=WIDTH) / 4).astype(np.float32))
+    origin = Provenance("model", subject.fingerprint, "0")
+    (folder / "probe").mkdir()
+    write_probes(
+        folder / "probe" / "probes.safetensors",
+        folder / "probe" / "probes.json",
+        ProbeSet((probe,), 2, "refused-vs-benign", "logistic", 9, origin),
+    )
+    rows = list(ROWS)
+    for at, bad in zip(BAD_AT, BAD.values(), strict=True):
+        rows.insert(at, bad)
+    write_lines(folder / "data.jsonl", rows)
+    write_lines(folder / "asked.jsonl", [{"prompt": "Asked  later?", "label": "harmful"}])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def subject(root: Path) -> Subject:
+    return load_subject(str(root / "model"), device="cpu")
+
+
+def plan_of(root: Path, out: Path, *, own: bool = False) -> ScoringPlan:
+    return ScoringPlan(
+        str(root / "model"), root / "probe", out, own, max_new_tokens=40, device="cpu"
+    )
+
+
+def source_of(root: Path) -> Source:
+    return Source(str(root / "data.jsonl"), (root / "asked.jsonl",), shard_size=SHARD)
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> Path:
+    out = root / "whole"
+    assert run_selection(plan_of(root, out), source_of(root), Choice(n=5)) is not None
+    return out
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    """All files of a folder that tell what was scored and chosen."""
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_every_bad_row_is_left_out_counted_and_listed(whole: Path) -> None:
+    report = json.loads((whole / "selection.json").read_text())
+    assert report["left_out"] == dict.fromkeys(BAD, 1)
+    assert (report["rows"], report["scored"], report["chosen"]) == (N + len(BAD), N, 5)
+    listed = [json.loads(line) for line in (whole / "left-out.jsonl").read_text().splitlines()]
+    rows = {entry["reason"]: entry["row"] for entry in listed}
+    assert rows == {reason: at + 1 for at, reason in zip(BAD_AT, BAD, strict=True)}
+
+
+def test_scores_are_those_of_the_traces_and_the_largest_cliffs_are_chosen(
+    root: Path, whole: Path, subject: Subject
+) -> None:
+    probes = probes_of(root / "probe", subject)
+    expected: dict[str, float] = {}
+    for row in ROWS:
+        thinking = row["response"].split("\n")[1]
+        answer = row["response"].split("\n\n")[1]
+        ids, spans = tokenise_trace(
+            subject.tokenizer, subject.format, row["prompt"], thinking, answer
+        )
+        trace = Trace(
+            Prompt(row["id"], row["prompt"], "harmful"), tuple(ids), spans, "", "", True, "refused"
+        )
+        expected[row["id"]] = cliff_of(score_traces(subject, [trace], probes)[0], 0).cliff
+    chosen = [json.loads(line) for line in (whole / "selected.jsonl").read_text().splitlines()]
+    order = sorted(expected, key=lambda name: -expected[name])
+    assert [row["id"] for row in chosen] == order[:5]
+    for row in chosen:
+        assert row["cliff"] == pytest.approx(expected[row["id"]], abs=1e-5)
+    examples = read_examples(whole / "selected.jsonl")
+    assert examples[0].thinking.startswith("This is")
+    assert examples[0].response.startswith("No, not")
+    assert [e.prompt.category for e in examples] == [row["category"] for row in chosen]
+
+
+def test_another_choice_scores_nothing_again(root: Path, tmp_path: Path, whole: Path) -> None:
+    before = {n: scores_path(whole, n).stat().st_mtime_ns for n in range(10)}
+    for strategy in ("diverse", "longest", "random"):
+        assert choose(whole, Choice(strategy, n=4)).chosen == 4
+    assert choose(whole, Choice("full")).chosen == N
+    with pytest.raises(RefusalCliffError, match="--thinking own"):
+        choose(whole, Choice("judge", n=4))
+    choose(whole, Choice(n=5))
+    assert before == {n: scores_path(whole, n).stat().st_mtime_ns for n in range(10)}
+
+
+def test_killed_at_any_shard_the_result_is_the_same(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = candidate_shards.write_text
+    out, calls = tmp_path / "killed", 0
+
+    def die(path: Path, text: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls in (1, 3, 6):
+            raise KeyboardInterrupt
+        written(path, text)
+
+    monkeypatch.setattr(candidate_shards, "write_text", die)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run_selection(plan_of(root, out), source_of(root), Choice(n=5))
+    assert run_selection(plan_of(root, out), source_of(root), Choice(n=5)) is not None
+    assert calls == 3 + 10, "a finished shard was scored again"
+    assert outputs(out) == outputs(whole)
+
+
+def test_own_thinking_is_generated_where_the_data_has_none(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "own"
+    done = run_selection(plan_of(root, out, own=True), source_of(root), Choice("full"))
+    assert done is not None
+    assert done.rows == N + len(BAD)
+    assert done.scored + sum(done.left_out.values()) == done.rows
+    unread = {"other format", "duplicate", "empty", "overlaps with the evaluation"}
+    assert unread <= set(done.left_out)
+    for candidate in scored_candidates(out, 10):
+        assert candidate.verdict in ("refused", "complied", "truncated")
+
+
+def test_other_scores_and_unchecked_contamination_are_refused(
+    root: Path, whole: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RefusalCliffError, match="thinking, max_new_tokens differ"):
+        run_selection(plan_of(root, whole, own=True), source_of(root), Choice())
+    unchecked = replace(source_of(root), evaluation=())
+    with pytest.raises(RefusalCliffError, match="--evaluation FILE"):
+        run_selection(plan_of(root, tmp_path / "a"), unchecked, Choice())
+    write_lines(tmp_path / "none.jsonl", [BAD["empty"]])
+    nothing = replace(source_of(root), name=str(tmp_path / "none.jsonl"))
+    with pytest.raises(RefusalCliffError, match="1 empty"):
+        run_selection(plan_of(root, tmp_path / "b"), nothing, Choice())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    with pytest.raises(RefusalCliffError, match="not empty"):
+        run_selection(plan_of(root, tmp_path / "mine"), source_of(root), Choice())
+
+
+def command(root: Path, out: Path, *more: str) -> list[str]:
+    named = ["select", "--model", str(root / "model"), "--probe", str(root / "probe")]
+    data = ["--data", str(root / "data.jsonl"), "--evaluation", str(root / "asked.jsonl")]
+    sizes = ["--shard-size", str(SHARD), "--n", "5", "--thinking", "data", "--device", "cpu"]
+    return [*named, *data, *sizes, "--out", str(out), *more]
+
+
+def test_the_command(root: Path, whole: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, command(root, tmp_path / "out"))
+    assert result.exit_code == 0, result.output
+    assert "37 rows, 30 scored, 5 chosen by cliff" in result.output
+    assert "1 left out: longer than the context" in result.output
+    assert (tmp_path / "out" / "selected.jsonl").read_bytes() == (
+        whole / "selected.jsonl"
+    ).read_bytes()
+    result = CliRunner().invoke(app, command(root, tmp_path / "out", "--strategy", "best"))
+    assert result.exit_code == 1
+    assert "Unknown strategy 'best'" in result.output
+
+
+def process(root: Path, out: Path) -> subprocess.Popen[bytes]:
+    source = f"from refusal_cliff.cli import app; app({command(root, out)!r})"
+    return subprocess.Popen(
+        [sys.executable, "-c", source],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def test_ranks_share_the_shards_and_write_the_same(
+    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads stand for two processes: they share nothing but the folder."""
+    out, ranks, scored = tmp_path / "out", threading.local(), {0: 0, 1: 0}
+    original = local.ShardScorer.__call__
+
+    def counted(scorer: local.ShardScorer, number: int) -> None:
+        scored[ranks.number] += 1
+        original(scorer, number)
+
+    def run(number: int) -> object:
+        ranks.number = number
+        return run_selection(plan_of(root, out), source_of(root), Choice(n=5))
+
+    monkeypatch.setattr(Rank, "here", lambda: Rank(ranks.number, ranks.number, 2))
+    monkeypatch.setattr(local.ShardScorer, "__call__", counted)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, (0, 1), timeout=120)
+    assert first is not None
+    assert second is None
+    assert scored == {0: 5, 1: 5}
+    assert_equal_scores(out, whole)
+
+
+def test_a_rank_is_what_the_launcher_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert Rank.here() == Rank(0, 0, 1)
+    for name, value in (("RANK", "5"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "8")):
+        monkeypatch.setenv(name, value)
+    assert Rank.here() == Rank(5, 1, 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (Rank.here().device("auto"), Rank.here().device("cpu")) == ("cuda:1", "cpu")
+    assert Rank().device("auto") == "auto"
+
+
+def assert_equal_scores(out: Path, whole: Path) -> None:
+    """Every row once, in the same shard, with the same scores; the same rows chosen."""
+    for number in range(10):
+        mine, other = (pq.read_table(scores_path(folder, number)) for folder in (out, whole))
+        assert mine.column("row").to_pylist() == other.column("row").to_pylist()
+        for name in ("plateau", "final", "plateau_logit", "final_logit"):
+            np.testing.assert_allclose(mine.column(name), other.column(name), rtol=1e-5, atol=1e-6)
+    assert (out / "selected.jsonl").read_text().split('"plateau"')[0] == (
+        (whole / "selected.jsonl").read_text().split('"plateau"')[0]
+    )
+    assert (out / "left-out.jsonl").read_bytes() == (whole / "left-out.jsonl").read_bytes()
+
+
+def test_kill_nine_while_scoring_loses_nothing(root: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    running = process(root, out)
+    while running.poll() is None and not scores_path(out, 3).is_file():
+        time.sleep(0.001)
+    running.send_signal(signal.SIGKILL)
+    assert running.wait() == -signal.SIGKILL
+    assert run_selection(plan_of(root, out), source_of(root), Choice(n=5)) is not None
+    assert_equal_scores(out, whole)
