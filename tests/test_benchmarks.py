@@ -41,7 +41,7 @@ def hub_form(monkeypatch: pytest.MonkeyPatch, name: str, folder: Path, rows: lis
     split = f"  - split: {benchmark.split}\n    path: {data.name}\n"
     (folder / "README.md").write_text(f"---\nconfigs:\n{configs}{split}---\n")
     monkeypatch.setitem(BENCHMARKS, name, replace(benchmark, dataset=str(folder)))
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", folder / "cache")
 
 
 def test_every_benchmark_says_what_it_is() -> None:
