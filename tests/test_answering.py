@@ -10,6 +10,8 @@ from tiny_chat import save_tiny
 from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
+from refusal_cliff.models import load_subject
+from refusal_cliff.trace_source import read_trace
 from refusal_cliff.traces import read_rows
 
 RUNNER = CliRunner()
@@ -41,6 +43,11 @@ def test_generate_here_judges_and_goes_on(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == [f"mine-{i}#{s}" for i in range(1, 6) for s in (0, 1)]
     assert all(row["token_ids"] for row in rows)
     assert any(row["thinking_cut"] and row["spans"] for row in rows)
+    subject = load_subject(str(model), device="cpu")
+    for number, row in enumerate(rows, start=1):
+        trace = read_trace(tmp_path / "traces.jsonl", number, row, subject)
+        assert (list(trace.token_ids), trace.thinking) == (row["token_ids"], row["thinking"])
+        assert trace.thinking_cut == row["thinking_cut"]
     before = (tmp_path / "out" / "answers.journal").read_bytes()
     journal = before.splitlines(keepends=True)
     (tmp_path / "out" / "answers.journal").write_bytes(b"".join(journal[:3]) + journal[3][:20])

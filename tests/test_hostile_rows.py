@@ -142,7 +142,9 @@ def test_a_file_without_one_usable_row_says_why(tmp_path: Path) -> None:
         read_prompt_set(tmp_path / "absent.jsonl")
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(lines=st.lists(st.one_of(st.binary(max_size=60), st.text(max_size=60)), max_size=12))
 def test_any_bytes_are_rows_or_reasons(lines: list[bytes | str], tmp_path: Path) -> None:
     file = tmp_path / "any.jsonl"
@@ -156,6 +158,7 @@ def test_any_bytes_are_rows_or_reasons(lines: list[bytes | str], tmp_path: Path)
     assert len(found.prompts) + len(found.left_out) == filled
 
 
+@settings(deadline=None)
 @given(st.text(max_size=120), st.one_of(st.none(), st.text(max_size=40)))
 def test_any_message_is_read(content: str, reasoning: str | None) -> None:
     message = read_message(content, reasoning)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -106,55 +106,51 @@ def calibrate_file(
         RefusalCliffError: There are no answers with a yes or none with a no.
     """
     rows = [row for _, row in usable_rows(path)]
-    kept = [row for row in rows if _usable(row, label_column)]
-    labelled = [row for row in kept if isinstance(row, Mapping)]
+    labelled = [r for r in rows if not isinstance(r, str) and _usable(r, label_column)]
     answers = [Answer(str(row["prompt"]), str(row["response"])) for row in labelled]
     verdicts = [said.verdict for said in judge.judge(answers)]
     labels = [str(row[label_column]) for row in labelled]
     truth = [_truth(label, positive, negative) for label in labels]
-    chosen = [
-        i
-        for i, (t, v) in enumerate(zip(truth, verdicts, strict=True))
-        if t is not None and v != "unscored"
-    ]
-    if len({truth[i] for i in chosen}) < 2:
+    told = list(zip(answers, truth, verdicts, strict=True))
+    chosen = [(a.prompt, t, v == verdict) for a, t, v in told if t is not None and v != "unscored"]
+    if len({true for _, true, _ in chosen}) < 2:
         raise RefusalCliffError(
             f"{path} has no scored answers of both kinds in column {label_column!r}: it holds "
             f"{', '.join(sorted(set(labels))) or 'no labels'}. Name the labels with --positive and "
             "--negative, and the column with --label-column."
         )
-    said = np.array([verdicts[i] == verdict for i in chosen])
-    true = np.array([truth[i] for i in chosen], dtype=bool)
-    groups = [answers[i].prompt for i in chosen]
-    counts = _confusion(said, true)
-    drawn = resampled_counts(groups, seed) @ counts
-    total = counts.sum(0)
-    others: dict[str, Counter[str]] = {}
-    for label, t, v in zip(labels, truth, verdicts, strict=True):
-        if t is None:
-            others.setdefault(label, Counter())[v] += 1
+    groups, true, said = (list(column) for column in zip(*chosen, strict=True))
+    counts = _confusion(np.array(said, dtype=bool), np.array(true, dtype=bool))
+    total, drawn = counts.sum(0), resampled_counts(groups, seed) @ counts
     tp, fp, fn, tn = (int(n) for n in total)
     return Calibration(
         judge=judge.name,
         verdict=verdict,
         n=len(chosen),
-        positives=int(true.sum()),
+        positives=tp + fn,
         confusion=(tp, fp, fn, tn),
         precision=_measure(_precision, total, drawn),
         recall=_measure(_recall, total, drawn),
         f1=_measure(_f1, total, drawn),
         kappa=_measure(_kappa, total, drawn),
-        unscored=sum(
-            v == "unscored" for t, v in zip(truth, verdicts, strict=True) if t is not None
-        ),
-        others={label: dict(verdicts) for label, verdicts in sorted(others.items())},
-        unusable=len(rows) - len(kept),
+        unscored=sum(t is not None and v == "unscored" for _, t, v in told),
+        others=_others(labels, truth, verdicts),
+        unusable=len(rows) - len(labelled),
     )
 
 
-def _usable(row: Row | str, label_column: str) -> bool:
-    if isinstance(row, str):
-        return False
+def _others(
+    labels: Sequence[str], truth: Sequence[bool | None], verdicts: Sequence[str]
+) -> dict[str, dict[str, int]]:
+    """Verdicts on answers whose label is neither yes nor no."""
+    found: dict[str, Counter[str]] = {}
+    for label, true, verdict in zip(labels, truth, verdicts, strict=True):
+        if true is None:
+            found.setdefault(label, Counter())[verdict] += 1
+    return {label: dict(counted) for label, counted in sorted(found.items())}
+
+
+def _usable(row: Row, label_column: str) -> bool:
     return all(isinstance(row.get(name), str) for name in ("prompt", "response", label_column))
 
 

@@ -1,6 +1,6 @@
 """For `inspect_ai`: our judges as a scorer, and our traces and cliffs in its log viewer.
 
-Found by its entry point: ``inspect eval task.py --scorer refusal_cliff/refusal``, and
+Found by its entry point: ``inspect score LOG --scorer refusal_cliff/refusal``, and
 ``inspect eval refusal_cliff/traces -T file=traces.jsonl --model mockllm/model``.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from inspect_ai import Task, task
+from inspect_ai import Epochs, Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import (
     ChatMessageAssistant,
@@ -164,7 +164,8 @@ def traces(file: str, cliffs: str | None = None, judge: str = "rules") -> Task:
     if not samples:
         raise RefusalCliffError(f"{cliffs} measures no trace of {file}. Give files of one run.")
     scorers = [refusal(judge)] if cliffs is None else [refusal(judge), cliff()]
-    return Task(dataset=MemoryDataset(samples), solver=replay(), scorer=scorers)
+    once = Epochs(1, "mode")  # a verdict is no number to be averaged
+    return Task(dataset=MemoryDataset(samples), solver=replay(), scorer=scorers, epochs=once)
 
 
 def _cliffs(path: Path) -> dict[str, dict[str, float]]:
