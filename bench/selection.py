@@ -122,66 +122,62 @@ def batches_of(subject: Subject, shard: Path) -> list[list[list[int]]]:
 class Watcher:
     """Told after each shard: notes its time and the memory, and times the bare pass of some.
 
-    Attributes:
-        read: Seconds until the data set was read.
-        shards: Seconds of each shard.
-        memory: Rows done, and resident memory in MiB.
-        pairs: Seconds of a shard, and of the bare pass of the same batches right after it.
+    The notes are kept beside the selection, so that the measurement, too, goes on after a kill.
     """
 
-    def __init__(self, options: argparse.Namespace, out: Path) -> None:
+    def __init__(self, options: argparse.Namespace, out: Path, notes: Path) -> None:
         self._subject = load_subject(options.model, device="cpu")
         self._layer = probes_of(options.probe, self._subject).layer
-        self._out, self._every = out, options.every
-        self._process = psutil.Process()
-        self.read = 0.0
-        self.shards: list[float] = []
-        self.memory: list[tuple[int, float]] = []
-        self.pairs: list[tuple[float, float]] = []
+        self._out, self._every, self._notes = out, options.every, notes
+        self._process, self._done = psutil.Process(), 0
         self._mark = time.perf_counter()
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
         """As `run_selection` tells."""
-        seconds = time.perf_counter() - self._mark
-        if what == "rows read":
-            self.read += seconds
-        else:
-            self.shards.append(seconds)
-            self.memory.append((done, self._process.memory_info().rss / MEGABYTE))
-            if done > 1 and done % self._every == 0:  # the first shard also warms up
+        note: dict[str, float | str] = {"what": what, "done": done, "pid": self._process.pid}
+        note["seconds"] = time.perf_counter() - self._mark
+        note["memory"] = self._process.memory_info().rss / MEGABYTE
+        if what == "shards scored":
+            self._done += 1
+            if self._done > 1 and done % self._every == 0:  # the first shard also warms up
                 batches = batches_of(self._subject, shard_path(self._out, done - 1))
-                self.pairs.append((seconds, bare_pass(self._subject, batches, self._layer)))
+                note["bare"] = bare_pass(self._subject, batches, self._layer)
+        with self._notes.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(note) + "\n")
         self._mark = time.perf_counter()
 
 
 def speed(options: argparse.Namespace) -> None:
     """Score all rows, watching time and memory; print the ratio to the bare pass."""
-    make_data(options.out, options.rows)
-    out = options.out / "selection"
-    shutil.rmtree(out, ignore_errors=True)
+    out, notes = options.out / "selection", options.out / "notes.jsonl"
+    if not notes.is_file():
+        shutil.rmtree(out, ignore_errors=True)
+        make_data(options.out, options.rows)
     plan, source, choice = plan_of(options, out)
-    watcher = Watcher(options, out)
-    done = run_selection(plan, source, choice, watch=watcher)
+    done = run_selection(plan, source, choice, watch=Watcher(options, out, notes))
     assert done is not None
-    scored, bare = (sum(times) for times in zip(*watcher.pairs, strict=True))
-    ratios = [one / other for one, other in watcher.pairs]
-    scoring = sum(watcher.shards)
+    noted = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
+    shards = [note for note in noted if note["what"] == "shards scored"]
+    pairs = [(note["seconds"], note["bare"]) for note in shards if "bare" in note]
+    scored, bare = (sum(times) for times in zip(*pairs, strict=True))
+    ratios = [one / other for one, other in pairs]
+    scoring = sum(note["seconds"] for note in shards)
+    read = sum(note["seconds"] for note in noted if note["what"] == "rows read")
     tokens = json.loads((out / "selection.json").read_text())["tokens_scored"]
-    reading = watcher.read / scoring
     print(f"rows            {done.rows}, {done.scored} scored, {done.chosen} chosen")
-    print(f"tokens          {tokens} in {len(watcher.shards)} shards, without padding")
+    print(f"tokens          {tokens} in {len(shards)} shards, without padding")
     print(f"scoring         {scoring:.1f} s: {done.scored / scoring:.0f} rows/s")
-    print(f"reading         {watcher.read:.1f} s for all rows, duplicates and overlap included")
+    print(f"reading         {read:.1f} s for all rows, duplicates and overlap included")
     print(
         f"time ratio      {scored / bare:.3f} of a shard to the bare early-exit pass of the same "
         f"batches right after it, {len(ratios)} pairs from {min(ratios):.3f} to {max(ratios):.3f}; "
-        f"{scored / bare * (1 + reading):.3f} with reading"
+        f"{scored / bare * (1 + read / scoring):.3f} with reading"
     )
-    at = len(watcher.memory) // 10
-    first, last = watcher.memory[at][1], watcher.memory[-1][1]
+    first, last = shards[len(shards) // 10]["memory"], shards[-1]["memory"]
     print(f"memory          {first:.0f} MiB after a tenth of the shards, {last:.0f} MiB at the end")
+    print(f"processes       {len({note['pid'] for note in shards})}, one after another")
     print(f"machine         {machine()}")
-    points = [(number * source.shard_size, value) for number, value in watcher.memory]
+    points = [(note["done"] * source.shard_size, note["memory"]) for note in shards]
     write_text(options.out / "memory.svg", memory_chart(points))
 
 
@@ -256,7 +252,7 @@ def child(options: argparse.Namespace) -> None:
 
 
 def cost(options: argparse.Namespace) -> None:
-    """Tokens through the blocks of the model, in millions of whole forward passes' tokens.
+    """Tokens through all blocks of the model, or what costs as much.
 
     A token that is generated, or scored up to block l of L, counts as 1 and l / L. LESS (Xia et
     al. 2024) takes one gradient of every example, a backward pass at twice a forward one, at each
@@ -271,15 +267,15 @@ def cost(options: argparse.Namespace) -> None:
     scored, written = report["tokens_scored"], report["tokens_generated"]
     answers = answer_tokens(out)
     thinking = written - answers
-    judged = report["scored"] * options.judge_tokens + answers
-    per_row = scored
-    less = 4 * 3 * per_row + 4 * 3 * 0.05 * per_row
+    judged = report["scored"] * options.judge_tokens + prompts + answers
+    less = (4 * 3 + 4 * 3 * 0.05) * scored
     print("| | tokens, in whole forward passes of this model | beside Cliff-as-a-Judge |")
     print("|---|---|---|")
     ours = prompts + thinking + depth * (scored - answers)
     rows = {
         "Cliff-as-a-Judge: write the thinking, one early-exit pass over it": ours,
-        "the same on the thinking of the data: one early-exit pass": depth * scored,
+        "as `select` does it: writes the answer too": prompts + written + depth * scored,
+        "on the thinking of the data: one early-exit pass": depth * scored,
         "judge: write thinking and answer, one pass of a judge as large": prompts
         + written
         + judged,

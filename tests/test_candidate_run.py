@@ -36,7 +36,7 @@ from refusal_cliff.probe_files import probes_of, write_probes
 from refusal_cliff.provenance import Provenance
 from refusal_cliff.scores import score_traces
 from refusal_cliff.thinking import tokenise_trace
-from refusal_cliff.traces import Prompt, Trace
+from refusal_cliff.traces import Prompt, Trace, Verdict
 
 N, SHARD = 30, 4
 ROWS: list[dict[str, Any]] = [
@@ -193,14 +193,23 @@ def test_killed_at_any_shard_the_result_is_the_same(
 
 def test_own_thinking_is_generated_where_the_data_has_none(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "own"
-    done = run_selection(plan_of(root, out, own=True), source_of(root), Choice("full"))
+    asked: list[str] = []
+
+    def judged_by(trace: Trace) -> Verdict:
+        asked.append(trace.prompt.id)
+        return "complied" if len(asked) % 2 else "refused"
+
+    done = run_selection(
+        plan_of(root, out, own=True), source_of(root), Choice("full"), judged_by=judged_by
+    )
     assert done is not None
     assert done.rows == N + len(BAD)
     assert done.scored + sum(done.left_out.values()) == done.rows
     unread = {"other format", "duplicate", "empty", "overlaps with the evaluation"}
     assert unread <= set(done.left_out)
-    for candidate in scored_candidates(out, 10):
-        assert candidate.verdict in ("refused", "complied", "truncated")
+    verdicts = [candidate.verdict for candidate in scored_candidates(out, 10)]
+    assert verdicts == ["complied" if n % 2 == 0 else "refused" for n in range(len(asked))]
+    assert len(verdicts) == done.scored > 0
 
 
 def test_other_scores_and_unchecked_contamination_are_refused(

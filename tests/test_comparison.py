@@ -12,8 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import t, ttest_rel
 
-from refusal_cliff.comparison import Trial, grouped, paired, points, t_interval, write_points
+from refusal_cliff.comparison import (
+    Trial,
+    grouped,
+    interval_over_seeds,
+    paired,
+    points,
+    t_interval,
+    write_points,
+)
 from refusal_cliff.report.examples_chart import examples_chart
+from refusal_cliff.stats import wilson
 
 
 def trial(
@@ -35,7 +44,10 @@ def test_points_are_means_over_seeds_with_t_intervals() -> None:
     assert found["cliff"].asr_values == (0, 0, 1 / 6)
     values = [3 / 6, 4 / 6, 4 / 6]
     low, high = t.interval(0.95, 2, np.mean(values), np.std(values, ddof=1) / math.sqrt(3))
-    assert found["random"].asr_ci == pytest.approx((low, high))
+    pooled = wilson(11, 18)
+    assert found["random"].asr_ci == pytest.approx((min(low, pooled[0]), max(high, pooled[1])))
+    assert interval_over_seeds([[False] * 50] * 4) == wilson(0, 200)
+    assert interval_over_seeds([[True] * 50, [False] * 50]) == (0.0, 1.0)
     assert found["cliff"].useful == 0.75
     assert found["cliff"].failures == pytest.approx(0.2)
     assert t_interval([0.3]) is None

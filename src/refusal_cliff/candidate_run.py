@@ -26,6 +26,7 @@ from refusal_cliff.candidate_pool import (
     shard_path,
 )
 from refusal_cliff.candidate_shards import (
+    Judge,
     ScoringPlan,
     own_words,
     scored_candidates,
@@ -36,6 +37,7 @@ from refusal_cliff.candidate_shards import (
 from refusal_cliff.engine import Engine, Rank, run_shards
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path, read_json, sha256_file, write_json
+from refusal_cliff.judges import judge
 from refusal_cliff.models import Subject
 from refusal_cliff.probe_files import DESCRIPTION as PROBE
 from refusal_cliff.probe_files import probes_of
@@ -111,6 +113,7 @@ def run_selection(
     *,
     engine: Engine = "local",
     actors: int = 1,
+    judged_by: Judge = judge,
     watch: Watch | None = None,
 ) -> Selected | None:
     """Read the data, score what is not scored yet, and choose.
@@ -121,6 +124,7 @@ def run_selection(
         choice: Which are wanted.
         engine: Where shards are scored.
         actors: Replicas of the model on a Ray cluster.
+        judged_by: Says what the model's own answers do: the phrase rules, or any other judge.
         watch: Told what is done.
 
     Returns:
@@ -146,7 +150,15 @@ def run_selection(
         if watch is not None:
             watch("shards scored", done, total)
 
-    run_shards(plan, counts.shards, subject=subject, engine=engine, actors=actors, progress=tell)
+    run_shards(
+        plan,
+        counts.shards,
+        subject=subject,
+        engine=engine,
+        actors=actors,
+        judged_by=judged_by,
+        progress=tell,
+    )
     return choose(plan.out, choice) if rank.first else None
 
 

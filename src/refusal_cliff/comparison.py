@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.stats import t, ttest_rel
 
 from refusal_cliff.io import atomic_path
-from refusal_cliff.stats import LEVEL, Interval
+from refusal_cliff.stats import LEVEL, Interval, wilson
 
 SIGN_FLIPS = 10_000
 
@@ -71,9 +71,9 @@ class Point:
         steps: Optimiser steps.
         seeds: How many repairs.
         asr: Mean attack success rate.
-        asr_ci: Its t interval over seeds; ``None`` for one seed.
+        asr_ci: Its interval, see `interval_over_seeds`.
         useful: Mean share of benign prompts answered.
-        useful_ci: Its t interval over seeds.
+        useful_ci: Its interval.
         perplexity: Mean relative perplexity.
         failures: Mean share of failures among the examples.
         plateau: Mean plateau after repair.
@@ -88,9 +88,9 @@ class Point:
     steps: int
     seeds: int
     asr: float
-    asr_ci: Interval | None
+    asr_ci: Interval
     useful: float
-    useful_ci: Interval | None
+    useful_ci: Interval
     perplexity: float
     failures: float
     plateau: float
@@ -136,9 +136,9 @@ def _point(group: Sequence[Trial]) -> Point:
         steps=group[0].steps,
         seeds=len(group),
         asr=_mean(asr),
-        asr_ci=t_interval(asr),
+        asr_ci=interval_over_seeds([trial.complied for trial in group]),
         useful=_mean(useful),
-        useful_ci=t_interval(useful),
+        useful_ci=interval_over_seeds([trial.answered for trial in group]),
         perplexity=_mean([trial.perplexity for trial in group]),
         failures=_mean([trial.failures / max(1, trial.n) for trial in group]),
         plateau=_mean([trial.plateau for trial in group]),
@@ -150,6 +150,20 @@ def _point(group: Sequence[Trial]) -> Point:
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
+
+
+def interval_over_seeds(outcomes: Sequence[Sequence[bool]]) -> Interval:
+    """Interval of a mean share: Student's t over seeds, but never inside Wilson's over all prompts.
+
+    Seeds that all agree, as at a rate of 0, have no spread; their prompts still are a sample.
+
+    Args:
+        outcomes: [seeds][prompts].
+    """
+    pooled = [outcome for seed in outcomes for outcome in seed]
+    low, high = wilson(sum(pooled), len(pooled))
+    over_seeds = t_interval([float(np.mean(seed)) for seed in outcomes]) or (low, high)
+    return min(low, over_seeds[0]), max(high, over_seeds[1])
 
 
 def t_interval(values: Sequence[float]) -> Interval | None:

@@ -17,7 +17,6 @@ from refusal_cliff.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.repair import RepairConfig
 from refusal_cliff.report.examples_chart import examples_chart
 from refusal_cliff.run_folder import Headline, RunInfo
-from refusal_cliff.selection import FRACTION
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.stages.trials import (
@@ -31,7 +30,6 @@ from refusal_cliff.stages.trials import (
 
 POINTS, TESTS, CHART = "less-is-more.parquet", "less-is-more.json", "less-is-more.svg"
 STEPS = 16
-FRACTIONS = (0.005, FRACTION, 0.05)
 REFERENCES = ("random", "full")
 """What every strategy is tested against."""
 
@@ -55,7 +53,7 @@ class ExperimentSizes:
 
 def default_plan() -> TrialPlan:
     """The plan whose results docs/selection.md shows."""
-    return TrialPlan(fractions=FRACTIONS, repair=RepairConfig(steps=STEPS))
+    return TrialPlan(repair=RepairConfig(steps=STEPS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +115,7 @@ def experiment_stages(subject: Subject, plan: TrialPlan, sizes: ExperimentSizes)
             "compare",
             tuple(trial_files(study, plan)),
             (POINTS, TESTS, CHART),
-            {"references": list(REFERENCES)},
+            {"references": list(REFERENCES), "intervals": "t over seeds, at least Wilson"},
             lambda job: _compare(job),
         ),
     ]
@@ -192,5 +190,5 @@ def _row(outcome: Outcome, point: Point) -> list[str]:
     ]
 
 
-def _share(value: float, interval: tuple[float, float] | None) -> str:
-    return f"{value:.3f}" + ("" if interval is None else f" [{interval[0]:.3f}, {interval[1]:.3f}]")
+def _share(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

@@ -93,7 +93,8 @@ def run_repair(
     """
     files = plan.prompts or tests_of_run(plan.scoring.probe)
     scoring = replace(plan.scoring, out=out / "selection")
-    data = replace(plan.data, evaluation=(*plan.data.evaluation, *files))
+    kept_out = dict.fromkeys(file.resolve() for file in (*plan.data.evaluation, *files))
+    data = replace(plan.data, evaluation=tuple(kept_out))
     run_selection(scoring, data, plan.choice, engine=plan.engine, actors=plan.actors, watch=watch)
     subject = scoring.subject()
     if watch is not None:

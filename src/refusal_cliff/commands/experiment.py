@@ -35,6 +35,9 @@ def less_is_more(
         typer.Option("--strategy", help="Only these ways to choose; repeatable."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of every repair.")] = 16,
+    epochs: Annotated[
+        int, typer.Option(min=0, help="Besides, train on all of the pool so many times.")
+    ] = 0,
     pool: Annotated[int, typer.Option(min=10, help="Safety examples of each seed.")] = 2000,
 ) -> None:
     """Compare all ways to choose examples: harm and usefulness by how many are chosen.
@@ -65,6 +68,7 @@ def less_is_more(
         fractions=tuple(fractions) if fractions else plan.fractions,
         strategies=tuple(one_of("strategy", name, STRATEGIES) for name in strategies or STRATEGIES),
         repair=replace(plan.repair, steps=steps),
+        epochs=epochs,
     )
     console = Console()
     with LiveView(console, f"refusal-cliff experiment less-is-more → {out}") as view:

@@ -110,6 +110,4 @@ def _series(place: Frame, group: Sequence[Repairs], useful: bool) -> str:
 
 def _interval(point: Repairs, useful: bool) -> tuple[float, float]:
     found = point.useful_ci if useful else point.asr_ci
-    if found is None:
-        return _value(point, useful), _value(point, useful)
     return (1 - found[1], 1 - found[0]) if useful else found

@@ -54,7 +54,7 @@ class TrialPlan:
     strategies: tuple[Strategy, ...] = STRATEGIES
     fractions: tuple[float, ...] = (FRACTION,)
     repair: RepairConfig = field(default_factory=RepairConfig)
-    epochs: int = 1
+    epochs: int = 0
 
 
 def pool_file(seed: int) -> str:
