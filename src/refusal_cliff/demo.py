@@ -11,7 +11,6 @@ from refusal_cliff.examples import write_examples, write_prompts
 from refusal_cliff.findings import Finding
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.head_trials import CONTROLS
-from refusal_cliff.heads import DEFAULT_METHOD
 from refusal_cliff.models import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.pipeline import Job, Observer, Stage, run_pipeline
@@ -120,7 +119,8 @@ def demo_stages(
         traces=sizes.head_traces,
         fractions=FRACTIONS,
         dose_prompts=30,
-        control_prompts=20,
+        dose_benign=8,
+        control_prompts=15,
         draws={"random": sizes.random_sets, "same-layer": sizes.sets, "promoting": sizes.sets},
         spared=planted,
         reference=REFERENCE,
@@ -129,7 +129,7 @@ def demo_stages(
         traces=sizes.head_traces,
         fractions=FRACTIONS,
         dose_prompts=30,
-        methods=(DEFAULT_METHOD, "direct"),
+        dose_benign=8,
         draws=dict.fromkeys(CONTROLS, 0),
         reference=REFERENCE,
     )

@@ -56,7 +56,8 @@ class AblationPlan:
         traces: Traces of each kind that heads are measured on.
         fractions: Shares of all heads taken out, by each ranking of ``methods`` and jointly.
         methods: Rankings of which doses are tried.
-        dose_prompts: Prompts of each label of each dose.
+        dose_prompts: Harmful prompts of each dose.
+        dose_benign: Benign prompts of each dose.
         candidates: Heads from the top of every ranking that joint selection chooses from.
         draws: Sets of heads of each kind of control, as many heads as were found.
         control_prompts: Harmful prompts of each control set.
@@ -68,6 +69,7 @@ class AblationPlan:
     fractions: tuple[float, ...] = (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)
     methods: tuple[str, ...] = (DEFAULT_METHOD,)
     dose_prompts: int = 40
+    dose_benign: int = 20
     candidates: int = 12
     draws: Mapping[str, int] = field(
         default_factory=lambda: {"random": 20, "same-layer": 5, "promoting": 5}
@@ -277,7 +279,7 @@ def _trials(
     harmful, benign = (
         [prompt for prompt in prompts if prompt.label == label] for label in ("harmful", "benign")
     )
-    some = [*harmful[: plan.dose_prompts], *benign[: plan.dose_prompts]]
+    some = [*harmful[: plan.dose_prompts], *benign[: plan.dose_benign]]
     greedy = [joint[: n + 1] for n in range(len(joint))]
     asked = harmful[: plan.control_prompts]
     return [
