@@ -120,6 +120,8 @@ def demo_stages(
         fractions=FRACTIONS,
         dose_prompts=30,
         dose_benign=8,
+        candidates=8,
+        joint_traces=16,
         control_prompts=15,
         draws={"random": sizes.random_sets, "same-layer": sizes.sets, "promoting": sizes.sets},
         spared=planted,
@@ -130,6 +132,8 @@ def demo_stages(
         fractions=FRACTIONS,
         dose_prompts=30,
         dose_benign=8,
+        candidates=8,
+        joint_traces=16,
         draws=dict.fromkeys(CONTROLS, 0),
         reference=REFERENCE,
     )

@@ -59,6 +59,7 @@ class AblationPlan:
         dose_prompts: Harmful prompts of each dose.
         dose_benign: Benign prompts of each dose.
         candidates: Heads from the top of every ranking that joint selection chooses from.
+        joint_traces: Traces that it chooses by.
         draws: Sets of heads of each kind of control, as many heads as were found.
         control_prompts: Harmful prompts of each control set.
         spared: Heads never in a control set, beside those found: the planted ones.
@@ -71,6 +72,7 @@ class AblationPlan:
     dose_prompts: int = 40
     dose_benign: int = 20
     candidates: int = 12
+    joint_traces: int = 40
     draws: Mapping[str, int] = field(
         default_factory=lambda: {"random": 20, "same-layer": 5, "promoting": 5}
     )
@@ -104,6 +106,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
                 "traces": plan.traces,
                 "fractions": plan.fractions,
                 "candidates": plan.candidates,
+                "joint_traces": plan.joint_traces,
             },
         ),
         study.stage(
@@ -198,7 +201,7 @@ def _joint_sets(
     job: Job,
 ) -> tuple[HeadSet, HeadSet]:
     """Greedily as many heads as the largest dose, and the best few by beam search."""
-    effects = JointEffects(subject, traces, probe)
+    effects = JointEffects(subject, traces[: plan.joint_traces], probe)
     candidates = strongest_of_any(rows, plan.candidates)
     most = max(sizes(len(rows), plan.fractions))
     greedy = select_jointly(effects, candidates, max(most, 1), progress=job.progress)
