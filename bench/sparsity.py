@@ -35,6 +35,7 @@ PLAN = AblationPlan(
     fractions=(0, 0.01, 0.03, 0.05, 0.10, 0.20, 0.35, 0.50),
     methods=("causal", "direct"),
     dose_prompts=40,
+    dose_benign=40,
     candidates=40,
     draws=dict.fromkeys(CONTROLS, 0),
 )

@@ -25,6 +25,7 @@ from refusal_cliff.effects import causal_effects
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.final_norm import AfterFinalNorm
 from refusal_cliff.models import Head, Subject
+from refusal_cliff.rerun import Rerun
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 2, 12))]
 RELATIVE = 1e-4
@@ -202,6 +203,22 @@ def test_the_causal_sweep_is_a_forward_pass_a_head(subject: Subject) -> None:
     assert np.abs(expected).max() > 1e-3
     size = max(abs(final_logit(subject, trace, reading)) for trace in traces)
     assert np.abs(np.subtract(got, expected)).max() < 1e-5 * (size + np.abs(expected).max())
+
+
+def test_attribution_is_the_slope_of_the_sweep(subject: Subject) -> None:
+    """Half of them at least: a small step makes the routers of some mixtures choose anew."""
+    weight = np.random.default_rng(1).normal(size=WIDTH).astype(np.float32)
+    reading = linear_probe(LAYERS, weight)
+    traces = [closed_trace(5, 9, 4, 3, seed=1), closed_trace(8, 14, 2, 1, seed=2)]
+    some = subject.heads()[:: max(1, len(subject.heads()) // 5)]
+    with torch.no_grad():
+        closing = Rerun(subject, traces, reading)
+        ends = [closing.final_logits(1, [(head,) for head in some], s) for s in (0.98, 1.02)]
+        got = closing.attributions()
+    slopes = (ends[0] - ends[1]) / 0.04
+    found = np.stack([got[:, head.layer - 1, head.index] for head in some], axis=1)
+    assert np.isfinite(got).all()
+    assert np.median(np.abs(found - slopes)) < 0.01 * np.median(np.abs(slopes)) + 1e-3
 
 
 def test_the_documented_table_is_what_was_run() -> None:

@@ -14,7 +14,6 @@ from refusal_cliff.examples import write_examples, write_prompts
 from refusal_cliff.findings import Finding
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.head_trials import CONTROLS
-from refusal_cliff.heads import DEFAULT_METHOD
 from refusal_cliff.models import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.pipeline import Job, Observer, Stage, run_pipeline
@@ -131,7 +130,10 @@ def demo_stages(
         traces=sizes.head_traces,
         fractions=FRACTIONS,
         dose_prompts=30,
-        control_prompts=20,
+        dose_benign=8,
+        candidates=8,
+        joint_traces=16,
+        control_prompts=15,
         draws={"random": sizes.random_sets, "same-layer": sizes.sets, "promoting": sizes.sets},
         spared=planted,
         reference=REFERENCE,
@@ -140,7 +142,9 @@ def demo_stages(
         traces=sizes.head_traces,
         fractions=FRACTIONS,
         dose_prompts=30,
-        methods=(DEFAULT_METHOD, "direct"),
+        dose_benign=8,
+        candidates=8,
+        joint_traces=16,
         draws=dict.fromkeys(CONTROLS, 0),
         reference=REFERENCE,
     )

@@ -154,7 +154,8 @@ def compare(
         top: As many heads of a ranking.
         seed: Seed of the bootstrap.
     """
-    of_joint, of_top = effects.of([joint, top]).T.astype(np.float64)
+    sets = [joint, joint if set(joint) == set(top) else top]  # the same set is no better by noise
+    of_joint, of_top = effects.of(sets).T.astype(np.float64)
     low, high = bootstrap_mean(of_joint - of_top, groups, seed=seed)
     difference = float((of_joint - of_top).mean())
     return Comparison(

@@ -13,6 +13,7 @@ from refusal_cliff import __version__
 from refusal_cliff.evaluate import Share, rates
 from refusal_cliff.findings import Finding
 from refusal_cliff.head_proof import proof_of
+from refusal_cliff.head_trials import CONTROLS
 from refusal_cliff.heads import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.models import Head
@@ -191,11 +192,11 @@ def random_rates(ablation: Mapping[str, Any]) -> list[float]:
 
 
 def doses(ablation: Mapping[str, Any], method: str) -> list[tuple[int, Share]]:
-    """Attack success rate by number of heads taken out in the order of a ranking."""
+    """Attack success rate by number of heads taken out in the order of a ranking, or jointly."""
     return [
         (len(trial["heads"]), share_of(trial["attacks"]))
         for trial in ablation["trials"]
-        if trial["kind"] == f"top-{method}"
+        if trial["kind"] in (f"top-{method}", method)
     ]
 
 
@@ -203,7 +204,7 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
     ablation = read_json(find(f"{key}/ablation.json"))
     most = budget(shape.total_heads, SPARSE)
     kinds = {trial["kind"] for trial in ablation["trials"]}
-    methods = sorted(k.removeprefix("top-") for k in kinds if k.startswith("top-"))
+    methods = sorted(kind.removeprefix("top-") for kind in kinds - set(CONTROLS))
     tried = {
         method: [(k, share) for k, share in doses(ablation, method) if 0 < k <= most]
         for method in methods

@@ -56,8 +56,10 @@ class AblationPlan:
         traces: Traces of each kind that heads are measured on.
         fractions: Shares of all heads taken out, by each ranking of ``methods`` and jointly.
         methods: Rankings of which doses are tried.
-        dose_prompts: Prompts of each label of each dose.
+        dose_prompts: Harmful prompts of each dose.
+        dose_benign: Benign prompts of each dose.
         candidates: Heads from the top of every ranking that joint selection chooses from.
+        joint_traces: Traces that it chooses by.
         draws: Sets of heads of each kind of control, as many heads as were found.
         control_prompts: Harmful prompts of each control set.
         spared: Heads never in a control set, beside those found: the planted ones.
@@ -68,7 +70,9 @@ class AblationPlan:
     fractions: tuple[float, ...] = (0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.10)
     methods: tuple[str, ...] = (DEFAULT_METHOD,)
     dose_prompts: int = 40
+    dose_benign: int = 20
     candidates: int = 12
+    joint_traces: int = 40
     draws: Mapping[str, int] = field(
         default_factory=lambda: {"random": 20, "same-layer": 5, "promoting": 5}
     )
@@ -102,6 +106,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
                 "traces": plan.traces,
                 "fractions": plan.fractions,
                 "candidates": plan.candidates,
+                "joint_traces": plan.joint_traces,
             },
         ),
         study.stage(
@@ -196,7 +201,7 @@ def _joint_sets(
     job: Job,
 ) -> tuple[HeadSet, HeadSet]:
     """Greedily as many heads as the largest dose, and the best few by beam search."""
-    effects = JointEffects(subject, traces, probe)
+    effects = JointEffects(subject, traces[: plan.joint_traces], probe)
     candidates = strongest_of_any(rows, plan.candidates)
     most = max(sizes(len(rows), plan.fractions))
     greedy = select_jointly(effects, candidates, max(most, 1), progress=job.progress)
@@ -277,7 +282,7 @@ def _trials(
     harmful, benign = (
         [prompt for prompt in prompts if prompt.label == label] for label in ("harmful", "benign")
     )
-    some = [*harmful[: plan.dose_prompts], *benign[: plan.dose_prompts]]
+    some = [*harmful[: plan.dose_prompts], *benign[: plan.dose_benign]]
     greedy = [joint[: n + 1] for n in range(len(joint))]
     asked = harmful[: plan.control_prompts]
     return [
