@@ -60,13 +60,16 @@ def test_spans_partition_the_tokens_and_decode_gives_the_text_back(
     assert (spans is None) == (not closed or "<think>" in answer)
     if spans is None:
         return
-    ends = [0, spans.prompt, spans.thinking, spans.closing, spans.total]
+    ends = [len(head), spans.prompt, spans.thinking, spans.closing, len(token_ids)]
     assert ends == sorted(ends)
-    assert (spans.prompt, spans.total) == (len(head), len(token_ids))
-    parts = [decode(token_ids[a:b]) for a, b in pairwise(ends[1:])]
+    assert spans.total == len(token_ids)
+    parts = [decode(token_ids[a:b]) for a, b in pairwise(ends)]
     assert "".join(parts) == decode(token_ids[len(head) :])
-    assert parts[1].strip() == "</think>"
-    assert "</think>" not in parts[2]
+    opening, _, closing, answer = parts
+    assert opening.strip() == ("<think>" if opening else "")
+    assert not opening or generated.lstrip().startswith("<think>")
+    assert closing.strip() == "</think>"
+    assert "</think>" not in answer
 
 
 @settings(max_examples=60, deadline=None)
