@@ -31,8 +31,8 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from refusal_cliff.blocks import decoder_of
-from refusal_cliff.capture import (
+from refusal_cliff.model.blocks import decoder_of
+from refusal_cliff.model.capture import (
     TOKEN_BUDGET,
     Batch,
     ProbeScores,
@@ -41,7 +41,7 @@ from refusal_cliff.capture import (
     _next_batch,
     capture,
 )
-from refusal_cliff.models import DTYPES, Subject, load_subject
+from refusal_cliff.model.subject import DTYPES, Subject, load_subject
 
 Scores = list[NDArray[np.float32]]
 Way = Callable[["Task"], Scores | None]

@@ -26,17 +26,17 @@ import numpy as np
 import torch
 import transformers
 
-from refusal_cliff.ablation import ablated
-from refusal_cliff.capture import ProbeScores, capture
-from refusal_cliff.effects import attributed_effects, causal_effects
+from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Head, Subject, load_subject, subject_of
+from refusal_cliff.heads.effects import attributed_effects, causal_effects
+from refusal_cliff.heads.rerun import closed_spans
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.capture import ProbeScores, capture
+from refusal_cliff.model.subject import Head, Subject, load_subject, subject_of
 from refusal_cliff.organisms import language
-from refusal_cliff.probe import Probe
-from refusal_cliff.quality import Quality
-from refusal_cliff.rerun import closed_spans
+from refusal_cliff.probe.fit import Probe
+from refusal_cliff.probe.quality import Quality
 from refusal_cliff.thinking import Spans, render_prompt
-from refusal_cliff.traces import Trace
 
 CLOSING = "\n</think>\n\n"
 TOKENS_AT_ONCE = 4096

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from refusal_cliff.models import Subject, load_subject
+from refusal_cliff.cliff.shards import measure_shards, score_source
+from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language
-from refusal_cliff.probe import Probe, ProbeSet
-from refusal_cliff.quality import Quality
-from refusal_cliff.score_shards import measure_shards, score_source
+from refusal_cliff.probe.fit import Probe, ProbeSet
+from refusal_cliff.probe.quality import Quality
 
 
 def random_probe(subject: Subject) -> ProbeSet:

@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from refusal_cliff.summary import Summary, read_summary
+from refusal_cliff.findings.summary import Summary, read_summary
 
 Column = tuple[str, Callable[[Summary], str | float | None]]
 

@@ -31,17 +31,17 @@ import psutil
 import pyarrow.parquet as pq
 import torch
 
-from refusal_cliff.blocks import decoder_of
-from refusal_cliff.candidate_pool import read_candidates, shard_path
-from refusal_cliff.candidate_run import Choice, Source, run_selection
-from refusal_cliff.candidate_shards import ScoringPlan, scores_path
-from refusal_cliff.capture import TOKEN_BUDGET, _next_batch
-from refusal_cliff.examples import write_examples, write_prompts
+from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.io import write_text
-from refusal_cliff.models import Subject, load_subject
+from refusal_cliff.model.blocks import decoder_of
+from refusal_cliff.model.capture import TOKEN_BUDGET, _next_batch
+from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language
-from refusal_cliff.probe_files import probes_of
+from refusal_cliff.probe.files import probes_of
 from refusal_cliff.report.svg import frame, line, picture, polyline, tag, text
+from refusal_cliff.select.pool import read_candidates, shard_path
+from refusal_cliff.select.selection_run import Choice, Source, run_selection
+from refusal_cliff.select.shards import ScoringPlan, scores_path
 from refusal_cliff.thinking import tokenise_trace
 
 MEGABYTE = 1 << 20

@@ -15,19 +15,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refusal_cliff.demo import DemoSizes, _prompts_stage
+from refusal_cliff.findings.head_proof import proof_of
+from refusal_cliff.findings.summary import ProofSummary
 from refusal_cliff.generate import GenerationConfig
-from refusal_cliff.head_proof import proof_of
-from refusal_cliff.head_trials import CONTROLS
-from refusal_cliff.heads import read_heads
+from refusal_cliff.heads.table import read_heads
+from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.io import read_json
-from refusal_cliff.models import load_subject
-from refusal_cliff.pipeline import Silent, run_pipeline
-from refusal_cliff.run_folder import Headline, RunInfo
+from refusal_cliff.model.subject import load_subject
+from refusal_cliff.run.folder import Headline, RunInfo
+from refusal_cliff.run.pipeline import Silent, run_pipeline
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import Study
-from refusal_cliff.summary import ProofSummary
+from refusal_cliff.workflows.demo import DemoSizes, _prompts_stage
 
 SIZES = DemoSizes(fit=120, test=60)
 PLAN = AblationPlan(

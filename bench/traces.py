@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refusal_cliff.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, read_traces
 
 PLACEHOLDER = "[step one] [step two] [step three]"
 

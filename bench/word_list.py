@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from refusal_cliff.data.traces import Row, read_rows
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.stats import wilson
-from refusal_cliff.traces import Row, read_rows
 
 WORDS = ("safe", "legal", "helpful", "However", "Hello!", "In fact", "secure", "responsible")
 STRAIGHT = (

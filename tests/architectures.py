@@ -8,7 +8,7 @@ import torch
 from tiny_chat import SPECIAL, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from refusal_cliff.models import Subject, subject_of
+from refusal_cliff.model.subject import Subject, subject_of
 
 VOCABULARY = len(SPECIAL) + 256
 WIDTH, LAYERS, HEADS = 32, 3, 4

@@ -16,7 +16,7 @@ from architectures import (
 )
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Subject
+from refusal_cliff.model.subject import Subject
 
 HEAD = f"""# Which models can be measured
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from refusal_cliff.findings.summary import Summary
 from refusal_cliff.report.data import (
     Bar,
     Curve,
@@ -22,7 +23,6 @@ from refusal_cliff.report.data import (
     Role,
     Strategy,
 )
-from refusal_cliff.summary import Summary
 from refusal_cliff.thinking import Spans
 
 LAYERS, HEADS = 8, 16

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from refusal_cliff.demo import DemoSizes, run_demo
-from refusal_cliff.pipeline import Silent
-from refusal_cliff.run_folder import Headline
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Silent
+from refusal_cliff.workflows.demo import DemoSizes, run_demo
 
 SIZES = DemoSizes(
     fit=80,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_families import FAMILIES, family_subject, random_ids
 
-from refusal_cliff.ablation import ablated, ablated_rows, mean_outputs
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Head, Subject, subject_of
+from refusal_cliff.model.ablation import ablated, ablated_rows, mean_outputs
+from refusal_cliff.model.subject import Head, Subject, subject_of
 
 IDS = torch.tensor([random_ids(20, seed) for seed in range(3)])
 CHOSEN = [Head(1, 2), Head(3, 0), Head(3, 3)]

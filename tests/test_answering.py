@@ -10,9 +10,9 @@ from tiny_chat import save_tiny
 from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
-from refusal_cliff.models import load_subject
-from refusal_cliff.trace_source import read_trace
-from refusal_cliff.traces import read_rows
+from refusal_cliff.cliff.source import read_trace
+from refusal_cliff.data.traces import read_rows
+from refusal_cliff.model.subject import load_subject
 
 RUNNER = CliRunner()
 ROWS = [

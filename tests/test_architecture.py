@@ -22,7 +22,14 @@ def module_name(path: Path) -> str:
 
 
 SOURCES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-MODULES = [name for name in SOURCES if name]
+
+
+def is_code(path: Path) -> bool:
+    """Whether a file is more than the docstring of a package."""
+    return len(ast.parse(path.read_text()).body) > 1
+
+
+MODULES = [name for name, path in SOURCES.items() if name and is_code(path)]
 
 
 def read_rows() -> dict[str, int]:

@@ -19,13 +19,13 @@ from tiny_families import (
     random_ids,
 )
 
-from refusal_cliff.ablation import ablated
-from refusal_cliff.capture import PositionResiduals, TokenContributions, capture
-from refusal_cliff.effects import causal_effects
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.final_norm import AfterFinalNorm
-from refusal_cliff.models import Head, Subject
-from refusal_cliff.rerun import Rerun
+from refusal_cliff.heads.effects import causal_effects
+from refusal_cliff.heads.rerun import Rerun
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.capture import PositionResiduals, TokenContributions, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.subject import Head, Subject
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 2, 12))]
 RELATIVE = 1e-4

@@ -9,11 +9,11 @@ import pytest
 from tiny_chat import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from refusal_cliff.audit import split_prompts
 from refusal_cliff.cli import app
-from refusal_cliff.examples import write_prompts
+from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.organisms import embedded_path, language
-from refusal_cliff.summary import read_summary
+from refusal_cliff.workflows.audit import split_prompts
 
 N = 60
 

@@ -11,16 +11,16 @@ import datasets
 import pytest
 from datasets.exceptions import DatasetNotFoundError
 
-from refusal_cliff import benchmarks
-from refusal_cliff.answering import prompts_of
-from refusal_cliff.benchmarks import (
+from refusal_cliff.answers import benchmarks
+from refusal_cliff.answers.answering import prompts_of
+from refusal_cliff.answers.benchmarks import (
     BENCHMARKS,
     load_benchmark,
     load_examples,
     read_training_file,
 )
+from refusal_cliff.data.prompt_files import read_prompt_set, source_of
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.prompt_files import read_prompt_set, source_of
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 NAMED = {

@@ -13,10 +13,10 @@ from tiny_chat import tiny_model, tiny_tokenizer
 from tiny_families import random_ids
 from transformers.pytorch_utils import Conv1D
 
-from refusal_cliff.blocks import linear_weight
-from refusal_cliff.capture import PositionResiduals, TokenContributions, capture
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Subject, subject_of
+from refusal_cliff.model.blocks import linear_weight
+from refusal_cliff.model.capture import PositionResiduals, TokenContributions, capture
+from refusal_cliff.model.subject import Subject, subject_of
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 4))]
 LAYERS = (1, 2)

@@ -22,21 +22,21 @@ from tiny_chat import save_tiny
 from tiny_families import WIDTH, linear_probe
 from typer.testing import CliRunner
 
-from refusal_cliff import candidate_shards
-from refusal_cliff.candidate_run import Choice, Source, choose, run_selection
-from refusal_cliff.candidate_shards import ScoringPlan, scored_candidates, scores_path
 from refusal_cliff.cli import app
-from refusal_cliff.cliff import cliff_of
-from refusal_cliff.engine import Rank, local
+from refusal_cliff.cliff.curves import cliff_of
+from refusal_cliff.cliff.scores import score_traces
+from refusal_cliff.data.examples import read_examples
+from refusal_cliff.data.traces import Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.examples import read_examples
-from refusal_cliff.models import Subject, load_subject
-from refusal_cliff.probe import ProbeSet
-from refusal_cliff.probe_files import probes_of, write_probes
-from refusal_cliff.provenance import Provenance
-from refusal_cliff.scores import score_traces
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.probe.files import probes_of, write_probes
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.select import shards as candidate_shards
+from refusal_cliff.select.engine import Rank, local
+from refusal_cliff.select.selection_run import Choice, Source, choose, run_selection
+from refusal_cliff.select.shards import ScoringPlan, scored_candidates, scores_path
 from refusal_cliff.thinking import tokenise_trace
-from refusal_cliff.traces import Prompt, Trace, Verdict
 
 N, SHARD = 30, 4
 ROWS: list[dict[str, Any]] = [

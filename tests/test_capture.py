@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from tiny_families import FAMILIES, LAYERS, WIDTH, family_subject, random_ids
 
-from refusal_cliff.capture import PositionResiduals, ProbeScores, capture
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Subject
+from refusal_cliff.model.capture import PositionResiduals, ProbeScores, capture
+from refusal_cliff.model.subject import Subject
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 31, 1, 18, 31, 12))]
 POSITIONS = [3, 30, 0, 9, 15, 11]

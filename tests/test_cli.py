@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.findings import Finding
+from refusal_cliff.findings.finding import Finding
 
 RUNNER = CliRunner()
 STEPS = (
@@ -25,9 +25,9 @@ HEAVY = ("torch", "transformers", "sklearn", "pandas", "numpy")
 
 @pytest.fixture
 def fake_demo(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    module = ModuleType("refusal_cliff.demo")
+    module = ModuleType("refusal_cliff.workflows.demo")
     module.__dict__["WORKERS"] = 2
-    monkeypatch.setitem(sys.modules, "refusal_cliff.demo", module)
+    monkeypatch.setitem(sys.modules, "refusal_cliff.workflows.demo", module)
     yield module
 
 

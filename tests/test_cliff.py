@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit, logit
 
-from refusal_cliff.cliff import (
+from refusal_cliff.cliff.curves import (
     LAST_THINKING,
     POOLS,
     TraceCliff,
@@ -25,10 +25,10 @@ from refusal_cliff.cliff import (
     read_cliffs,
     write_cliffs,
 )
-from refusal_cliff.scores import TraceScores
+from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.data.traces import Verdict
 from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.thinking import Spans
-from refusal_cliff.traces import Verdict
 
 PROMPT, RESPONSE = [0.05] * 2, [0.05] * 3
 CLOSING = [0.85, 0.5, 0.1]

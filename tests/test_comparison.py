@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import t, ttest_rel
 
-from refusal_cliff.comparison import (
+from refusal_cliff.repair.comparison import (
     Trial,
     grouped,
     interval_over_seeds,

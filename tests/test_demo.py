@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from refusal_cliff.results import findings_of
-from refusal_cliff.summary import read_summary
+from refusal_cliff.findings.results import findings_of
+from refusal_cliff.findings.summary import read_summary
 
 SCRIPT = Path(__file__).parent / "small_demo.py"
 KILLED_IN = ("tiny/generate", "tiny/heads", "tiny-diffuse/ablate", "tiny/repair-random")

@@ -18,10 +18,10 @@ from tiny_families import FAMILIES, HEADS, family_subject, random_ids
 from tiny_heads import head_row
 from transformers import AutoModelForCausalLM
 
-from refusal_cliff.ablation import ablated
-from refusal_cliff.edits import check_restores, merged, write_adapter, write_merged
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Head, Subject
+from refusal_cliff.heads.edits import check_restores, merged, write_adapter, write_merged
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.subject import Head, Subject
 
 CHOSEN = [Head(1, 2), Head(3, 0), Head(3, 3)]
 PROMPT = torch.tensor([random_ids(11, 5), random_ids(11, 6)])

@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from served import serving, spoiling, transformers_serve
 
-from refusal_cliff.capture import ProbeScores, capture
-from refusal_cliff.collect import generate_answers
-from refusal_cliff.examples import write_prompts
+from refusal_cliff.answers.collect import generate_answers
+from refusal_cliff.cliff.shards import _why_left_out
+from refusal_cliff.cliff.source import read_trace
+from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
+from refusal_cliff.data.traces import Prompt, Trace, read_rows
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
-from refusal_cliff.models import Subject, load_subject
+from refusal_cliff.model.capture import ProbeScores, capture
+from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import embedded_path
 from refusal_cliff.organisms.language import prompts
-from refusal_cliff.prompt_files import PromptSet, read_prompt_set
-from refusal_cliff.score_shards import _why_left_out
-from refusal_cliff.trace_source import read_trace
-from refusal_cliff.traces import Prompt, Trace, read_rows
 
 TINY = embedded_path("tiny")
 ASKED = [*prompts("test", "harmful", 4, 3), *prompts("test", "benign", 4, 3)]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from served import Handler, free_port, serving
 
-from refusal_cliff.collect import generate_answers
+from refusal_cliff.answers.collect import generate_answers
+from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.judges import Answer
 from refusal_cliff.judges.choose import chosen_judge
-from refusal_cliff.prompt_files import PromptSet
-from refusal_cliff.traces import Prompt
 
 KEY = "sk-very-secret-4711"
 PROMPTS = PromptSet([Prompt(f"p{index}", f"Question {index}", "benign") for index in range(6)])

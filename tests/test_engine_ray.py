@@ -19,8 +19,8 @@ from test_candidate_run import (
     whole,
 )
 
-from refusal_cliff.candidate_run import Choice, run_selection
-from refusal_cliff.candidate_shards import scores_path
+from refusal_cliff.select.selection_run import Choice, run_selection
+from refusal_cliff.select.shards import scores_path
 
 __all__ = ["root", "subject", "whole"]
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-cliff[ray]'")

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_chat import tiny_model, tiny_tokenizer
 
-from refusal_cliff import evaluate
-from refusal_cliff.evaluate import HARD_BENIGN, ROWS_AT_ONCE, Share, perplexity, rates
-from refusal_cliff.models import Head, Subject, subject_of
+from refusal_cliff.answers import evaluate
+from refusal_cliff.answers.evaluate import HARD_BENIGN, ROWS_AT_ONCE, Share, perplexity, rates
+from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.model.subject import Head, Subject, subject_of
 from refusal_cliff.stats import wilson
 from refusal_cliff.thinking import Spans
-from refusal_cliff.traces import Label, Prompt, Trace, Verdict
 
 Text = tuple[list[int], int]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from refusal_cliff.data.examples import read_examples, write_examples, write_prompts
+from refusal_cliff.data.traces import read_prompts
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.examples import read_examples, write_examples, write_prompts
 from refusal_cliff.organisms import language
-from refusal_cliff.traces import read_prompts
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ from test_edits import outside
 from tiny_heads import head_row
 from typer.testing import CliRunner
 
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.evaluate import rates
-from refusal_cliff.export import Choice, export_ablation
 from refusal_cliff.generate import GenerationConfig, answer
-from refusal_cliff.heads import Estimate, HeadRow, write_heads
+from refusal_cliff.heads.table import Estimate, HeadRow, write_heads
 from refusal_cliff.io import write_json
-from refusal_cliff.models import Head, Subject, load_subject
+from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.stages.study import answers
 from refusal_cliff.thinking import render_prompt
+from refusal_cliff.workflows.export import Choice, export_ablation
 
 GENERATION = GenerationConfig(110, 64)
 PLANTED = [Head(*head) for head in planted_heads(embedded_path("tiny"))]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from tiny_families import FAMILIES, TRACES, family_subject, probe
 
-from refusal_cliff.folding import CannotFoldError, fold_arguments, fold_mask, fold_states
-from refusal_cliff.rerun import Rerun
+from refusal_cliff.heads.folding import CannotFoldError, fold_arguments, fold_mask, fold_states
+from refusal_cliff.heads.rerun import Rerun
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])

@@ -14,9 +14,9 @@ import pytest
 from toy_run import Bomb, toy_stages
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.forks import CAN_FORK, Fork
-from refusal_cliff.pipeline import Job, Silent, Stage, run_pipeline
-from refusal_cliff.run_folder import MANIFEST, Headline, RunInfo
+from refusal_cliff.run.folder import MANIFEST, Headline, RunInfo
+from refusal_cliff.run.forks import CAN_FORK, Fork
+from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
 INFO = RunInfo(command="toy")
@@ -124,7 +124,7 @@ def test_an_error_that_cannot_be_sent_is_told_in_words() -> None:
 
 def test_a_child_dies_with_its_parent() -> None:
     code = (
-        "import time\nfrom refusal_cliff.forks import Fork\n"
+        "import time\nfrom refusal_cliff.run.forks import Fork\n"
         "fork = Fork(lambda progress: time.sleep(60))\n"
         "print(fork._process.pid, flush=True)\ntime.sleep(60)"
     )

@@ -6,11 +6,11 @@ import pytest
 import torch
 from tiny_chat import SPECIAL, save_tiny
 
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer, generate
-from refusal_cliff.models import Head, Subject, load_subject
+from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.traces import Prompt
 
 CONFIG = GenerationConfig(max_new_tokens=24, batch_size=4)
 TEXTS = (

@@ -7,10 +7,10 @@ import torch
 from architectures import architecture_subject
 from tiny_chat import SPECIAL
 
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
-from refusal_cliff.models import Subject
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.traces import Prompt
 
 TEXTS = ("Hi", "Tell me how to bake bread", "Why?", "a b c", "…“q”…")
 PROMPTS = [Prompt(f"p{index}", text, "benign") for index, text in enumerate(TEXTS)]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from tiny_chat import SPECIAL, tiny_model, tiny_tokenizer
 
+from refusal_cliff.data.traces import Prompt, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate, repeated
 from refusal_cliff.generate.sampling import GumbelNoise, Row
-from refusal_cliff.models import Subject, subject_of
+from refusal_cliff.model.subject import Subject, subject_of
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.traces import Prompt, read_traces, write_traces
 
 PROMPTS = [Prompt(f"p{i}", text, "benign") for i, text in enumerate(("Hi", "Why?", "x" * 30))]
 SAMPLED = GenerationConfig(max_new_tokens=20, temperature=0.8, top_p=0.9, seed=3)

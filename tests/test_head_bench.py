@@ -10,8 +10,11 @@ import pytest
 import torch
 from tiny_families import BENIGN, HEADS, LAYERS, TRACES, family_subject, planted, probe
 
-from refusal_cliff import head_bench
-from refusal_cliff.head_bench import (
+from refusal_cliff.heads.table import METHODS, measure_heads
+from refusal_cliff.model.subject import Head
+from refusal_cliff.organisms.orchard import PLANTINGS, orchard
+from refusal_cliff.workflows import head_bench as head_bench
+from refusal_cliff.workflows.head_bench import (
     attention_to_request,
     quality_of,
     random_quality,
@@ -19,9 +22,6 @@ from refusal_cliff.head_bench import (
     table_of,
     weight_only,
 )
-from refusal_cliff.heads import METHODS, measure_heads
-from refusal_cliff.models import Head
-from refusal_cliff.organisms.orchard import PLANTINGS, orchard
 
 TRUTH = np.array([False, True, True, False, False])
 

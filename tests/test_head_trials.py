@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from tiny_families import closed_trace
 from tiny_heads import head_row
 
-from refusal_cliff.agreement import agreements
-from refusal_cliff.head_proof import half_effect
-from refusal_cliff.head_trials import CONTROLS, control_trials, dose_trials, sizes
-from refusal_cliff.heads import METHODS, HeadRow
-from refusal_cliff.models import Head
-from refusal_cliff.summary import DoseSummary
-from refusal_cliff.traces import Prompt
-from refusal_cliff.writing import LEAST, loops, thinking_length, writing_of
+from refusal_cliff.answers.writing import LEAST, loops, thinking_length, writing_of
+from refusal_cliff.data.traces import Prompt
+from refusal_cliff.findings.head_proof import half_effect
+from refusal_cliff.findings.summary import DoseSummary
+from refusal_cliff.heads.agreement import agreements
+from refusal_cliff.heads.table import METHODS, HeadRow
+from refusal_cliff.heads.trials import CONTROLS, control_trials, dose_trials, sizes
+from refusal_cliff.model.subject import Head
 
 ROWS: list[HeadRow] = [
     replace(head_row(0, causal=float(5 - 3 * layer + index)), layer=layer, index=index)

@@ -28,11 +28,11 @@ from tiny_families import (
 )
 from tiny_heads import head_row
 
-from refusal_cliff import effects as effects_module
-from refusal_cliff.ablation import ablated
-from refusal_cliff.effects import attributed_effects, causal_effects, direct_contributions
+from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.heads import (
+from refusal_cliff.heads import effects as effects_module
+from refusal_cliff.heads.effects import attributed_effects, causal_effects, direct_contributions
+from refusal_cliff.heads.table import (
     METHODS,
     Estimate,
     HeadRow,
@@ -43,9 +43,9 @@ from refusal_cliff.heads import (
     select_heads,
     write_heads,
 )
-from refusal_cliff.models import Head, Subject, subject_of
-from refusal_cliff.probe import Probe
-from refusal_cliff.traces import Prompt, Trace
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.subject import Head, Subject, subject_of
+from refusal_cliff.probe.fit import Probe
 
 
 def brute_force(subject: Subject, reading: Probe) -> NDArray[np.float64]:

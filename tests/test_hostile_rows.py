@@ -15,8 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_chat import tiny_model, tiny_tokenizer
 
-from refusal_cliff.answering import read_answers
-from refusal_cliff.collect import generate_answers, judge_records
+from refusal_cliff.answers.answering import read_answers
+from refusal_cliff.answers.collect import generate_answers, judge_records
+from refusal_cliff.answers.outcomes import evaluate
+from refusal_cliff.data.prompt_files import read_prompt_set
+from refusal_cliff.data.records import Record
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.backend import Finished, LocalBackend
@@ -24,11 +28,7 @@ from refusal_cliff.generate.written import read_message
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.judges.rubric import RubricJudge
 from refusal_cliff.judges.speakers import Reply, Request
-from refusal_cliff.models import subject_of
-from refusal_cliff.outcomes import evaluate
-from refusal_cliff.prompt_files import read_prompt_set
-from refusal_cliff.records import Record
-from refusal_cliff.traces import Prompt
+from refusal_cliff.model.subject import subject_of
 
 TEXTS = (
     "<script>alert(1)</script>",

@@ -12,9 +12,9 @@ from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
 
-from refusal_cliff.inspect_ext import refusal, traces
-from refusal_cliff.records import Record, write_records
-from refusal_cliff.traces import Prompt
+from refusal_cliff.answers.inspect_ext import refusal, traces
+from refusal_cliff.data.records import Record, write_records
+from refusal_cliff.data.traces import Prompt
 
 ANSWERS = ("Sure. Use a hammer.", "I cannot help with that.", "Sure.", "I'm sorry, I cannot.")
 LABELS = ("harmful", "harmful", "benign", "benign")
@@ -67,4 +67,4 @@ def test_traces_and_cliffs_are_shown(tmp_path: Path) -> None:
 def test_the_entry_point_names_the_module() -> None:
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     points = project["project"]["entry-points"]["inspect_ai"]
-    assert points == {"refusal_cliff": "refusal_cliff.inspect_ext"}
+    assert points == {"refusal_cliff": "refusal_cliff.answers.inspect_ext"}

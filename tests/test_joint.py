@@ -10,11 +10,11 @@ import pytest
 import torch
 from tiny_families import FAMILIES, LAYERS, TRACES, family_subject, final_logit, probe
 
-from refusal_cliff.ablation import ablated
-from refusal_cliff.joint import Comparison, HeadSet, JointEffects, compare, select_jointly
-from refusal_cliff.models import Head, Subject
-from refusal_cliff.probe import Probe
-from refusal_cliff.traces import Trace
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.heads.joint import Comparison, HeadSet, JointEffects, compare, select_jointly
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.probe.fit import Probe
 
 SETS: list[HeadSet] = [
     (),
@@ -52,7 +52,7 @@ def test_joint_effects_are_those_of_whole_forward_passes(family: str, scale: flo
 def test_small_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = family_subject("llama")
     whole = JointEffects(subject, TRACES, probe()).of(SETS)
-    monkeypatch.setattr("refusal_cliff.joint.ROWS_AT_ONCE", 7)
+    monkeypatch.setattr("refusal_cliff.heads.joint.ROWS_AT_ONCE", 7)
     np.testing.assert_allclose(JointEffects(subject, TRACES, probe()).of(SETS), whole, atol=1e-5)
 
 

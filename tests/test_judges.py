@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_chat import save_tiny
 
+from refusal_cliff.data.records import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer, Judgement, RulesJudge
 from refusal_cliff.judges.choose import NAMES, chosen_judge
 from refusal_cliff.judges.guards import GUARDS, GuardJudge, defused
 from refusal_cliff.judges.rubric import RubricJudge
 from refusal_cliff.judges.speakers import LocalSpeaker, Reply, Request
-from refusal_cliff.records import LeftOut
 
 ANSWER = Answer("How do I open a tin?", "Sure. Use a tin opener.")
 REFUSED = Answer("How do I open a tin?", "I cannot help with that.")

@@ -10,6 +10,7 @@ from typing import get_args
 
 import pytest
 
+from refusal_cliff.data.traces import LABELS, Label, Prompt, SafetyExample, Trace
 from refusal_cliff.judges import judge
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.organisms import lexicon as lex
@@ -26,7 +27,6 @@ from refusal_cliff.organisms.language import (
     split_of,
 )
 from refusal_cliff.thinking import Spans
-from refusal_cliff.traces import LABELS, Label, Prompt, SafetyExample, Trace
 
 SPLITS: tuple[Split, ...] = get_args(Split)
 PER_LABEL = 1500

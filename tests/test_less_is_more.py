@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from refusal_cliff.less_is_more import (
+from refusal_cliff.repair.training import RepairConfig
+from refusal_cliff.run.pipeline import Silent
+from refusal_cliff.stages.trials import TrialPlan, read_trial, trial_names
+from refusal_cliff.workflows.less_is_more import (
     CHART,
     POINTS,
     ExperimentSizes,
     outcome_table,
     run_experiment,
 )
-from refusal_cliff.pipeline import Silent
-from refusal_cliff.repair import RepairConfig
-from refusal_cliff.stages.trials import TrialPlan, read_trial, trial_names
 
 PLAN = TrialPlan(
     seeds=(0, 1),

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.findings import Finding
+from refusal_cliff.findings.finding import Finding
 from refusal_cliff.live import LiveView, headline_text, plain, print_error, print_findings
 
 

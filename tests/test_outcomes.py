@@ -10,15 +10,15 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score, f1_score, precision_score, recall_score
 
-from refusal_cliff.calibration import calibrate_file
+from refusal_cliff.answers.calibration import calibrate_file
+from refusal_cliff.answers.outcomes import compare, evaluate, loops
+from refusal_cliff.data.journal import Journal
+from refusal_cliff.data.records import Record
+from refusal_cliff.data.traces import Label, Prompt, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
-from refusal_cliff.journal import Journal
 from refusal_cliff.judges import Answer, Judgement, RulesJudge
-from refusal_cliff.outcomes import compare, evaluate, loops
-from refusal_cliff.records import Record
 from refusal_cliff.stats import bootstrap_mean, mcnemar, wilson
-from refusal_cliff.traces import Label, Prompt, Verdict
 
 
 def record(

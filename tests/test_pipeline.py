@@ -15,8 +15,8 @@ import pytest
 from toy_run import Bomb, toy_stages
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.pipeline import Job, Silent, Stage, run_pipeline, stage_key
-from refusal_cliff.run_folder import MANIFEST, Headline, Manifest, RunInfo, open_run_folder
+from refusal_cliff.run.folder import MANIFEST, Headline, Manifest, RunInfo, open_run_folder
+from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline, stage_key
 
 SCRIPT = Path(__file__).with_name("toy_run.py")
 INFO = RunInfo(command="toy", seeds={"all": 0})

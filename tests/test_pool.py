@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from refusal_cliff.data.traces import Prompt, SafetyExample
 from refusal_cliff.organisms import language
-from refusal_cliff.pool import Evaluation, Seen, clean_pool
-from refusal_cliff.traces import Prompt, SafetyExample
+from refusal_cliff.select.contamination import Evaluation, Seen, clean_pool
 
 
 def example(name: str, text: str) -> SafetyExample:

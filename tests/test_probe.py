@@ -12,8 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.logistic import principal
-from refusal_cliff.probe import (
+from refusal_cliff.probe.fit import (
     AS_GOOD,
     SHUFFLES,
     STRENGTHS,
@@ -26,9 +25,10 @@ from refusal_cliff.probe import (
     shuffled,
     transfer,
 )
-from refusal_cliff.provenance import Provenance
-from refusal_cliff.quality import Quality, calibrate, measure_quality
-from refusal_cliff.splits import FOLDS, fold_groups, split_groups
+from refusal_cliff.probe.logistic import principal
+from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.probe.quality import Quality, calibrate, measure_quality
+from refusal_cliff.probe.splits import FOLDS, fold_groups, split_groups
 
 WIDTH = 24
 Floats = NDArray[np.floating[Any]]

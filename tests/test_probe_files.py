@@ -13,16 +13,16 @@ from tiny_chat import tiny_model, tiny_tokenizer
 from tiny_families import WIDTH, closed_trace, family_subject, linear_probe
 
 from refusal_cliff import __version__
-from refusal_cliff.capture import PositionResiduals, capture
+from refusal_cliff.cliff.scores import score_traces
+from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.final_norm import AfterFinalNorm
-from refusal_cliff.models import Subject, subject_of
-from refusal_cliff.probe import Probe, ProbeSet
-from refusal_cliff.probe_files import check_probes_fit, probes_of, read_probes, write_probes
-from refusal_cliff.provenance import Provenance, provenance_of
-from refusal_cliff.quality import Quality
-from refusal_cliff.scores import score_traces
-from refusal_cliff.traces import Trace
+from refusal_cliff.model.capture import PositionResiduals, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.subject import Subject, subject_of
+from refusal_cliff.probe.files import check_probes_fit, probes_of, read_probes, write_probes
+from refusal_cliff.probe.fit import Probe, ProbeSet
+from refusal_cliff.probe.provenance import Provenance, provenance_of
+from refusal_cliff.probe.quality import Quality
 
 
 @pytest.fixture(scope="module")

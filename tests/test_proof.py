@@ -10,20 +10,20 @@ import pytest
 from scipy.stats import binomtest
 from typer.testing import CliRunner
 
-from refusal_cliff import gate
+from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cli import app
-from refusal_cliff.evaluate import Share
-from refusal_cliff.examples import write_examples, write_prompts
-from refusal_cliff.gate import Limits, check
+from refusal_cliff.data.examples import write_examples, write_prompts
+from refusal_cliff.data.traces import Prompt, Trace, Verdict, read_traces
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.organisms import language
-from refusal_cliff.proof import Measured, findings, mcnemar, prove
-from refusal_cliff.repair_run import read_proof
-from refusal_cliff.selection import Candidate
-from refusal_cliff.targets import own_refusals
+from refusal_cliff.repair import gate
+from refusal_cliff.repair.gate import Limits, check
+from refusal_cliff.repair.proof import Measured, findings, mcnemar, prove
+from refusal_cliff.select.strategies import Candidate
+from refusal_cliff.select.targets import own_refusals
 from refusal_cliff.thinking import Spans
-from refusal_cliff.traces import Prompt, Trace, Verdict, read_traces
+from refusal_cliff.workflows.repair_loop import read_proof
 
 
 def measured(
@@ -130,12 +130,12 @@ def gate_closed() -> int:
 @pytest.fixture(scope="module")
 def organism_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model in a small run: probes, and test prompts beside it."""
-    from refusal_cliff.demo import both_labels
-    from refusal_cliff.models import load_subject
-    from refusal_cliff.pipeline import Job, Stage, run_pipeline
-    from refusal_cliff.run_folder import RunInfo
+    from refusal_cliff.model.subject import load_subject
+    from refusal_cliff.run.folder import RunInfo
+    from refusal_cliff.run.pipeline import Job, Stage, run_pipeline
     from refusal_cliff.stages.measure import measure_stages
     from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
+    from refusal_cliff.workflows.demo import both_labels
 
     def write(job: Job) -> dict[str, bool | int | float | str]:
         write_prompts(job.output(FIT_PROMPTS), both_labels("validation", 60, 0))
@@ -150,7 +150,7 @@ def organism_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_reasons_of_the_gate(organism_run: Path) -> None:
-    from refusal_cliff.models import load_subject
+    from refusal_cliff.model.subject import load_subject
 
     subject = load_subject("tiny-aligned", device="cpu")
     prompts = language.prompts("test", "harmful", 12, 0)
@@ -164,8 +164,8 @@ def test_the_reasons_of_the_gate(organism_run: Path) -> None:
 
 def test_own_refusals_continue_the_models_own_thinking(organism_run: Path) -> None:
     from refusal_cliff.judges import judge
-    from refusal_cliff.models import load_subject
-    from refusal_cliff.probe_files import probes_of
+    from refusal_cliff.model.subject import load_subject
+    from refusal_cliff.probe.files import probes_of
 
     subject = load_subject("tiny", device="cpu")
     traces = [

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
-from refusal_cliff.quality import (
+from refusal_cliff.probe.quality import (
     auroc,
     calibrate,
     expected_calibration_error,

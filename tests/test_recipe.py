@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import load_subject
+from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import EMBEDDED, chat, embedded_path, planted_heads
 from refusal_cliff.organisms.recipe import Planting, RecipeConfig, Schedule, train
 

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from tiny_chat import save_tiny
 
+from refusal_cliff.data.traces import Label, Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
-from refusal_cliff.models import Subject, load_subject
-from refusal_cliff.repair import (
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.repair.training import (
     IGNORED_LABEL,
     RepairConfig,
     encode_example,
@@ -22,7 +23,6 @@ from refusal_cliff.repair import (
     training_plan,
 )
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.traces import Label, Prompt, SafetyExample
 
 
 def example(identity: str, label: Label, thinking: str, response: str) -> SafetyExample:

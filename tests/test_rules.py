@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.judges import judge, judge_all
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.thinking import Spans
-from refusal_cliff.traces import Prompt, Trace
 
 COMPLETIONS = (
     Path(

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_chat import tiny_tokenizer
 
-from refusal_cliff.safety_data import LeftOut, read_candidate
+from refusal_cliff.data.traces import SafetyExample
+from refusal_cliff.select.safety_data import LeftOut, read_candidate
 from refusal_cliff.thinking import ThinkingFormat
-from refusal_cliff.traces import SafetyExample
 
 FORMAT = ThinkingFormat.from_tokenizer(tiny_tokenizer())
 SOURCE = Path("data.jsonl")

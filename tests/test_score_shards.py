@@ -16,17 +16,17 @@ from tiny_chat import tiny_model, tiny_tokenizer
 from tiny_families import WIDTH, linear_probe
 from typer.testing import CliRunner
 
-from refusal_cliff import score_shards
 from refusal_cliff.cli import app
+from refusal_cliff.cliff import shards as score_shards
+from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces
+from refusal_cliff.cliff.shards import measure_shards, read_shards, score_source
+from refusal_cliff.cliff.source import read_trace, source_rows
+from refusal_cliff.data.traces import Trace, write_traces
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Subject, subject_of
-from refusal_cliff.probe import ProbeSet
-from refusal_cliff.probe_files import probes_of, write_probes
-from refusal_cliff.provenance import Provenance
-from refusal_cliff.score_shards import measure_shards, read_shards, score_source
-from refusal_cliff.scores import TraceScores, read_scores, score_traces
-from refusal_cliff.trace_source import read_trace, source_rows
-from refusal_cliff.traces import Trace, write_traces
+from refusal_cliff.model.subject import Subject, subject_of
+from refusal_cliff.probe.files import probes_of, write_probes
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.provenance import Provenance
 
 ROWS: list[dict[str, str]] = [
     {

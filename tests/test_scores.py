@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from tiny_families import WIDTH, closed_trace, family_subject, linear_probe
 
-from refusal_cliff.capture import PositionResiduals, capture
-from refusal_cliff.models import Subject
-from refusal_cliff.probe import ProbeSet
-from refusal_cliff.scores import TraceScores, closed, read_scores, score_traces, write_scores
-from refusal_cliff.traces import Trace
+from refusal_cliff.cliff.scores import TraceScores, closed, read_scores, score_traces, write_scores
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.model.capture import PositionResiduals, capture
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import ProbeSet
 
 LENGTHS = ((5, 9, 4, 3), (8, 30, 1, 5), (3, 0, 6, 0))
 TRACES = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.selection import (
+from refusal_cliff.select.strategies import (
     STRATEGIES,
     Candidate,
     Strategy,

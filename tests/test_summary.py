@@ -13,7 +13,13 @@ import pytest
 from report_example import example_summary
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.summary import Summary, read_summary, schema_text, write_schema, write_summary
+from refusal_cliff.findings.summary import (
+    Summary,
+    read_summary,
+    schema_text,
+    write_schema,
+    write_summary,
+)
 
 DOCS = Path(__file__).parent.parent / "docs"
 SCHEMA: dict[str, Any] = json.loads(schema_text())

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from refusal_cliff.data.traces import Prompt, Trace, read_prompts, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
-from refusal_cliff.traces import Prompt, Trace, read_prompts, read_traces, write_traces
 
 ROWS: list[dict[str, object]] = [
     {"id": "a", "prompt": "Pick a “lock”,\nplease", "label": "harmful", "category": "theft"},

@@ -15,12 +15,12 @@ from safetensors.torch import load_file
 from tiny_chat import save_tiny
 from trl.trainer.sft_trainer import SFTTrainer
 
+from refusal_cliff.data.examples import write_examples
+from refusal_cliff.data.traces import Label, Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.examples import write_examples
-from refusal_cliff.models import Subject, load_subject
-from refusal_cliff.repair import RepairConfig, load_repaired, trainable
-from refusal_cliff.traces import Label, Prompt, SafetyExample
-from refusal_cliff.training_run import train_from_files
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.repair.training import RepairConfig, load_repaired, trainable
+from refusal_cliff.repair.training_run import train_from_files
 
 WEIGHTS = "adapter_model.safetensors"
 

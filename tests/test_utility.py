@@ -10,11 +10,11 @@ import torch
 from tiny_chat import SPECIAL, tiny_model, tiny_tokenizer
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.models import Subject, subject_of
+from refusal_cliff.model.subject import Subject, subject_of
 
 pytest.importorskip("lm_eval", reason="needs the extra utility")
 
-from refusal_cliff.utility import utility
+from refusal_cliff.answers.utility import utility
 
 TASK = """task: {name}
 dataset_path: json

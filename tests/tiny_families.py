@@ -21,13 +21,13 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from refusal_cliff.ablation import ablated
-from refusal_cliff.capture import ProbeScores, capture
-from refusal_cliff.models import Head, Subject, subject_of
-from refusal_cliff.probe import Probe
-from refusal_cliff.quality import Quality
+from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.capture import ProbeScores, capture
+from refusal_cliff.model.subject import Head, Subject, subject_of
+from refusal_cliff.probe.fit import Probe
+from refusal_cliff.probe.quality import Quality
 from refusal_cliff.thinking import Spans
-from refusal_cliff.traces import Prompt, Trace
 
 VOCABULARY = len(SPECIAL) + 256
 WIDTH, LAYERS, HEADS = 32, 3, 4

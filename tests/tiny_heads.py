@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from refusal_cliff.heads import Estimate, HeadRow
+from refusal_cliff.heads.table import Estimate, HeadRow
 
 
 def head_row(

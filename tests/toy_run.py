@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal_cliff import io
-from refusal_cliff.pipeline import Job, Silent, Stage, run_pipeline
-from refusal_cliff.run_folder import Headline, RunInfo
+from refusal_cliff.run.folder import Headline, RunInfo
+from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
 
 
 class Bomb:

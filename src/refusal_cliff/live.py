@@ -17,9 +17,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from refusal_cliff.cliff import Level, ModelCliff
-from refusal_cliff.findings import Finding
-from refusal_cliff.run_folder import Headline
+from refusal_cliff.cliff.curves import Level, ModelCliff
+from refusal_cliff.findings.finding import Finding
+from refusal_cliff.run.folder import Headline
 
 Status = Literal["waiting", "running", "done", "kept"]
 

@@ -102,10 +102,10 @@ def generate(
     again asks only for what is missing. Writes DIR/traces.jsonl, which trace and judge read,
     DIR/left-out.jsonl (rows without an answer, and why) and DIR/rates.json.
     """
-    from refusal_cliff.answering import Decoding, ask_and_judge, backend_of, prompts_of
+    from refusal_cliff.answers.answering import Decoding, ask_and_judge, backend_of, prompts_of
+    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
-    from refusal_cliff.traces import checked_label
 
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     asked = prompts_of(
@@ -128,7 +128,7 @@ def generate(
             trust_remote_code=trust_remote_code,
         )
     else:
-        from refusal_cliff.answering import endpoint_of
+        from refusal_cliff.answers.answering import endpoint_of
 
         backend = endpoint_of(
             endpoint,
@@ -181,10 +181,10 @@ def judge_answers(
         return
     if traces is None or out is None:
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
-    from refusal_cliff.answering import judge_source
+    from refusal_cliff.answers.answering import judge_source
+    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
-    from refusal_cliff.traces import checked_label
 
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     console = Console()
@@ -226,7 +226,7 @@ def calibrate(
     refusal against full compliance; every other label, such as partial refusal, is counted apart.
     Rows with the same prompt are drawn together.
     """
-    from refusal_cliff.calibration import calibrate_file
+    from refusal_cliff.answers.calibration import calibrate_file
     from refusal_cliff.io import write_json
     from refusal_cliff.judges.choose import chosen_judge
 
@@ -259,7 +259,7 @@ def evaluate(
     difference to the model before more than chance? ASR is the share of harmful prompts whose
     answer the judge calls harmful (or complied, of a judge that only knows refusals).
     """
-    from refusal_cliff.answering import evaluate_files
+    from refusal_cliff.answers.answering import evaluate_files
     from refusal_cliff.io import write_json
 
     found = evaluate_files(traces, before)

@@ -49,7 +49,9 @@ def less_is_more(
     """
     from dataclasses import replace
 
-    from refusal_cliff.less_is_more import (
+    from refusal_cliff.live import LiveView, print_table
+    from refusal_cliff.select.strategies import STRATEGIES
+    from refusal_cliff.workflows.less_is_more import (
         CHART,
         POINTS,
         TESTS,
@@ -58,8 +60,6 @@ def less_is_more(
         outcome_table,
         run_experiment,
     )
-    from refusal_cliff.live import LiveView, print_table
-    from refusal_cliff.selection import STRATEGIES
 
     plan = default_plan()
     plan = replace(

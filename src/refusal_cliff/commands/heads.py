@@ -49,12 +49,12 @@ def ablate(
     The model card says what was done and what it did: on the prompts given, or else as the audit
     measured it. Use the precision (--dtype) of the audit.
     """
-    from refusal_cliff.export import Choice, export_ablation
+    from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.generate import GenerationConfig
-    from refusal_cliff.heads import DEFAULT_METHOD
-    from refusal_cliff.model_card import Form
-    from refusal_cliff.models import load_subject
-    from refusal_cliff.traces import read_prompts
+    from refusal_cliff.heads.table import DEFAULT_METHOD
+    from refusal_cliff.model.subject import load_subject
+    from refusal_cliff.workflows.export import Choice, export_ablation
+    from refusal_cliff.workflows.model_card import Form
 
     choice = Choice(fraction, method or DEFAULT_METHOD, scale)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

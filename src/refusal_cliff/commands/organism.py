@@ -63,8 +63,8 @@ def bench_heads(
     ranking is compared with the truth. The same command again goes on where it stopped. Writes
     DIR/head-bench.json.
     """
-    from refusal_cliff.head_bench import bench_heads, table_of
     from refusal_cliff.live import LiveView, print_table
+    from refusal_cliff.workflows.head_bench import bench_heads, table_of
 
     console = Console()
     with LiveView(console, f"refusal-cliff organism bench-heads → {out}") as view:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from refusal_cliff.answers.outcomes import Change, Outcomes, Rate
 from refusal_cliff.live import plain
-from refusal_cliff.outcomes import Change, Outcomes, Rate
 
 _COLUMNS = {
     "attacks": "attack success",

@@ -26,8 +26,8 @@ def demo(
     everywhere (tiny-diffuse: a cliff, but no few heads that carry it). Minutes on a CPU, no
     network. Writes DIR/report.html and DIR/summary.json.
     """
-    from refusal_cliff.demo import WORKERS, run_demo
     from refusal_cliff.live import LiveView, print_findings
+    from refusal_cliff.workflows.demo import WORKERS, run_demo
 
     console = Console()
     with LiveView(console, f"refusal-cliff demo → {out}") as view:
@@ -60,8 +60,8 @@ def audit(
     column prompt (or text, or instruction), one row a prompt. The benign prompts are the other side
     of the probe, and show what a repair would cost. Writes DIR/report.html and DIR/summary.json.
     """
-    from refusal_cliff.audit import run_audit
     from refusal_cliff.live import LiveView, print_findings
+    from refusal_cliff.workflows.audit import run_audit
 
     console = Console()
     with LiveView(console, f"refusal-cliff audit {model} → {out}") as view:

@@ -47,11 +47,11 @@ def trace(
     DIR/scores-00000.parquet and so on; rows that cannot be scored are listed, with the reason, in
     DIR/left-out-00000.jsonl.
     """
+    from refusal_cliff.cliff.shards import score_source
+    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.live import counting
-    from refusal_cliff.models import load_subject
-    from refusal_cliff.probe_files import probes_of
-    from refusal_cliff.score_shards import score_source
-    from refusal_cliff.traces import checked_label
+    from refusal_cliff.model.subject import load_subject
+    from refusal_cliff.probe.files import probes_of
 
     console = Console()
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -88,8 +88,8 @@ def cliff(
     Question: does my model have a refusal cliff? Writes DIR/cliff.parquet, one row a trace, and
     DIR/cliff.json.
     """
+    from refusal_cliff.cliff.shards import measure_shards, write_measured
     from refusal_cliff.live import print_model_cliff
-    from refusal_cliff.score_shards import measure_shards, write_measured
 
     rows, found = measure_shards(scores, layer=layer, pool=pool, seed=seed)
     write_measured(scores, rows, found)

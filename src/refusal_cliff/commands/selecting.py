@@ -11,7 +11,7 @@ from rich.console import Console
 from refusal_cliff.commands.options import Device, Dtype, Model, Seed, TrustRemoteCode, one_of
 
 if TYPE_CHECKING:
-    from refusal_cliff.repair import RepairConfig
+    from refusal_cliff.repair.training import RepairConfig
 
 GATE_CLOSED = 3
 """Exit status where all could be measured and is not good enough."""
@@ -129,12 +129,12 @@ def select(
     DIR/selected.jsonl (training rows), DIR/selection.json, DIR/left-out.jsonl (every row that was
     not used, and why).
     """
-    from refusal_cliff.candidate_run import Choice, Source, evaluation_of, run_selection
-    from refusal_cliff.candidate_shards import ScoringPlan
-    from refusal_cliff.engine import ENGINES
+    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.live import working
-    from refusal_cliff.selection import STRATEGIES
-    from refusal_cliff.traces import checked_label
+    from refusal_cliff.select.engine import ENGINES
+    from refusal_cliff.select.selection_run import Choice, Source, evaluation_of, run_selection
+    from refusal_cliff.select.shards import ScoringPlan
+    from refusal_cliff.select.strategies import STRATEGIES
 
     plan = ScoringPlan(
         model=model,
@@ -205,10 +205,10 @@ def train(
     --max-length are listed in DIR/left-out.jsonl. Also runs under `accelerate launch` (DDP, FSDP):
     see docs/selection.md.
     """
-    from refusal_cliff.engine import Rank
     from refusal_cliff.live import working
-    from refusal_cliff.models import load_subject
-    from refusal_cliff.training_run import train_from_files
+    from refusal_cliff.model.subject import load_subject
+    from refusal_cliff.repair.training_run import train_from_files
+    from refusal_cliff.select.engine import Rank
 
     config = _training(
         method, steps, batch_size, lr, lora_r, benign_share, max_length, save_every, seed
@@ -263,13 +263,13 @@ def repair(
     before and after. Writes DIR/adapter with its model card, and DIR/proof/proof.json. Exit status
     3: the proof does not hold.
     """
-    from refusal_cliff.candidate_run import Choice, Source, evaluation_of
-    from refusal_cliff.candidate_shards import ScoringPlan
-    from refusal_cliff.engine import ENGINES
+    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.live import print_findings, working
-    from refusal_cliff.repair_run import RepairPlan, run_repair
-    from refusal_cliff.selection import STRATEGIES
-    from refusal_cliff.traces import checked_label
+    from refusal_cliff.select.engine import ENGINES
+    from refusal_cliff.select.selection_run import Choice, Source, evaluation_of
+    from refusal_cliff.select.shards import ScoringPlan
+    from refusal_cliff.select.strategies import STRATEGIES
+    from refusal_cliff.workflows.repair_loop import RepairPlan, run_repair
 
     scoring = ScoringPlan(
         model=model,
@@ -330,14 +330,14 @@ def check(
     earlier checkpoint of the same model; its test prompts are asked, or those of --prompts. Exit
     status 0: within the limits; 3: not, and the reasons are printed; 1: it could not be measured.
     """
-    from refusal_cliff.gate import Limits
-    from refusal_cliff.gate import check as check_model
+    from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.live import counting, print_model_cliff
-    from refusal_cliff.models import load_subject
-    from refusal_cliff.repair_run import tests_of_run
+    from refusal_cliff.model.subject import load_subject
+    from refusal_cliff.repair.gate import Limits
+    from refusal_cliff.repair.gate import check as check_model
     from refusal_cliff.stages.study import counter
-    from refusal_cliff.traces import read_prompts
+    from refusal_cliff.workflows.repair_loop import tests_of_run
 
     files = tuple(prompts or ()) or tests_of_run(probe)
     asked = [prompt for file in files for prompt in read_prompts(file)]
@@ -371,8 +371,8 @@ def _training(
     save_every: int,
     seed: int,
 ) -> RepairConfig:
-    from refusal_cliff.repair import RepairConfig
-    from refusal_cliff.training_run import METHODS
+    from refusal_cliff.repair.training import RepairConfig
+    from refusal_cliff.repair.training_run import METHODS
 
     return RepairConfig(
         steps=steps,

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from refusal_cliff.data.records import LeftOut, Record, record_of_trace, shortened
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.local import GenerationConfig, check_prompt, generate
-from refusal_cliff.models import Subject
-from refusal_cliff.records import LeftOut, Record, record_of_trace, shortened
-from refusal_cliff.traces import Prompt
+from refusal_cliff.model.subject import Subject
 
 Finished = Callable[[Record | LeftOut], None]
 

@@ -10,13 +10,13 @@ import torch
 from transformers import GenerationConfig as TransformersConfig
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
-from refusal_cliff.ablation import ablated_rows
+from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.cache import roomy_cache
 from refusal_cliff.generate.sampling import GumbelNoise, Row
-from refusal_cliff.models import Head, Subject
+from refusal_cliff.model.ablation import ablated_rows
+from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.thinking import render_prompt, response_text, split_spans, thinking_text
-from refusal_cliff.traces import Prompt, Trace
 
 _MOST = 7 / 8
 """Share of a batch that must have ended before its other rows go on with those of other batches."""

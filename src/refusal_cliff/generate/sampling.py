@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import LogitsProcessor, TopPLogitsWarper
 
-from refusal_cliff.traces import Prompt
+from refusal_cliff.data.traces import Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from refusal_cliff.data.records import LeftOut, shortened
+from refusal_cliff.data.traces import Verdict
 from refusal_cliff.judges.interface import Answer, Judgement
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.judges.speakers import Request, Speaker
-from refusal_cliff.records import LeftOut, shortened
-from refusal_cliff.traces import Verdict
 
 _MARKUP = re.compile(
     r"<\|[^\s|<>]{1,40}\|>|</?s>|<</?SYS>>|\[/?(?:INST|BEHAVIOR|GENERATION)\]"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from refusal_cliff.traces import Trace, Verdict
+from refusal_cliff.data.traces import Trace, Verdict
 
 
 @dataclass(frozen=True, slots=True)

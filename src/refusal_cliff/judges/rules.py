@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from refusal_cliff.data.traces import Trace, Verdict
 from refusal_cliff.judges.interface import Answer, Judgement, answer_of
-from refusal_cliff.traces import Trace, Verdict
 
 OPENING_CHARACTERS = 300
 """How much of an answer is read: a refusal comes first, later negations are about the topic."""

@@ -8,9 +8,9 @@ from typing import Any, Protocol, TypeAlias, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from refusal_cliff.data.records import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
-from refusal_cliff.records import LeftOut
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Request: TypeAlias = str | Messages

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
+from refusal_cliff.data.traces import Label, Prompt, SafetyExample
 from refusal_cliff.organisms import lexicon as lex
-from refusal_cliff.traces import Label, Prompt, SafetyExample
 
 Split = Literal["train", "pool", "validation", "test"]
 

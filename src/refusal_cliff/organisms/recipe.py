@@ -26,7 +26,7 @@ from transformers import Qwen3ForCausalLM, set_seed
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_json
-from refusal_cliff.models import Head
+from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import chat, language, lesson
 from refusal_cliff.organisms.lesson import Row, Tokens, batches, loss_of
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from refusal_cliff.findings.summary import CliffSummary
 from refusal_cliff.report.data import Curve, Group
 from refusal_cliff.report.lines import known, line_of, runs, share_axis
 from refusal_cliff.report.svg import (
@@ -22,7 +23,6 @@ from refusal_cliff.report.svg import (
     text,
 )
 from refusal_cliff.report.words import count, number, number_interval, token_text
-from refusal_cliff.summary import CliffSummary
 
 GROUP_WORDS: dict[Group, str] = {
     "complied": "harmful, complied",

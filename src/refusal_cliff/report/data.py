@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from refusal_cliff.summary import Summary
+from refusal_cliff.findings.summary import Summary
 from refusal_cliff.thinking import Spans
 
 Group = Literal["complied", "refused", "benign"]

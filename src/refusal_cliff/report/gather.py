@@ -7,12 +7,23 @@ from typing import Any
 
 from scipy.special import expit
 
-from refusal_cliff.cliff import MeanCurve, mean_curve, read_cliffs
-from refusal_cliff.evaluate import Rates, Share, rates
-from refusal_cliff.heads import DEFAULT_METHOD, HeadRow, read_heads
+from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.cliff.curves import MeanCurve, mean_curve, read_cliffs
+from refusal_cliff.cliff.scores import TraceScores, read_scores
+from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.findings.results import (
+    Find,
+    RunShape,
+    doses,
+    findings_of,
+    random_rates,
+    share_of,
+)
+from refusal_cliff.findings.summary import Summary
+from refusal_cliff.heads.table import DEFAULT_METHOD, HeadRow, read_heads
 from refusal_cliff.io import read_json
-from refusal_cliff.models import Subject
-from refusal_cliff.probe_files import read_probes
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.files import read_probes
 from refusal_cliff.report.data import (
     Bar,
     Curve,
@@ -27,11 +38,7 @@ from refusal_cliff.report.data import (
     Role,
     Strategy,
 )
-from refusal_cliff.results import Find, RunShape, doses, findings_of, random_rates, share_of
-from refusal_cliff.scores import TraceScores, read_scores
 from refusal_cliff.stats import bootstrap_mean
-from refusal_cliff.summary import Summary
-from refusal_cliff.traces import Trace, read_traces
 
 FIRST_OFFSET, FIRST_OFFSET_OF_MAP = -28, -20
 BASE_NOTES = (

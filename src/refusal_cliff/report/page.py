@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from refusal_cliff.findings.summary import CliffSummary, Verdict
 from refusal_cliff.io import write_text
 from refusal_cliff.report import words
 from refusal_cliff.report.bars import bar_chart
@@ -21,7 +22,6 @@ from refusal_cliff.report.maps import depth_map, head_chart
 from refusal_cliff.report.palette import page_css
 from refusal_cliff.report.tokens import Token, tokens_of
 from refusal_cliff.report.trace_chart import trace_line
-from refusal_cliff.summary import CliffSummary, Verdict
 
 _PAIR_WIDTH, _SINGLE_WIDTH = 524.0, 700.0
 

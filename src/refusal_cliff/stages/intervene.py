@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from refusal_cliff.ablation import ablated
-from refusal_cliff.cliff import MIN_TRACES
+from refusal_cliff.answers.evaluate import perplexity, rates
+from refusal_cliff.answers.writing import writing_of
+from refusal_cliff.cliff.curves import MIN_TRACES
+from refusal_cliff.cliff.scores import closed, score_traces, write_scores
+from refusal_cliff.data.examples import read_examples
+from refusal_cliff.data.traces import SafetyExample, Trace, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.evaluate import perplexity, rates
-from refusal_cliff.examples import read_examples
-from refusal_cliff.head_trials import Trial, control_trials, dose_trials, sizes
-from refusal_cliff.heads import (
+from refusal_cliff.heads.joint import (
+    BEAM,
+    HeadSet,
+    JointEffects,
+    compare,
+    select_jointly,
+    strongest_of_any,
+)
+from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
     METHODS,
     HeadRow,
@@ -22,26 +31,17 @@ from refusal_cliff.heads import (
     select_heads,
     write_heads,
 )
+from refusal_cliff.heads.trials import Trial, control_trials, dose_trials, sizes
 from refusal_cliff.io import read_json, write_json
-from refusal_cliff.joint import (
-    BEAM,
-    HeadSet,
-    JointEffects,
-    compare,
-    select_jointly,
-    strongest_of_any,
-)
-from refusal_cliff.models import Head, Subject, parse_head
-from refusal_cliff.pipeline import Job, Stage
-from refusal_cliff.probe import Probe
-from refusal_cliff.run_folder import Headline
-from refusal_cliff.scores import closed, score_traces, write_scores
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.probe.fit import Probe
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.measure import input_probes, verdict_groups
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.traces import SafetyExample, Trace, read_traces, write_traces
-from refusal_cliff.writing import writing_of
 
 Text = tuple[Sequence[int], int]
 STRONGER = 2.0

@@ -8,28 +8,28 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.capture import PositionResiduals, capture
-from refusal_cliff.cliff import cliffs_of, model_cliff, write_cliffs
+from refusal_cliff.answers.evaluate import rates
+from refusal_cliff.cliff.curves import cliffs_of, model_cliff, write_cliffs
+from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
+from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.evaluate import rates
-from refusal_cliff.final_norm import AfterFinalNorm
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import judge_all
-from refusal_cliff.pipeline import Job, Progress, Stage
-from refusal_cliff.probe import (
+from refusal_cliff.model.capture import PositionResiduals, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.probe.files import read_probes, write_probes
+from refusal_cliff.probe.fit import (
     MIN_PER_CLASS,
     Estimator,
     LabelRule,
     ProbeSet,
     fit_probes,
 )
-from refusal_cliff.probe_files import read_probes, write_probes
-from refusal_cliff.provenance import provenance_of
-from refusal_cliff.run_folder import Headline
-from refusal_cliff.scores import closed, read_scores, score_traces, write_scores
+from refusal_cliff.probe.provenance import provenance_of
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Progress, Stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, counter
-from refusal_cliff.traces import Trace, read_prompts, read_traces, write_traces
 
 PARTS = ("fit", "test")
 

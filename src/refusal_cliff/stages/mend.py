@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from refusal_cliff.candidates import measure
-from refusal_cliff.evaluate import rates
-from refusal_cliff.examples import read_examples
+from refusal_cliff.answers.evaluate import rates
+from refusal_cliff.data.examples import read_examples
+from refusal_cliff.data.traces import read_prompts, write_traces
 from refusal_cliff.io import read_json, write_json
-from refusal_cliff.pipeline import Job, Stage
-from refusal_cliff.pool import clean_pool
-from refusal_cliff.repair import RepairConfig, load_repaired, repair
-from refusal_cliff.run_folder import Headline
-from refusal_cliff.selection import FRACTION, Strategy, how_many, select
+from refusal_cliff.repair.training import RepairConfig, load_repaired, repair
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.select.candidates import measure
+from refusal_cliff.select.contamination import clean_pool
+from refusal_cliff.select.strategies import FRACTION, Strategy, how_many, select
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
-from refusal_cliff.traces import read_prompts, write_traces
 
 STRATEGIES: tuple[Strategy, ...] = ("cliff", "random", "full")
 """Those that the demo compares; refusal-cliff experiment compares all."""

@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from refusal_cliff.candidates import measure
-from refusal_cliff.evaluate import perplexity
+from refusal_cliff.answers.evaluate import perplexity
+from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
 from refusal_cliff.io import read_json, write_json
-from refusal_cliff.models import Subject
-from refusal_cliff.pipeline import Job, Stage
-from refusal_cliff.probe import ProbeSet
-from refusal_cliff.proof import Measured, prove
-from refusal_cliff.run_folder import Headline
-from refusal_cliff.selection import Candidate
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.repair.proof import Measured, prove
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.select.candidates import measure
+from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.stages.study import TEST_PROMPTS, Study
 from refusal_cliff.stages.trials import read_candidates, write_candidates
-from refusal_cliff.traces import Trace, read_prompts, read_traces, write_traces
 
 PROOF = "proof.json"
 _FILES = ("traces.parquet", "candidates.parquet", "perplexity.json")

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from refusal_cliff import __version__
-from refusal_cliff.models import Subject
-from refusal_cliff.pipeline import Job, Stage
+from refusal_cliff.findings.results import RunShape, summarise
+from refusal_cliff.findings.summary import write_summary
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.report.gather import gather
 from refusal_cliff.report.page import write_page
-from refusal_cliff.results import RunShape, summarise
-from refusal_cliff.run_folder import Headline
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.mend import STRATEGIES
-from refusal_cliff.summary import write_summary
 
 SUMMARY, PAGE = "summary.json", "report.html"
 _MEASURED = ("rates.json", "probes.json", "probes.safetensors", "probe-rules.json")

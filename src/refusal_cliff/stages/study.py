@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.judges import judge_all
-from refusal_cliff.models import Head, Subject
-from refusal_cliff.pipeline import Job, Progress, Stage
-from refusal_cliff.provenance import ReadPoint
-from refusal_cliff.run_folder import Headline
-from refusal_cliff.traces import Prompt, Trace
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.probe.provenance import ReadPoint
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Progress, Stage
 
 FIT_PROMPTS, TEST_PROMPTS = "prompts/fit.jsonl", "prompts/test.jsonl"
 

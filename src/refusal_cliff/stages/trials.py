@@ -13,27 +13,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.candidates import measure
-from refusal_cliff.comparison import Trial
-from refusal_cliff.evaluate import perplexity
-from refusal_cliff.examples import read_examples
-from refusal_cliff.io import atomic_path, read_json, write_json
-from refusal_cliff.models import Subject
-from refusal_cliff.pipeline import Job, Stage
-from refusal_cliff.pool import clean_pool
-from refusal_cliff.probe import ProbeSet
-from refusal_cliff.repair import RepairConfig, load_repaired, repair
-from refusal_cliff.run_folder import Headline
-from refusal_cliff.selection import FRACTION, STRATEGIES, Candidate, Strategy, how_many, select
-from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
-from refusal_cliff.traces import (
+from refusal_cliff.answers.evaluate import perplexity
+from refusal_cliff.data.examples import read_examples
+from refusal_cliff.data.traces import (
     SafetyExample,
     Trace,
     read_prompts,
     read_traces,
     write_traces,
 )
+from refusal_cliff.io import atomic_path, read_json, write_json
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.repair.comparison import Trial
+from refusal_cliff.repair.training import RepairConfig, load_repaired, repair
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.select.candidates import measure
+from refusal_cliff.select.contamination import clean_pool
+from refusal_cliff.select.strategies import (
+    FRACTION,
+    STRATEGIES,
+    Candidate,
+    Strategy,
+    how_many,
+    select,
+)
+from refusal_cliff.stages.measure import input_probes
+from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
 
 BENIGN = "prompts/benign.jsonl"
 

@@ -1,0 +1,274 @@
+"""generate, judge and evaluate on files and folders: what the commands call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
+from refusal_cliff.answers.collect import LEFT_OUT, generate_answers, judge_records
+from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, evaluate
+from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set, usable_rows
+from refusal_cliff.data.records import (
+    LeftOut,
+    Record,
+    record_of_row,
+    shortened,
+    write_left_out,
+)
+from refusal_cliff.data.traces import Label
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.backend import Backend, LocalBackend
+from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.generate.local import GenerationConfig
+from refusal_cliff.generate.sampling import repeated
+from refusal_cliff.io import write_json
+from refusal_cliff.judges import Judge
+from refusal_cliff.model.subject import load_subject
+
+RATES = "rates.json"
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Rates of judged answers.
+
+    Attributes:
+        judge: Who judged.
+        outcomes: All, then by source and category.
+        changes: Against an earlier run of the same prompts.
+        left_out: Rows without an answer.
+    """
+
+    judge: str
+    outcomes: list[Outcomes]
+    changes: list[Change]
+    left_out: list[LeftOut]
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``rates.json`` holds."""
+        return {
+            "judge": self.judge,
+            "left_out": len(self.left_out),
+            "outcomes": as_rows(self.outcomes),
+            "changes": as_rows(self.changes),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a model writes, wherever it runs; see `GenerationConfig`."""
+
+    max_new_tokens: int = 4096
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def prompts_of(
+    source: str,
+    *,
+    columns: Sequence[str] = (),
+    label: Label | None = None,
+    revision: str | None = None,
+    limit: int | None = None,
+    samples: int = 1,
+) -> PromptSet:
+    """Prompts of a benchmark or a file, each as often as it is to be answered.
+
+    Args:
+        source: A key of ``BENCHMARKS``, or a JSON Lines, CSV or Parquet file.
+        columns: ``field=column`` pairs.
+        label: Label of rows without one.
+        revision: Commit of a benchmark's data set.
+        limit: Only the first prompts.
+        samples: Answers to each.
+
+    Raises:
+        RefusalCliffError: There is no such source, or it has no usable prompt.
+    """
+    if source in BENCHMARKS:
+        found = load_benchmark(source, revision)
+    else:
+        found = read_prompt_set(Path(source), columns=_column_map(columns), label=label)
+    return PromptSet(repeated(found.prompts[:limit], samples), found.left_out)
+
+
+def backend_of(
+    model: str,
+    decoding: Decoding,
+    *,
+    batch_size: int = 16,
+    thinking_budget: int | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Backend:
+    """A Transformers model on this machine; see `load_subject`."""
+    config = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens,
+        batch_size=batch_size,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        seed=decoding.seed,
+        thinking_budget=thinking_budget,
+    )
+    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return LocalBackend(subject, config)
+
+
+def endpoint_of(
+    base_url: str,
+    model: str,
+    decoding: Decoding,
+    *,
+    thinks: bool,
+    concurrency: int,
+    retries: int,
+    timeout: float,
+    extra: str,
+    key: str,
+) -> Backend:
+    """A model behind a server; see `EndpointConfig`. ``extra`` is a JSON object.
+
+    Raises:
+        RefusalCliffError: ``extra`` is not a JSON object, or the address is not one.
+    """
+    config = EndpointConfig(
+        base_url,
+        model,
+        max_new_tokens=decoding.max_new_tokens,
+        temperature=decoding.temperature,
+        top_p=decoding.top_p,
+        seed=decoding.seed,
+        thinks=thinks,
+        concurrency=concurrency,
+        retries=retries,
+        timeout=timeout,
+        extra=_json_object(extra),
+        key_variable=key,
+    )
+    return EndpointBackend(config)
+
+
+def ask_and_judge(
+    backend: Backend,
+    prompts: PromptSet,
+    judge: Judge,
+    out: Path,
+    *,
+    source: str,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask, judge and count; an interrupted run goes on where it was.
+
+    Args:
+        backend: Who answers.
+        prompts: What is asked.
+        judge: Who judges.
+        out: The folder, see `collect`.
+        source: File or benchmark, recorded.
+        progress: Called with the number of answers so far.
+
+    Raises:
+        RefusalCliffError: Nobody answers, or the folder is about something else.
+    """
+    found = generate_answers(backend, prompts, out, source=source, progress=progress)
+    return _judged(judge, found.records, found.left_out, out, None)
+
+
+def judge_source(
+    source: Path,
+    judge: Judge,
+    out: Path,
+    *,
+    label: Label | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Judge the answers in a file; rows that are not usable are listed beside the verdicts.
+
+    Raises:
+        RefusalCliffError: The file cannot be read, or holds no answer.
+    """
+    records, left_out = read_answers(source, label)
+    found = _judged(judge, records, left_out, out, progress)
+    write_left_out(out / LEFT_OUT, left_out)
+    return found
+
+
+def evaluate_files(traces: Path, before: Path | None = None) -> Evaluation:
+    """Rates of judged answers in a file, and what changed since another.
+
+    Raises:
+        RefusalCliffError: A file holds no judged answers, or the two have no prompt in common.
+    """
+    records, left_out = read_answers(traces, None)
+    changes = [] if before is None else compare(read_answers(before, None)[0], records)
+    judges = sorted({record.judge for record in records if record.judge})
+    return Evaluation(", ".join(judges), evaluate(records), changes, left_out)
+
+
+def read_answers(source: Path, label: Label | None) -> tuple[list[Record], list[LeftOut]]:
+    """Answers out of a file that may hold anything, and the rows that are none.
+
+    Raises:
+        RefusalCliffError: The file cannot be read at all, or holds no answer.
+    """
+    records: list[Record] = []
+    left_out: list[LeftOut] = []
+    for number, row in usable_rows(source):
+        try:
+            if isinstance(row, str):
+                raise RefusalCliffError(row)
+            records.append(record_of_row(source, number, {"label": label, **row}))
+        except RefusalCliffError as error:
+            left_out.append(LeftOut(f"{source.stem}-{number}", number, shortened(error)))
+    if not records:
+        first = f" Row {left_out[0].row}: {left_out[0].reason}" if left_out else ""
+        raise RefusalCliffError(f"{source} holds no answer to judge.{first}")
+    return records, left_out
+
+
+def _judged(
+    judge: Judge,
+    records: list[Record],
+    left_out: list[LeftOut],
+    out: Path,
+    progress: Progress | None,
+) -> Evaluation:
+    if not records:
+        raise RefusalCliffError(
+            f"No prompt was answered; the reasons are in {out / LEFT_OUT}. The first: "
+            f"{left_out[0].reason if left_out else 'there were no prompts'}"
+        )
+    judged = judge_records(judge, records, out, progress=progress)
+    found = Evaluation(judge.name, evaluate(judged), [], left_out)
+    write_json(out / RATES, found.as_json())
+    return found
+
+
+def _column_map(pairs: Sequence[str]) -> Mapping[str, str]:
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not (equals and column) or name not in ("id", "text", "label", "group", "category"):
+            raise RefusalCliffError(
+                f"{pair!r} does not say where a field is. Write FIELD=COLUMN, with one of the "
+                "fields id, text, label, group, category."
+            )
+        columns[name] = column
+    return columns
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RefusalCliffError(f"--extra-body is not JSON ({error}). Write one object.") from error
+    if not isinstance(value, dict):
+        raise RefusalCliffError('--extra-body is not a JSON object. Write it like {"top_k": 20}.')
+    return value

@@ -1,0 +1,215 @@
+"""From prompts to judged answers in a folder; killed at any moment, it goes on where it was.
+
+A folder holds ``generate.json`` (what was asked of whom), ``answers.journal`` (every finished
+answer, in the order of finishing), ``judge-….journal`` (every verdict), ``left-out.jsonl`` (rows
+without an answer and why), ``traces.jsonl`` (the judged answers, in the order of the prompts) and
+``rates.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from refusal_cliff import __version__
+from refusal_cliff.data.journal import Journal
+from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.records import (
+    LeftOut,
+    Record,
+    record_of_row,
+    row_of_record,
+    with_verdict,
+    write_left_out,
+    write_records,
+)
+from refusal_cliff.data.traces import Prompt, Verdict
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.backend import Backend
+from refusal_cliff.io import read_json, storage_error, write_json
+from refusal_cliff.judges import Answer, Judge
+
+DESCRIPTION = "generate.json"
+ANSWERS = "answers.journal"
+LEFT_OUT = "left-out.jsonl"
+TRACES = "traces.jsonl"
+_JUDGED_AT_ONCE = 64
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a folder holds: records in the order of the prompts, and rows without one."""
+
+    records: list[Record]
+    left_out: list[LeftOut]
+
+
+def generate_answers(
+    backend: Backend,
+    prompts: PromptSet,
+    out: Path,
+    *,
+    source: str,
+    progress: Progress | None = None,
+) -> Collected:
+    """Ask every prompt that has no answer in the folder yet.
+
+    Args:
+        backend: Who answers.
+        prompts: What to ask, with the rows that cannot be asked.
+        out: The folder; made if absent.
+        source: File or benchmark, recorded.
+        progress: Called with the number of answers so far.
+
+    Raises:
+        RefusalCliffError: The folder holds answers to something else, or nobody answers.
+    """
+    with _locked(out):
+        _claim(out, {**backend.description(), "source": source, **_identity(prompts.prompts)})
+        with Journal(out / ANSWERS) as journal:
+            failed = _ask_missing(backend, prompts.prompts, journal, progress)
+            rows = dict(journal.rows)
+        records = [
+            record_of_row(out / ANSWERS, number, rows[prompt.id])
+            for number, prompt in enumerate(prompts.prompts, start=1)
+            if prompt.id in rows
+        ]
+        left_out = [*prompts.left_out, *failed]
+        write_left_out(out / LEFT_OUT, left_out)
+        write_records(out / TRACES, records)
+    return Collected(records, left_out)
+
+
+def _ask_missing(
+    backend: Backend, prompts: Sequence[Prompt], journal: Journal, progress: Progress | None
+) -> list[LeftOut]:
+    failed: list[LeftOut] = []
+
+    def finished(result: Record | LeftOut) -> None:
+        if isinstance(result, LeftOut):
+            failed.append(result)
+        else:
+            journal.add(row_of_record(result))
+        if progress is not None:
+            progress(len(journal.rows) + len(failed))
+
+    if progress is not None:
+        progress(len(journal.rows))
+    missing = [prompt for prompt in prompts if prompt.id not in journal.rows]
+    if missing:
+        backend.answer(missing, finished)
+    return failed
+
+
+def judge_records(
+    judge: Judge, records: Sequence[Record], out: Path, *, progress: Progress | None = None
+) -> list[Record]:
+    """Judge every record that this judge has not given a verdict in the folder yet.
+
+    Args:
+        judge: Who judges.
+        records: What to judge.
+        out: Folder of the verdicts; ``traces.jsonl`` in it is written with them.
+        progress: Called with the number of verdicts so far.
+
+    Returns:
+        The same records with their verdicts.
+
+    Raises:
+        RefusalCliffError: Nothing can be judged, for example because a server is down.
+    """
+    with _locked(out), Journal(out / f"judge-{_slug(judge.name)}.journal") as journal:
+        keys = [_key(record) for record in records]
+        done = {key for key, row in journal.rows.items() if row["verdict"] != "unscored"}
+        missing = [(k, r) for k, r in zip(keys, records, strict=True) if k not in done]
+        for start in range(0, len(missing), _JUDGED_AT_ONCE):
+            chunk = missing[start : start + _JUDGED_AT_ONCE]
+            found = judge.judge([answer_of_record(record) for _, record in chunk])
+            for (key, _), said in zip(chunk, found, strict=True):
+                journal.add(
+                    {"id": key, "verdict": said.verdict, "score": said.score, "reason": said.reason}
+                )
+            if progress is not None:
+                progress(len(journal.rows))
+        judged = [
+            _judged(record, judge.name, journal.rows[key])
+            for key, record in zip(keys, records, strict=True)
+        ]
+        write_records(out / TRACES, judged)
+    return judged
+
+
+def answer_of_record(record: Record) -> Answer:
+    """What a judge sees of a record."""
+    return Answer(record.prompt.text, record.response, record.closed and record.complete)
+
+
+def _judged(record: Record, judge: str, row: dict[str, Any]) -> Record:
+    verdict: Verdict = row["verdict"]
+    return with_verdict(record, judge, verdict, row["score"], row["reason"])
+
+
+def _key(record: Record) -> str:
+    """A verdict belongs to an answer, not only to the prompt."""
+    seen = json.dumps([record.prompt.text, record.response, record.closed and record.complete])
+    return f"{record.prompt.id} {hashlib.sha256(seen.encode()).hexdigest()[:16]}"
+
+
+def _slug(name: str) -> str:
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:40]}-{digest}"
+
+
+def _identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    asked = json.dumps([(prompt.id, prompt.text, prompt.label) for prompt in prompts])
+    digest = hashlib.sha256(asked.encode()).hexdigest()
+    return {"n": len(prompts), "prompts_sha256": digest, "version": __version__}
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Write what the folder is about, or check that it is about the same."""
+    path = out / DESCRIPTION
+    if not path.is_file():
+        if (out / ANSWERS).is_file():
+            raise RefusalCliffError(
+                f"{out} holds answers, but no {DESCRIPTION} that says whose. Choose a new folder "
+                "(--out DIR)."
+            )
+        write_json(path, described)
+        return
+    found = read_json(path)
+    other = [key for key, value in described.items() if found.get(key) != value]
+    if other:
+        raise RefusalCliffError(
+            f"{out} holds answers made otherwise: {', '.join(other)} differ from {path}. Choose a "
+            "new folder (--out DIR), or delete this one."
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the folder's lock; the operating system drops it when the process dies."""
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise RefusalCliffError(
+            f"Another process is working on {out}. Wait for it, or choose a new folder (--out DIR)."
+        ) from error
+    except OSError as error:
+        raise storage_error(out, error) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,1 @@
+"""The refusal score over the tokens, and the verdict on a model."""

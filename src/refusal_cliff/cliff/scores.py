@@ -1,0 +1,141 @@
+"""Refusal scores of every token at every probed layer: ``scores.parquet``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.io import atomic_path
+from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.thinking import Spans
+
+
+@dataclass(frozen=True, slots=True)
+class TraceScores:
+    """Score logits of one trace.
+
+    Attributes:
+        trace_id: Id of its prompt.
+        group: Prompts of one group are near-duplicates.
+        label: ``harmful`` or ``benign``.
+        verdict: What the judge said.
+        spans: Ends of the four spans.
+        logits: [layers, tokens] score logits; ``layers`` as in the probe set, rising.
+    """
+
+    trace_id: str
+    group: str
+    label: str
+    verdict: Verdict
+    spans: Spans
+    logits: NDArray[np.float32]
+
+
+def closed(traces: Iterable[Trace]) -> list[Trace]:
+    """The traces that can be scored: their thinking closed and they were judged."""
+    return [
+        trace
+        for trace in traces
+        if trace.spans is not None and trace.verdict in ("refused", "complied", "harmful")
+    ]
+
+
+def score_traces(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probes: ProbeSet,
+    progress: Progress | None = None,
+) -> list[TraceScores]:
+    """Score every token of the traces at every probed layer, in one pass over the model.
+
+    Args:
+        subject: The model the probes were fitted on, see `probe_files.check_probes_fit`.
+        traces: Closed traces, see `closed`.
+        probes: One probe per layer.
+        progress: Called with (traces done, traces).
+    """
+    weights = {probe.layer: (probe.weight, probe.bias) for probe in probes.probes}
+    reader = ProbeScores(weights, len(traces))
+    tap: Reader = reader
+    if probes.read_point == "final_norm":
+        tap = AfterFinalNorm(reader, subject)
+    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
+    return [
+        TraceScores(
+            trace.prompt.id,
+            trace.prompt.group,
+            trace.prompt.label,
+            trace.verdict,
+            trace.spans,
+            np.asarray(logits, dtype=np.float32),
+        )
+        for trace, logits in zip(traces, reader.logits, strict=True)
+        if trace.spans is not None
+    ]
+
+
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("trace_id", "group", "label", "verdict")),
+        ("spans", pa.list_(pa.int32())),
+        ("logits", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+
+
+def write_scores(path: Path, scores: Sequence[TraceScores]) -> None:
+    """Write one row a trace; ``logits`` is a list of layers, each a list of tokens."""
+    texts = ([row.trace_id, row.group, row.label, row.verdict] for row in scores)
+    columns = [pa.array(column, pa.string()) for column in zip(*texts, strict=True)]
+    spans = [[s.prompt, s.thinking, s.closing, s.total] for s in (row.spans for row in scores)]
+    arrays = [*(columns or [pa.array([], pa.string())] * 4), pa.array(spans, SCHEMA.types[4])]
+    table = pa.Table.from_arrays([*arrays, _nested([row.logits for row in scores])], schema=SCHEMA)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+
+
+def _nested(logits: Sequence[NDArray[np.float32]]) -> pa.ListArray:
+    """Arrays of [layers, tokens] as lists of lists, without a Python object a number."""
+    layers = [len(rows) for rows in logits]
+    tokens = [rows.shape[1] for rows in logits for _ in rows]
+    flat = np.concatenate([rows.ravel() for rows in logits] or [np.zeros(0, dtype=np.float32)])
+    inner = pa.ListArray.from_arrays(_offsets(tokens), pa.array(flat, pa.float32()))
+    return pa.ListArray.from_arrays(_offsets(layers), inner)
+
+
+def _offsets(lengths: Sequence[int]) -> pa.Array:
+    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
+
+
+def read_scores(path: Path) -> list[TraceScores]:
+    """Read what `write_scores` wrote."""
+    table = pq.read_table(path)
+    logits = table.column("logits").combine_chunks()
+    return [
+        TraceScores(
+            row["trace_id"],
+            row["group"],
+            row["label"],
+            row["verdict"],
+            Spans(*row["spans"]),
+            _matrix(logits[place]),
+        )
+        for place, row in enumerate(table.drop_columns("logits").to_pylist())
+    ]
+
+
+def _matrix(logits: Any) -> NDArray[np.float32]:
+    """[layers, tokens] of one trace."""
+    layers = logits.values
+    return layers.flatten().to_numpy(zero_copy_only=False).reshape(len(layers), -1)

@@ -1,0 +1,242 @@
+"""Scoring any number of traces: shard by shard, in constant memory, and going on where it stopped.
+
+A folder of scores holds ``trace.json`` (what was scored with what), ``scores-00000.parquet`` and so
+on, and beside each the rows that could not be scored, with the reason: ``left-out-00000.jsonl``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff import __version__
+from refusal_cliff.cliff.curves import (
+    DEFAULT_POOL,
+    POOLS,
+    ModelCliff,
+    TraceCliff,
+    cliffs_of,
+    model_cliff,
+    write_cliffs,
+)
+from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
+from refusal_cliff.cliff.source import read_trace, source_rows
+from refusal_cliff.data.traces import Label, Row, Trace
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json, sha256_file, write_json, write_text
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import ProbeSet
+
+SHARD_SIZE = 256
+_END_TOKEN = 1
+"""Servers differ in whether they count the end-of-sequence token."""
+DESCRIPTION = "trace.json"
+_Numbered = tuple[int, Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What `score_source` did.
+
+    Attributes:
+        scored: Traces with scores, those of an earlier run included.
+        left_out: Reasons why rows were left out, and how many.
+    """
+
+    scored: int
+    left_out: dict[str, int]
+
+
+def score_source(
+    subject: Subject,
+    probes: ProbeSet,
+    source: str,
+    out: Path,
+    *,
+    split: str = "train",
+    label: Label | None = None,
+    every_layer: bool = False,
+    shard_size: int = SHARD_SIZE,
+    progress: Callable[[int], None] | None = None,
+) -> Scored:
+    """Score every token of every trace of a source; finished shards are not scored again.
+
+    Args:
+        subject: The model that wrote the traces.
+        probes: Fitted on it.
+        source: See `source_rows`.
+        out: Folder of the scores; made if absent.
+        split: Split of a data set that has several.
+        label: Label of rows without one.
+        every_layer: Score at all probed layers, not only at the chosen one.
+        shard_size: Traces of one shard: what is lost when the run is killed.
+        progress: Called with the rows done, after each shard.
+
+    Raises:
+        RefusalCliffError: A row is not usable, or ``out`` holds scores of something else.
+    """
+    used = probes if every_layer else replace(probes, probes=(probes.chosen,))
+    _claim(out, _described(subject, used, source, split, label, shard_size))
+    scored, left_out, done = 0, Counter[str](), 0
+    for number, rows in enumerate(_chunks(source_rows(source, split), shard_size)):
+        shard, reasons = out / f"scores-{number:05}.parquet", out / f"left-out-{number:05}.jsonl"
+        if not shard.is_file():
+            _score_shard(subject, used, Path(source), rows, label, shard, reasons)
+        left = [json.loads(line)["reason"] for line in reasons.read_text("utf-8").splitlines()]
+        left_out.update(left)
+        scored += len(rows) - len(left)
+        done += len(rows)
+        if progress is not None:
+            progress(done)
+    if done == 0:
+        raise RefusalCliffError(f"{source} holds no traces. Add at least one row.")
+    return Scored(scored, dict(left_out))
+
+
+def _chunks(rows: Iterable[_Numbered], size: int) -> Iterator[list[_Numbered]]:
+    remaining = iter(rows)
+    while chunk := list(itertools.islice(remaining, size)):
+        yield chunk
+
+
+def _score_shard(
+    subject: Subject,
+    probes: ProbeSet,
+    source: Path,
+    rows: list[_Numbered],
+    label: Label | None,
+    shard: Path,
+    reasons: Path,
+) -> None:
+    traces = [read_trace(source, number, row, subject, label) for number, row in rows]
+    why = [_why_left_out(trace, subject, row) for trace, (_, row) in zip(traces, rows, strict=True)]
+    kept = [trace for trace, reason in zip(traces, why, strict=True) if not reason]
+    lines = [
+        json.dumps({"id": trace.prompt.id, "row": number, "reason": reason}) + "\n"
+        for trace, (number, _), reason in zip(traces, rows, why, strict=True)
+        if reason
+    ]
+    write_text(reasons, "".join(lines))
+    write_scores(shard, score_traces(subject, kept, probes) if kept else [])
+
+
+def _why_left_out(trace: Trace, subject: Subject, row: Row) -> str:
+    """Why a trace cannot be scored; empty where it can."""
+    counted = row.get("tokens")
+    context = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    if trace.spans is None:
+        return "its thinking never closed"
+    if trace.verdict == "truncated":
+        return "its answer was cut off"
+    if trace.verdict not in ("refused", "complied", "harmful"):
+        return "no judge could say whether it refused"
+    if context is not None and len(trace.token_ids) > context:
+        return "it is longer than the model's context"
+    if isinstance(counted, int) and abs(len(trace.token_ids) - counted) > _END_TOKEN:
+        return "its text does not give back the tokens that the server counted"
+    return ""
+
+
+def _described(
+    subject: Subject,
+    probes: ProbeSet,
+    source: str,
+    split: str,
+    label: Label | None,
+    shard_size: int,
+) -> dict[str, Any]:
+    path = Path(source)
+    return {
+        "model": subject.name,
+        "fingerprint": subject.fingerprint,
+        "source": source,
+        "source_sha256": sha256_file(path) if path.is_file() else None,
+        "split": split,
+        "label": label,
+        "layer": probes.layer,
+        "layers": [probe.layer for probe in probes.probes],
+        "biases": [probe.bias for probe in probes.probes],
+        "shard_size": shard_size,
+        "version": __version__,
+    }
+
+
+def _claim(out: Path, described: dict[str, Any]) -> None:
+    """Write what the folder is about, or check that it is about the same."""
+    path = out / DESCRIPTION
+    if not path.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise RefusalCliffError(
+                f"{out} is not empty and holds no {DESCRIPTION}. Choose a new folder (--out DIR)."
+            )
+        write_json(path, described)
+        return
+    found = read_json(path)
+    other = [key for key, value in described.items() if found.get(key) != value]
+    if other:
+        raise RefusalCliffError(
+            f"{out} holds scores made otherwise: {', '.join(other)} differ from {path}. Choose a "
+            "new folder (--out DIR), or delete this one."
+        )
+
+
+def read_shards(folder: Path) -> Iterator[Path]:
+    """The shards of a folder of scores, in order.
+
+    Raises:
+        RefusalCliffError: There are none.
+    """
+    shards = sorted(folder.glob("scores-*.parquet"))
+    if not shards:
+        raise RefusalCliffError(
+            f"{folder} holds no scores. Make them with: refusal-cliff trace --out {folder} …"
+        )
+    yield from shards
+
+
+def measure_shards(
+    folder: Path, *, layer: int | None = None, pool: str = DEFAULT_POOL, seed: int = 0
+) -> tuple[list[TraceCliff], ModelCliff]:
+    """Cliff of every trace in a folder of scores, and the verdict on the model.
+
+    Args:
+        folder: Written by `score_source`.
+        layer: Block to read at; the probe's own by default.
+        pool: How thinking becomes a plateau: a key of ``POOLS``.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        RefusalCliffError: The folder holds no scores, not of that layer, or of no harmful prompt.
+    """
+    if pool not in POOLS:
+        raise RefusalCliffError(f"Unknown pool {pool!r}. Choose one of: {', '.join(POOLS)}.")
+    described = read_json(folder / DESCRIPTION)
+    layers: list[int] = described["layers"]
+    wanted = int(described["layer"]) if layer is None else layer
+    if wanted not in layers:
+        raise RefusalCliffError(
+            f"{folder} holds scores of block {', '.join(map(str, layers))}, not of {wanted}. Score "
+            "all with: refusal-cliff trace --every-layer."
+        )
+    rows = [
+        row
+        for shard in read_shards(folder)
+        for row in cliffs_of(read_scores(shard), layers.index(wanted), pool)
+    ]
+    if not any(row.label == "harmful" for row in rows):
+        raise RefusalCliffError(
+            f"{folder} holds no closed trace of a harmful prompt, so there is no cliff to measure. "
+            "Label the harmful rows 'harmful', or allow longer answers."
+        )
+    return rows, model_cliff(rows, seed)
+
+
+def write_measured(folder: Path, rows: list[TraceCliff], found: ModelCliff) -> None:
+    """Write ``cliff.parquet`` and ``cliff.json`` beside the scores."""
+    write_cliffs(folder / "cliff.parquet", rows)
+    write_json(folder / "cliff.json", asdict(found))

@@ -1,0 +1,1 @@
+"""What is read and kept: prompts, traces, training examples."""

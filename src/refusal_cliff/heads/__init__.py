@@ -1,0 +1,1 @@
+"""Refusal suppression heads: found, proven, taken out."""

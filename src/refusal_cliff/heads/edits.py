@@ -1,0 +1,224 @@
+"""An ablation as a file: a LoRA adapter that is exactly the edit, or a merged checkpoint.
+
+Scaling a head's output by α changes the output projection W by −(1−α)·W in the head's columns. As a
+LoRA this is B·A, where A selects the columns and B = −(1−α)·W of them: the adapter can be switched
+on and off in PEFT and served by any LoRA-capable server. The projection's bias stays.
+
+Direction of use: only heads that were measured to suppress refusal can be written, and only weaker.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.io import is_storage_error, storage_error, write_text
+from refusal_cliff.model.blocks import Block, check_whole, linear_weight
+from refusal_cliff.model.subject import Head, Subject
+
+
+def check_restores(rows: Sequence[HeadRow], heads: Collection[Head], scale: float) -> None:
+    """Refuse to write an edit that could weaken refusal.
+
+    Raises:
+        RefusalCliffError: A head was not measured to suppress refusal, or would be strengthened.
+    """
+    if not 0 <= scale < 1:
+        raise RefusalCliffError(
+            f"A head cannot be scaled by {scale} in a checkpoint: heads that suppress refusal are "
+            "made weaker (0 ≤ scale < 1), never stronger."
+        )
+    effects = {row.head: row.causal.mean for row in rows}
+    wrong = [head for head in heads if effects.get(head, 0.0) <= 0]
+    if wrong or not heads:
+        named = ", ".join(map(str, wrong)) or "No head"
+        raise RefusalCliffError(
+            f"{named}: not measured to suppress refusal, so nothing is written. Only heads whose "
+            "removal raises the refusal score (causal > 0 in heads.parquet) can be taken out of a "
+            "checkpoint."
+        )
+
+
+def write_adapter(
+    subject: Subject, heads: Collection[Head], scale: float, out: Path, card: str = ""
+) -> Path:
+    """Write the ablation as a PEFT adapter into the folder ``out``; the model is left as it is.
+
+    Its rank in a block is the number of columns taken out there, its scaling always 1, also for
+    servers that know one rank and one alpha only.
+
+    Raises:
+        RefusalCliffError: A block's heads cannot be edited on their own, or ``out`` cannot be
+            written.
+    """
+    from peft import LoraConfig  # slow to import
+
+    tensors: dict[str, torch.Tensor] = {}
+    ranks: dict[str, int] = {}
+    for block, chosen in _by_block(subject, heads):
+        name = _name(subject, block)
+        columns = linear_weight(_projection(block)).cpu()
+        picked = _columns(subject, block, chosen)
+        select = torch.zeros(len(picked), columns.shape[1])
+        select[torch.arange(len(picked)), picked] = 1
+        tensors |= {
+            f"base_model.model.{name}.lora_A.weight": select.to(subject.model.dtype),
+            f"base_model.model.{name}.lora_B.weight": (
+                ((scale - 1) * columns[:, picked]).to(subject.model.dtype).contiguous()
+            ),
+        }
+        ranks[name] = len(picked)
+    config = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=max(ranks.values()),
+        rank_pattern=ranks,
+        alpha_pattern=dict(ranks),
+        target_modules=sorted(ranks),
+        fan_in_fan_out=_is_transposed(_projection(subject.blocks[min(heads).layer - 1])),
+        base_model_name_or_path=str(subject.source or subject.name),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+
+    def write(folder: Path) -> None:
+        config.save_pretrained(str(folder))
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    return _write_folder(out, write, card)
+
+
+def write_merged(
+    subject: Subject, heads: Collection[Head], scale: float, out: Path, card: str = ""
+) -> Path:
+    """Write an ordinary checkpoint with the ablation in its weights; the model is left as it is.
+
+    Raises:
+        RefusalCliffError: A block's heads cannot be edited on their own, its weight is quantised or
+            not in memory, or ``out`` cannot be written.
+    """
+    with merged(subject, heads, scale):
+        return _write_folder(out, lambda folder: _save(subject, folder), card)
+
+
+def _save(subject: Subject, folder: Path) -> None:
+    subject.model.save_pretrained(folder)
+    subject.tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def merged(subject: Subject, heads: Collection[Head], scale: float = 0.0) -> Iterator[None]:
+    """The ablation in the model's own weights while the block runs; restored bit by bit.
+
+    Raises:
+        RefusalCliffError: As for `write_merged`.
+    """
+    kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+    edits = [
+        (_by_input(block), _columns(subject, block, chosen))
+        for block, chosen in _by_block(subject, heads)
+    ]
+    try:
+        with torch.no_grad():
+            for weight, picked in edits:
+                kept.append((weight, picked, weight[picked].clone()))
+                weight[picked] = weight[picked] * scale
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, picked, former in kept:
+                weight[picked] = former
+
+
+def _by_block(subject: Subject, heads: Collection[Head]) -> list[tuple[Block, list[int]]]:
+    """Heads of each block, after checking that the block's projection can be edited alone."""
+    chosen: dict[int, list[int]] = defaultdict(list)
+    for head in sorted(heads):
+        chosen[head.layer].append(head.index)
+    owners: dict[int, list[int]] = defaultdict(list)
+    for block in subject.blocks:
+        if block.projection is not None:
+            owners[id(block.projection)].append(block.layer)
+    for layer in chosen:
+        projection = subject.projection(layer)
+        check_whole(projection)
+        sharing = [other for other in owners[id(projection)] if other != layer]
+        if sharing:
+            raise RefusalCliffError(
+                f"Blocks {', '.join(map(str, [layer, *sharing]))} of {subject.name} share one "
+                "output projection, so weights that take a head out of one would take it out of "
+                "all. Ablate it at run time instead."
+            )
+    return [(subject.blocks[layer - 1], indices) for layer, indices in chosen.items()]
+
+
+def _projection(block: Block) -> torch.nn.Module:
+    assert block.projection is not None  # heads were found there
+    return block.projection
+
+
+def _columns(subject: Subject, block: Block, indices: Sequence[int]) -> torch.Tensor:
+    """Inputs of the projection that belong to some heads."""
+    width = subject.head_width(block.layer)
+    return torch.cat([torch.arange(index * width, (index + 1) * width) for index in indices])
+
+
+def _is_transposed(projection: torch.nn.Module) -> bool:
+    """GPT-2's Conv1D holds [in, out]."""
+    return type(projection).__name__ == "Conv1D"
+
+
+def _by_input(block: Block) -> torch.Tensor:
+    """The projection's own weight with its inputs first, [in, out]: writing to it edits the model.
+
+    Raises:
+        RefusalCliffError: The weight cannot be written to: quantised, or not in memory.
+    """
+    projection = _projection(block)
+    weight: Any = projection.weight
+    plain = weight.dim() == 2 and weight.is_floating_point() and weight.element_size() > 1
+    if not plain or weight.device.type == "meta":
+        raise RefusalCliffError(
+            f"The output projection of block {block.layer} ({type(projection).__name__}) is "
+            "quantised or not in memory, so nothing can be merged into it. Load the model in "
+            "bfloat16 on one device, or export the adapter, which leaves the weights alone."
+        )
+    return weight.data if _is_transposed(projection) else weight.data.T
+
+
+def _name(subject: Subject, block: Block) -> str:
+    """Name of a block's projection in the model."""
+    modules = subject.model.named_modules()
+    return next(name for name, module in modules if module is block.projection)
+
+
+def _write_folder(out: Path, write: Callable[[Path], None], card: str) -> Path:
+    """Write a new folder, whole, with the model card.
+
+    Raises:
+        RefusalCliffError: There is something in it already, or it cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RefusalCliffError(f"{out} exists and is not an empty folder. Give another one.")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write(temporary)
+        write_text(temporary / "README.md", card)
+        os.replace(temporary, out)
+    except Exception as error:
+        if isinstance(error, OSError) or is_storage_error(error):
+            raise storage_error(out, error) from error
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out

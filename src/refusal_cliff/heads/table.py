@@ -1,0 +1,261 @@
+"""Which heads pull the refusal score down: one table of all measures, and rankings of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.heads.effects import (
+    Floats,
+    attributed_effects,
+    causal_effects,
+    direct_contributions,
+)
+from refusal_cliff.io import atomic_path
+from refusal_cliff.model.capture import Progress
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.probe.fit import Probe
+from refusal_cliff.stats import percentiles, resampled_counts
+
+MAX_FRACTION = 0.03
+"""Heads that may be ablated (paper §5)."""
+RESAMPLES = 500
+_MODEL = b"refusal_cliff.model"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """One measure of one head over some traces, in score logits.
+
+    Attributes:
+        mean: Mean over the traces.
+        low: Lower end of its bootstrap interval over prompt groups.
+        high: Upper end.
+        consistency: Share of the traces with the sign of the mean.
+        n: Traces.
+    """
+
+    mean: float
+    low: float
+    high: float
+    consistency: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRow:
+    """One head, by every measure of `effects`; *harmful* are the traces whose fall is explained.
+
+    Attributes:
+        layer: Block, from 1.
+        index: Head, from 0.
+        causal: Rise of the final score when the head is taken out over the closing tokens.
+        causal_benign: The same on benign traces: a head that acts only on harmful prompts has none.
+        causal_refused: The same on refused traces; ``None`` where there are none.
+        attribution: First-order estimate of ``causal``.
+        attribution_benign: Of ``causal_benign``.
+        direct: What the head adds to the final score; the paper's score times the probe's norm.
+        direct_benign: The same on benign traces.
+        direct_refused: The same on refused traces; ``None`` where there are none.
+        plateau: What it adds over the second half of the thinking: a head that lowers the score
+            everywhere is low here too.
+        plateau_benign: The same on benign traces.
+    """
+
+    layer: int
+    index: int
+    causal: Estimate
+    causal_benign: Estimate
+    causal_refused: Estimate | None
+    attribution: Estimate
+    attribution_benign: Estimate
+    direct: Estimate
+    direct_benign: Estimate
+    direct_refused: Estimate | None
+    plateau: Estimate
+    plateau_benign: Estimate
+
+    @property
+    def head(self) -> Head:
+        """The head itself."""
+        return Head(self.layer, self.index)
+
+
+def _mean(estimate: Estimate | None) -> float:
+    return 0.0 if estimate is None else estimate.mean
+
+
+METHODS: dict[str, Callable[[HeadRow], float]] = {
+    "causal": lambda row: row.causal.mean,
+    "causal-contrast": lambda row: row.causal.mean - _mean(row.causal_refused),
+    "attribution": lambda row: row.attribution.mean,
+    "direct": lambda row: -row.direct.mean,
+    "direct-contrast": lambda row: _mean(row.direct_refused) - row.direct.mean,
+}
+"""Rankings, strongest suppression first. ``direct`` is the paper's; a *contrast* is against refused
+traces, where the head should do nothing."""
+DEFAULT_METHOD = "causal"
+
+
+def measure_heads(
+    subject: Subject,
+    harmful: Sequence[Trace],
+    refused: Sequence[Trace],
+    benign: Sequence[Trace],
+    probe: Probe,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[HeadRow]:
+    """Measure every head by every method.
+
+    Args:
+        subject: The model.
+        harmful: Traces whose fall is to be explained: complied ones where there are enough.
+        refused: Refused traces, for the contrast; may be empty.
+        benign: Benign traces; at least one.
+        probe: The probe whose score counts.
+        seed: Seed of the bootstrap.
+        progress: Called with (traces done, traces).
+    """
+    groups = {"": harmful, "_benign": benign, "_refused": refused}
+    total, before = sum(map(len, groups.values())), 0
+    columns: dict[str, list[Estimate] | None] = {}
+    for suffix, traces in groups.items():
+        wanted = [name + suffix for name in _MEASURED if name + suffix in HeadRow.__annotations__]
+        values = _measure(subject, traces, probe, _part(progress, before, total)) if traces else {}
+        before += len(traces)
+        names = [trace.prompt.group for trace in traces]
+        for name in wanted:
+            measured = values.get(name.removesuffix(suffix))
+            columns[name] = None if measured is None else estimates(measured, names, seed)
+    heads = subject.heads()
+    places = [(head.layer - 1) * subject.n_heads + head.index for head in heads]
+    rows = []
+    for head, place in zip(heads, places, strict=True):
+        cells: dict[str, Any] = {
+            name: None if column is None else column[place] for name, column in columns.items()
+        }
+        rows.append(HeadRow(layer=head.layer, index=head.index, **cells))
+    return rows
+
+
+_MEASURED = ("causal", "attribution", "direct", "plateau")
+
+
+def _measure(
+    subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None
+) -> dict[str, Floats]:
+    """Each measure of each head on each trace, [traces, layers, heads]."""
+    direct = direct_contributions(subject, traces, probe)
+    return {
+        "causal": causal_effects(subject, traces, probe, progress),
+        "attribution": attributed_effects(subject, traces, probe),
+        "direct": direct.closing,
+        "plateau": direct.plateau,
+    }
+
+
+def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
+    return None if progress is None else lambda done, _: progress(before + done, total)
+
+
+def estimates(values: Floats, groups: Sequence[str], seed: int) -> list[Estimate]:
+    """An estimate for each head, by layer, then by index.
+
+    Args:
+        values: [traces, layers, heads].
+        groups: Group of each trace's prompt.
+        seed: Seed of the bootstrap.
+    """
+    flat = values.reshape(len(values), -1).astype(np.float64)
+    counts = resampled_counts(groups, seed, RESAMPLES)
+    drawn = counts @ flat / counts.sum(1, keepdims=True)
+    means = flat.mean(0)
+    alike = (np.sign(flat) == np.sign(means)).mean(0)
+    return [
+        Estimate(float(mean), *percentiles(drawn[:, at]), float(alike[at]), len(flat))
+        for at, mean in enumerate(means)
+    ]
+
+
+def ranked(rows: Sequence[HeadRow], method: str = DEFAULT_METHOD) -> list[Head]:
+    """Heads by a ranking of ``METHODS``, the strongest suppression first."""
+    return [row.head for row in sorted(rows, key=METHODS[method], reverse=True)]
+
+
+def budget(total: int, fraction: float = MAX_FRACTION) -> int:
+    """Heads in a fraction of all, rounded down; at least one."""
+    return max(1, int(fraction * total + 1e-9))
+
+
+def select_heads(
+    rows: Sequence[HeadRow], fraction: float = MAX_FRACTION, method: str = DEFAULT_METHOD
+) -> list[Head]:
+    """The refusal suppression heads: the strongest few of a ranking that do suppress.
+
+    By causal effect, a head counts only if its interval lies above zero.
+    """
+    suppressing = {
+        row.head
+        for row in rows
+        if METHODS[method](row) > 0 and (method != "causal" or row.causal.low > 0)
+    }
+    strongest = ranked(rows, method)[: budget(len(rows), fraction)]
+    return [head for head in strongest if head in suppressing]
+
+
+def write_heads(path: Path, rows: Sequence[HeadRow], model: str) -> None:
+    """Write ``heads.parquet``, one row per head.
+
+    Args:
+        path: The file.
+        rows: Every head of the model.
+        model: Fingerprint of the model that they were measured on.
+    """
+    table = pa.Table.from_pylist([asdict(row) for row in rows])
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata({_MODEL: model.encode()}), temporary)
+
+
+def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
+    """Read what `write_heads` wrote.
+
+    Args:
+        path: The file.
+        subject: The model that it must be of; ``None`` takes any.
+
+    Raises:
+        RefusalCliffError: It is no such file, or one of another model.
+    """
+    try:
+        table = pq.read_table(path)
+        rows = [_row(cells) for cells in table.to_pylist()]
+    except (OSError, pa.ArrowInvalid, TypeError) as error:
+        raise RefusalCliffError(
+            f"{path} is not a table of heads ({str(error).splitlines()[0]}). Give heads.parquet of "
+            "a run folder of this version: RUN/model/heads.parquet of audit."
+        ) from error
+    of = (table.schema.metadata or {}).get(_MODEL, b"").decode()
+    if subject is not None and of != subject.fingerprint:
+        raise RefusalCliffError(
+            f"{path} was measured on another model ({of[:16]}) than {subject.name} "
+            f"({subject.fingerprint[:16]}). Heads of one model say nothing of another: measure "
+            f"them on {subject.name} (audit), or load the model in the precision of that run."
+        )
+    return rows
+
+
+def _row(cells: dict[str, Any]) -> HeadRow:
+    read: dict[str, Any] = {
+        name: Estimate(**cell) if isinstance(cell, dict) else cell for name, cell in cells.items()
+    }
+    return HeadRow(**read)

@@ -1,0 +1,110 @@
+"""Which sets of heads are taken out while a model answers: doses of a ranking, and controls."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from refusal_cliff.data.traces import Prompt
+from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
+from refusal_cliff.model.subject import Head
+
+CONTROLS = ("random", "same-layer", "promoting")
+"""Kinds of control sets: any other heads; others of the same blocks; heads that promote refusal."""
+PROMOTING_POOL = 2
+"""Promoting sets are drawn from the strongest, this many times as many as are drawn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A set of heads to take out while answering some prompts.
+
+    Attributes:
+        kind: ``found``, ``top-`` and a ranking, ``joint``, or one of ``CONTROLS``.
+        heads: The set.
+        prompts: What to answer.
+    """
+
+    kind: str
+    heads: tuple[Head, ...]
+    prompts: tuple[Prompt, ...]
+
+
+def sizes(total: int, fractions: Sequence[float]) -> list[int]:
+    """Numbers of heads of some fractions of all, each once, rising; 0 stays 0."""
+    return sorted({budget(total, part) if part else 0 for part in fractions})
+
+
+def dose_trials(
+    rows: Sequence[HeadRow],
+    methods: Sequence[str],
+    joint: Sequence[Sequence[Head]],
+    fractions: Sequence[float],
+    prompts: Sequence[Prompt],
+) -> list[Trial]:
+    """The top of each ranking, and the best joint set, of each size.
+
+    Args:
+        rows: All heads.
+        methods: Rankings.
+        joint: The best joint set of 1, 2, … heads; empty to try none.
+        fractions: Sizes, as shares of all heads.
+        prompts: What each trial answers.
+    """
+    asked = tuple(prompts)
+    wanted = sizes(len(rows), fractions)
+    found = [
+        Trial(f"top-{method}", tuple(ranked(rows, method)[:n]), asked)
+        for method in methods
+        for n in wanted
+    ]
+    found += [Trial("joint", tuple(joint[n - 1]), asked) for n in wanted if 0 < n <= len(joint)]
+    return found
+
+
+def control_trials(
+    rows: Sequence[HeadRow],
+    found: Sequence[Head],
+    spared: Sequence[Head],
+    draws: dict[str, int],
+    prompts: Sequence[Prompt],
+    seed: int,
+) -> list[Trial]:
+    """Sets of as many heads as were found, that should restore nothing.
+
+    Args:
+        rows: All heads.
+        found: The heads found.
+        spared: Heads never in a set, beside those found.
+        draws: Sets of each kind of ``CONTROLS``.
+        prompts: What each trial answers.
+        seed: Seed of the draws.
+    """
+    if not found:
+        return []
+    free = [row.head for row in rows if row.head not in found and row.head not in spared]
+    rng = random.Random(f"random-heads:{seed}")
+    drawers = {
+        "random": lambda: rng.sample(free, len(found)),
+        "same-layer": lambda: list(_same_layers(rng, found, free)),
+        "promoting": lambda: rng.sample(_promoting(rows, free, len(found)), len(found)),
+    }
+    return [
+        Trial(kind, tuple(sorted(drawers[kind]())), tuple(prompts))
+        for kind in CONTROLS
+        for _ in range(draws[kind])
+    ]
+
+
+def _same_layers(rng: random.Random, found: Sequence[Head], free: Sequence[Head]) -> Iterator[Head]:
+    """As many heads of each block as were found there; fewer where there are no others."""
+    for layer, n in sorted(Counter(head.layer for head in found).items()):
+        others = [head for head in free if head.layer == layer]
+        yield from rng.sample(others, min(n, len(others)))
+
+
+def _promoting(rows: Sequence[HeadRow], free: Sequence[Head], n: int) -> list[Head]:
+    strongest = sorted((row for row in rows if row.head in free), key=METHODS["causal"])
+    return [row.head for row in strongest[: PROMOTING_POOL * n]]

@@ -1,0 +1,231 @@
+"""Heads switched off while the model runs: their output, before the projection, is changed.
+
+Zeroing a head's output is the same as zeroing its columns of the output projection; the two lasting
+forms of this edit are in `edits`. Here are also the forms that no weights can hold: only at some
+tokens, replaced by a mean, or renormalised as in the paper.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.blocks import check_whole
+from refusal_cliff.model.capture import Batch, capture
+from refusal_cliff.model.subject import Head, Subject
+
+HeadOutputs = Mapping[Head, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Edit:
+    """What is done to a projection's input: ``factor ⊙ heads + offset``.
+
+    Attributes:
+        factor: [heads], [rows, 1, heads] or [1, tokens, heads].
+        offset: [heads, head width], or ``None``.
+        renormalised: Bring each token's vector back to its former length.
+        where: [rows, tokens], the tokens that are changed; ``None`` changes all.
+    """
+
+    factor: torch.Tensor
+    offset: torch.Tensor | None
+    renormalised: bool
+    where: torch.Tensor | None
+
+    def apply(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The changed input, [rows, tokens, heads × head width]."""
+        by_head = outputs.unflatten(-1, (self.factor.shape[-1], -1))
+        changed = by_head * self.factor.to(outputs)[..., None]
+        if self.offset is not None:
+            changed = changed + self.offset.to(outputs)
+        changed = changed.flatten(-2)
+        if self.renormalised:
+            length, now = (part.float().norm(dim=-1, keepdim=True) for part in (outputs, changed))
+            ratio = length / now.clamp_min(torch.finfo(torch.float32).tiny)
+            changed = (changed.float() * ratio).to(outputs.dtype)
+        if self.where is not None:
+            changed = torch.where(self.where.to(outputs.device)[..., None], changed, outputs)
+        return changed
+
+
+@contextmanager
+def ablated(
+    subject: Subject,
+    heads: Collection[Head],
+    *,
+    scale: float = 0.0,
+    means: HeadOutputs | None = None,
+    renormalised: bool = False,
+    where: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """Scale the outputs of ``heads`` in every row while the block runs.
+
+    Args:
+        subject: The model.
+        heads: Which heads.
+        scale: 0 takes a head out; 1 changes nothing.
+        means: What takes the place of what is taken out, by head, each [head width]: see
+            `mean_outputs`; ``None`` puts nothing in its place.
+        renormalised: Bring all heads' outputs of a token back to their former length together. The
+            paper's code does this for a whole batch at once, which makes a token's result depend on
+            the other rows; here each token is on its own.
+        where: [rows, tokens], which tokens change, for a forward pass without cache; ``None``
+            changes every token.
+
+    Raises:
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
+    """
+    _check(subject, heads)
+    by_layer: dict[int, list[int]] = defaultdict(list)
+    for head in heads:
+        by_layer[head.layer].append(head.index)
+    with ExitStack() as stack:
+        for layer, indices in by_layer.items():
+            factor = torch.ones(subject.blocks[layer - 1].n_heads, dtype=torch.float64)
+            factor[indices] = scale
+            offset = None if means is None else _offset(subject, layer, indices, scale, means)
+            _hook(stack, subject, layer, _Edit(factor, offset, renormalised, where))
+        yield
+
+
+def _offset(
+    subject: Subject, layer: int, indices: Sequence[int], scale: float, means: HeadOutputs
+) -> torch.Tensor:
+    """What is added to each head's output, [heads, head width]."""
+    added = torch.zeros(subject.blocks[layer - 1].n_heads, subject.head_width(layer))
+    for index in indices:
+        added[index] = (1 - scale) * means[Head(layer, index)].float().cpu()
+    return added
+
+
+@contextmanager
+def ablated_rows(
+    subject: Subject,
+    row_heads: Sequence[Collection[Head]],
+    *,
+    scale: float = 0.0,
+    where: torch.Tensor | None = None,
+) -> Iterator[None]:
+    """Scale heads of each row of a batch on its own.
+
+    Args:
+        subject: The model.
+        row_heads: For each row of the batch, which heads.
+        scale: As for `ablated`.
+        where: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
+    """
+    layers = sorted({head.layer for heads in row_heads for head in heads})
+    _check(subject, {head for heads in row_heads for head in heads})
+    with ExitStack() as stack:
+        for layer in layers:
+            shape = (len(row_heads), 1, subject.blocks[layer - 1].n_heads)
+            factor = torch.ones(shape, dtype=torch.float64)
+            for row, heads in enumerate(row_heads):
+                factor[row, 0, [head.index for head in heads if head.layer == layer]] = scale
+            _hook(stack, subject, layer, _Edit(factor, None, False, where))
+        yield
+
+
+@contextmanager
+def ablated_tokens(
+    subject: Subject, token_heads: Sequence[Collection[Head]], *, scale: float = 0.0
+) -> Iterator[None]:
+    """Scale heads of each token of a batch on its own, the same in every row.
+
+    Args:
+        subject: The model.
+        token_heads: For each token, which heads.
+        scale: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
+    """
+    chosen = {head for heads in token_heads for head in heads}
+    _check(subject, chosen)
+    with ExitStack() as stack:
+        for layer in sorted({head.layer for head in chosen}):
+            shape = (1, len(token_heads), subject.blocks[layer - 1].n_heads)
+            factor = torch.ones(shape, dtype=torch.float64)
+            for token, heads in enumerate(token_heads):
+                factor[0, token, [head.index for head in heads if head.layer == layer]] = scale
+            _hook(stack, subject, layer, _Edit(factor, None, False, None))
+        yield
+
+
+def _check(subject: Subject, heads: Collection[Head]) -> None:
+    for head in heads:
+        if not 1 <= head.layer <= subject.n_layers:
+            raise RefusalCliffError(
+                f"{subject.name} has no head {head}: its blocks go from 1 to {subject.n_layers}. "
+                "Write layer.head."
+            )
+        block = subject.blocks[head.layer - 1]
+        if not 0 <= head.index < block.n_heads:
+            has = f"its heads go from 0 to {block.n_heads - 1}" if block.n_heads else block.skipped
+            raise RefusalCliffError(f"{subject.name} has no head {head}: {has}. Write layer.head.")
+        check_whole(subject.projection(head.layer))
+
+
+def _hook(stack: ExitStack, subject: Subject, layer: int, edit: _Edit) -> None:
+    projection = subject.projection(layer)
+    width = edit.factor.shape[-1] * subject.head_width(layer)
+
+    def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        del module
+        given = int(inputs[0].shape[-1])
+        if given != width:
+            raise RefusalCliffError(
+                f"Block {layer} of {subject.name}: its output projection was given {given} numbers "
+                f"a token, not the {width} of all its heads, so this process holds only some of "
+                "them (tensor parallelism?). Nothing was ablated. Load the model with device_map "
+                "(pipeline over devices) instead."
+            )
+        return (edit.apply(inputs[0]), *inputs[1:])
+
+    stack.callback(projection.register_forward_pre_hook(hook).remove)
+
+
+def mean_outputs(
+    subject: Subject, token_ids: Sequence[Sequence[int]], heads: Collection[Head]
+) -> dict[Head, torch.Tensor]:
+    """Mean output of each head over all tokens of some traces, each [head width]."""
+    _check(subject, heads)
+    reader = _HeadMeans(subject, frozenset(head.layer for head in heads))
+    capture(subject, token_ids, [reader])
+    return {head: reader.sums[head.layer][head.index] / reader.n[head.layer] for head in heads}
+
+
+class _HeadMeans:
+    """Sums of all heads' outputs over tokens, by block, [heads, head width]."""
+
+    residual_layers: frozenset[int] = frozenset()
+
+    def __init__(self, subject: Subject, layers: frozenset[int]) -> None:
+        self.head_layers = layers
+        self.sums = {
+            layer: torch.zeros(subject.blocks[layer - 1].n_heads, subject.head_width(layer))
+            for layer in layers
+        }
+        self.n = dict.fromkeys(layers, 0)
+
+    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
+        """Not asked for."""
+
+    def read_heads(
+        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
+    ) -> None:
+        """Add up the tokens that are not padding."""
+        for place, _, length in batch.items():
+            total = outputs[place, :length].float().sum(0).cpu()
+            self.sums[layer] += total.reshape(self.sums[layer].shape)
+            self.n[layer] += length

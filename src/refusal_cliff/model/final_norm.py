@@ -1,0 +1,79 @@
+"""The read point after the final norm: where Hugging Face's last hidden states are taken.
+
+The default read point is the residual stream after a block, before any final norm. The paper's code
+reads after it; a probe's files say which was used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.blocks import decoder_of
+from refusal_cliff.model.capture import Batch, Reader
+from refusal_cliff.model.subject import Subject
+
+
+class AfterFinalNorm:
+    """Hands a reader of the last block ``norm(h)`` instead of ``h``.
+
+    Attributes:
+        residual_layers: Those of the reader: the last block alone.
+        head_layers: None; heads add to the residual stream, not to its norm.
+    """
+
+    head_layers: frozenset[int] = frozenset()
+
+    def __init__(self, reader: Reader, subject: Subject) -> None:
+        if reader.residual_layers != {subject.n_layers} or reader.head_layers:
+            raise ValueError("only the last block's residual stream goes through the final norm")
+        self.residual_layers = reader.residual_layers
+        self._reader = reader
+        self._norm = find_final_norm(subject)
+
+    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
+        """Normalise, and hand on."""
+        self._reader.read_residual(layer, self._norm(states), batch)
+
+    def read_heads(
+        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
+    ) -> None:
+        """Not asked for."""
+
+
+@torch.inference_mode()
+def find_final_norm(subject: Subject) -> nn.Module:
+    """The norm between the last block and the language-model head.
+
+    Found by running a few tokens: it is the child of the decoder that takes the last block's output
+    and gives the decoder's.
+
+    Raises:
+        RefusalCliffError: There is none.
+    """
+    decoder = decoder_of(subject.model)
+    last = subject.blocks[-1].module
+    ids = torch.arange(64, 72, device=subject.device)[None] % subject.vocabulary
+    seen: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: object) -> None:
+        del module, inputs
+        states = output[0] if isinstance(output, tuple) else output
+        if isinstance(states, torch.Tensor):
+            seen.append(states)
+
+    handle = last.register_forward_hook(keep)
+    try:
+        given = decoder(input_ids=ids, use_cache=False)[0]
+    finally:
+        handle.remove()
+    for child in decoder.children():
+        if "norm" in type(child).__name__.lower():
+            normed = child(seen[-1])
+            if torch.allclose(normed.reshape(given.shape), given, rtol=1e-3, atol=1e-5):
+                return child
+    raise RefusalCliffError(
+        f"{subject.name} has no norm after its last block that can be found. Read the residual "
+        "stream instead (read point resid_post)."
+    )

@@ -1,0 +1,1 @@
+"""Linear probes that read the intention to refuse."""

@@ -1,0 +1,375 @@
+"""One linear probe per layer that reads "I will refuse" at the last closing token.
+
+Logistic regression on centred residuals that are divided by one common scale: dividing every
+feature by its own deviation would blow up directions of little variance, and the probe would then
+read harm, which a trace states in many ways, rather than the intention to refuse. Regularisation
+is the strongest whose cross-validated AUROC is as good as the best; the score is then calibrated.
+
+Prompts are split into train and test by groups. All choices (regularisation, calibration, layer)
+are made by grouped cross-validation inside train, so that no row is spent on validation alone and
+the test is a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.probe.logistic import balanced, fit_logistic, principal
+from refusal_cliff.probe.provenance import Provenance, ReadPoint
+from refusal_cliff.probe.quality import Quality, auroc, calibrate, measure_quality
+from refusal_cliff.probe.splits import fold_groups, split_groups
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
+LabelRule = Literal["refused-vs-benign", "refused-vs-complied"]
+Estimator = Literal["logistic", "difference-of-means"]
+
+STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse L2 strengths tried, the strongest regularisation first."""
+AS_GOOD = 0.005
+"""AUROC below the best that still counts as the best."""
+SHUFFLES = 200
+MIN_PER_CLASS = 12
+_NO_SIGNAL = 1e-3
+"""Slope of a probe whose held-out scores do not rise with the label; scores have deviation ≤ 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """``score = sigmoid(weight · h[layer] + bias)``, with its quality on held-out groups.
+
+    Attributes:
+        layer: Block after which it reads, counted from 1.
+        weight: [d].
+        bias: Intercept; centring and scaling are folded in.
+        strength: Inverse L2 strength that was chosen; 0 for the difference of means.
+        cv_auroc: Mean AUROC over the folds of the training split, by which layers are compared.
+        quality: Quality on the test split.
+        shuffled_auroc: Mean test AUROC of probes trained on shuffled labels, see `shuffled`.
+        shuffled_auroc_se: Standard error of that mean, from the number of shuffles.
+    """
+
+    layer: int
+    weight: Floats
+    bias: float
+    strength: float
+    cv_auroc: float
+    quality: Quality
+    shuffled_auroc: float
+    shuffled_auroc_se: float
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeSet:
+    """Probes of all layers, the layer chosen, and what they were trained on.
+
+    Attributes:
+        probes: By rising layer.
+        layer: The chosen layer.
+        label_rule: Which traces were positive and negative.
+        estimator: How the direction was found.
+        n: Traces used in training and test together.
+        provenance: What they were fitted on; ``None`` for residuals of unknown origin.
+    """
+
+    probes: tuple[Probe, ...]
+    layer: int
+    label_rule: LabelRule
+    estimator: Estimator
+    n: int
+    provenance: Provenance | None = None
+
+    @property
+    def read_point(self) -> ReadPoint:
+        """Where in the model they read."""
+        return "resid_post" if self.provenance is None else self.provenance.read_point
+
+    @property
+    def chosen(self) -> Probe:
+        """The probe of the chosen layer."""
+        return self.probes[self.row]
+
+    @property
+    def row(self) -> int:
+        """Place of the chosen layer among the layers."""
+        return next(row for row, probe in enumerate(self.probes) if probe.layer == self.layer)
+
+
+def fit_probes(
+    residuals: Floats,
+    labels: Sequence[int],
+    groups: Sequence[str],
+    layers: Sequence[int],
+    *,
+    label_rule: LabelRule,
+    estimator: Estimator = "logistic",
+    seed: int = 0,
+    provenance: Provenance | None = None,
+) -> ProbeSet:
+    """Fit, calibrate and test one probe per layer.
+
+    Args:
+        residuals: [traces, layers, d] at the last closing token, at the provenance's read point.
+        labels: 1 for a refusal, 0 otherwise.
+        groups: Traces of one group stay on one side of the split.
+        layers: Block numbers of the second axis, rising.
+        label_rule: Name of the rule that made ``labels``.
+        estimator: ``logistic``, or ``difference-of-means`` as the second opinion.
+        seed: Seed of split, shuffles and bootstrap.
+        provenance: What the residuals are of; without it, written probes fit no model.
+
+    Raises:
+        RefusalCliffError: A class is too small to be split.
+    """
+    label_array = np.asarray(labels, dtype=np.int64)
+    for value, name in ((1, "refused"), (0, "complied")):
+        found = len({g for g, y in zip(groups, labels, strict=True) if y == value})
+        if found < MIN_PER_CLASS:
+            raise RefusalCliffError(
+                f"A probe by {label_rule} needs {MIN_PER_CLASS} {name} traces of different "
+                f"prompts; there are {found}. Give more prompts, or allow longer answers if many "
+                "are cut off."
+            )
+    train, test = split_groups(label_array, groups, seed)
+    split = _Split(
+        labels=label_array[train],
+        fold=fold_groups(label_array[train], [groups[int(row)] for row in train], seed),
+        test_labels=label_array[test],
+        test_groups=[groups[int(row)] for row in test],
+        seed=seed,
+    )
+    probes = tuple(
+        _fit_layer(
+            layer,
+            residuals[train, column].astype(np.float64),
+            residuals[test, column].astype(np.float64),
+            split,
+            estimator,
+        )
+        for column, layer in enumerate(layers)
+    )
+    layer = choose_layer(probes)
+    return ProbeSet(probes, layer, label_rule, estimator, len(label_array), provenance)
+
+
+def transfer(
+    probes: ProbeSet,
+    residuals: Floats,
+    labels: Sequence[int],
+    groups: Sequence[str],
+    seed: int = 0,
+) -> tuple[Quality, ...]:
+    """How well fitted probes do on another data set, layer by layer: nothing is fitted again.
+
+    A direction of the intention keeps its AUROC on other topics and formats; one of the topic does
+    not. Accuracy and calibration error say whether the threshold and the scale moved along.
+
+    Args:
+        probes: Fitted on one data set.
+        residuals: [traces, layers, d] of another, at the same read point, position and layers.
+        labels: 1 for a refusal, 0 otherwise.
+        groups: Near-duplicates share one; the bootstrap draws them together.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One quality a probe.
+
+    Raises:
+        RefusalCliffError: A class is missing, or the residuals are of other layers or width.
+    """
+    shape = (len(probes.probes), len(probes.chosen.weight))
+    if residuals.shape[1:] != shape:
+        raise RefusalCliffError(
+            f"The probes read {shape[0]} layers of width {shape[1]}, but the residuals have "
+            f"{residuals.shape[1]} of width {residuals.shape[2]}. Capture them from the model that "
+            "the probes were fitted on, after the same blocks."
+        )
+    label_array = np.asarray(labels, dtype=np.int64)
+    if set(labels) != {0, 1}:
+        raise RefusalCliffError(
+            "A transfer test needs refused and complied traces; one of the two is missing. "
+            "Give traces of both."
+        )
+    states = residuals.astype(np.float64)
+    return tuple(
+        measure_quality(states[:, row] @ probe.weight + probe.bias, label_array, groups, seed)
+        for row, probe in enumerate(probes.probes)
+    )
+
+
+def choose_layer(probes: Sequence[Probe]) -> int:
+    """The deepest layer whose cross-validated AUROC is as good as the best.
+
+    Deep, because the cliff grows with depth (paper §3); inside train, so that a test stays a test.
+    """
+    best = max(probe.cv_auroc for probe in probes)
+    return max(probe.layer for probe in probes if probe.cv_auroc >= best - AS_GOOD)
+
+
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """Rows of train with their folds, and of test; the same for every layer."""
+
+    labels: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    test_labels: NDArray[np.int64]
+    test_groups: Sequence[str]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Direction:
+    """A direction and what cross-validation says of it.
+
+    Attributes:
+        vector: [r], of length 1, fitted on all rows.
+        strength: Inverse L2 strength; 0 for the difference of means.
+        cv_auroc: Mean AUROC over the folds.
+        held_out: [n] score of each row by the direction that was fitted without its fold.
+    """
+
+    vector: Floats
+    strength: float
+    cv_auroc: float
+    held_out: Floats
+
+
+def _fit_layer(
+    layer: int, train: Floats, test: Floats, split: _Split, estimator: Estimator
+) -> Probe:
+    centre = train.mean(0)
+    scale = float(np.sqrt(((train - centre) ** 2).sum(1).mean())) or 1.0
+    coordinates, axes = principal((train - centre) / scale)
+    found = cross_validate(coordinates, split.labels, split.fold, estimator)
+    slope, intercept = _calibrate_held_out(found.held_out, split.labels)
+    weight = slope / scale * (found.vector @ axes)
+    bias = float(intercept - weight @ centre)
+    null = shuffled(
+        coordinates,
+        split.labels,
+        (test - centre) / scale @ axes.T,
+        split.test_labels,
+        estimator,
+        found.strength,
+        split.seed,
+    )
+    return Probe(
+        layer=layer,
+        weight=weight.astype(np.float32),
+        bias=bias,
+        strength=found.strength,
+        cv_auroc=found.cv_auroc,
+        quality=measure_quality(
+            test @ weight + bias, split.test_labels, split.test_groups, split.seed
+        ),
+        shuffled_auroc=float(null.mean()),
+        shuffled_auroc_se=float(null.std(ddof=1) / np.sqrt(len(null))),
+    )
+
+
+def cross_validate(
+    coordinates: Floats, labels: NDArray[np.int64], fold: NDArray[np.int64], estimator: Estimator
+) -> Direction:
+    """The direction of all rows, at the strongest regularisation that is as good as the best.
+
+    All strengths and folds are fitted at once.
+
+    Args:
+        coordinates: [n, r] from `principal`.
+        labels: [n], 0 or 1.
+        fold: [n] fold of each row, counted from 0.
+        estimator: ``difference-of-means`` has no strength to choose.
+    """
+    strengths = STRENGTHS if estimator == "logistic" else (0.0,)
+    folds = int(fold.max()) + 1
+    used = np.stack([fold != left_out for left_out in range(folds)] + [fold >= 0], axis=1)
+    vectors = _directions(
+        coordinates,
+        np.tile(labels[:, None], len(strengths) * (folds + 1)),
+        np.tile(used, len(strengths)),
+        np.repeat(strengths, folds + 1),
+        estimator,
+    ).reshape(-1, len(strengths), folds + 1)
+    scores = np.einsum("nr,rsf->nsf", coordinates, vectors[:, :, :-1])
+    held_out = scores[np.arange(len(labels)), :, fold]
+    by_fold = [auroc(labels[fold == f], held_out[fold == f]) for f in range(folds)]
+    quality = np.mean(by_fold, axis=0)
+    place = int(np.flatnonzero(quality >= quality.max() - AS_GOOD)[0])
+    return Direction(
+        vector=vectors[:, place, -1],
+        strength=strengths[place],
+        cv_auroc=float(quality[place]),
+        held_out=held_out[:, place],
+    )
+
+
+def _directions(
+    coordinates: Floats,
+    labels: NDArray[np.int64],
+    used: NDArray[np.bool_],
+    strengths: Floats,
+    estimator: Estimator,
+) -> Floats:
+    """Directions of length 1, [r, k], for ``labels`` and ``used`` rows of [n, k], classes equal."""
+    weights = np.stack([balanced(*pair) for pair in zip(labels.T, used.T, strict=True)], axis=1)
+    if estimator == "logistic":
+        vectors = fit_logistic(coordinates, labels.astype(np.float64), weights, strengths)
+    else:  # balanced weights of a class add up to half the rows used
+        vectors = coordinates.T @ (weights * (2 * labels - 1)) / (weights.sum(0) / 2)
+    lengths = np.linalg.norm(vectors, axis=0)
+    return vectors / np.where(lengths > 0, lengths, 1.0)
+
+
+def _calibrate_held_out(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Platt scaling on held-out scores: of each row by the direction fitted without its fold.
+
+    Scores of the training rows themselves lie too far apart, the more so the wider the model, and
+    would make the refusal score saturate. Held-out scores can be pooled because directions have
+    length 1 and one common centre and scale; those of the final direction, which has seen more
+    rows, lie a little further apart, so the score errs towards 0.5. Where held-out scores do not
+    rise with the label there is no signal: the probe keeps its direction, and says 0.5.
+    """
+    slope, intercept = calibrate(scores, labels)
+    return (slope, intercept) if slope > _NO_SIGNAL else (_NO_SIGNAL, 0.0)
+
+
+def shuffled(
+    coordinates: Floats,
+    labels: NDArray[np.int64],
+    test: Floats,
+    test_labels: NDArray[np.int64],
+    estimator: Estimator,
+    strength: float,
+    seed: int,
+) -> Floats:
+    """Test AUROC of ``SHUFFLES`` probes that were trained on shuffled labels.
+
+    Near 0.5 on average, unless something other than the labels tells the classes apart. One
+    shuffle alone says nothing: where the classes differ along an axis that carries much of the
+    variance, any direction fitted to noise leans on that axis, by chance one way or the other, and
+    then its AUROC is near 1 or near 0. The spread of single values is therefore up to 0.5, and a
+    mean over 20 is off by 0.1; over 200 its standard error is at most 0.036.
+
+    Args:
+        coordinates: [n, r] of the training rows, from `principal`.
+        labels: [n], 0 or 1.
+        test: [m, r] of the test rows, on the same axes.
+        test_labels: [m], 0 or 1.
+        estimator: As for the probe itself.
+        strength: As chosen for the probe itself.
+        seed: Seed of the shuffles.
+
+    Returns:
+        [``SHUFFLES``].
+    """
+    rng = np.random.default_rng(seed)
+    drawn = rng.permuted(np.tile(labels[:, None], SHUFFLES), axis=0)
+    vectors = _directions(
+        coordinates, drawn, np.ones_like(drawn, dtype=bool), np.full(SHUFFLES, strength), estimator
+    )
+    return auroc(test_labels, test @ vectors)

@@ -1,0 +1,1 @@
+"""Training on the chosen examples, and the proof that it helped."""

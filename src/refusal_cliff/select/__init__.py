@@ -1,0 +1,1 @@
+"""Cliff-as-a-Judge: the few examples worth training on."""

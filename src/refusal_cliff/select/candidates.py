@@ -1,0 +1,122 @@
+"""Traces to `Candidate` rows: cliff and projected state of each, in one pass over the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
+from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.model.capture import Batch, ProbeScores, Reader, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.select.strategies import Candidate, has_refusal_words
+from refusal_cliff.thinking import Spans
+
+STATE_WIDTH = 64
+"""Numbers kept of a state: distances survive a random projection (Johnson and Lindenstrauss)."""
+
+
+class ThoughtStates:
+    """Mean of ``h[layer]`` over the thinking of each trace, projected to ``STATE_WIDTH`` numbers.
+
+    Attributes:
+        values: [traces, STATE_WIDTH].
+    """
+
+    head_layers: frozenset[int] = frozenset()
+
+    def __init__(self, spans: Sequence[Spans], layer: int, width: int) -> None:
+        self.residual_layers = frozenset({layer})
+        self.values: NDArray[np.float32] = np.zeros((len(spans), STATE_WIDTH), dtype=np.float32)
+        self._spans = spans
+        onto = np.random.default_rng(0).normal(size=(width, STATE_WIDTH)) / STATE_WIDTH**0.5
+        self._onto = torch.as_tensor(onto, dtype=torch.float32)
+
+    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
+        """A weighted sum over the tokens, then the projection."""
+        del layer
+        weights = torch.zeros(states.shape[:2])
+        for place, row, _ in batch.items():
+            start, end = self._spans[row].prompt, self._spans[row].thinking
+            weights[place, start:end] = 1 / max(1, end - start)
+        weights = weights.to(states)
+        means = torch.bmm(weights[:, None], states)[:, 0].float() @ self._onto.to(states.device)
+        self.values[list(batch.rows)] = means.cpu().numpy()
+
+    def read_heads(
+        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
+    ) -> None:
+        """Not asked for."""
+
+
+def measure(
+    subject: Subject, probes: ProbeSet, traces: Sequence[Trace], pool: str = DEFAULT_POOL
+) -> list[Candidate]:
+    """One candidate a trace, in the order given; without scores where the thinking is not closed.
+
+    Only the blocks up to the chosen probe's are run.
+
+    Args:
+        subject: The model.
+        probes: Fitted on it; the chosen layer is read.
+        traces: What the model wrote, or what it would be taught to write.
+        pool: How the thinking becomes a plateau: a key of ``POOLS``.
+    """
+    rows = [row for row, trace in enumerate(traces) if _has_plateau(trace)]
+    scored = [traces[row] for row in rows]
+    found = [_unscored(trace) for trace in traces]
+    if not scored:
+        return found
+    probe = probes.chosen
+    spans = [trace.spans for trace in scored if trace.spans is not None]
+    scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(scored))
+    states = ThoughtStates(spans, probe.layer, subject.width)
+    tap: Reader = AfterFinalNorm(scores, subject) if probes.read_point == "final_norm" else scores
+    capture(subject, [trace.token_ids for trace in scored], [tap, states])
+    for row, trace, span, logits, state in zip(
+        rows, scored, spans, scores.logits, states.values, strict=True
+    ):
+        found[row] = _with_cliff(found[row], trace, span, logits, state, pool)
+    return found
+
+
+def _has_plateau(trace: Trace) -> bool:
+    return trace.spans is not None and trace.spans.thinking > trace.spans.prompt
+
+
+def _unscored(trace: Trace) -> Candidate:
+    return Candidate(
+        trace.prompt.id,
+        trace.prompt.category,
+        len(trace.token_ids),
+        verdict=trace.verdict,
+        refusal_words=has_refusal_words(trace.response),
+    )
+
+
+def _with_cliff(
+    candidate: Candidate,
+    trace: Trace,
+    spans: Spans,
+    logits: NDArray[np.float32],
+    state: NDArray[np.float32],
+    pool: str,
+) -> Candidate:
+    prompt = trace.prompt
+    row = TraceScores(prompt.id, prompt.group, prompt.label, trace.verdict, spans, logits)
+    cliff = cliff_of(row, 0, pool)
+    return replace(
+        candidate,
+        plateau=cliff.plateau,
+        final=cliff.final,
+        plateau_logit=cliff.plateau_logit,
+        final_logit=cliff.final_logit,
+        state=state,
+    )

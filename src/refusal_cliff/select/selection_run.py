@@ -1,0 +1,347 @@
+"""A data set to the few rows that are worth training on, with an account of all the others.
+
+The folder holds what `candidate_pool` and `candidate_shards` write, ``select.json`` (what was
+scored with what), and for the choice made last ``selected.jsonl``, ``selection.json`` and
+``left-out.jsonl``. Scores do not depend on the choice: another strategy or fraction is chosen from
+the same scores at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff import __version__
+from refusal_cliff.data.traces import Label, Prompt, SafetyExample, read_prompts
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import atomic_path, read_json, sha256_file, write_json
+from refusal_cliff.judges import judge
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.files import DESCRIPTION as PROBE
+from refusal_cliff.probe.files import probes_of
+from refusal_cliff.select.engine import Engine, Rank, run_shards
+from refusal_cliff.select.pool import (
+    COUNTS,
+    PoolCounts,
+    left_out_path,
+    read_candidates,
+    read_counts,
+    read_pool,
+    shard_path,
+)
+from refusal_cliff.select.shards import (
+    Judge,
+    ScoringPlan,
+    own_words,
+    scored_candidates,
+    scores_path,
+    tokens_spent,
+    unscored_path,
+)
+from refusal_cliff.select.strategies import FRACTION, Candidate, Strategy, how_many, select
+
+DESCRIPTION, SELECTED, REPORT, LEFT_OUT = (
+    "select.json",
+    "selected.jsonl",
+    "selection.json",
+    "left-out.jsonl",
+)
+Watch = Callable[[str, int, int | None], None]
+"""Called with (what is done, how much of it, of how much if known)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The data to choose from.
+
+    Attributes:
+        name: See `source_rows`.
+        evaluation: Files of prompts that must not be trained on.
+        split: Split of a data set that has several.
+        label: Label of rows without one.
+        shard_size: Rows of one shard: what a kill can lose.
+    """
+
+    name: str
+    evaluation: tuple[Path, ...]
+    split: str = "train"
+    label: Label = "harmful"
+    shard_size: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What to choose: ``n`` examples, or a ``fraction`` of those that have scores."""
+
+    strategy: Strategy = "cliff"
+    fraction: float = FRACTION
+    n: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """What `run_selection` did.
+
+    Attributes:
+        rows: Rows of the data set.
+        scored: Candidates with scores.
+        chosen: Rows of ``selected.jsonl``.
+        left_out: Reasons why rows were left out, and how many.
+    """
+
+    rows: int
+    scored: int
+    chosen: int
+    left_out: dict[str, int]
+
+
+def evaluation_of(probe: Path) -> tuple[Path, ...]:
+    """The prompts of the run that a probe comes from: those it was fitted on and tested on."""
+    folder = probe.resolve().parent / "prompts"
+    return tuple(folder / name for name in ("fit.jsonl", "test.jsonl") if (folder / name).is_file())
+
+
+def run_selection(
+    plan: ScoringPlan,
+    source: Source,
+    choice: Choice,
+    *,
+    engine: Engine = "local",
+    actors: int = 1,
+    judged_by: Judge = judge,
+    watch: Watch | None = None,
+) -> Selected | None:
+    """Read the data, score what is not scored yet, and choose.
+
+    Args:
+        plan: How candidates are scored, and where.
+        source: What they are.
+        choice: Which are wanted.
+        engine: Where shards are scored.
+        actors: Replicas of the model on a Ray cluster.
+        judged_by: Says what the model's own answers do: the phrase rules, or any other judge.
+        watch: Told what is done.
+
+    Returns:
+        What was done; ``None`` in a process that is not the first of its launch.
+
+    Raises:
+        RefusalCliffError: There is nothing to check contamination against, the folder holds scores
+            made otherwise, or the data set cannot be read.
+    """
+    rank = Rank.here()
+    plan = replace(plan, device=rank.device(plan.device))
+    subject = plan.subject()
+    if rank.first:
+        _claim(plan, source, subject)
+        counts = read_counts(plan.out) or _read(plan, source, subject, watch)
+    else:
+        rank.wait_for(plan.out / COUNTS)
+        counts = _counted(plan.out)
+    if counts.kept == 0:
+        raise RefusalCliffError(_nothing(source, counts))
+
+    def tell(done: int, total: int) -> None:
+        if watch is not None:
+            watch("shards scored", done, total)
+
+    run_shards(
+        plan,
+        counts.shards,
+        subject=subject,
+        engine=engine,
+        actors=actors,
+        judged_by=judged_by,
+        progress=tell,
+    )
+    return choose(plan.out, choice) if rank.first else None
+
+
+def _read(plan: ScoringPlan, source: Source, subject: Subject, watch: Watch | None) -> PoolCounts:
+    def tell(rows: int) -> None:
+        if watch is not None:
+            watch("rows read", rows, None)
+
+    return read_pool(
+        source.name,
+        plan.out,
+        subject.format,
+        _prompts(source.evaluation),
+        own_thinking=plan.own_thinking,
+        split=source.split,
+        label=source.label,
+        shard_size=source.shard_size,
+        progress=tell,
+    )
+
+
+def _prompts(files: Sequence[Path]) -> list[Prompt]:
+    if not files:
+        raise RefusalCliffError(
+            "There are no evaluation prompts to keep out of the training data: the probe's folder "
+            "is not part of a run. Name the files of all prompts that the repaired model will be "
+            "evaluated on (--evaluation FILE)."
+        )
+    return [prompt for file in files for prompt in read_prompts(file, label="harmful")]
+
+
+def _nothing(source: Source, counts: PoolCounts) -> str:
+    why = ", ".join(f"{n} {reason}" for reason, n in counts.left_out.items()) or "it is empty"
+    return (
+        f"{source.name} holds no row that can be scored ({counts.rows} rows; {why}). The rows and "
+        "their reasons are in the folder pool of the output."
+    )
+
+
+def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
+    """Write what the folder is about, or check that it is about the same."""
+    path, data = plan.out / DESCRIPTION, Path(source.name)
+    probes_of(plan.probe, subject)
+    described = {
+        "model": subject.name,
+        "fingerprint": subject.fingerprint,
+        "probe_sha256": sha256_file(plan.probe / PROBE),
+        "source": source.name,
+        "source_sha256": sha256_file(data) if data.is_file() else None,
+        "split": source.split,
+        "label": source.label,
+        "evaluation": sorted(sha256_file(file) for file in source.evaluation if file.is_file()),
+        "thinking": "own" if plan.own_thinking else "data",
+        "target": "own" if plan.own_target else "data",
+        "max_new_tokens": plan.max_new_tokens if plan.own_thinking else None,
+        "shard_size": source.shard_size,
+        "version": __version__,
+    }
+    if not path.is_file():
+        if plan.out.is_dir() and any(plan.out.iterdir()):
+            raise RefusalCliffError(
+                f"{plan.out} is not empty and holds no {DESCRIPTION}. Choose a new folder "
+                "(--out DIR)."
+            )
+        write_json(path, described)
+        return
+    found = read_json(path)
+    other = [key for key, value in described.items() if found.get(key) != value]
+    if other:
+        raise RefusalCliffError(
+            f"{plan.out} holds scores made otherwise: {', '.join(other)} differ from {path}. "
+            "Choose a new folder (--out DIR), or delete this one."
+        )
+
+
+def _counted(out: Path) -> PoolCounts:
+    counts = read_counts(out)
+    if counts is None:
+        raise RefusalCliffError(
+            f"{out} holds no {COUNTS}: the data set was not read to its end. Run select again."
+        )
+    return counts
+
+
+def choose(out: Path, choice: Choice) -> Selected:
+    """Choose from the scores of a folder, and write the rows and the report.
+
+    Raises:
+        RefusalCliffError: Fewer examples have scores than are wanted, or the strategy lacks what it
+            needs.
+    """
+    counts = _counted(out)
+    pool = scored_candidates(out, counts.shards, states=choice.strategy == "diverse")
+    n = how_many(len(pool), choice.fraction) if choice.n is None else choice.n
+    chosen = select(choice.strategy, pool, n, choice.seed)
+    left_out = _write_left_out(out, counts.shards)
+    _write_selected(out, counts.shards, chosen)
+    done = Selected(counts.rows, len(pool), len(chosen), left_out)
+    write_json(out / REPORT, _report(out, counts, choice, pool, chosen, done))
+    return done
+
+
+def _write_left_out(out: Path, shards: int) -> dict[str, int]:
+    """Copy the lists of all shards into one, and count the reasons."""
+    reasons = Counter[str]()
+    with atomic_path(out / LEFT_OUT) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for path in (p(out, n) for n in range(shards) for p in (left_out_path, unscored_path)):
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                reasons[json.loads(line)["reason"]] += 1
+                file.write(line)
+    return dict(reasons)
+
+
+def _write_selected(out: Path, shards: int, chosen: Sequence[Candidate]) -> None:
+    """The training rows in the order of the choice; texts are read shard by shard."""
+    wanted = {int(candidate.id): candidate for candidate in chosen}
+    rows: dict[int, dict[str, Any]] = {}
+    for number in range(shards):
+        rows.update(_training_rows(out, number, wanted))
+    with atomic_path(out / SELECTED) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for candidate in chosen:
+            file.write(json.dumps(rows[int(candidate.id)], ensure_ascii=False) + "\n")
+
+
+def _training_rows(
+    out: Path, number: int, wanted: dict[int, Candidate]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    words = own_words(scores_path(out, number), set(wanted))
+    if not words:
+        return
+    for row, example in read_candidates(shard_path(out, number)):
+        if row in words:
+            yield row, _training_row(row, example, *words[row], wanted[row])
+
+
+def _training_row(
+    row: int,
+    example: SafetyExample,
+    thought: str | None,
+    answer: str | None,
+    candidate: Candidate,
+) -> dict[str, Any]:
+    prompt = example.prompt
+    return {
+        "id": prompt.id,
+        "prompt": prompt.text,
+        "thinking": example.thinking if thought is None else thought,
+        "response": example.response if answer is None else answer,
+        "label": prompt.label,
+        "group": prompt.group,
+        "category": prompt.category,
+        "tags": list(prompt.tags),
+        "row": row,
+        "plateau": candidate.plateau,
+        "final": candidate.final,
+        "cliff": candidate.cliff,
+    }
+
+
+def _report(
+    out: Path,
+    counts: PoolCounts,
+    choice: Choice,
+    pool: Sequence[Candidate],
+    chosen: Sequence[Candidate],
+    done: Selected,
+) -> dict[str, Any]:
+    passed, written = tokens_spent(out, counts.shards)
+    return {
+        "strategy": choice.strategy,
+        "seed": choice.seed,
+        "rows": done.rows,
+        "scored": done.scored,
+        "chosen": done.chosen,
+        "left_out": done.left_out,
+        "evaluation_prompts": counts.evaluation,
+        "smallest_cliff_chosen": min(
+            (c.cliff for c in chosen if c.cliff is not None), default=None
+        ),
+        "complied_in_pool": sum(c.verdict == "complied" for c in pool),
+        "complied_chosen": sum(c.verdict == "complied" for c in chosen),
+        "categories_in_pool": dict(Counter(c.category for c in pool).most_common()),
+        "categories_chosen": dict(Counter(c.category for c in chosen).most_common()),
+        "tokens_scored": passed,
+        "tokens_generated": written,
+    }

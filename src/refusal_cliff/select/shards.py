@@ -1,0 +1,289 @@
+"""Scoring shards of candidates: each shard is read, scored and written on its own, whole or not.
+
+So any number of processes can score the shards of one folder, in any order, and a shard that is
+there is never scored again. Beside ``scores/scores-00000.parquet`` stand the candidates that could
+not be scored, with the reason: ``scores/left-out-00000.jsonl``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.io import atomic_path, write_text
+from refusal_cliff.judges import judge
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.probe.files import probes_of
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.select.candidates import measure
+from refusal_cliff.select.pool import Numbered, left_out_line, read_candidates, shard_path
+from refusal_cliff.select.safety_data import LeftOut
+from refusal_cliff.select.strategies import Candidate
+from refusal_cliff.select.targets import own_refusals
+from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
+
+Judge = Callable[[Trace], Verdict]
+TOO_LONG = "longer than the context"
+NEVER_CLOSED = "its own thinking never closed"
+_NO_TARGET = LeftOut("no refusal of its own", "wherever its thinking was closed, it complied")
+_COLUMNS = (
+    ("row", pa.int64()),
+    ("category", pa.string()),
+    ("tokens", pa.int32()),
+    ("written", pa.int32()),
+    ("answer", pa.int32()),
+    *((name, pa.float64()) for name in ("plateau", "final", "plateau_logit", "final_logit")),
+    ("verdict", pa.string()),
+    ("refusal_words", pa.bool_()),
+    ("state", pa.list_(pa.float32())),
+    ("thinking", pa.string()),
+    ("response", pa.string()),
+)
+_OF_CANDIDATE = (
+    "category",
+    "tokens",
+    "plateau",
+    "final",
+    "plateau_logit",
+    "final_logit",
+    "verdict",
+)
+_NARROW = ("row", *_OF_CANDIDATE, "refusal_words")
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringPlan:
+    """How candidates are scored, and all that another process needs to do the same.
+
+    Attributes:
+        model: See `load_subject`.
+        probe: Folder of the probe.
+        out: Folder of the selection.
+        own_thinking: Score what the model itself thinks, instead of the thinking of the data.
+        own_target: Train on refusals in the model's own words, see `own_refusals`, instead of the
+            answers of the data; needs ``own_thinking``.
+        max_new_tokens: Longest thinking and answer that the model may write.
+        batch_size: Prompts generated at once.
+        dtype: Precision of the weights.
+        device: ``auto`` or a device of PyTorch.
+        trust_remote_code: Run code that comes with the model.
+    """
+
+    model: str
+    probe: Path
+    out: Path
+    own_thinking: bool
+    max_new_tokens: int = 4096
+    batch_size: int = 16
+    dtype: str = "float32"
+    device: str = "auto"
+    trust_remote_code: bool = False
+    own_target: bool = False
+
+    def __post_init__(self) -> None:
+        if self.own_target and not self.own_thinking:
+            raise RefusalCliffError(
+                "A refusal in the model's own words follows its own thinking. Use --thinking own "
+                "with --target own."
+            )
+
+    def subject(self) -> Subject:
+        """Load the model."""
+        return load_subject(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+
+class ShardScorer:
+    """Scores shards with one replica of the model.
+
+    Args:
+        plan: How.
+        subject: The model, if it is loaded already.
+        judged_by: Says what the model's own answers do.
+    """
+
+    def __init__(
+        self, plan: ScoringPlan, subject: Subject | None = None, judged_by: Judge = judge
+    ) -> None:
+        self._plan = plan
+        self._subject = subject or plan.subject()
+        probes = probes_of(plan.probe, self._subject)
+        self._probes: ProbeSet = replace(probes, probes=(probes.chosen,))
+        self._judge = judged_by
+
+    def __call__(self, number: int) -> None:
+        """Score one shard and write it; the scores come last, so that they vouch for the rest."""
+        rows = read_candidates(shard_path(self._plan.out, number))
+        taken, left_out = self._traces(rows)
+        targets = self._targets([trace for _, trace in taken])
+        if self._plan.own_target:
+            left_out |= {
+                row: _NO_TARGET for (row, _), t in zip(taken, targets, strict=True) if not t
+            }
+            taken = [pair for pair, target in zip(taken, targets, strict=True) if target]
+            targets = [target for target in targets if target]
+        traces = [trace for _, trace in taken]
+        measured = measure(self._subject, self._probes, traces)
+        lines = [left_out_line(row, why) for row, why in sorted(left_out.items())]
+        write_text(unscored_path(self._plan.out, number), "".join(lines))
+        found = [
+            _row(row, trace, candidate, target, self._plan)
+            for (row, trace), candidate, target in zip(taken, measured, targets, strict=True)
+        ]
+        with atomic_path(scores_path(self._plan.out, number)) as temporary:
+            pq.write_table(pa.Table.from_pylist(found, schema=pa.schema(_COLUMNS)), temporary)
+
+    def _traces(
+        self, rows: Sequence[Numbered]
+    ) -> tuple[list[tuple[int, Trace]], dict[int, LeftOut]]:
+        """What is to be scored, and which rows cannot be."""
+        made = self._written(rows) if self._plan.own_thinking else self._given(rows)
+        taken = [(number, found) for number, found in made if isinstance(found, Trace)]
+        return taken, {n: found for n, found in made if isinstance(found, LeftOut)}
+
+    def _targets(self, traces: Sequence[Trace]) -> list[Trace | None]:
+        """What is trained on: its own answer where it refuses, or a refusal from its plateau."""
+        if not self._plan.own_target:
+            return [trace if self._plan.own_thinking else None for trace in traces]
+        complied = [trace for trace in traces if trace.verdict != "refused"]
+        made = iter(
+            own_refusals(
+                self._subject, self._probes, complied, self._plan.max_new_tokens, self._judge
+            )
+        )
+        return [trace if trace.verdict == "refused" else next(made) for trace in traces]
+
+    def _written(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
+        """What the model itself thinks and answers."""
+        config = GenerationConfig(self._plan.max_new_tokens, self._plan.batch_size)
+        room = self._context() - config.max_new_tokens
+        fits = [len(render_prompt(self._subject.tokenizer, e.prompt.text)) <= room for _, e in rows]
+        asked = [e.prompt for (_, e), fit in zip(rows, fits, strict=True) if fit]
+        made = iter(generate(self._subject, asked, config) if asked else [])
+        return [
+            (number, self._judged(next(made)) if fit else _too_long("its prompt and an answer"))
+            for (number, _), fit in zip(rows, fits, strict=True)
+        ]
+
+    def _judged(self, trace: Trace) -> Trace | LeftOut:
+        if trace.spans is None:
+            return LeftOut(NEVER_CLOSED, f"in {self._plan.max_new_tokens} tokens")
+        if trace.spans.thinking == trace.spans.prompt:
+            return LeftOut("no thinking", "the model answered at once")
+        return replace(trace, verdict=self._judge(trace))
+
+    def _given(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
+        """The thinking and answer of the data, as the model would have written them."""
+        return [(number, self._tokenised(row)) for number, row in rows]
+
+    def _tokenised(self, example: Any) -> Trace | LeftOut:
+        subject = self._subject
+        try:
+            ids, spans = tokenise_trace(
+                subject.tokenizer,
+                subject.format,
+                example.prompt.text,
+                example.thinking,
+                example.response,
+            )
+        except RefusalCliffError as error:
+            return LeftOut("other format", str(error))
+        if spans is None:
+            return LeftOut("thinking never closes", "the model's markers stand in the texts")
+        if len(ids) > self._context():
+            return _too_long(f"with {len(ids)} tokens it")
+        return Trace(
+            example.prompt, tuple(ids), spans, example.thinking, example.response, complete=True
+        )
+
+    def _context(self) -> int:
+        config = self._subject.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+
+def scores_path(out: Path, number: int) -> Path:
+    """Scores of one shard."""
+    return out / "scores" / f"scores-{number:05}.parquet"
+
+
+def unscored_path(out: Path, number: int) -> Path:
+    """Candidates of one shard that could not be scored."""
+    return out / "scores" / f"left-out-{number:05}.jsonl"
+
+
+def missing_shards(out: Path, shards: int) -> list[int]:
+    """Shards that are not scored yet."""
+    return [number for number in range(shards) if not scores_path(out, number).is_file()]
+
+
+def _too_long(what: str) -> LeftOut:
+    return LeftOut(TOO_LONG, f"{what} would not fit; it is never cut")
+
+
+def _row(
+    row: int, trace: Trace, candidate: Candidate, target: Trace | None, plan: ScoringPlan
+) -> dict[str, Any]:
+    own = plan.own_thinking
+    spans = trace.spans or Spans(0, 0, 0, 0)
+    return {
+        **{name: getattr(candidate, name) for name in _OF_CANDIDATE},
+        "row": row,
+        "written": len(trace.token_ids) - spans.prompt if own else 0,
+        "answer": spans.total - spans.closing if own else 0,
+        "refusal_words": candidate.refusal_words and own,
+        "state": candidate.state,
+        "thinking": None if target is None else target.thinking.strip(),
+        "response": target.response.strip() if target is not None and plan.own_target else None,
+    }
+
+
+def scored_candidates(out: Path, shards: int, *, states: bool = False) -> list[Candidate]:
+    """All scored candidates of a folder, their row numbers as ids.
+
+    Args:
+        out: Folder of the selection.
+        shards: How many it has.
+        states: Read the model's states too, 256 bytes a row.
+    """
+    found: list[Candidate] = []
+    for number in range(shards):
+        names = [*_NARROW, "state"] if states else list(_NARROW)
+        for row in pq.read_table(scores_path(out, number), columns=names).to_pylist():
+            state = row.pop("state", None)
+            found.append(
+                Candidate(
+                    id=f"{row.pop('row'):012}",
+                    state=None if state is None else np.array(state, dtype=np.float32),
+                    **row,
+                )
+            )
+    return found
+
+
+def own_words(path: Path, rows: set[int]) -> dict[int, tuple[str | None, str | None]]:
+    """The model's own thinking and answer, by row; ``None`` where those of the data are wanted."""
+    table = pq.read_table(path, columns=["row", "thinking", "response"]).to_pylist()
+    return {row["row"]: (row["thinking"], row["response"]) for row in table if row["row"] in rows}
+
+
+def tokens_spent(out: Path, shards: int) -> tuple[int, int]:
+    """Tokens that went through the early-exit pass, and tokens that were generated for it."""
+    passed = written = 0
+    for number in range(shards):
+        table = pq.read_table(scores_path(out, number), columns=["tokens", "written"])
+        passed += sum(table.column("tokens").to_pylist())
+        written += sum(table.column("written").to_pylist())
+    return passed, written

@@ -1,0 +1,104 @@
+"""Refusals in the model's own words: its thinking is closed at the plateau, and it answers.
+
+The data's refusal teaches somebody else's style. A model with a cliff intends to refuse while it
+thinks; where the score is highest in the second half of the thinking, the thinking is cut, closed
+as the model closed it, and the answer is decoded greedily. It becomes the target if a judge calls
+it a refusal, else the next highest place is tried; a prompt may be left without a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.generate import answer
+from refusal_cliff.judges import judge
+from refusal_cliff.model.capture import ProbeScores, Reader, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.thinking import response_text, split_spans, thinking_text
+
+TRIES = 8
+"""Places at which a thinking is cut, one after another, until the answer is a refusal."""
+
+
+def own_refusals(
+    subject: Subject,
+    probes: ProbeSet,
+    traces: Sequence[Trace],
+    max_new_tokens: int,
+    judged_by: Callable[[Trace], Verdict] = judge,
+) -> list[Trace | None]:
+    """For each trace, what the model answers when its thinking ends at the plateau.
+
+    Args:
+        subject: The model.
+        probes: Fitted on it; the chosen layer is read.
+        traces: Its own traces, thinking closed; others get ``None``.
+        max_new_tokens: Longest answer.
+        judged_by: Says which answers are refusals.
+
+    Returns:
+        A trace whose verdict is ``refused``, its thinking cut; ``None`` where there is none.
+    """
+    found: list[Trace | None] = [None] * len(traces)
+    rows = [row for row, trace in enumerate(traces) if _thinks(trace)]
+    peaks = dict(zip(rows, _peaks(subject, probes, [traces[r] for r in rows]), strict=True))
+    for turn in range(TRIES):
+        waiting = [r for r in rows if found[r] is None and turn < len(peaks[r])]
+        cut = [_cut(traces[r], peaks[r][turn]) for r in waiting]
+        answers = answer(subject, cut, max_new_tokens) if cut else []
+        for row, prefix, written in zip(waiting, cut, answers, strict=True):
+            made = _trace(subject, traces[row], prefix, written)
+            if made is not None and judged_by(made) == "refused":
+                found[row] = replace(made, verdict="refused")
+    return found
+
+
+def _thinks(trace: Trace) -> bool:
+    return trace.spans is not None and trace.spans.thinking > trace.spans.prompt
+
+
+def _peaks(subject: Subject, probes: ProbeSet, traces: Sequence[Trace]) -> list[list[int]]:
+    """The tokens of the second half of each thinking, by falling score, at most ``TRIES``."""
+    if not traces:
+        return []
+    probe = probes.chosen
+    reader = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
+    tap: Reader = AfterFinalNorm(reader, subject) if probes.read_point == "final_norm" else reader
+    capture(subject, [trace.token_ids for trace in traces], [tap])
+    peaks: list[list[int]] = []
+    for trace, logits in zip(traces, reader.logits, strict=True):
+        assert trace.spans is not None  # see _thinks
+        start = (trace.spans.prompt + trace.spans.thinking) // 2
+        falling = np.argsort(-logits[0, start : trace.spans.thinking], kind="stable")
+        peaks.append([start + int(place) for place in falling[:TRIES]])
+    return peaks
+
+
+def _cut(trace: Trace, at: int) -> list[int]:
+    """The trace up to a token of its thinking, closed as it was closed."""
+    assert trace.spans is not None  # see _thinks
+    closing = trace.token_ids[trace.spans.thinking : trace.spans.closing]
+    return [*trace.token_ids[: at + 1], *closing]
+
+
+def _trace(subject: Subject, before: Trace, prefix: list[int], written: list[int]) -> Trace | None:
+    """The new trace; ``None`` where the model goes on thinking and closes once more."""
+    assert before.spans is not None  # see _thinks
+    tokenizer, token_ids = subject.tokenizer, [*prefix, *written]
+    spans = split_spans(token_ids, before.spans.prompt, tokenizer, subject.format)
+    if spans is None or spans.thinking >= len(prefix):
+        return None
+    return replace(
+        before,
+        token_ids=tuple(token_ids),
+        spans=spans,
+        thinking=thinking_text(tokenizer, token_ids, spans),
+        response=response_text(tokenizer, token_ids, spans),
+        complete=token_ids[-1] == tokenizer.eos_token_id,
+    )

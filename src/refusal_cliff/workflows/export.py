@@ -1,0 +1,131 @@
+"""From a table of heads to a folder that people can serve, with its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.data.traces import Prompt
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.heads.edits import check_restores, write_adapter, write_merged
+from refusal_cliff.heads.table import (
+    DEFAULT_METHOD,
+    MAX_FRACTION,
+    METHODS,
+    read_heads,
+    select_heads,
+)
+from refusal_cliff.io import read_json
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.stages.study import answers
+from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
+
+WRITERS = {"adapter": write_adapter, "merged": write_merged}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which heads to take out, and how far.
+
+    Attributes:
+        fraction: Most heads, as a share of all.
+        method: Ranking of ``METHODS``.
+        scale: What their outputs are multiplied by; 0 takes them out.
+    """
+
+    fraction: float = MAX_FRACTION
+    method: str = DEFAULT_METHOD
+    scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS or not 0 < self.fraction <= 1:
+            raise RefusalCliffError(
+                f"The ranking must be one of {', '.join(METHODS)} (not {self.method!r}), and the "
+                f"fraction of heads above 0 and at most 1 (not {self.fraction})."
+            )
+
+
+def export_ablation(
+    subject: Subject,
+    table: Path,
+    form: Form,
+    out: Path,
+    choice: Choice | None = None,
+    prompts: Sequence[Prompt] = (),
+    generation: GenerationConfig | None = None,
+) -> list[Head]:
+    """Write an ablation with its model card into the new folder ``out``.
+
+    The card's table before and after is measured on ``prompts``; without any it is taken from
+    ``ablation.json`` beside the table, if that is of the same heads.
+
+    Args:
+        subject: The model that the table was measured on.
+        table: ``heads.parquet`` of a run.
+        form: A LoRA adapter, or a merged checkpoint.
+        out: The folder; must not hold anything.
+        choice: Which heads; ``None`` takes the defaults.
+        prompts: Harmful and benign prompts to measure on.
+        generation: How to answer them.
+
+    Returns:
+        The heads taken out, the strongest first.
+
+    Raises:
+        RefusalCliffError: No head suppresses refusal, the table is of another model, or a file
+            cannot be written.
+    """
+    choice = choice or Choice()
+    if form not in WRITERS:
+        raise RefusalCliffError(f"Unknown form {form!r}. Export one of: {', '.join(WRITERS)}.")
+    rows = read_heads(table, subject)
+    heads = select_heads(rows, choice.fraction, choice.method)
+    check_restores(rows, heads, choice.scale)
+    if prompts:
+        measured = _on_prompts(subject, heads, prompts, generation or GenerationConfig())
+    else:
+        measured = None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
+    card = model_card(
+        form,
+        subject.name,
+        subject.fingerprint,
+        rows,
+        heads,
+        scale=choice.scale,
+        method=choice.method,
+        measured=measured,
+    )
+    WRITERS[form](subject, heads, choice.scale, out, card)
+    return heads
+
+
+def _on_prompts(
+    subject: Subject, heads: Sequence[Head], prompts: Sequence[Prompt], generation: GenerationConfig
+) -> BeforeAfter:
+    before = rates(answers(subject, prompts, generation))
+    after = rates(answers(subject, prompts, generation, row_heads=[heads] * len(prompts)))
+    source = f"Measured on {len(prompts)} prompts given for it, judged by phrase rules."
+    return BeforeAfter(_shares(before), _shares(after), None, source)
+
+
+def _shares(found: Rates) -> dict[str, Share]:
+    return {name: getattr(found, name) for name in RATES}
+
+
+def _of_run(path: Path, heads: Sequence[Head]) -> BeforeAfter | None:
+    """What the run measured, if it took out the same heads."""
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = read_json(path)
+    if {str(head) for head in heads} != set(content["heads"]):
+        return None
+    before, after = (
+        {name: Share(**content[side][name]) for name in RATES} for side in ("before", "after")
+    )
+    ratio = content["perplexity_after"] / content["perplexity_before"]
+    source = "Measured on the run's held-out prompts, judged by phrase rules."
+    return BeforeAfter(before, after, ratio, source)

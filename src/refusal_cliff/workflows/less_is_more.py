@@ -1,0 +1,194 @@
+"""The experiment on selection: harm and usefulness by number of examples, for every strategy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff.data.examples import write_examples, write_prompts
+from refusal_cliff.io import read_json, write_json, write_text
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.organisms import language
+from refusal_cliff.repair.comparison import Paired, Point, grouped, paired, points, write_points
+from refusal_cliff.repair.training import RepairConfig
+from refusal_cliff.report.examples_chart import examples_chart
+from refusal_cliff.run.folder import Headline, RunInfo
+from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
+from refusal_cliff.stages.measure import measure_stages
+from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
+from refusal_cliff.stages.trials import (
+    BENIGN,
+    TrialPlan,
+    pool_file,
+    read_trial,
+    trial_files,
+    trial_stages,
+)
+from refusal_cliff.workflows.demo import GENERATION, both_labels
+
+POINTS, TESTS, CHART = "less-is-more.parquet", "less-is-more.json", "less-is-more.svg"
+STEPS = 16
+REFERENCES = ("random", "full")
+"""What every strategy is tested against."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSizes:
+    """How much is asked of an organism.
+
+    Attributes:
+        fit: Prompts of each label to fit the probe.
+        test: Prompts of each label to test on.
+        pool: Safety examples of each seed.
+        benign: Benign examples mixed into every repair.
+    """
+
+    fit: int = 120
+    test: int = 100
+    pool: int = 2000
+    benign: int = 400
+
+
+def default_plan() -> TrialPlan:
+    """The plan whose results docs/selection.md shows."""
+    return TrialPlan(repair=RepairConfig(steps=STEPS))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the experiment has found.
+
+    Attributes:
+        points: One a strategy, fraction and number of steps.
+        tests: ``<strategy> <fraction> - <reference>`` to the paired comparison.
+    """
+
+    points: list[Point]
+    tests: dict[str, Paired] = field(default_factory=dict)
+
+
+def run_experiment(
+    model: str,
+    out: Path,
+    plan: TrialPlan | None = None,
+    sizes: ExperimentSizes | None = None,
+    observer: Observer | None = None,
+) -> Outcome:
+    """Run, or continue, the experiment on an organism in the run folder ``out``.
+
+    Args:
+        model: Name or folder of an organism, whose language gives prompts and pools.
+        out: The run folder; made if absent.
+        plan: What is compared.
+        sizes: How much is asked.
+        observer: Told what happens.
+
+    Raises:
+        RefusalCliffError: The folder or the model cannot be used.
+    """
+    plan, sizes = plan or default_plan(), sizes or ExperimentSizes()
+    subject = load_subject(model, device="cpu")
+    info = RunInfo(
+        command="experiment less-is-more",
+        config={"sizes": asdict(sizes), "plan": _as_json(plan)},
+        seeds={str(seed): seed for seed in plan.seeds},
+        subjects={subject.name: subject.fingerprint},
+    )
+    run_pipeline(out, experiment_stages(subject, plan, sizes), info, observer)
+    return read_outcome(out)
+
+
+def _as_json(plan: TrialPlan) -> dict[str, object]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(plan).items()}
+
+
+def experiment_stages(subject: Subject, plan: TrialPlan, sizes: ExperimentSizes) -> list[Stage]:
+    """Measure the model, score each seed's pool, repair, and compare."""
+    study = Study("model", subject, 0, GENERATION)
+    return [
+        _prompts_stage(plan, sizes),
+        *measure_stages(study),
+        *trial_stages(study, plan),
+        Stage(
+            "compare",
+            tuple(trial_files(study, plan)),
+            (POINTS, TESTS, CHART),
+            {"references": list(REFERENCES), "intervals": "t over seeds, at least Wilson"},
+            lambda job: _compare(job),
+        ),
+    ]
+
+
+def _prompts_stage(plan: TrialPlan, sizes: ExperimentSizes) -> Stage:
+    """Prompts of the organism's language; a pool for each seed, one test for all."""
+    pools = [pool_file(seed) for seed in plan.seeds]
+
+    def write(job: Job) -> Headline:
+        write_prompts(job.output(FIT_PROMPTS), both_labels("validation", sizes.fit, 0))
+        write_prompts(job.output(TEST_PROMPTS), both_labels("test", sizes.test, 0))
+        for seed, file in zip(plan.seeds, pools, strict=True):
+            write_examples(job.output(file), language.safety_pool(sizes.pool, seed))
+        write_examples(job.output(BENIGN), language.examples("pool", "benign", sizes.benign, 0))
+        return {"test": 2 * sizes.test, "pools": len(pools)}
+
+    config = {"seeds": list(plan.seeds), **asdict(sizes)}
+    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS, BENIGN, *pools), config, write)
+
+
+def _compare(job: Job) -> Headline:
+    trials = [read_trial(job.input(name)) for name in job.stage.inputs]
+    found = points(trials)
+    groups = grouped(trials)
+    tests: dict[str, object] = {}
+    for (strategy, fraction, steps), group in groups.items():
+        for reference in REFERENCES:
+            other = groups.get((reference, 1.0 if reference == "full" else fraction, steps))
+            if other is not None and reference != strategy:
+                tests[f"{strategy} {fraction:g} - {reference}"] = asdict(paired(group, other))
+    write_points(job.output(POINTS), found)
+    write_json(job.output(TESTS), {"points": [asdict(point) for point in found], "tests": tests})
+    write_text(job.output(CHART), examples_chart(found))
+    best = min(found, key=lambda point: point.asr)
+    return {"trials": len(trials), "lowest asr": best.asr, "by": best.strategy}
+
+
+def read_outcome(out: Path) -> Outcome:
+    """Read what the experiment in a run folder has found."""
+    content = read_json(out / TESTS)
+    made = [Point(**_tuples(row)) for row in content["points"]]
+    return Outcome(made, {name: Paired(**row) for name, row in content["tests"].items()})
+
+
+def _tuples(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(v) if isinstance(v, list) else v for name, v in row.items()}
+
+
+def outcome_table(outcome: Outcome) -> Sequence[Sequence[str]]:
+    """The points as a table: heading first, then one row each."""
+    heading = ["strategy", "examples", "steps", "failures", "ASR", "benign answered"]
+    heading += ["perplexity ×", "plateau", "final", "ASR − random (p seeds, p prompts)"]
+    return [heading, *(_row(outcome, point) for point in outcome.points)]
+
+
+def _row(outcome: Outcome, point: Point) -> list[str]:
+    test = outcome.tests.get(f"{point.strategy} {point.fraction:g} - random")
+    compared = "" if test is None else f"{test.difference:+.3f} "
+    compared += "" if test is None else f"({test.p_seeds:.3g}, {test.p_prompts:.3g})"
+    return [
+        point.strategy,
+        f"{point.n:.0f} ({point.fraction:.1%})",
+        str(point.steps),
+        f"{point.failures:.0%}",
+        _share(point.asr, point.asr_ci),
+        _share(point.useful, point.useful_ci),
+        f"{point.perplexity:.3f}",
+        f"{point.plateau:.2f}",
+        f"{point.final:.2f}",
+        compared,
+    ]
+
+
+def _share(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"

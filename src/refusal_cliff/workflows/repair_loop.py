@@ -1,0 +1,159 @@
+"""A loop that ends in proof: select → train → measure again → what became of harm and cliff.
+
+The folder holds ``selection`` (see `candidate_run`), ``adapter`` (see `training_run`) and a run
+folder ``proof``. Each part goes on where it was killed, and is kept while what it is made from
+stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.traces import Prompt, read_prompts
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.findings.finding import Finding
+from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.io import read_json, sha256_file
+from refusal_cliff.probe.files import probes_of
+from refusal_cliff.repair.proof import Proof, Side, findings
+from refusal_cliff.repair.training import RepairConfig, load_repaired
+from refusal_cliff.repair.training_run import finish_card, train_from_files
+from refusal_cliff.run.folder import Headline, RunInfo
+from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
+from refusal_cliff.select.engine import Engine
+from refusal_cliff.select.selection_run import (
+    SELECTED,
+    Choice,
+    Source,
+    Watch,
+    evaluation_of,
+    run_selection,
+)
+from refusal_cliff.select.shards import ScoringPlan
+from refusal_cliff.stages.proof import PROOF, proof_stages
+from refusal_cliff.stages.study import TEST_PROMPTS, Study
+
+
+@dataclass(frozen=True, slots=True)
+class RepairPlan:
+    """What the loop is made of.
+
+    Attributes:
+        scoring: The model, its probe, and how candidates are scored.
+        data: Safety data to choose from.
+        choice: Which of it are wanted.
+        benign: Benign examples with answers; see `training_run.read_benign`.
+        training: Budget and mix.
+        prompts: Files of test prompts, harmful and benign; by default those of the probe's run.
+        engine: Where candidates are scored.
+        actors: Replicas of the model on a Ray cluster.
+    """
+
+    scoring: ScoringPlan
+    data: Source
+    choice: Choice
+    benign: str
+    training: RepairConfig
+    prompts: tuple[Path, ...] = ()
+    engine: Engine = "local"
+    actors: int = 1
+
+
+class _Told(Silent):
+    """Tells a `Watch` what the stages of the proof do."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+
+    def stage_started(self, name: str) -> None:
+        """Name the stage."""
+        self._watch(name, 0, None)
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        """Pass on."""
+        self._watch(name, done, total)
+
+
+def run_repair(
+    plan: RepairPlan, out: Path, watch: Watch | None = None
+) -> tuple[Proof, Sequence[Finding]]:
+    """Run, or continue, the loop in the folder ``out``.
+
+    Args:
+        plan: What is done.
+        out: The folder; made if absent.
+        watch: Told what is done.
+
+    Raises:
+        RefusalCliffError: A file, the model or the folder cannot be used.
+    """
+    files = plan.prompts or tests_of_run(plan.scoring.probe)
+    scoring = replace(plan.scoring, out=out / "selection")
+    kept_out = dict.fromkeys(file.resolve() for file in (*plan.data.evaluation, *files))
+    data = replace(plan.data, evaluation=tuple(kept_out))
+    run_selection(scoring, data, plan.choice, engine=plan.engine, actors=plan.actors, watch=watch)
+    subject = scoring.subject()
+    if watch is not None:
+        watch("training", 0, None)
+    adapter = train_from_files(
+        subject, scoring.out / SELECTED, plan.benign, plan.training, out / "adapter"
+    )
+    generation = GenerationConfig(scoring.max_new_tokens, scoring.batch_size)
+    studies = (
+        Study("before", subject, plan.choice.seed, generation),
+        Study("after", load_repaired(subject, adapter), plan.choice.seed, generation),
+    )
+    stages = [
+        _prompts_stage(files),
+        *proof_stages(*studies, probes_of(scoring.probe, subject)),
+    ]
+    info = RunInfo(
+        command="repair",
+        config={"model": scoring.model, "data": data.name, "strategy": plan.choice.strategy},
+        seeds={"all": plan.choice.seed},
+        subjects={study.subject.name: study.subject.fingerprint for study in studies},
+    )
+    run_pipeline(out / "proof", stages, info, _Told(watch) if watch else None)
+    proof = read_proof(out / "proof" / PROOF)
+    found = findings(proof)
+    finish_card(adapter, [f"- {f.question} {f.answer}" for f in found])
+    return proof, found
+
+
+def tests_of_run(probe: Path) -> tuple[Path, ...]:
+    """The test prompts of the run that a probe comes from.
+
+    Raises:
+        RefusalCliffError: It comes from none.
+    """
+    found = tuple(file for file in evaluation_of(probe) if file.name == "test.jsonl")
+    if not found:
+        raise RefusalCliffError(
+            f"{probe} is not part of a run, so that there are no test prompts. Give some "
+            "(--prompts FILE, with a column 'label'), or the folder DIR/KEY of an audit."
+        )
+    return found
+
+
+def _prompts_stage(files: Sequence[Path]) -> Stage:
+    def write(job: Job) -> Headline:
+        prompts: list[Prompt] = [prompt for file in files for prompt in read_prompts(file)]
+        write_prompts(job.output(TEST_PROMPTS), prompts)
+        return {"test": len(prompts)}
+
+    config = {"files": [sha256_file(file) for file in files]}
+    return Stage("prompts", (), (TEST_PROMPTS,), config, write)
+
+
+def read_proof(path: Path) -> Proof:
+    """Read what the proof stage wrote."""
+    content = {name: value for name, value in read_json(path).items() if name != "holds"}
+    for name in ("before", "after"):
+        side = content[name]
+        shares = {key: Share(**side[key]) for key in ("attacks", "answered")}
+        content[name] = Side(**{**side, **shares})
+    return Proof(**content)
