@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -259,28 +259,26 @@ def process(root: Path, out: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def test_ranks_share_the_shards_and_write_the_same(
-    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two threads stand for two processes: they share nothing but the folder."""
-    out, ranks, scored = tmp_path / "out", threading.local(), {0: 0, 1: 0}
+def rank_of_two(rank: int, root: Path, out: Path) -> tuple[bool, int]:
+    """One process of a launch: whether it puts the results together, and the shards it scored."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    scored: list[int] = []
     original = local.ShardScorer.__call__
 
-    def counted(scorer: local.ShardScorer, number: int) -> None:
-        scored[ranks.number] += 1
-        original(scorer, number)
+    def counted(self: local.ShardScorer, number: int) -> None:
+        scored.append(number)
+        original(self, number)
 
-    def run(number: int) -> object:
-        ranks.number = number
-        return run_selection(plan_of(root, out), source_of(root), Choice(n=5))
+    local.ShardScorer.__call__ = counted
+    result = run_selection(plan_of(root, out), source_of(root), Choice(n=5))
+    return result is not None, len(scored)
 
-    monkeypatch.setattr(Rank, "here", lambda: Rank(ranks.number, ranks.number, 2))
-    monkeypatch.setattr(local.ShardScorer, "__call__", counted)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(run, (0, 1), timeout=120)
-    assert first is not None
-    assert second is None
-    assert scored == {0: 5, 1: 5}
+
+def test_ranks_share_the_shards_and_write_the_same(root: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        ranks = pool.map(rank_of_two, (0, 1), (root, root), (out, out), timeout=240)
+        assert list(ranks) == [(True, 5), (False, 5)]
     assert_equal_scores(out, whole)
 
 

@@ -41,7 +41,9 @@ def table(subject: Subject, path: Path, suppressing: list[Head]) -> Path:
     for place, head in enumerate(subject.heads()):
         size = 9.0 - place / 1000 if head in suppressing else -1.0
         effect = Estimate(size, size - 0.5, size + 0.5, 1.0, 40)
-        rows.append(replace(head_row(0, 0.0), layer=head.layer, index=head.index, causal=effect))
+        adds = Estimate(-size, -size - 0.5, 0.5 - size, 1.0, 40)
+        row = replace(head_row(0, 0.0), layer=head.layer, index=head.index)
+        rows.append(replace(row, causal=effect, direct=adds))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_heads(path, rows, subject.fingerprint)
     return path

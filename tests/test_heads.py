@@ -302,19 +302,20 @@ def test_selected_are_the_strongest_whose_interval_is_above_zero() -> None:
         head_row(3, 3, 0.1),
         head_row(4, 2, 1),
     ]
-    assert ranked(rows) == [Head(1, index) for index in (1, 3, 4, 0, 2)]
-    assert select_heads(rows, 0.2) == []  # the only head in the budget is not certain
-    assert select_heads(rows, 0.6) == [Head(1, 3), Head(1, 4)]
-    assert select_heads(rows, 1.0) == [Head(1, 3), Head(1, 4), Head(1, 0)]
+    assert ranked(rows, "causal") == [Head(1, index) for index in (1, 3, 4, 0, 2)]
+    assert select_heads(rows, 0.2, "causal") == []  # the only head in the budget is not certain
+    assert select_heads(rows, 0.6, "causal") == [Head(1, 3), Head(1, 4)]
+    assert select_heads(rows, 1.0, "causal") == [Head(1, 3), Head(1, 4), Head(1, 0)]
 
 
-def test_direct_rankings_select_by_sign_alone() -> None:
+def test_whatever_the_ranking_a_head_must_be_seen_to_suppress() -> None:
     rows = [
         head_row(0, 1, 1, 5.0, refused=6.0),
         head_row(1, 1, -1, -2.0, refused=-3.0),
         head_row(2, 1, 1, -1.0),
     ]
-    assert select_heads(rows, 1.0, "direct") == [Head(1, 1), Head(1, 2)]
+    assert ranked(rows, "direct") == [Head(1, 1), Head(1, 2), Head(1, 0)]
+    assert select_heads(rows, 1.0, "direct") == [Head(1, 2)]
     assert select_heads(rows, 1.0, "direct-contrast") == [Head(1, 0), Head(1, 2)]
 
 

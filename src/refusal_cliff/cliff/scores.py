@@ -60,7 +60,7 @@ def score_traces(
     """Score every token of the traces at every probed layer, in one pass over the model.
 
     Args:
-        subject: The model the probes were fitted on, see `probe_files.check_probes_fit`.
+        subject: The model the probes were fitted on, see `files.check_probes_fit`.
         traces: Closed traces, see `closed`.
         probes: One probe per layer.
         progress: Called with (traces done, traces).

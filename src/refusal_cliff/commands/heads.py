@@ -24,7 +24,7 @@ def ablate(
         float, typer.Option(help="Most heads to take out, as a share of all.")
     ] = 0.03,
     method: Annotated[
-        str | None, typer.Option(help="Ranking of heads: causal, direct, … (see docs/heads.md).")
+        str | None, typer.Option(help="Ranking of heads: direct (default), causal, attribution, …")
     ] = None,
     scale: Annotated[
         float, typer.Option(help="What the heads' outputs are multiplied by; 0 takes them out.")

@@ -102,7 +102,8 @@ METHODS: dict[str, Callable[[HeadRow], float]] = {
 }
 """Rankings, strongest suppression first. ``direct`` is the paper's; a *contrast* is against refused
 traces, where the head should do nothing."""
-DEFAULT_METHOD = "causal"
+DEFAULT_METHOD = "direct"
+"""The best on planted heads (docs/heads.md), and the cheapest."""
 
 
 def measure_heads(
@@ -202,13 +203,10 @@ def select_heads(
 ) -> list[Head]:
     """The refusal suppression heads: the strongest few of a ranking that do suppress.
 
-    By causal effect, a head counts only if its interval lies above zero.
+    Whatever the ranking, a head counts only if the interval of its causal effect lies above zero:
+    what is taken out was measured to suppress refusal.
     """
-    suppressing = {
-        row.head
-        for row in rows
-        if METHODS[method](row) > 0 and (method != "causal" or row.causal.low > 0)
-    }
+    suppressing = {row.head for row in rows if METHODS[method](row) > 0 and row.causal.low > 0}
     strongest = ranked(rows, method)[: budget(len(rows), fraction)]
     return [head for head in strongest if head in suppressing]
 
