@@ -161,11 +161,11 @@ def demo_stages(
     return [
         _prompts_stage(seed, sizes),
         *measure_stages(study[MAIN]),
+        *mend_stages(study[MAIN], mend),  # before the rest, which can go on beside its long stages
         *intervene_stages(study[MAIN], main),
         *measure_stages(study[CONTROL]),
         *measure_stages(study[DIFFUSE]),
         *intervene_stages(study[DIFFUSE], diffuse),
-        *mend_stages(study[MAIN], mend),
         report_stage(
             shape,
             subjects[MAIN],
