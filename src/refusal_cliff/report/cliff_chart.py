@@ -86,7 +86,7 @@ def _closing_room(closing: Sequence[str]) -> float:
 
 def _describe(curves: Sequence[Curve]) -> str:
     parts = [
-        f"{GROUP_WORDS[curve.group]}: from {_at(curve, 0)} at token {curve.offsets[0]} "
+        f"{_words(curve)}: from {_at(curve, 0)} at token {curve.offsets[0]} "
         f"to {_at(curve, -1)} at the last closing token, {count(curve.n[-1], 'trace')}"
         for curve in curves
     ]
@@ -185,7 +185,7 @@ def _end_labels(place: Frame, curves: Sequence[Curve], right: float) -> str:
     return "".join(
         dot(right, true, 3.6, f"end {curve.group}")
         + polyline([(right + 5, true), (right + 13, y)], f"leader {curve.group}")
-        + text(right + 17, y, f"{GROUP_WORDS[curve.group]}", f"label {curve.group}")
+        + text(right + 17, y, _words(curve), f"label {curve.group}")
         + text(right + 17, y + 14, f"{number(end)} · n = {curve.n[-1]}", "tick")
         for curve, end, true, y in zip(curves, ends, exact, moved, strict=True)
     )
@@ -220,5 +220,9 @@ def _column_tip(offset: int, curves: Sequence[Curve], closing: Sequence[str]) ->
 
 def _point_words(curve: Curve, at: int) -> str:
     mean, ends = curve.mean[at] or 0.0, (curve.low[at] or 0.0, curve.high[at] or 0.0)
-    words = f"{GROUP_WORDS[curve.group]}: {number(mean)} {number_interval(ends)}"
+    words = f"{_words(curve)}: {number(mean)} {number_interval(ends)}"
     return f"{words}, n = {curve.n[at]}"
+
+
+def _words(curve: Curve) -> str:
+    return curve.words or GROUP_WORDS[curve.group]

@@ -40,6 +40,7 @@ class Curve:
         high: Upper end of the interval at each offset.
         n: Traces that reach each offset.
         interval_kind: How the intervals were made.
+        words: What the curve is called, where not by its group.
     """
 
     subject: str
@@ -50,6 +51,7 @@ class Curve:
     high: Sequence[float | None]
     n: Sequence[int]
     interval_kind: str = "bootstrap over prompt groups"
+    words: str = ""
 
     def __post_init__(self) -> None:
         _same_length("Curve", self.offsets, self.mean, self.low, self.high, self.n)

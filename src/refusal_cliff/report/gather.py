@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from scipy.special import expit
@@ -128,7 +129,7 @@ def _ablated_curves(key: str, find: Find, before: Sequence[TraceScores]) -> list
         ("heads out", "refused", after),
     )
     return [
-        _curve(name, group, mean_curve(chosen, row, FIRST_OFFSET))
+        replace(_curve(key, group, mean_curve(chosen, row, FIRST_OFFSET)), words=name)
         for name, group, traces in sides
         if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= 3
     ]
