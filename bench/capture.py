@@ -38,8 +38,8 @@ from refusal_cliff.model.capture import (
     ProbeScores,
     Reader,
     TokenContributions,
-    _next_batch,
     capture,
+    next_batch,
 )
 from refusal_cliff.model.subject import DTYPES, Subject, load_subject
 
@@ -68,7 +68,7 @@ class Task:
         waiting = sorted(range(len(self.token_ids)), key=lambda row: -len(self.token_ids[row]))
         found: list[Batch] = []
         while waiting:
-            found.append(_next_batch(self.token_ids, waiting, self.token_budget))
+            found.append(next_batch(self.token_ids, waiting, self.token_budget))
             waiting = waiting[len(found[-1].rows) :]
         return found
 

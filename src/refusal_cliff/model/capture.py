@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +22,8 @@ from refusal_cliff.model.subject import Subject
 
 TOKEN_BUDGET = 16384
 """Tokens of one batch, padding included."""
+LITTLE_PADDING = 32
+"""Tokens of padding a row that are never too many; nor is a quarter of the batch's longest row."""
 
 Progress = Callable[[int, int], None]
 TokenIds = Sequence[Sequence[int]]
@@ -249,7 +252,7 @@ def capture(
     last = max(max(reader.residual_layers | reader.head_layers, default=0) for reader in readers)
     waiting = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
     while waiting:
-        batch = _next_batch(token_ids, waiting, token_budget)
+        batch = next_batch(token_ids, waiting, token_budget)
         try:
             _run(subject, token_ids, readers, batch, last)
         except torch.OutOfMemoryError as error:
@@ -266,10 +269,16 @@ def capture(
             progress(len(token_ids) - len(waiting), len(token_ids))
 
 
-def _next_batch(token_ids: TokenIds, waiting: Sequence[int], token_budget: int) -> Batch:
-    """The longest traces that are left: memory runs out at once or never."""
-    size = max(1, token_budget // max(1, len(token_ids[waiting[0]])))
-    rows = tuple(waiting[:size])
+def next_batch(token_ids: TokenIds, waiting: Sequence[int], token_budget: int) -> Batch:
+    """The longest traces that are left: memory runs out at once or never.
+
+    Much shorter ones wait for a batch of their own: where the device is busy, padding costs what
+    tokens cost.
+    """
+    longest = len(token_ids[waiting[0]])
+    shortest = longest - max(LITTLE_PADDING, longest // 4)
+    within_budget = waiting[: max(1, token_budget // max(1, longest))]
+    rows = tuple(takewhile(lambda row: len(token_ids[row]) >= shortest, within_budget))
     return Batch(rows, tuple(len(token_ids[row]) for row in rows))
 
 
