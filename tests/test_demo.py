@@ -17,7 +17,7 @@ from refusal_cliff.findings.results import findings_of
 from refusal_cliff.findings.summary import read_summary
 
 SCRIPT = Path(__file__).parent / "small_demo.py"
-KILLED_IN = ("tiny/generate", "tiny/heads", "tiny-diffuse/ablate", "tiny/repair-random")
+KILLED_IN = ("tiny/generate", "tiny/select", "tiny/repair-random", "tiny-diffuse/ablate")
 MOMENT = 0.3
 
 
