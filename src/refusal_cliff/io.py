@@ -85,6 +85,42 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
+def claim_folder(path: Path, described: dict[str, Any], holds: str) -> None:
+    """Write what a folder is about into ``path``, or check that it is about the same.
+
+    Args:
+        path: The description, a JSON file of the folder.
+        described: All that the folder's other files depend on.
+        holds: What these files are, for the message: ``scores``.
+
+    Raises:
+        RefusalCliffError: The folder is about something else, or cannot be written.
+    """
+    if not path.is_file():
+        write_json(path, described)
+        return
+    found = read_json(path)
+    other = [key for key, value in described.items() if found.get(key) != value]
+    if other:
+        raise RefusalCliffError(
+            f"{path.parent} holds {holds} made otherwise: {', '.join(other)} differ from {path}. "
+            "Choose a new folder (--out DIR), or delete this one."
+        )
+
+
+def require_new(path: Path) -> None:
+    """Refuse a folder that has files but not its description ``path``: it is not one of ours.
+
+    Raises:
+        RefusalCliffError: There is something in it, and no description.
+    """
+    folder = path.parent
+    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise RefusalCliffError(
+            f"{folder} is not empty and holds no {path.name}. Choose a new folder (--out DIR)."
+        )
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal."""
     with path.open("rb") as file:

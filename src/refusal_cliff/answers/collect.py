@@ -34,7 +34,7 @@ from refusal_cliff.data.records import (
 from refusal_cliff.data.traces import Prompt, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Backend
-from refusal_cliff.io import read_json, storage_error, write_json
+from refusal_cliff.io import claim_folder, storage_error
 from refusal_cliff.judges import Answer, Judge
 
 DESCRIPTION = "generate.json"
@@ -179,21 +179,12 @@ def _identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
 def _claim(out: Path, described: dict[str, Any]) -> None:
     """Write what the folder is about, or check that it is about the same."""
     path = out / DESCRIPTION
-    if not path.is_file():
-        if (out / ANSWERS).is_file():
-            raise RefusalCliffError(
-                f"{out} holds answers, but no {DESCRIPTION} that says whose. Choose a new folder "
-                "(--out DIR)."
-            )
-        write_json(path, described)
-        return
-    found = read_json(path)
-    other = [key for key, value in described.items() if found.get(key) != value]
-    if other:
+    if not path.is_file() and (out / ANSWERS).is_file():
         raise RefusalCliffError(
-            f"{out} holds answers made otherwise: {', '.join(other)} differ from {path}. Choose a "
-            "new folder (--out DIR), or delete this one."
+            f"{out} holds answers, but no {DESCRIPTION} that says whose. Choose a new folder "
+            "(--out DIR)."
         )
+    claim_folder(path, described, "answers")
 
 
 @contextmanager

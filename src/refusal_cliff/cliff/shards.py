@@ -28,7 +28,14 @@ from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.cliff.source import read_trace, source_rows
 from refusal_cliff.data.traces import Label, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, sha256_file, write_json, write_text
+from refusal_cliff.io import (
+    claim_folder,
+    read_json,
+    require_new,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 
@@ -81,7 +88,10 @@ def score_source(
         RefusalCliffError: A row is not usable, or ``out`` holds scores of something else.
     """
     used = probes if every_layer else replace(probes, probes=(probes.chosen,))
-    _claim(out, _described(subject, used, source, split, label, shard_size))
+    description = out / DESCRIPTION
+    require_new(description)
+    described = _described(subject, used, source, split, label, shard_size)
+    claim_folder(description, described, "scores")
     scored, left_out, done = 0, Counter[str](), 0
     for number, rows in enumerate(_chunks(source_rows(source, split), shard_size)):
         shard, reasons = out / f"scores-{number:05}.parquet", out / f"left-out-{number:05}.jsonl"
@@ -164,25 +174,6 @@ def _described(
         "shard_size": shard_size,
         "version": __version__,
     }
-
-
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Write what the folder is about, or check that it is about the same."""
-    path = out / DESCRIPTION
-    if not path.is_file():
-        if out.is_dir() and any(out.iterdir()):
-            raise RefusalCliffError(
-                f"{out} is not empty and holds no {DESCRIPTION}. Choose a new folder (--out DIR)."
-            )
-        write_json(path, described)
-        return
-    found = read_json(path)
-    other = [key for key, value in described.items() if found.get(key) != value]
-    if other:
-        raise RefusalCliffError(
-            f"{out} holds scores made otherwise: {', '.join(other)} differ from {path}. Choose a "
-            "new folder (--out DIR), or delete this one."
-        )
 
 
 def read_shards(folder: Path) -> Iterator[Path]:

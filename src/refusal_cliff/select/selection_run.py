@@ -18,7 +18,13 @@ from typing import Any
 from refusal_cliff import __version__
 from refusal_cliff.data.traces import Label, Prompt, SafetyExample, read_prompts
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path, read_json, sha256_file, write_json
+from refusal_cliff.io import (
+    atomic_path,
+    claim_folder,
+    require_new,
+    sha256_file,
+    write_json,
+)
 from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
@@ -217,21 +223,8 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
         "shard_size": source.shard_size,
         "version": __version__,
     }
-    if not path.is_file():
-        if plan.out.is_dir() and any(plan.out.iterdir()):
-            raise RefusalCliffError(
-                f"{plan.out} is not empty and holds no {DESCRIPTION}. Choose a new folder "
-                "(--out DIR)."
-            )
-        write_json(path, described)
-        return
-    found = read_json(path)
-    other = [key for key, value in described.items() if found.get(key) != value]
-    if other:
-        raise RefusalCliffError(
-            f"{plan.out} holds scores made otherwise: {', '.join(other)} differ from {path}. "
-            "Choose a new folder (--out DIR), or delete this one."
-        )
+    require_new(path)
+    claim_folder(path, described, "scores")
 
 
 def _counted(out: Path) -> PoolCounts:
