@@ -33,12 +33,12 @@ from numpy.typing import NDArray
 
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import (
-    TOKEN_BUDGET,
     Batch,
     ProbeScores,
     Reader,
     TokenContributions,
     capture,
+    default_token_budget,
     next_batch,
 )
 from refusal_cliff.model.subject import DTYPES, Subject, load_subject
@@ -61,7 +61,7 @@ class Task:
         shape = (self.subject.n_layers, self.subject.width)
         self.directions = rng.normal(size=shape).astype(np.float32)
         self.weights = torch.as_tensor(self.directions, device=self.subject.device)
-        self.token_budget = options.token_budget
+        self.token_budget = options.token_budget or default_token_budget(self.subject)
 
     def batches(self) -> list[Batch]:
         """The batches that `capture` makes."""
@@ -256,7 +256,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=32, help="traces")
     parser.add_argument("--shortest", type=int, default=32, help="tokens of the shortest trace")
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest")
-    parser.add_argument("--token-budget", type=int, default=TOKEN_BUDGET // 4)
+    parser.add_argument("--token-budget", type=int)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--threads", type=int, default=1)
@@ -294,7 +294,7 @@ def main() -> None:
     print(
         f"{options.n} traces of {options.shortest} to {options.longest} tokens; {machine(subject)}"
     )
-    print(f"{len(task.batches())} batches of up to {options.token_budget} tokens with padding\n")
+    print(f"{len(task.batches())} batches of up to {task.token_budget} tokens with padding\n")
     print("| way | tokens/s | time / bare | from … to | peak memory, MiB | difference |")
     print("|---|---|---|---|---|---|")
     for name in ways:

@@ -34,7 +34,7 @@ import torch
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.io import write_text
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.capture import TOKEN_BUDGET, next_batch
+from refusal_cliff.model.capture import default_token_budget, next_batch
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import probes_of
@@ -113,7 +113,7 @@ def batches_of(subject: Subject, shard: Path) -> list[list[list[int]]]:
     waiting = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
     batches: list[list[list[int]]] = []
     while waiting:
-        batch = next_batch(tokens, waiting, TOKEN_BUDGET)
+        batch = next_batch(tokens, waiting, default_token_budget(subject))
         batches.append([tokens[row] for row in batch.rows])
         waiting = waiting[len(batch.rows) :]
     return batches

@@ -22,6 +22,8 @@ from refusal_cliff.model.subject import Subject
 
 TOKEN_BUDGET = 16384
 """Tokens of one batch, padding included."""
+TOKEN_BUDGET_CPU = 512
+"""The same on a processor, whose caches hold no more: larger batches are slower there."""
 LITTLE_PADDING = 32
 """Tokens of padding a row that are never too many; nor is a quarter of the batch's longest row."""
 
@@ -233,7 +235,7 @@ def capture(
     token_ids: TokenIds,
     readers: Sequence[Reader],
     *,
-    token_budget: int = TOKEN_BUDGET,
+    token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Run the traces through the model and feed the readers.
@@ -242,7 +244,8 @@ def capture(
         subject: The model.
         token_ids: Whole traces, as the model wrote them.
         readers: Each keeps its own results.
-        token_budget: Tokens of one batch, padding included; halved where memory runs out.
+        token_budget: Tokens of one batch, padding included; halved where memory runs out. Left
+            out, what suits the device.
         progress: Called with (traces done, traces).
 
     Raises:
@@ -251,6 +254,7 @@ def capture(
     """
     last = max(max(reader.residual_layers | reader.head_layers, default=0) for reader in readers)
     waiting = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
+    token_budget = token_budget or default_token_budget(subject)
     while waiting:
         batch = next_batch(token_ids, waiting, token_budget)
         try:
@@ -267,6 +271,11 @@ def capture(
         waiting = waiting[len(batch.rows) :]
         if progress is not None:
             progress(len(token_ids) - len(waiting), len(token_ids))
+
+
+def default_token_budget(subject: Subject) -> int:
+    """Tokens of one batch on the model's device."""
+    return TOKEN_BUDGET_CPU if subject.device.type == "cpu" else TOKEN_BUDGET
 
 
 def next_batch(token_ids: TokenIds, waiting: Sequence[int], token_budget: int) -> Batch:
