@@ -27,7 +27,7 @@ from refusal_cliff.run.pipeline import Silent, run_pipeline
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import Study
-from refusal_cliff.workflows.demo import DemoSizes, _prompts_stage
+from refusal_cliff.workflows.demo import DemoSizes, prompts_stage
 
 SIZES = DemoSizes(fit=120, test=60)
 PLAN = AblationPlan(
@@ -53,7 +53,7 @@ def proof(folder: Path, name: str) -> ProofSummary:
     """Measure one organism, or read what was measured before."""
     subject = load_subject(name, device="cpu")
     study = Study("model", subject, 0, GenerationConfig(110, 128))
-    stages = [_prompts_stage(0, SIZES), *measure_stages(study), *intervene_stages(study, PLAN)]
+    stages = [prompts_stage(0, SIZES), *measure_stages(study), *intervene_stages(study, PLAN)]
     info = RunInfo(
         command="bench/sparsity.py", seeds={"all": 0}, subjects={name: subject.fingerprint}
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.report.data import (
     Bar,
@@ -295,6 +296,9 @@ def _bar(label: str, value: float, role: Role, points: Sequence[float] = (), **m
     return Bar(label, value, interval, 240, role, points, **{"interval_kind": "Wilson", **more})
 
 
+CONTROL = ControlTable("Why?", "us", ("a",), {"<i>": (Cell(0.3, (0.2, 0.4), 9),)}, "So.")
+
+
 def _strategy(label: str, examples: int, asr: float, answered: float) -> Strategy:
     role = _ROLES.get(label, "control")
     more = {"detail": f"{examples} examples", "interval_kind": "bootstrap over prompts"}
@@ -348,6 +352,7 @@ def example(**changes: Any) -> ReportData:
             _dose("tiny-cliff", "result", (0.821, 0.55, 0.24, 0.1, 0.046, 0.04, 0.03)),
             _dose("tiny-diffuse", "control", (0.79, 0.79, 0.78, 0.77, 0.755, 0.74, 0.71)),
         ],
+        controls=[("What became of each prompt", CONTROL)],
         less_is_more=LessIsMore(
             [
                 _strategy("none", 0, 0.821, 0.985),

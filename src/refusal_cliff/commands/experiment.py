@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Model, Out, one_of
+from refusal_cliff.commands.options import Model, Out, Seed, one_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,3 +77,43 @@ def less_is_more(
     print_table(console, heading, rows)
     for name in (POINTS, TESTS, CHART):
         console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def controls(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="Organisms; tiny, tiny-aligned, tiny-diffuse if none is given.",
+        ),
+    ] = None,
+    out: Out = Path("runs/controls"),
+    seed: Seed = 0,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this control; repeatable."),
+    ] = None,
+) -> None:
+    """Measure every doubt about the cliff on models whose right answers are known.
+
+    Question: is it refusal or harm that the probe reads? An artefact of its position? What if the
+    thinking is cut short, or written anew under the intervention? Each control is one table with
+    intervals. Can be killed and continued. Writes DIR/controls.md.
+    """
+    from refusal_cliff.live import LiveView
+    from refusal_cliff.stages.control import chosen_controls
+    from refusal_cliff.workflows.controls import run_controls
+    from refusal_cliff.workflows.demo import CONTROL, DIFFUSE, MAIN, WORKERS
+
+    console = Console()
+    with LiveView(console, f"refusal-cliff experiment controls → {out}") as view:
+        page = run_controls(
+            models or [MAIN, CONTROL, DIFFUSE],
+            out,
+            seed,
+            view,
+            names=chosen_controls(control or ["all"]),
+            workers=WORKERS,
+        )
+    console.print(str(page), markup=False, highlight=False, soft_wrap=True)

@@ -53,6 +53,13 @@ def audit(
     dtype: Dtype = "float32",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Measure this control as well (docs/controls.md); repeatable; or all.",
+        ),
+    ] = None,
 ) -> None:
     """Audit one model: does it have a refusal cliff, and which heads carry it?
 
@@ -61,6 +68,7 @@ def audit(
     of the probe, and show what a repair would cost. Writes DIR/report.html and DIR/summary.json.
     """
     from refusal_cliff.live import LiveView, print_findings
+    from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.workflows.audit import run_audit
 
     console = Console()
@@ -77,6 +85,7 @@ def audit(
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            controls=chosen_controls(control or ()),
         )
     print_findings(console, findings)
     _show_results(console, out)

@@ -57,6 +57,7 @@ class RunShape:
         diffuse: Key of the negative control for heads, if any.
         planted: Heads that the main model was damaged through; empty where there is no truth.
         steps: Optimiser steps of the repairs; 0 where none was made.
+        controls: Names of the controls that were measured on the main model.
     """
 
     main: str
@@ -67,6 +68,7 @@ class RunShape:
     diffuse: str | None = None
     planted: tuple[Head, ...] = ()
     steps: int = 0
+    controls: tuple[str, ...] = ()
 
 
 def share_of(content: Mapping[str, int]) -> Share:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.thinking import Spans
 
@@ -261,6 +262,7 @@ class ReportData:
         ablation: Attack success rates: before, after, random heads.
         doses: Attack success rate by number of heads, one curve a model.
         less_is_more: The repair by few examples.
+        controls: Title and table of each control that was measured.
         traces: A few traces, token by token.
         findings: The table of findings.
         notes: What a reader must know to judge the page: what was put in on purpose, limits.
@@ -279,6 +281,7 @@ class ReportData:
     ablation: Sequence[Bar] = ()
     doses: Sequence[DoseCurve] = ()
     less_is_more: LessIsMore | None = None
+    controls: Sequence[tuple[str, ControlTable]] = ()
     traces: Sequence[ExampleTrace] = ()
     findings: Sequence[FindingRow] = ()
     notes: Sequence[str] = ()

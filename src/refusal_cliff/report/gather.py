@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from scipy.special import expit
@@ -11,6 +12,7 @@ from scipy.special import expit
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.cliff.curves import MeanCurve, mean_curve, read_cliffs
 from refusal_cliff.cliff.scores import TraceScores, read_scores
+from refusal_cliff.controls.table import read_table
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.findings.results import (
     Find,
@@ -57,6 +59,7 @@ def gather(
     *,
     notes: Sequence[str],
     provenance: Sequence[tuple[str, str]],
+    controls: Sequence[tuple[str, Path]] = (),
 ) -> ReportData:
     """Read a run's files into the data of its page.
 
@@ -67,6 +70,7 @@ def gather(
         subject: The model under study, for the text of its tokens.
         notes: What a reader must know beside ``BASE_NOTES``.
         provenance: Name and value of what made the page.
+        controls: Title and file of each control.
     """
     key = shape.main
     scores = read_scores(find(f"{key}/scores.parquet"))
@@ -86,6 +90,7 @@ def gather(
         ablation=_ablation_bars(ablation),
         doses=_dose_curves(shape, find),
         less_is_more=_less_is_more(shape, summary, find) if summary.selection else None,
+        controls=[(title, read_table(path)) for title, path in controls],
         traces=_examples(shape, find, subject, scores),
         findings=[
             FindingRow(finding.question, finding.answer, finding.expected, finding.holds)

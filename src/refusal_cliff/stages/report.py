@@ -13,6 +13,7 @@ from refusal_cliff.report.gather import gather
 from refusal_cliff.report.page import write_page
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.stages.control import CONTROLS, control_file
 from refusal_cliff.stages.mend import STRATEGIES
 
 SUMMARY, PAGE = "summary.json", "report.html"
@@ -36,6 +37,7 @@ def report_stage(
         {
             **asdict(shape),
             "planted": planted,
+            "controls": list(shape.controls),
             "notes": list(notes),
             "provenance": [list(pair) for pair in provenance],
             "version": __version__,
@@ -54,7 +56,7 @@ def _inputs(shape: RunShape) -> list[str]:
     if shape.steps:
         files.append(f"{shape.main}/selection.json")
         files += [f"{shape.main}/repair-{strategy}/traces.parquet" for strategy in STRATEGIES]
-    return files
+    return [*files, *(control_file(shape.main, name) for name in shape.controls)]
 
 
 def _report(
@@ -65,7 +67,12 @@ def _report(
     job: Job,
 ) -> Headline:
     summary = summarise(shape, job.input, job.seconds)
-    data = gather(shape, summary, job.input, subject, notes=notes, provenance=provenance)
+    controls = [
+        (CONTROLS[name].title, job.input(control_file(shape.main, name))) for name in shape.controls
+    ]
+    data = gather(
+        shape, summary, job.input, subject, notes=notes, provenance=provenance, controls=controls
+    )
     write_summary(job.output(SUMMARY), summary)
     write_page(job.output(PAGE), data)
     return {"verdict": summary.cliff.verdict}

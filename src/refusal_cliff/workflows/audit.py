@@ -18,6 +18,7 @@ from refusal_cliff.io import sha256_file
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
+from refusal_cliff.stages.control import control_stages
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.report import SUMMARY, report_stage
@@ -46,6 +47,7 @@ def run_audit(
     dtype: str = "float32",
     device: str = "auto",
     trust_remote_code: bool = False,
+    controls: Sequence[str] = (),
 ) -> Sequence[Finding]:
     """Run, or continue, the audit of one model in the run folder ``out``.
 
@@ -61,6 +63,7 @@ def run_audit(
         dtype: Precision of the weights.
         device: ``auto`` or a device of PyTorch.
         trust_remote_code: Run code that comes with the model.
+        controls: Names of controls to measure as well, see `CONTROLS`.
 
     Returns:
         The findings, in the order of the method.
@@ -71,13 +74,20 @@ def run_audit(
     prompts = [*_read(harmful, "harmful"), *_read(benign, "benign")]
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     study = Study(KEY, subject, seed, GenerationConfig(max_new_tokens, batch_size))
-    shape = RunShape(KEY, subject.name, subject.n_parameters, len(subject.heads()))
+    shape = RunShape(
+        KEY,
+        subject.name,
+        subject.n_parameters,
+        len(subject.heads()),
+        controls=tuple(dict.fromkeys(controls)),
+    )
     files = {str(path): sha256_file(path) for path in (harmful, benign)}
     command = f"refusal-cliff audit --model {model} --seed {seed}"
     stages = [
         _prompts_stage(prompts, files, seed),
         *measure_stages(study),
         *intervene_stages(study, AblationPlan()),
+        *control_stages(study, shape.controls),
         report_stage(
             shape,
             subject,

@@ -159,7 +159,7 @@ def demo_stages(
         steps=mend.repair.steps,
     )
     return [
-        _prompts_stage(seed, sizes),
+        prompts_stage(seed, sizes),
         *measure_stages(study[MAIN]),
         *mend_stages(study[MAIN], mend),  # before the rest, which can go on beside its long stages
         *intervene_stages(study[MAIN], main),
@@ -180,7 +180,7 @@ def demo_stages(
     ]
 
 
-def _prompts_stage(seed: int, sizes: DemoSizes) -> Stage:
+def prompts_stage(seed: int, sizes: DemoSizes) -> Stage:
     """Fitting asks about validation concepts, testing about test concepts: none is shared."""
     outputs = (FIT_PROMPTS, TEST_PROMPTS, POOL, BENIGN, REFERENCE)
 

@@ -1,0 +1,1 @@
+"""Controls: each doubt about the cliff, as a measurement that could confirm it."""

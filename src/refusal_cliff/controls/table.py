@@ -1,0 +1,112 @@
+"""A control as data: a question, a table of numbers with intervals, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.io import read_json, write_json
+from refusal_cliff.stats import Interval, bootstrap_mean
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A number of ``n`` things, with its 95 % interval where it has one.
+
+    ``value`` is ``None`` where there was nothing to measure.
+    """
+
+    value: float | None
+    interval: Interval | None = None
+    n: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ControlTable:
+    """One control.
+
+    Attributes:
+        question: The doubt.
+        source: Who raised it, or which work it follows.
+        columns: What the numbers of a row are.
+        rows: By name, as many cells as there are columns.
+        finding: What the numbers say, as a sentence made from them.
+        notes: What a reader must know: how intervals were made, what was left out.
+    """
+
+    question: str
+    source: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Cell]]
+    finding: str
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, cells in self.rows.items():
+            if len(cells) != len(self.columns):
+                raise ValueError(f"{name}: {len(cells)} cells for {len(self.columns)} columns")
+
+
+def share_cell(share: Share) -> Cell:
+    """A share with its Wilson interval."""
+    return Cell(share.value, share.interval, share.n)
+
+
+def mean_cell(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> Cell:
+    """A mean with its bootstrap interval over groups; empty where there are no values."""
+    if not len(values):
+        return Cell(None, None, 0)
+    mean = sum(map(float, values)) / len(values)
+    return Cell(mean, bootstrap_mean(values, groups, seed=seed), len(values))
+
+
+def write_table(path: Path, table: ControlTable) -> None:
+    """Write one control as JSON, atomically."""
+    write_json(path, asdict(table))
+
+
+def read_table(path: Path) -> ControlTable:
+    """Read what `write_table` wrote."""
+    found = read_json(path)
+    rows = {
+        name: tuple(
+            Cell(cell["value"], tuple(cell["interval"]) if cell["interval"] else None, cell["n"])
+            for cell in cells
+        )
+        for name, cells in found["rows"].items()
+    }
+    texts = {name: tuple(found[name]) for name in ("columns", "notes")}
+    return ControlTable(**{**found, **texts, "rows": rows})
+
+
+def markdown(table: ControlTable) -> str:
+    """The control as a section of Markdown, without a heading."""
+    lines = [
+        f"*{table.question}* ({table.source})",
+        "",
+        f"| | {' | '.join(table.columns)} | n |",
+        "|---" * (len(table.columns) + 2) + "|",
+    ]
+    for name, cells in table.rows.items():
+        texts = [cell_text(cell, alone=common_n(cells) is None) for cell in cells]
+        lines.append(f"| {name} | {' | '.join(texts)} | {common_n(cells) or ''} |")
+    lines += ["", table.finding, *(f"\n{note}" for note in table.notes)]
+    return "\n".join(lines)
+
+
+def common_n(cells: Sequence[Cell]) -> int | None:
+    """How many things each number of a row is of, where that is the same for all."""
+    counts = {cell.n for cell in cells if cell.value is not None}
+    return counts.pop() if len(counts) == 1 else None
+
+
+def cell_text(cell: Cell, *, alone: bool = True) -> str:
+    """``0.93 [0.90, 0.96]``, with ``, n = 100`` where it stands alone; a dash for no value."""
+    if cell.value is None:
+        return "–"
+    text = f"{cell.value:.2f}"
+    if cell.interval is not None:
+        text += f" [{cell.interval[0]:.2f}, {cell.interval[1]:.2f}]"
+    return f"{text}, n = {cell.n}" if alone and cell.n is not None else text

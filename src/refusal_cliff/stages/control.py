@@ -1,0 +1,73 @@
+"""Controls as stages: each reads what a run measured, measures what it doubts, leaves one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from refusal_cliff.cliff.curves import read_cliffs
+from refusal_cliff.controls.table import ControlTable, write_table
+from refusal_cliff.controls.taxonomy import taxonomy
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.stages.study import Study
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One control: its inputs among the model's own files, and how it is measured."""
+
+    title: str
+    inputs: tuple[str, ...]
+    measure: Callable[[Study, Job], ControlTable]
+
+
+def _taxonomy(study: Study, job: Job) -> ControlTable:
+    traces = read_traces(job.input(study.path("traces-test.parquet")))
+    return taxonomy(traces, read_cliffs(job.input(study.path("cliff.parquet"))))
+
+
+CONTROLS: dict[str, Control] = {
+    "taxonomy": Control(
+        "What became of each prompt", ("traces-test.parquet", "cliff.parquet"), _taxonomy
+    ),
+}
+"""Every control by name, in the order in which they are shown."""
+
+
+def control_file(key: str, name: str) -> str:
+    """A control's table in the run folder."""
+    return f"{key}/control-{name}.json"
+
+
+def chosen_controls(names: Sequence[str]) -> tuple[str, ...]:
+    """Names of controls as a user gives them: some, or ``all``.
+
+    Raises:
+        RefusalCliffError: There is no control of that name.
+    """
+    unknown = sorted(set(names) - {"all", *CONTROLS})
+    if unknown:
+        raise RefusalCliffError(
+            f"There is no control {unknown[0]!r}. There are: all, {', '.join(CONTROLS)}."
+        )
+    return tuple(name for name in CONTROLS if name in names or "all" in names)
+
+
+def control_stages(study: Study, names: Sequence[str]) -> list[Stage]:
+    """One stage a control, after those of `measure_stages` and `intervene_stages`."""
+    return [_stage(study, name) for name in names]
+
+
+def _stage(study: Study, name: str) -> Stage:
+    control = CONTROLS[name]
+
+    def run(job: Job) -> Headline:
+        table = control.measure(study, job)
+        write_table(job.output(control_file(study.key, name)), table)
+        return {"rows": len(table.rows)}
+
+    inputs = [study.path(file) for file in control.inputs]
+    return study.stage(f"control-{name}", inputs, [f"control-{name}.json"], run)

@@ -1,0 +1,83 @@
+"""All controls on the embedded organisms, whose right answers are known: one page of tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from refusal_cliff.controls.table import markdown, read_table
+from refusal_cliff.heads.trials import CONTROLS as HEAD_CONTROLS
+from refusal_cliff.io import write_text
+from refusal_cliff.model.subject import load_subject
+from refusal_cliff.run.folder import RunInfo
+from refusal_cliff.run.pipeline import Observer, run_pipeline
+from refusal_cliff.stages.control import CONTROLS, control_file, control_stages
+from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
+from refusal_cliff.stages.measure import measure_stages
+from refusal_cliff.stages.study import Study
+from refusal_cliff.workflows.demo import GENERATION, DemoSizes, prompts_stage
+
+PAGE = "controls.md"
+PLAN = AblationPlan(
+    fractions=(0, 0.03),
+    dose_prompts=30,
+    dose_benign=8,
+    candidates=8,
+    joint_traces=16,
+    control_prompts=15,
+    draws=dict.fromkeys(HEAD_CONTROLS, 0),
+)
+
+
+def run_controls(
+    models: Sequence[str],
+    out: Path,
+    seed: int = 0,
+    observer: Observer | None = None,
+    *,
+    names: Sequence[str] = tuple(CONTROLS),
+    sizes: DemoSizes | None = None,
+    workers: int = 1,
+) -> Path:
+    """Measure controls on organisms that speak the embedded language, and write one page.
+
+    Args:
+        models: Names or folders of organisms; the last part of a path is the name shown.
+        out: The run folder; made if absent.
+        seed: Seed of prompts, splits and draws.
+        observer: Told what happens.
+        names: Which controls.
+        sizes: How much is asked; the defaults are those of the demo.
+        workers: Stages at work at a time, see `run_pipeline`.
+
+    Returns:
+        The page: one section a control, one table a model.
+    """
+    sizes = sizes or DemoSizes()
+    subjects = {Path(name).name: load_subject(name, device="cpu") for name in models}
+    stages = [prompts_stage(seed, sizes)]
+    for key, subject in subjects.items():
+        study = Study(key, subject, seed, GENERATION)
+        stages += [
+            *measure_stages(study),
+            *intervene_stages(study, PLAN),
+            *control_stages(study, names),
+        ]
+    info = RunInfo(
+        command="experiment controls",
+        seeds={"all": seed},
+        subjects={key: subject.fingerprint for key, subject in subjects.items()},
+    )
+    run_pipeline(out, stages, info, observer, workers)
+    write_text(out / PAGE, _page(list(subjects), out, names))
+    return out / PAGE
+
+
+def _page(keys: Sequence[str], out: Path, names: Sequence[str]) -> str:
+    parts: list[str] = []
+    for name in names:
+        parts.append(f"## {CONTROLS[name].title}")
+        for key in keys:
+            table = read_table(out / control_file(key, name))
+            parts.append(f"### {key}\n\n{markdown(table)}")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,117 @@
+"""Tables of controls: hand-made cases for what each one counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.controls.table import (
+    Cell,
+    ControlTable,
+    markdown,
+    mean_cell,
+    read_table,
+    write_table,
+)
+from refusal_cliff.controls.taxonomy import KINDS, taxonomy
+from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.stages.control import CONTROLS, chosen_controls
+
+
+def trace(name: str, verdict: Verdict, label: Label = "harmful", category: str = "") -> Trace:
+    return Trace(Prompt(name, name, label, category=category), (1,), None, "", "", True, verdict)
+
+
+def cliff(name: str, plateau: float, final: float, kind: str) -> TraceCliff:
+    return TraceCliff(
+        trace_id=name,
+        group=name,
+        label="harmful",
+        verdict="complied",
+        plateau=plateau,
+        final=final,
+        cliff=plateau - final,
+        plateau_logit=0.0,
+        final_logit=0.0,
+        drop_position=0,
+        drop_inside=0.0,
+        kind=kind,  # pyright: ignore[reportArgumentType]
+    )
+
+
+def test_every_kind_of_trace_is_counted_where_it_belongs() -> None:
+    traces = [
+        trace("a", "refused", category="theft"),
+        trace("b", "complied", category="theft"),
+        trace("c", "complied"),
+        trace("d", "complied"),
+        trace("e", "harmful"),
+        trace("f", "complied"),
+        trace("g", "truncated"),
+        trace("h", "complied", "benign"),
+    ]
+    cliffs = [
+        cliff("a", 0.9, 0.9, "none"),
+        cliff("b", 0.9, 0.1, "cliff"),
+        cliff("c", 0.9, 0.1, "argued away"),
+        cliff("d", 0.4, 0.1, "none"),
+        cliff("e", 0.9, 0.8, "none"),
+    ]
+    table = taxonomy(traces, cliffs)
+    counts = {
+        kind: round((cell.value or 0) * (cell.n or 0))
+        for kind, cell in zip(KINDS, table.rows["all harmful prompts"], strict=True)
+    }
+    assert counts == {
+        "refused": 1,
+        "fell off the cliff": 1,
+        "argued away": 1,
+        "never recognised": 1,
+        "complied, score stayed": 1,
+        "truncated or unscored": 2,
+    }
+    assert [cell.value for cell in table.rows["theft"]] == [0.5, 0.5, 0, 0, 0, 0]
+    assert "1 of 4 compliances" in table.finding
+    assert "answered: 1 of 1" in table.notes[0]
+
+
+def test_no_compliance_needs_no_remedy() -> None:
+    assert "No harmful prompt" in taxonomy([trace("a", "refused")], []).finding
+
+
+def test_a_table_survives_its_file_and_shows_n_once(tmp_path: Path) -> None:
+    cells = (Cell(0.25, (0.1, 0.5), 8), Cell(0.5, None, 8))
+    rows = {
+        "same": cells,
+        "other": (Cell(1.0, None, 3), Cell(2.0, None, 4)),
+        "none": (Cell(None),) * 2,
+    }
+    table = ControlTable("Why?", "us", ("one", "two"), rows, "Because.", ("A note.",))
+    write_table(tmp_path / "t.json", table)
+    assert read_table(tmp_path / "t.json") == table
+    text = markdown(table)
+    assert "| same | 0.25 [0.10, 0.50] | 0.50 | 8 |" in text
+    assert "| other | 1.00, n = 3 | 2.00, n = 4 |  |" in text
+    assert "| none | – | – |  |" in text
+
+
+def test_a_row_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 cells for 2"):
+        ControlTable("?", "us", ("a", "b"), {"x": (Cell(1.0),)}, "")
+
+
+def test_a_mean_of_nothing_has_no_value() -> None:
+    assert mean_cell([], []) == Cell(None, None, 0)
+    found = mean_cell([1.0, 3.0], ["a", "b"])
+    assert found.value == 2.0
+    assert found.interval == (1.0, 3.0)
+
+
+def test_controls_are_named_or_all() -> None:
+    assert chosen_controls(["all"]) == tuple(CONTROLS)
+    assert chosen_controls([]) == ()
+    with pytest.raises(RefusalCliffError, match="There are: all, taxonomy"):
+        chosen_controls(["taxonomie"])
