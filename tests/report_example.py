@@ -26,6 +26,8 @@ from refusal_cliff.report.data import (
 )
 from refusal_cliff.thinking import Spans
 
+TABLE = ControlTable("?", "us", ("a",), {"<i>": (Cell(0.3, (0, 1), 9),)}, "So.")
+
 LAYERS, HEADS = 8, 16
 PLANTED = ((4, 3), (5, 11), (6, 2), (7, 9))
 CLOSING = ("\n", "</think>", "\n\n")
@@ -296,9 +298,6 @@ def _bar(label: str, value: float, role: Role, points: Sequence[float] = (), **m
     return Bar(label, value, interval, 240, role, points, **{"interval_kind": "Wilson", **more})
 
 
-CONTROL = ControlTable("Why?", "us", ("a",), {"<i>": (Cell(0.3, (0.2, 0.4), 9),)}, "So.")
-
-
 def _strategy(label: str, examples: int, asr: float, answered: float) -> Strategy:
     role = _ROLES.get(label, "control")
     more = {"detail": f"{examples} examples", "interval_kind": "bootstrap over prompts"}
@@ -352,7 +351,7 @@ def example(**changes: Any) -> ReportData:
             _dose("tiny-cliff", "result", (0.821, 0.55, 0.24, 0.1, 0.046, 0.04, 0.03)),
             _dose("tiny-diffuse", "control", (0.79, 0.79, 0.78, 0.77, 0.755, 0.74, 0.71)),
         ],
-        controls=[("What became of each prompt", CONTROL)],
+        controls=[("What?", TABLE)],
         less_is_more=LessIsMore(
             [
                 _strategy("none", 0, 0.821, 0.985),
