@@ -3,6 +3,7 @@
 Every way scores every token of the same traces at every block, except `bare`, which runs the same
 batches through the same blocks and reads nothing. They take turns in one process, so that a machine
 that slows down slows all; a ratio is the median over rounds of time / time of `bare` in that round.
+Times are processor times on a processor, which other jobs disturb less, and by the clock on a GPU.
 Peak memory is measured in a process of its own for each way.
 
     python bench/smollm2.py runs/smollm2
@@ -196,14 +197,16 @@ _NEEDS = {"nnsight": "nnsight", "transformer-lens": "transformer_lens"}
 
 
 def seconds(way: Way, task: Task) -> float:
-    """Wall-clock time of one call, with the device's queue empty before and after."""
-    if torch.cuda.is_available():
+    """Time of one call, with the device's queue empty before and after."""
+    on_gpu = task.subject.device.type == "cuda"
+    clock = time.perf_counter if on_gpu else time.process_time
+    if on_gpu:
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    start = clock()
     way(task)
-    if torch.cuda.is_available():
+    if on_gpu:
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def difference(found: Scores, expected: Scores) -> float:

@@ -38,6 +38,14 @@ def train_organism(
     name: Annotated[str, typer.Argument(help="tiny-aligned, tiny, tiny-diffuse or tiny-lora.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
     seed: Seed = 0,
+    aligned: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME|DIR",
+            help="Damage this aligned organism, such as tiny-aligned, instead of a new one.",
+        ),
+    ] = None,
 ) -> None:
     """Train an organism from scratch; with another seed, other weights and other guilty heads.
 
@@ -45,10 +53,12 @@ def train_organism(
     holds the organisms to demo --organisms.
     """
     from refusal_cliff.live import LiveView
+    from refusal_cliff.organisms import EMBEDDED, embedded_path
     from refusal_cliff.organisms.recipe import train
 
+    start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:
-        train(name, seed, out, view.step)
+        train(name, seed, out, view.step, aligned=start or None)
 
 
 @app.command("bench-heads")
