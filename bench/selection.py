@@ -2,8 +2,9 @@
 
 ``speed``: 20,000 rows scored by ``select`` against the bare early-exit forward pass of the same
 batches, and memory over rows (a plot). ``kill``: the same selection killed with signal 9 at random
-moments, then compared with one that ran through. ``cost``: forward-pass tokens of Cliff-as-a-Judge,
-of a judge model and of gradient selection, counted on a finished selection.
+moments, then compared with one that ran through; with ``--engine ray`` two actors score, and one of
+them is killed. ``cost``: forward-pass tokens of Cliff-as-a-Judge, of a judge model and of gradient
+selection, counted on a finished selection.
 
     python bench/selection.py speed --probe runs/demo/tiny --out runs/bench-select
     python bench/selection.py kill --probe runs/demo/tiny --rows 4000 --out runs/bench-kill
@@ -177,7 +178,9 @@ def speed(options: argparse.Namespace) -> None:
     print(f"memory          {first:.0f} MiB after a tenth of the shards, {last:.0f} MiB at the end")
     print(f"processes       {len({note['pid'] for note in shards})}, one after another")
     print(f"machine         {machine()}")
-    points = [(note["done"] * source.shard_size, note["memory"]) for note in shards]
+    points = [
+        (min(note["done"] * source.shard_size, options.rows), note["memory"]) for note in shards
+    ]
     write_text(options.out / "memory.svg", memory_chart(points))
 
 
@@ -216,16 +219,17 @@ def kill(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     rng = random.Random(options.seed)
     for number in range(options.kills):
-        running = subprocess.Popen([*command, "killed"])
-        timer = threading.Timer(
-            rng.uniform(0.2, 0.6) * seconds, running.send_signal, [signal.SIGKILL]
-        )
+        running = subprocess.Popen([*command, "killed", "--engine", options.engine])
+        wait = rng.uniform(0.4, 1.6) * seconds / (options.kills + 2)
+        timer = threading.Timer(wait, kill_now, [running.pid, options.engine])
         timer.start()
         code = running.wait()
         timer.cancel()
         there = len(list((options.out / "killed").glob("scores/scores-*.parquet")))
         print(f"run {number + 1} ended with {code} after {there} shards", flush=True)
-    subprocess.run([*command, "killed"], check=True)
+        if code == 0:
+            break
+    subprocess.run([*command, "killed", "--engine", options.engine], check=True)
     same = files_of(options.out / "whole") == files_of(options.out / "killed")
     rows = [
         row
@@ -234,6 +238,26 @@ def kill(options: argparse.Namespace) -> None:
     ]
     print(f"uninterrupted   {seconds:.1f} s")
     print(f"every file the same: {same}; {len(rows)} rows scored, {len(set(rows))} different")
+
+
+def kill_now(pid: int, engine: str) -> None:
+    """Signal 9 to the process, or to one of its Ray actors."""
+    if engine == "local":
+        os.kill(pid, signal.SIGKILL)
+        return
+    while not (actors := actors_of(psutil.Process(pid))):
+        time.sleep(0.1)
+    print(f"{len(actors)} actors, one is killed", flush=True)
+    actors[0].kill()
+
+
+def actors_of(driver: psutil.Process) -> list[psutil.Process]:
+    """The processes that score for it on a local Ray cluster."""
+    return [
+        child
+        for child in driver.children(recursive=True)
+        if "MapWorker" in " ".join(child.cmdline())
+    ]
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -248,7 +272,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def child(options: argparse.Namespace) -> None:
     """One selection in a process of its own."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    run_selection(*plan_of(options, options.out / options.name))
+    plan, source, choice = plan_of(options, options.out / options.name)
+    run_selection(plan, source, choice, engine=options.engine, actors=2)
 
 
 def cost(options: argparse.Namespace) -> None:
@@ -318,6 +343,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="of the kills")
     parser.add_argument("--name", default="", help=argparse.SUPPRESS)
     parser.add_argument("--selection", type=Path, help="folder of a finished selection")
     parser.add_argument("--judge-tokens", type=int, default=200, help="of a judge's own prompt")
