@@ -9,7 +9,8 @@ Peak memory is measured in a process of its own for each way.
     python bench/smollm2.py runs/smollm2
     python bench/capture.py --model runs/smollm2
 
-TransformerLens and nnsight take part where they are installed.
+TransformerLens and nnsight take part where they are installed. With ``--blocks K`` only the first K
+blocks have a probe, and ours and `bare` end after them; the paper's way cannot.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -59,7 +61,8 @@ class Task:
         lengths = np.exp(rng.uniform(np.log(options.shortest), np.log(options.longest), options.n))
         vocabulary = self.subject.vocabulary
         self.token_ids = [rng.integers(vocabulary, size=int(n)).tolist() for n in lengths]
-        shape = (self.subject.n_layers, self.subject.width)
+        self.layers = options.blocks or self.subject.n_layers
+        shape = (self.layers, self.subject.width)
         self.directions = rng.normal(size=shape).astype(np.float32)
         self.weights = torch.as_tensor(self.directions, device=self.subject.device)
         self.token_budget = options.token_budget or default_token_budget(self.subject)
@@ -90,11 +93,23 @@ class Task:
             scores[row] = stacked[:, place, :length]
 
 
+class Stop(Exception):
+    """Ends a forward pass after the last probed block."""
+
+
 @torch.inference_mode()
 def bare(task: Task) -> None:
-    """The decoder alone."""
+    """The decoder alone, up to the last probed block."""
+
+    def stop(*_: Any) -> None:
+        raise Stop
+
+    last = task.subject.blocks[task.layers - 1].module
+    handle = last.register_forward_hook(stop)
     for batch in task.batches():
-        decoder_of(task.subject.model)(**task.padded(batch), use_cache=False)
+        with suppress(Stop):
+            decoder_of(task.subject.model)(**task.padded(batch), use_cache=False)
+    handle.remove()
 
 
 def ours(task: Task, *more: Reader) -> Scores:
@@ -108,7 +123,7 @@ def ours(task: Task, *more: Reader) -> Scores:
 def ours_with_heads(task: Task) -> Scores:
     """The same, and what each head adds to the last block's probe at every token."""
     lengths = [len(ids) for ids in task.token_ids]
-    layer = task.subject.n_layers
+    layer = task.layers
     return ours(task, TokenContributions(task.subject, lengths, task.directions[layer - 1], layer))
 
 
@@ -122,7 +137,7 @@ def hidden_states(task: Task) -> Scores:
     for ids in task.token_ids:
         row = torch.tensor([ids], device=task.subject.device)
         states = task.subject.model(row, output_hidden_states=True).hidden_states
-        found = [*states[1:-1], kept.pop()]
+        found = [*states[1:-1], kept.pop()][: task.layers]
         products = [state[0].float() @ w for state, w in zip(found, task.weights, strict=True)]
         scores.append(torch.stack(products).cpu().numpy())
     handle.remove()
@@ -132,7 +147,7 @@ def hidden_states(task: Task) -> Scores:
 def transformer_lens(task: Task) -> Scores:
     """TransformerLens: `run_with_cache` of the residual streams, in the same batches."""
     bridge = _bridge(task)
-    names = [f"blocks.{i}.hook_out" for i in range(task.subject.n_layers)]
+    names = [f"blocks.{i}.hook_out" for i in range(task.layers)]
     scores: Scores = [np.zeros(0, dtype=np.float32)] * len(task.token_ids)
     for batch in task.batches():
         inputs = task.padded(batch)
@@ -154,7 +169,7 @@ def nnsight(task: Task) -> Scores:
     for batch in task.batches():
         with torch.inference_mode(), model.trace(task.padded(batch)):
             products = cast("Any", list()).save()  # noqa: C408
-            for layer, weight in zip(model.model.layers, task.weights, strict=True):
+            for layer, weight in zip(model.model.layers[: task.layers], task.weights, strict=True):
                 products.append(layer.output.float() @ weight)
         task.taken(batch, list(products), scores)
     return scores
@@ -260,6 +275,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--shortest", type=int, default=32, help="tokens of the shortest trace")
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest")
     parser.add_argument("--token-budget", type=int)
+    parser.add_argument("--blocks", type=int, help="probed ones, from the first; all if not given")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--threads", type=int, default=1)
@@ -297,6 +313,7 @@ def main() -> None:
     print(
         f"{options.n} traces of {options.shortest} to {options.longest} tokens; {machine(subject)}"
     )
+    print(f"{task.layers} blocks probed")
     print(f"{len(task.batches())} batches of up to {task.token_budget} tokens with padding\n")
     print("| way | tokens/s | time / bare | from … to | peak memory, MiB | difference |")
     print("|---|---|---|---|---|---|")
