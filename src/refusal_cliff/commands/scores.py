@@ -45,7 +45,7 @@ def trace(
     response and, apart or inside the response, the thinking; or the token ids of an earlier run.
     Any number of rows in constant memory; the same command again goes on where it stopped. Writes
     DIR/scores-00000.parquet and so on; rows that cannot be scored are listed, with the reason, in
-    DIR/left-out-00000.jsonl.
+    DIR/left-out-00000.jsonl, rows whose stripped blanks were put back in DIR/restored-00000.jsonl.
     """
     from refusal_cliff.cliff.shards import score_source
     from refusal_cliff.data.traces import checked_label
@@ -68,6 +68,9 @@ def trace(
             progress=progress,
         )
     console.print(f"{done.scored:,} traces scored", highlight=False)
+    if done.restored:
+        lost = "blanks put back that the server had stripped: DIR/restored-…jsonl"
+        console.print(f"{done.restored:,} of them with {lost}", highlight=False)
     for reason, n in done.left_out.items():
         console.print(f"{n:,} left out: {reason}", highlight=False)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
