@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Dtype, Model, Seed, TrustRemoteCode
+from refusal_cliff.commands.options import (
+    Device,
+    Dtype,
+    Model,
+    RowLabel,
+    Seed,
+    Split,
+    TrustRemoteCode,
+)
 
 
 def trace(
@@ -25,10 +33,8 @@ def trace(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
-    split: Annotated[str, typer.Option(help="Split of a data set that has several.")] = "train",
-    label: Annotated[
-        str | None, typer.Option(help="Label of rows without one: harmful or benign.")
-    ] = None,
+    split: Split = "train",
+    label: RowLabel = None,
     every_layer: Annotated[
         bool, typer.Option("--every-layer", help="Score at all probed blocks, not only the best.")
     ] = False,
