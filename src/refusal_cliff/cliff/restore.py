@@ -7,6 +7,7 @@ here, says what: an answer decoded greedily is one that the model itself would w
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -86,7 +87,9 @@ def _first_other(subject: Subject, ids: Sequence[int], start: int) -> tuple[int,
     inputs = torch.tensor([ids], device=subject.device)
     n = len(ids) - start
     model = cast("Any", subject.model)
-    output = model(input_ids=inputs, use_cache=False, logits_to_keep=n + 1)
+    takes = inspect.signature(model.forward).parameters
+    few = {"logits_to_keep": n + 1} if "logits_to_keep" in takes else {}  # else those of all tokens
+    output = model(input_ids=inputs, use_cache=False, **few)
     logits = output.logits[0, -n - 1 : -1].float()
     highest, best = logits.max(-1)
     written = inputs[0, start:, None].to(logits.device)
