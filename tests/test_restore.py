@@ -77,6 +77,17 @@ def test_blanks_come_back_where_the_model_wrote_them(subject: Subject, trace: Tr
         assert (again.token_ids, again.spans) == (trace.token_ids, trace.spans), text
 
 
+def test_long_answers_are_looked_at_in_pieces(
+    subject: Subject, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refusal_cliff.cliff.restore._AT_ONCE", 7)
+    found = read(subject, told(subject, trace))
+    assert found is not None
+    assert found.token_ids == trace.token_ids
+    monkeypatch.setattr("refusal_cliff.cliff.restore._MOST", 10)
+    assert read(subject, told(subject, trace)) is None
+
+
 def test_what_the_model_would_not_write_is_not_put_back(subject: Subject, trace: Trace) -> None:
     """Other words, another count, another prompt: no text is made up."""
     record = told(subject, trace)

@@ -75,8 +75,9 @@ def trace(
         )
     console.print(f"{done.scored:,} traces scored", highlight=False)
     if done.restored:
-        lost = "blanks put back that the server had stripped: DIR/restored-…jsonl"
-        console.print(f"{done.restored:,} of them with {lost}", highlight=False)
+        where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
+        said = f"{done.restored:,} of them with {where}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     for reason, n in done.left_out.items():
         console.print(f"{n:,} left out: {reason}", highlight=False)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
