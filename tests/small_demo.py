@@ -11,9 +11,9 @@ from refusal_cliff.workflows import demo
 from refusal_cliff.workflows.demo import DemoSizes, run_demo
 
 SIZES = DemoSizes(
-    fit=48,
-    test=16,
-    pool=40,
+    fit=40,
+    test=12,
+    pool=30,
     benign=12,
     reference=8,
     head_traces=6,
