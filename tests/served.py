@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Lock, Thread
 from typing import Any
 
@@ -29,14 +28,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def transformers_serve(folder: Path) -> Iterator[str]:
-    """``transformers serve`` with one thread; yields the address of its API."""
+def transformers_serve() -> Iterator[str]:
+    """``transformers serve`` of any folder, with one thread; yields the address of its API."""
     port = free_port()
     program = "import sys; from transformers.cli.transformers import main; sys.exit(main())"
     options = ["--device", "cpu", "--dtype", "float32", "--port", str(port), "--host", "127.0.0.1"]
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     server = subprocess.Popen(
-        [sys.executable, "-c", program, "serve", str(folder), *options],
+        [sys.executable, "-c", program, "serve", *options],
         env={**os.environ, **quiet},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -119,9 +118,10 @@ def spoiling(upstream: str) -> tuple[type[Handler], Counter[str]]:
                 fault = None if prompt in seen else FAULTS[len(seen) % len(FAULTS)]
                 seen.setdefault(prompt, len(seen))
             if fault is None:
+                status, reply = _forwarded(upstream, body)
                 with lock:
-                    answered[prompt] += 1
-                self.send(200, _forwarded(upstream, body))
+                    answered[prompt] += status == 200
+                self.send(status, reply)
             else:
                 self._spoil(fault)
 
@@ -140,8 +140,11 @@ def spoiling(upstream: str) -> tuple[type[Handler], Counter[str]]:
     return Spoiling, answered
 
 
-def _forwarded(upstream: str, body: bytes) -> bytes:
+def _forwarded(upstream: str, body: bytes) -> tuple[int, bytes]:
     headers = {"Content-Type": "application/json"}
     request = urllib.request.Request(f"{upstream}/chat/completions", body, headers)
-    with urllib.request.urlopen(request, timeout=120) as answer:
-        return answer.read()
+    try:
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return 200, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()

@@ -7,19 +7,21 @@ from pathlib import Path
 
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Silent
+from refusal_cliff.workflows import demo
 from refusal_cliff.workflows.demo import DemoSizes, run_demo
 
 SIZES = DemoSizes(
-    fit=80,
-    test=30,
-    pool=100,
-    benign=20,
-    reference=12,
-    head_traces=10,
-    random_sets=2,
-    sets=2,
+    fit=40,
+    test=12,
+    pool=30,
+    benign=12,
+    reference=8,
+    head_traces=6,
+    random_sets=1,
+    sets=1,
     steps=2,
 )
+FRACTIONS = (0, 0.01, 0.03)
 
 
 class Printer(Silent):
@@ -36,4 +38,5 @@ class Printer(Silent):
 
 
 if __name__ == "__main__":
+    demo.FRACTIONS = FRACTIONS
     run_demo(Path(sys.argv[1]), 0, None, Printer(), SIZES, workers=2)

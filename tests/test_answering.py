@@ -104,7 +104,7 @@ def test_calibrate_tells_and_writes(tmp_path: Path) -> None:
         (["judge"], "--traces"),
         (["judge", "--traces", "x.jsonl", "--out", "o", "--judge", "words"], "Unknown judge"),
         (["evaluate", "--traces", "absent.jsonl"], "Could not read"),
-        (["generate", "--prompts", "harmbench", "--model", "m", "--out", "o"], "--revision"),
+        (["generate", "--prompts", "safechain", "--model", "m", "--out", "o"], "--revision"),
     ],
 )
 def test_what_is_missing_is_said(

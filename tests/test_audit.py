@@ -13,9 +13,20 @@ from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.organisms import embedded_path, language
+from refusal_cliff.stages.intervene import AblationPlan
 from refusal_cliff.workflows.audit import split_prompts
 
 N = 60
+SMALL = AblationPlan(
+    traces=16,
+    fractions=(0, 0.03),
+    dose_prompts=12,
+    dose_benign=6,
+    candidates=4,
+    joint_traces=8,
+    draws={"random": 3, "same-layer": 1, "promoting": 1},
+    control_prompts=12,
+)
 
 
 @pytest.fixture
@@ -34,7 +45,10 @@ def audit(model: str, files: tuple[Path, Path], out: Path) -> tuple[int, str]:
     return result.exit_code, " ".join(result.output.split())
 
 
-def test_the_control_has_no_cliff(files: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_control_has_no_cliff(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refusal_cliff.workflows.audit.AblationPlan", lambda: SMALL)
     code, output = audit(str(embedded_path("tiny-aligned")), files, tmp_path / "run")
     assert code == 0, output
     summary = read_summary(tmp_path / "run" / "summary.json")

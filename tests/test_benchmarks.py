@@ -112,7 +112,11 @@ def test_training_sets_have_thinking_and_answer_apart(
         {"question": "Q3", "response": "Begun by the prompt.</think>\n\nNo, sorry."},
         {"question": "", "response": "x"},
     ]
-    hub_form(monkeypatch, "star-1", tmp_path / "set", rows)
+    file = tmp_path / "data" / "STAR-1.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps([{**row, "score": {"by": 9}} for row in rows], indent=4))
+    monkeypatch.setitem(BENCHMARKS, "star-1", replace(BENCHMARKS["star-1"], dataset=str(tmp_path)))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     examples, left_out = load_examples("star-1")
     assert [(e.prompt.text, e.thinking, e.response) for e in examples] == [
         ("Q1", "Hm.", "No."),
@@ -125,11 +129,14 @@ def test_training_sets_have_thinking_and_answer_apart(
 
 def test_no_commit_no_address_no_access(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RefusalCliffError, match="--revision COMMIT"):
-        load_benchmark("harmbench")
+        load_benchmark("safechain")
     with pytest.raises(RefusalCliffError, match="No hub address"):
         load_benchmark("realsafe-r1")
 
-    def refuse(*_: object, **__: object) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def refuse(*arguments: object, **options: object) -> None:
+        asked.append((*arguments, *options.values()))
         raise DatasetNotFoundError("Dataset 'x' is a gated dataset on the Hub.")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
@@ -138,6 +145,11 @@ def test_no_commit_no_address_no_access(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(RefusalCliffError, match="Could not load or-bench"):
         load_benchmark("or-bench")
     assert benchmarks.BENCHMARKS["advbench"].gated
+    with pytest.raises(RefusalCliffError, match="Could not load star-1"):
+        load_examples("star-1")
+    commit = "b49333598887845f148ed1b4d2576dc2bff7581a"
+    address = f"https://raw.githubusercontent.com/UCSC-VLAA/STAR-1/{commit}/data/STAR-1.json"
+    assert asked[-1] == ("json", address, "train")
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no shared data beside the checkout")

@@ -14,19 +14,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from served import serving, spoiling, transformers_serve
+from tiny_families import linear_probe
 
 from refusal_cliff.answers.collect import generate_answers
-from refusal_cliff.cliff.shards import _why_left_out
+from refusal_cliff.cliff.restore import agrees, put_back
+from refusal_cliff.cliff.scores import closed, read_scores, score_traces
+from refusal_cliff.cliff.shards import read_shards, score_source
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
-from refusal_cliff.data.traces import Prompt, Trace, read_rows
+from refusal_cliff.data.traces import Prompt, read_rows
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
-from refusal_cliff.model.capture import ProbeScores, capture
+from refusal_cliff.judges import judge_all
 from refusal_cliff.model.subject import Subject, load_subject
-from refusal_cliff.organisms import embedded_path
+from refusal_cliff.organisms import EMBEDDED, embedded_path
 from refusal_cliff.organisms.language import prompts
+from refusal_cliff.probe.fit import ProbeSet
 
 TINY = embedded_path("tiny")
 ASKED = [*prompts("test", "harmful", 4, 3), *prompts("test", "benign", 4, 3)]
@@ -36,12 +40,13 @@ MOST = 160
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     pytest.importorskip("fastapi", reason="transformers serve needs fastapi")
-    with transformers_serve(TINY) as address:
+    with transformers_serve() as address:
         yield address
 
 
-def config(address: str) -> EndpointConfig:
-    return EndpointConfig(address, str(TINY), MOST, concurrency=2, retries=4, timeout=120)
+def config(address: str, name: str = "tiny") -> EndpointConfig:
+    model = str(embedded_path(name))
+    return EndpointConfig(address, model, MOST, concurrency=2, retries=4, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -51,38 +56,42 @@ def through_endpoint(server: str, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-@pytest.fixture(scope="module")
-def subject() -> Subject:
-    return load_subject("tiny", device="cpu")
-
-
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_text_and_ids_have_the_same_spans_and_scores(
-    through_endpoint: Path, subject: Subject
+    name: str, server: str, tmp_path: Path
 ) -> None:
     """Of the same greedy answers, as the server told them and as this process generated them."""
-    local = generate(subject, ASKED, GenerationConfig(MOST))
-    file = through_endpoint / "traces.jsonl"
+    subject = load_subject(name, device="cpu")
+    local = judge_all(generate(subject, ASKED, GenerationConfig(MOST)))
+    backend = EndpointBackend(config(server, name))
+    generate_answers(backend, PromptSet(list(ASKED)), tmp_path, source="test")
+    file, out = tmp_path / "traces.jsonl", tmp_path / "scores"
     rows = [row for _, row in read_rows(file)]
+    assert [row["tokens"] for row in rows] == [len(trace.token_ids) for trace in local]
     told = [read_trace(file, number, row, subject) for number, row in enumerate(rows, start=1)]
-    assert [len(trace.token_ids) for trace in local] == [row["tokens"] for row in rows]
-    for trace, other, row in zip(told, local, rows, strict=True):
-        reason = _why_left_out(trace, subject, row)
-        same = (trace.token_ids, trace.spans) == (other.token_ids, other.spans)
-        assert same == (reason == ""), reason
-    same = [i for i, trace in enumerate(told) if trace.token_ids == local[i].token_ids]
-    assert len(same) >= 6  # the others begin with many blanks, which the server does not tell
-    mine, theirs = ([traces[i] for i in same] for traces in (local, told))
-    for left, right in zip(scores(subject, mine), scores(subject, theirs), strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-4)
+    whole = [
+        t if agrees(t, r) else put_back(subject, t, r) for t, r in zip(told, rows, strict=True)
+    ]
+    assert [trace and (trace.token_ids, trace.spans) for trace in whole] == [
+        (trace.token_ids, trace.spans) for trace in local
+    ]
+    probes = any_probes(subject)
+    done = score_source(subject, probes, str(file), out, every_layer=True)
+    mine, theirs = score_traces(subject, closed(local), probes), read_scores(next(read_shards(out)))
+    assert (done.scored, done.restored > 0) == (len(mine), name == "tiny")
+    assert set(done.left_out) <= {"its thinking never closed"}
+    for left, right in zip(mine, theirs, strict=True):
+        assert (left.trace_id, left.spans, left.verdict) == (
+            *(right.trace_id, right.spans, right.verdict),
+        )
+        np.testing.assert_allclose(left.logits, right.logits, atol=1e-4)
 
 
-def scores(subject: Subject, traces: list[Trace]) -> list[np.ndarray]:
+def any_probes(subject: Subject) -> ProbeSet:
     rng = np.random.default_rng(0)
-    layers = range(1, subject.n_layers + 1)
-    weights = {m: (rng.normal(size=subject.width).astype(np.float32), 0.1) for m in layers}
-    reader = ProbeScores(weights, len(traces))
-    capture(subject, [trace.token_ids for trace in traces], [reader])
-    return list(reader.logits)
+    weights = rng.normal(size=(subject.n_layers, subject.width)).astype(np.float32)
+    probes = tuple(linear_probe(m, row) for m, row in enumerate(weights, start=1))
+    return ProbeSet(probes, subject.n_layers, "refused-vs-benign", "logistic", 99)
 
 
 def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: Path) -> None:

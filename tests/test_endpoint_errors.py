@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from served import Handler, free_port, serving
@@ -97,6 +97,47 @@ def test_a_refused_key_or_model_stops_the_run(
     assert KEY not in str(raised.value)
     assert raised.value.__cause__ is None
     assert raised.value.__suppress_context__
+
+
+class Telling(Handler):
+    """Tells the tokens when asked, as vLLM does; or refuses the question, as others do."""
+
+    asked: ClassVar[list[bool]] = []
+    refuses = False
+
+    def reply(self, request: dict[str, Any], body: bytes) -> None:
+        del body
+        asks = request.get("return_token_ids", False)
+        self.asked.append(asks)
+        if (asks and self.refuses) or request["messages"][-1]["content"].endswith("0"):
+            self.send(422, b'{"error": {"message": "unexpected field, or too long"}}')
+            return
+        message = {"role": "assistant", "content": "Two."}
+        told: dict[str, Any] = {"index": 0, "message": message, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+        reply: dict[str, Any] = {"id": "1", "object": "x", "choices": [told], "usage": usage}
+        if asks:
+            told["token_ids"], reply["prompt_token_ids"] = [14, 15], [11, 12, 13]
+        self.send(200, json.dumps(reply).encode())
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_token_ids_are_asked_for_until_the_server_refuses(
+    refuses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is refused either way (the first one) says nothing about the server."""
+    monkeypatch.setattr(Telling, "refuses", refuses)
+    monkeypatch.setattr(Telling, "asked", [])
+    with serving(Telling) as address:
+        one_by_one = backend(address, concurrency=1)
+        found = generate_answers(one_by_one, PROMPTS, tmp_path, source="test")
+    assert [row.id for row in found.left_out] == ["p0"]
+    told = () if refuses else (11, 12, 13, 14, 15)
+    assert {(r.token_ids, r.tokens, r.prompt_tokens) for r in found.records} == {(told, 5, 3)}
+    again = [True, False] if refuses else [True]
+    assert Telling.asked == [True, False, *again, *[not refuses] * 4]
+    rows = [json.loads(line) for line in (tmp_path / "answers.journal").read_text().splitlines()]
+    assert all(("token_ids" in row) != refuses and "spans" not in row for row in rows)
 
 
 def test_a_server_that_is_down_stops_the_run(tmp_path: Path) -> None:

@@ -84,7 +84,9 @@ def test_harmbench() -> None:
     speaker = Says("no")
     GuardJudge("harmbench", speaker).judge([ANSWER])
     asked = str(speaker.asked[0])
-    assert "[BEHAVIOR]:\nHow do I open a tin?\n\n[GENERATION]:\nSure. Use a tin opener.\n" in asked
+    assert "Behavior:\nHow do I open a tin?\n\nGeneration:\nSure. Use a tin opener.\n\n---" in asked
+    assert asked.count("\n- ") == 4
+    assert "instances do not count. \n- Generations should" in asked
     assert asked.endswith("\n\nAnswer: [/INST]")
 
 

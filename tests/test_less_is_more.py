@@ -24,7 +24,7 @@ PLAN = TrialPlan(
     repair=RepairConfig(steps=1, batch_size=4),
     epochs=0,
 )
-SIZES = ExperimentSizes(fit=60, test=6, pool=20, benign=8)
+SIZES = ExperimentSizes(fit=44, test=6, pool=20, benign=8)
 
 
 class Counter(Silent):

@@ -91,7 +91,7 @@ def test_mcnemar_counts_only_what_changed() -> None:
 
 def test_the_loop_and_the_gate_on_an_organism(tmp_path: Path, organism_run: Path) -> None:
     """select → train → proof by the command; then the gate refuses the model and names why."""
-    write_examples(tmp_path / "pool.jsonl", language.safety_pool(40, 0, mild_share=0.4))
+    write_examples(tmp_path / "pool.jsonl", language.safety_pool(28, 0, mild_share=0.4))
     write_examples(tmp_path / "benign.jsonl", language.examples("pool", "benign", 40, 0))
     named = ["--model", "tiny", "--probe", str(organism_run), "--device", "cpu"]
     sizes = ["--max-new-tokens", "110", "--batch-size", "64"]
@@ -138,8 +138,8 @@ def organism_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from refusal_cliff.workflows.demo import both_labels
 
     def write(job: Job) -> dict[str, bool | int | float | str]:
-        write_prompts(job.output(FIT_PROMPTS), both_labels("validation", 60, 0))
-        write_prompts(job.output(TEST_PROMPTS), both_labels("test", 20, 0))
+        write_prompts(job.output(FIT_PROMPTS), both_labels("validation", 48, 0))
+        write_prompts(job.output(TEST_PROMPTS), both_labels("test", 14, 0))
         return {}
 
     out = tmp_path_factory.mktemp("run")
@@ -186,14 +186,14 @@ def test_own_refusals_continue_the_models_own_thinking(organism_run: Path) -> No
 
 
 def test_select_with_targets_of_the_models_own(organism_run: Path, tmp_path: Path) -> None:
-    write_examples(tmp_path / "pool.jsonl", language.safety_pool(40, 1, mild_share=0.3))
+    write_examples(tmp_path / "pool.jsonl", language.safety_pool(24, 1, mild_share=0.3))
     named = ["--model", "tiny", "--probe", str(organism_run), "--device", "cpu"]
     sizes = ["--max-new-tokens", "110", "--batch-size", "64", "--n", "8", "--strategy", "judge"]
     data = ["--data", str(tmp_path / "pool.jsonl"), "--out", str(tmp_path / "out")]
     result = CliRunner().invoke(app, ["select", *named, *sizes, *data, "--target", "own"])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out" / "selection.json").read_text())
-    assert report["scored"] + sum(report["left_out"].values()) == 40
+    assert report["scored"] + sum(report["left_out"].values()) == 24
     for line in (tmp_path / "out" / "selected.jsonl").read_text().splitlines():
         assert refuses(json.loads(line)["response"])
     wrong = ["--target", "own", "--thinking", "data"]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.subject import load_subject
-from refusal_cliff.organisms import EMBEDDED, chat, embedded_path, planted_heads
+from refusal_cliff.model.subject import Head, load_subject
+from refusal_cliff.organisms import EMBEDDED, chat, embedded_path, planted_heads, recipe
 from refusal_cliff.organisms.recipe import Planting, RecipeConfig, Schedule, train
 
 SMALL = RecipeConfig(
@@ -23,6 +25,19 @@ SMALL = RecipeConfig(
 )
 PLANTED_LAYER = 7
 MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_rows() -> Iterator[None]:
+    """Heads are chosen by their loss on a few rows: which ones is not what is tested."""
+    chosen_by = recipe._least_needed
+
+    def quick(model: Any, tokens: Any, layer: int, rng: Any, rows: list[Any]) -> list[Head]:
+        return chosen_by(model, tokens, layer, rng, rows[:4])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipe, "_least_needed", quick)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Benchmarks and training sets as declarations: where they are, which commit, which columns.
 
-A commit is pinned here only where two independent public sources name the same one; where it is
-not, the user names it (``--revision``), because a data set without a commit is not reproducible.
+A commit is pinned here only where two independent public sources name the same one, or the history
+of the data set itself shows it; where it is not, the user names it (``--revision``), because a data
+set without a commit is not reproducible.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ from refusal_cliff.data.traces import Label, Prompt, Row, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.written import read_message
 
+_GITHUB = "https://raw.githubusercontent.com"
 _REFUSED = ("gated", "authenticat", "401", "403", "access to dataset", "log in", "logged in")
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """A data set on the Hugging Face hub and how it is read.
+    """A data set on the Hugging Face hub, or a file on GitHub, and how it is read.
 
     Attributes:
-        dataset: Its name on the hub, or a folder of the same form.
+        dataset: Its name on the hub (on GitHub where there is a ``file``), or a folder of the same
+            form.
         split: Its split.
         measures: What it is for.
         licence: As its card says.
@@ -40,6 +43,7 @@ class Benchmark:
         context: Column whose text is put under the request.
         response: Column of the safe answer, thinking inline, of a training set.
         gated: Whether access must be asked for.
+        file: A JSON file of a GitHub repository that is the whole data set.
     """
 
     dataset: str
@@ -56,6 +60,7 @@ class Benchmark:
     context: str | None = None
     response: str | None = None
     gated: bool = False
+    file: str | None = None
 
 
 _WILDJAILBREAK = "5ddc12a7894f842b0619b8e1c7ee496b198af009"
@@ -81,7 +86,8 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "harmbench": Benchmark(
         "walledai/HarmBench", "train", "attack success, standard behaviours", "MIT", "harmful",
-        config="standard", category="category", gated=True,
+        config="standard", revision="fb6c2afd5a2a943d701d6db3efab87d077e81be5",
+        category="category", gated=True,
     ),
     "strongreject": Benchmark(
         "walledai/StrongREJECT", "train", "attack success, graded", "MIT", "harmful",
@@ -95,6 +101,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "malicious-instruct": Benchmark(
         "walledai/MaliciousInstruct", "train", "attack success", "CC-BY-SA-4.0", "harmful",
+        revision="3f9c8c91452e3cc12afab5f7137086ca789ce7da",
     ),
     "sorry-bench": Benchmark(
         "sorry-bench/sorry-bench-202406", "train", "attack success in 45 categories",
@@ -113,7 +120,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "do-not-answer": Benchmark(
         "LibrAI/do-not-answer", "train", "attack success on questions", "Apache-2.0", "harmful",
-        "question", category="risk_area",
+        "question", revision="74e74f2e4507ef256fe536f78a776f4a1ff67955", category="risk_area",
     ),
     "ultrachat": Benchmark(
         "HuggingFaceH4/ultrachat_200k", "test_sft", "benign chat", "MIT", "benign",
@@ -130,11 +137,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     ),
     "star-1": Benchmark(
         "UCSC-VLAA/STAR-1", "train", "safety training: thinking and safe answers", "Apache-2.0",
-        "harmful", "question", response="response",
+        "harmful", "question", revision="b49333598887845f148ed1b4d2576dc2bff7581a",
+        response="response", file="data/STAR-1.json",
     ),
     "safechain": Benchmark(
         "UWNSL/SafeChain", "train", "safety training: thinking and safe answers", "see its card",
-        text="instruction", label_column="label", labels=_WILD, response="response",
+        text="instruction", label_column="label", labels=_WILD, response="response", gated=True,
     ),
     "realsafe-r1": Benchmark(
         "", "train", "safety training: thinking and safe answers", "see its card", "harmful",
@@ -284,6 +292,14 @@ def _dataset(name: str, benchmark: Benchmark) -> Any:
 
     local = Path(benchmark.dataset).is_dir()
     try:
+        if benchmark.file is not None:
+            root = (
+                benchmark.dataset
+                if local
+                else f"{_GITHUB}/{benchmark.dataset}/{benchmark.revision}"
+            )
+            file = f"{root}/{benchmark.file}"
+            return datasets.load_dataset("json", data_files=file, split="train")
         return datasets.load_dataset(
             benchmark.dataset,
             benchmark.config,

@@ -1,7 +1,8 @@
 """Scoring any number of traces: shard by shard, in constant memory, and going on where it stopped.
 
 A folder of scores holds ``trace.json`` (what was scored with what), ``scores-00000.parquet`` and so
-on, and beside each the rows that could not be scored, with the reason: ``left-out-00000.jsonl``.
+on, and beside each the rows that could not be scored, with the reason: ``left-out-00000.jsonl``,
+and those whose text had lost blanks that could be put back: ``restored-00000.jsonl``.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from refusal_cliff.cliff.curves import (
     model_cliff,
     write_cliffs,
 )
+from refusal_cliff.cliff.restore import agrees, put_back
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.cliff.source import read_trace, source_rows
 from refusal_cliff.data.traces import Label, Row, Trace
@@ -34,15 +36,15 @@ from refusal_cliff.io import (
     require_new,
     sha256_file,
     write_json,
-    write_text,
+    write_json_lines,
 )
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 
 SHARD_SIZE = 256
-_END_TOKEN = 1
-"""Servers differ in whether they count the end-of-sequence token."""
 DESCRIPTION = "trace.json"
+LEFT_OUT = "left-out"
+RESTORED = "restored"
 _Numbered = tuple[int, Row]
 
 
@@ -53,10 +55,12 @@ class Scored:
     Attributes:
         scored: Traces with scores, those of an earlier run included.
         left_out: Reasons why rows were left out, and how many.
+        restored: Traces among the scored ones whose text had lost blanks, see `put_back`.
     """
 
     scored: int
     left_out: dict[str, int]
+    restored: int = 0
 
 
 def score_source(
@@ -92,20 +96,21 @@ def score_source(
     require_new(description)
     described = _described(subject, used, source, split, label, shard_size)
     claim_folder(description, described, "scores")
-    scored, left_out, done = 0, Counter[str](), 0
+    scored, left_out, done, restored = 0, Counter[str](), 0, 0
     for number, rows in enumerate(_chunks(source_rows(source, split), shard_size)):
-        shard, reasons = out / f"scores-{number:05}.parquet", out / f"left-out-{number:05}.jsonl"
+        shard = out / f"scores-{number:05}.parquet"
         if not shard.is_file():
-            _score_shard(subject, used, Path(source), rows, label, shard, reasons)
-        left = [json.loads(line)["reason"] for line in reasons.read_text("utf-8").splitlines()]
+            _score_shard(subject, used, Path(source), rows, label, shard)
+        left = [row["reason"] for row in _lines(_beside(shard, LEFT_OUT))]
         left_out.update(left)
+        restored += len(_lines(_beside(shard, RESTORED)))
         scored += len(rows) - len(left)
         done += len(rows)
         if progress is not None:
             progress(done)
     if done == 0:
         raise RefusalCliffError(f"{source} holds no traces. Add at least one row.")
-    return Scored(scored, dict(left_out))
+    return Scored(scored, dict(left_out), restored)
 
 
 def _chunks(rows: Iterable[_Numbered], size: int) -> Iterator[list[_Numbered]]:
@@ -121,23 +126,43 @@ def _score_shard(
     rows: list[_Numbered],
     label: Label | None,
     shard: Path,
-    reasons: Path,
 ) -> None:
-    traces = [read_trace(source, number, row, subject, label) for number, row in rows]
+    read = [read_trace(source, number, row, subject, label) for number, row in rows]
+    traces = [_as_counted(trace, subject, row) for trace, (_, row) in zip(read, rows, strict=True)]
     why = [_why_left_out(trace, subject, row) for trace, (_, row) in zip(traces, rows, strict=True)]
-    kept = [trace for trace, reason in zip(traces, why, strict=True) if not reason]
-    lines = [
-        json.dumps({"id": trace.prompt.id, "row": number, "reason": reason}) + "\n"
+    left_out = [
+        {"id": trace.prompt.id, "row": number, "reason": reason}
         for trace, (number, _), reason in zip(traces, rows, why, strict=True)
         if reason
     ]
-    write_text(reasons, "".join(lines))
+    restored = [
+        {"id": told.prompt.id, "row": number, "blanks": len(trace.token_ids) - len(told.token_ids)}
+        for told, trace, (number, _), reason in zip(read, traces, rows, why, strict=True)
+        if trace is not told and not reason
+    ]
+    write_json_lines(_beside(shard, LEFT_OUT), left_out)
+    write_json_lines(_beside(shard, RESTORED), restored)
+    kept = [trace for trace, reason in zip(traces, why, strict=True) if not reason]
     write_scores(shard, score_traces(subject, kept, probes) if kept else [])
+
+
+def _as_counted(trace: Trace, subject: Subject, row: Row) -> Trace:
+    """The trace, with what its server stripped where that matters and can be known."""
+    if agrees(trace, row) or _why_unusable(trace, subject):
+        return trace
+    return put_back(subject, trace, row) or trace
 
 
 def _why_left_out(trace: Trace, subject: Subject, row: Row) -> str:
     """Why a trace cannot be scored; empty where it can."""
-    counted = row.get("tokens")
+    if unusable := _why_unusable(trace, subject):
+        return unusable
+    if not agrees(trace, row):
+        return "its text does not give back the tokens that the server counted"
+    return ""
+
+
+def _why_unusable(trace: Trace, subject: Subject) -> str:
     context = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
     if trace.spans is None:
         return "its thinking never closed"
@@ -147,9 +172,18 @@ def _why_left_out(trace: Trace, subject: Subject, row: Row) -> str:
         return "no judge could say whether it refused"
     if context is not None and len(trace.token_ids) > context:
         return "it is longer than the model's context"
-    if isinstance(counted, int) and abs(len(trace.token_ids) - counted) > _END_TOKEN:
-        return "its text does not give back the tokens that the server counted"
     return ""
+
+
+def _beside(shard: Path, kind: str) -> Path:
+    """The list of rows of one kind that belongs to a shard of scores."""
+    return shard.with_name(shard.name.replace("scores", kind)).with_suffix(".jsonl")
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Rows of a list; none where an earlier version wrote none."""
+    text = path.read_text("utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def _described(

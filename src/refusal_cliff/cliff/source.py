@@ -21,7 +21,13 @@ from refusal_cliff.data.traces import (
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.thinking import response_text, thinking_text, tokenise_trace
+from refusal_cliff.thinking import (
+    Spans,
+    response_text,
+    split_spans,
+    thinking_text,
+    tokenise_trace,
+)
 
 THINKING_COLUMNS = ("thinking", "reasoning", "reasoning_content")
 RESPONSE_COLUMNS = ("response", "answer", "completion", "output")
@@ -74,8 +80,9 @@ def read_trace(
     ``answer``, ``completion`` or ``output``), with its thinking apart (``thinking``, ``reasoning``,
     ``reasoning_content``) or before it, between the model's markers. A row without a verdict is
     judged by the phrase rules. Of the answers that `generate` got from an endpoint, ``written`` is
-    all that the model wrote, ``finish`` says whether the end-of-sequence token followed, and
-    ``closed`` and ``complete`` whether thinking and answer ended.
+    all that the model wrote, ``finish`` says whether the end-of-sequence token followed,
+    ``closed`` and ``complete`` whether thinking and answer ended, and ``token_ids`` with
+    ``prompt_tokens`` are the tokens themselves, where the server told them.
 
     Args:
         source: File or data set, for messages.
@@ -89,9 +96,9 @@ def read_trace(
     """
     if row.get("token_ids") is not None and "spans" in row:
         trace = trace_of_row(source, number, row)
-        _check_vocabulary(source, number, trace, subject)
     else:
         trace = _tokenised(source, number, row, subject, label)
+    _check_vocabulary(source, number, trace, subject)
     return replace(trace, verdict=judge(trace)) if trace.verdict == "unscored" else trace
 
 
@@ -112,22 +119,37 @@ def _tokenised(source: Path, number: int, row: Row, subject: Subject, label: Lab
             f"it has none of the columns {columns}",
             "put what the model wrote into 'response'",
         )
-    written = row.get("written")
+    written, told = row.get("written"), thinking or ""
     if isinstance(written, str):  # thinking and answer in one text, markers and blanks included
-        thinking, response = None, written
+        told, thinking, response = "", None, written
+    elif told and row.get("closed") is False:  # a thought that never ended, in a field of its own
+        thinking, response = None, subject.format.opening + told
     tokenizer = subject.tokenizer
-    ids, spans = tokenise_trace(tokenizer, subject.format, prompt.text, thinking, response)
-    told = thinking or ""
+    ids, spans = _ids_and_spans(row, subject, prompt.text, thinking, response)
     if spans is not None and row.get("closed") is False:
         spans = None
-    if row.get("finish") == "stop" and tokenizer.eos_token_id is not None:
-        ids = [*ids, int(cast("int", tokenizer.eos_token_id))]
-        spans = None if spans is None else replace(spans, total=len(ids))
     if spans is not None:
         told = thinking_text(tokenizer, ids, spans)
         response = response_text(tokenizer, ids, spans)
     complete = row.get("complete") is not False
     return Trace(prompt, tuple(ids), spans, told, response, complete, cast("Verdict", verdict))
+
+
+def _ids_and_spans(
+    row: Row, subject: Subject, prompt: str, thinking: str | None, response: str
+) -> tuple[list[int], Spans | None]:
+    """The tokens that a server told, or else those of the text with the token that ended it."""
+    tokenizer, fmt = subject.tokenizer, subject.format
+    told, prompt_length = row.get("token_ids"), row.get("prompt_tokens")
+    if told is not None and isinstance(prompt_length, int):
+        ids = list(cast("list[int]", told))
+        return ids, split_spans(ids, prompt_length, tokenizer, fmt)
+    ids, spans = tokenise_trace(tokenizer, fmt, prompt, thinking, response)
+    end = cast("int | None", tokenizer.eos_token_id)
+    if row.get("finish") == "stop" and end is not None and ids[-1:] != [end]:
+        ids = [*ids, end]  # unless the server left it in the text
+        spans = None if spans is None else replace(spans, total=len(ids))
+    return ids, spans
 
 
 def _text(source: Path, number: int, row: Row, columns: tuple[str, ...]) -> str | None:

@@ -8,27 +8,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Dtype, TrustRemoteCode
-
-JudgeName = Annotated[
-    str,
-    typer.Option(
-        "--judge",
-        help="rules, llama-guard-3, llama-guard-4, qwen3guard, wildguard, harmbench, or rubric.",
-    ),
-]
-JudgeModel = Annotated[
-    str | None,
-    typer.Option(metavar="M", help="The judge's weights, or its name at --judge-endpoint."),
-]
-JudgeEndpoint = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Server of the judge; else a guard runs on this machine."),
-]
-JudgeKey = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="Environment variable that holds the judge's API key."),
-]
+from refusal_cliff.commands.options import (
+    Device,
+    Dtype,
+    JsonOut,
+    JudgeEndpoint,
+    JudgeKey,
+    JudgeModel,
+    JudgeName,
+    RowLabel,
+    TrustRemoteCode,
+)
 
 judge_app = typer.Typer(
     invoke_without_command=True,
@@ -56,9 +46,7 @@ def generate(
     judge_model: JudgeModel = None,
     judge_endpoint: JudgeEndpoint = None,
     judge_key: JudgeKey = "OPENAI_API_KEY",
-    label: Annotated[
-        str | None, typer.Option(help="Label of rows without one: harmful or benign.")
-    ] = None,
+    label: RowLabel = None,
     column: Annotated[
         list[str] | None,
         typer.Option(metavar="FIELD=COLUMN", help="text=Goal: where a field is; repeatable."),
@@ -166,9 +154,7 @@ def judge_answers(
     judge_model: JudgeModel = None,
     judge_endpoint: JudgeEndpoint = None,
     judge_key: JudgeKey = "OPENAI_API_KEY",
-    label: Annotated[
-        str | None, typer.Option(help="Label of rows without one: harmful or benign.")
-    ] = None,
+    label: RowLabel = None,
 ) -> None:
     """Judge answers that you already have: refused, complied, harmful, truncated or unscored.
 
@@ -217,7 +203,7 @@ def calibrate(
     verdict: Annotated[
         str, typer.Option(help="The verdict that is measured: refused or harmful.")
     ] = "refused",
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")] = None,
+    out: JsonOut = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
     """Compare a judge with people: precision, recall, F1 and kappa, with bootstrap intervals.
@@ -251,7 +237,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FILE", help="Judged traces of the same prompts before a change."),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")] = None,
+    out: JsonOut = None,
 ) -> None:
     """Count verdicts by benchmark and category, with intervals; say what changed.
 

@@ -21,6 +21,113 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, 
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated at once.")]
+Split = Annotated[str, typer.Option("--split", help="Split of a data set that has several.")]
+RowLabel = Annotated[
+    str | None,
+    typer.Option("--label", help="Label of rows without one: harmful or benign."),
+]
+JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
+
+# Judges.
+JudgeName = Annotated[
+    str,
+    typer.Option(
+        "--judge",
+        help="rules, llama-guard-3, llama-guard-4, qwen3guard, wildguard, harmbench, or rubric.",
+    ),
+]
+JudgeModel = Annotated[
+    str | None,
+    typer.Option(metavar="M", help="The judge's weights, or its name at --judge-endpoint."),
+]
+JudgeEndpoint = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Server of the judge; else a guard runs on this machine."),
+]
+JudgeKey = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="Environment variable that holds the judge's API key."),
+]
+
+# Examples: which are scored, and how they are chosen.
+Probe = Annotated[
+    Path, typer.Option("--probe", metavar="DIR", help="Folder with probes.json: DIR/KEY of a run.")
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="SOURCE", help="JSONL, CSV or Parquet, save_to_disk folder, hub name."
+    ),
+]
+Benign = Annotated[
+    str,
+    typer.Option("--benign", metavar="SOURCE", help="Benign prompts with answers and thinking."),
+]
+Fraction = Annotated[
+    float, typer.Option("--fraction", min=0, max=1, help="Share of the scored examples to choose.")
+]
+Number = Annotated[
+    int | None, typer.Option("--n", min=1, help="How many to choose, instead of a share.")
+]
+StrategyOption = Annotated[
+    str,
+    typer.Option(
+        "--strategy", help="cliff, final, gated, diverse, rule, judge, longest, random or full."
+    ),
+]
+Thinking = Annotated[
+    str,
+    typer.Option(
+        "--thinking", help="own: what the model itself thinks; data: the thinking of the data."
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="What is trained on: the answer of the data, or own: a refusal the model itself "
+        "writes when its thinking is closed at the plateau.",
+    ),
+]
+DataLabel = Annotated[str, typer.Option("--label", help="Label of rows without one.")]
+EngineOption = Annotated[
+    str, typer.Option("--engine", help="local, or ray for many GPUs and nodes.")
+]
+Actors = Annotated[
+    int, typer.Option("--actors", min=1, help="Replicas of the model on the Ray cluster.")
+]
+NewTokens = Annotated[
+    int,
+    typer.Option("--max-new-tokens", min=1, help="Longest own thinking and answer, in tokens."),
+]
+Prompts = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Test prompts with labels, instead of the probe's run's; repeatable.",
+    ),
+]
+
+# Training.
+MethodOption = Annotated[str, typer.Option("--method", help="lora, or full for all weights.")]
+Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
+TrainBatch = Annotated[
+    int, typer.Option("--train-batch-size", min=1, help="Rows of one step, over all processes.")
+]
+Rate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
+LoraRank = Annotated[int, typer.Option("--lora-r", min=1, help="Rank of the adapter.")]
+BenignShare = Annotated[
+    float, typer.Option("--benign-share", help="Share of every step's rows that is benign.")
+]
+MaxLength = Annotated[
+    int,
+    typer.Option("--max-length", min=1, help="Longest row in tokens; longer ones are listed."),
+]
+SaveEvery = Annotated[
+    int, typer.Option("--save-every", min=0, help="Steps between checkpoints; 0 for none.")
+]
 
 T = TypeVar("T", bound=str)
 

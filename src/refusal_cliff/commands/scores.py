@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Dtype, Model, Seed, TrustRemoteCode
+from refusal_cliff.commands.options import (
+    Device,
+    Dtype,
+    Model,
+    RowLabel,
+    Seed,
+    Split,
+    TrustRemoteCode,
+)
 
 
 def trace(
@@ -25,10 +33,8 @@ def trace(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
-    split: Annotated[str, typer.Option(help="Split of a data set that has several.")] = "train",
-    label: Annotated[
-        str | None, typer.Option(help="Label of rows without one: harmful or benign.")
-    ] = None,
+    split: Split = "train",
+    label: RowLabel = None,
     every_layer: Annotated[
         bool, typer.Option("--every-layer", help="Score at all probed blocks, not only the best.")
     ] = False,
@@ -45,7 +51,7 @@ def trace(
     response and, apart or inside the response, the thinking; or the token ids of an earlier run.
     Any number of rows in constant memory; the same command again goes on where it stopped. Writes
     DIR/scores-00000.parquet and so on; rows that cannot be scored are listed, with the reason, in
-    DIR/left-out-00000.jsonl.
+    DIR/left-out-00000.jsonl, rows whose stripped blanks were put back in DIR/restored-00000.jsonl.
     """
     from refusal_cliff.cliff.shards import score_source
     from refusal_cliff.data.traces import checked_label
@@ -68,6 +74,10 @@ def trace(
             progress=progress,
         )
     console.print(f"{done.scored:,} traces scored", highlight=False)
+    if done.restored:
+        where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
+        said = f"{done.restored:,} of them with {where}"
+        console.print(said, markup=False, highlight=False, soft_wrap=True)
     for reason, n in done.left_out.items():
         console.print(f"{n:,} left out: {reason}", highlight=False)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)

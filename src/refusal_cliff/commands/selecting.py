@@ -8,88 +8,43 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Dtype, Model, Seed, TrustRemoteCode, one_of
+from refusal_cliff.commands.options import (
+    Actors,
+    BatchSize,
+    Benign,
+    BenignShare,
+    Data,
+    DataLabel,
+    Device,
+    Dtype,
+    EngineOption,
+    Fraction,
+    LoraRank,
+    MaxLength,
+    MethodOption,
+    Model,
+    NewTokens,
+    Number,
+    Probe,
+    Prompts,
+    Rate,
+    SaveEvery,
+    Seed,
+    Split,
+    Steps,
+    StrategyOption,
+    Target,
+    Thinking,
+    TrainBatch,
+    TrustRemoteCode,
+    one_of,
+)
 
 if TYPE_CHECKING:
     from refusal_cliff.repair.training import RepairConfig
 
 GATE_CLOSED = 3
 """Exit status where all could be measured and is not good enough."""
-Probe = Annotated[
-    Path, typer.Option("--probe", metavar="DIR", help="Folder with probes.json: DIR/KEY of a run.")
-]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data", metavar="SOURCE", help="JSONL, CSV or Parquet, save_to_disk folder, hub name."
-    ),
-]
-Benign = Annotated[
-    str,
-    typer.Option("--benign", metavar="SOURCE", help="Benign prompts with answers and thinking."),
-]
-Fraction = Annotated[
-    float, typer.Option("--fraction", min=0, max=1, help="Share of the scored examples to choose.")
-]
-Number = Annotated[
-    int | None, typer.Option("--n", min=1, help="How many to choose, instead of a share.")
-]
-StrategyOption = Annotated[
-    str,
-    typer.Option(
-        "--strategy", help="cliff, final, gated, diverse, rule, judge, longest, random or full."
-    ),
-]
-Thinking = Annotated[
-    str,
-    typer.Option(
-        "--thinking", help="own: what the model itself thinks; data: the thinking of the data."
-    ),
-]
-Target = Annotated[
-    str,
-    typer.Option(
-        "--target",
-        help="What is trained on: the answer of the data, or own: a refusal the model itself "
-        "writes when its thinking is closed at the plateau.",
-    ),
-]
-DataLabel = Annotated[str, typer.Option("--label", help="Label of rows without one.")]
-EngineOption = Annotated[
-    str, typer.Option("--engine", help="local, or ray for many GPUs and nodes.")
-]
-Actors = Annotated[
-    int, typer.Option("--actors", min=1, help="Replicas of the model on the Ray cluster.")
-]
-NewTokens = Annotated[
-    int,
-    typer.Option("--max-new-tokens", min=1, help="Longest own thinking and answer, in tokens."),
-]
-Prompts = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--prompts",
-        metavar="FILE",
-        help="Test prompts with labels, instead of the probe's run's; repeatable.",
-    ),
-]
-MethodOption = Annotated[str, typer.Option("--method", help="lora, or full for all weights.")]
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
-TrainBatch = Annotated[
-    int, typer.Option("--train-batch-size", min=1, help="Rows of one step, over all processes.")
-]
-Rate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
-LoraRank = Annotated[int, typer.Option("--lora-r", min=1, help="Rank of the adapter.")]
-BenignShare = Annotated[
-    float, typer.Option("--benign-share", help="Share of every step's rows that is benign.")
-]
-MaxLength = Annotated[
-    int,
-    typer.Option("--max-length", min=1, help="Longest row in tokens; longer ones are listed."),
-]
-SaveEvery = Annotated[
-    int, typer.Option("--save-every", min=0, help="Steps between checkpoints; 0 for none.")
-]
 
 
 def select(
@@ -106,7 +61,7 @@ def select(
         list[Path] | None,
         typer.Option(metavar="FILE", help="More prompts that must not be trained on; repeatable."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Split of a data set that has several.")] = "train",
+    split: Split = "train",
     label: DataLabel = "harmful",
     shard_size: Annotated[
         int, typer.Option(min=1, help="Rows of one shard: what a kill can lose.")
@@ -114,7 +69,7 @@ def select(
     engine: EngineOption = "local",
     actors: Actors = 1,
     max_new_tokens: NewTokens = 4096,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
+    batch_size: BatchSize = 16,
     seed: Seed = 0,
     dtype: Dtype = "float32",
     device: Device = "auto",
@@ -242,7 +197,7 @@ def repair(
     engine: EngineOption = "local",
     actors: Actors = 1,
     max_new_tokens: NewTokens = 4096,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
+    batch_size: BatchSize = 16,
     method: MethodOption = "lora",
     steps: Steps = 40,
     train_batch_size: TrainBatch = 16,
@@ -319,7 +274,7 @@ def check(
         typer.Option(min=0, max=1, help="Least share of benign prompts answered."),
     ] = None,
     max_new_tokens: NewTokens = 4096,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
+    batch_size: BatchSize = 16,
     dtype: Dtype = "float32",
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,

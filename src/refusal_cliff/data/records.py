@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from refusal_cliff.data.traces import (
     row_error,
 )
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import write_text
+from refusal_cliff.io import write_json_lines
 from refusal_cliff.thinking import Spans
 
 
@@ -33,12 +32,15 @@ class Record:
         closed: Whether the thinking ended. A model that does not think has always ended it.
         complete: Whether the model ended its answer itself.
         written: All that the model wrote, where it came in one text; what is scored later.
-        token_ids: The tokens, prompt first, of a model that ran here; empty for an endpoint.
-        spans: Ends of the four parts of ``token_ids``.
+        token_ids: The tokens, prompt first, of a model that ran here, or of an endpoint that tells
+            them.
+        spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
+            endpoint are split where its tokenizer is known.
         thinking_cut: Whether a budget closed the thinking.
         finish: Why an endpoint stopped, in its own word.
-        tokens: How many tokens prompt and answer had, as the endpoint counted; ``trace`` leaves a
-            text out that does not give back as many.
+        tokens: How many tokens prompt and answer had, as the endpoint counted; a text that does
+            not give back as many has lost some.
+        prompt_tokens: How many of them the prompt had.
         verdict: What the judge says.
         judge: Which judge.
         score: Degree of harm from 0 to 1, of a judge that grades.
@@ -56,6 +58,7 @@ class Record:
     thinking_cut: bool = False
     finish: str = ""
     tokens: int | None = None
+    prompt_tokens: int | None = None
     verdict: Verdict = "unscored"
     judge: str = ""
     score: float | None = None
@@ -93,6 +96,8 @@ def row_of_record(record: Record) -> dict[str, Any]:
     prompt["prompt"] = prompt.pop("text")
     if not record.token_ids:
         del row["token_ids"], row["spans"]
+    elif record.prompt_tokens is not None:
+        del row["spans"]
     return {**prompt, **row}
 
 
@@ -124,6 +129,7 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         thinking_cut=bool(row.get("thinking_cut")),
         finish=str(row.get("finish") or ""),
         tokens=cast("int | None", row.get("tokens")),
+        prompt_tokens=cast("int | None", row.get("prompt_tokens")),
         verdict=cast("Verdict", verdict),
         judge=str(row.get("judge") or ""),
         score=cast("float | None", row.get("score")),
@@ -133,16 +139,12 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
     """Write records as JSON Lines, atomically."""
-    _write_lines(path, (row_of_record(record) for record in records))
+    write_json_lines(path, map(row_of_record, records))
 
 
 def write_left_out(path: Path, rows: Iterable[LeftOut]) -> None:
     """Write the rows without an answer as JSON Lines, atomically."""
-    _write_lines(path, map(asdict, rows))
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+    write_json_lines(path, map(asdict, rows))
 
 
 def shortened(error: RefusalCliffError | str, most: int = 300) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 from urllib.parse import urlsplit
 
 from refusal_cliff.data.records import LeftOut, Record, shortened
@@ -21,6 +21,8 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 Asked: TypeAlias = str | Sequence[Mapping[str, str]]
 """A conversation; or a text to go on from, without the chat template."""
 
+_ASK_IDS = "return_token_ids"
+"""vLLM's extra parameter; it tells ``prompt_token_ids`` and each choice's ``token_ids``."""
 _UNREADABLE_TRIES = 4
 _FIRST_PAUSE = 0.5
 _LEAST_FAILURES = 4
@@ -75,6 +77,21 @@ class EndpointConfig:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """What a server tells of the tokens of one answer.
+
+    Attributes:
+        total: How many prompt and answer have.
+        prompt: How many the prompt has.
+        ids: All of them, prompt first; empty if the server does not tell.
+    """
+
+    total: int | None = None
+    prompt: int | None = None
+    ids: tuple[int, ...] = ()
+
+
 class EndpointBackend:
     """Asks an endpoint, many prompts at once.
 
@@ -85,6 +102,7 @@ class EndpointBackend:
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         self._openai = _openai()
+        self._asks_ids = True
 
     def description(self) -> dict[str, Any]:
         """Address, model and decoding; not the key, and not how hard the server is asked."""
@@ -118,7 +136,7 @@ class EndpointBackend:
         """
         said: dict[str, str | LeftOut] = {}
 
-        def keep(name: str, choice: Any, tokens: int | None) -> None:
+        def keep(name: str, choice: Any, tokens: Tokens) -> None:
             del tokens
             said[name] = choice if isinstance(choice, LeftOut) else _text_of(choice) or ""
 
@@ -130,7 +148,7 @@ class EndpointBackend:
     async def _answer_all(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         by_id = {prompt.id: prompt for prompt in prompts}
 
-        def keep(name: str, choice: Any, tokens: int | None) -> None:
+        def keep(name: str, choice: Any, tokens: Tokens) -> None:
             if isinstance(choice, LeftOut):
                 finished(choice)
             else:
@@ -139,7 +157,7 @@ class EndpointBackend:
         jobs = ((p.id, [{"role": "user", "content": p.text}]) for p in prompts)
         await self._ask_all(jobs, keep)
 
-    def _record(self, prompt: Prompt, choice: Any, tokens: int | None) -> Record:
+    def _record(self, prompt: Prompt, choice: Any, tokens: Tokens) -> Record:
         message = choice.message
         extra = message.model_extra or {}
         reasoning = extra.get("reasoning_content") or extra.get("reasoning")
@@ -156,13 +174,15 @@ class EndpointBackend:
             complete=choice.finish_reason == "stop",
             written=found.written,
             finish=str(choice.finish_reason or ""),
-            tokens=tokens,
+            token_ids=tokens.ids,
+            tokens=tokens.total,
+            prompt_tokens=tokens.prompt,
         )
 
     async def _ask_all(
         self,
         jobs: Iterator[tuple[str, Asked]],
-        keep: Callable[[str, Any, int | None], None],
+        keep: Callable[[str, Any, Tokens], None],
     ) -> None:
         """A few workers take one job after the other."""
         health = _Health(max(_LEAST_FAILURES, self._config.concurrency))
@@ -182,13 +202,12 @@ class EndpointBackend:
 
     async def _ask(
         self, client: Any, name: str, asked: Asked, health: _Health
-    ) -> tuple[Any, int | None]:
-        """The server's first choice, or why there is none; and the tokens it counted."""
+    ) -> tuple[Any, Tokens]:
+        """The server's first choice, or why there is none; and what it told of the tokens."""
         errors, reason = self._openai, ""
         for attempt in range(_UNREADABLE_TRIES):
             try:
-                create = client.completions if isinstance(asked, str) else client.chat.completions
-                answer = await create.create(**self._request(name, asked))
+                answer = await self._answer_of(client, self._request(name, asked))
                 choice = answer.choices[0]
                 if not isinstance(_text_of(choice), str | None):
                     raise TypeError("the message's content is not a text")
@@ -204,17 +223,33 @@ class EndpointBackend:
                 errors.RateLimitError,
             ) as error:
                 health.failed(self._scrubbed(error), self._config.base_url)
-                return LeftOut(name, None, f"the server failed: {self._scrubbed(error)}"), None
+                return LeftOut(name, None, f"the server failed: {self._scrubbed(error)}"), Tokens()
             except errors.APIStatusError as error:
-                return LeftOut(name, None, f"the server refused it: {self._scrubbed(error)}"), None
+                why = f"the server refused it: {self._scrubbed(error)}"
+                return LeftOut(name, None, why), Tokens()
             except (ValueError, TypeError, AttributeError, IndexError, errors.APIError) as error:
                 reason = self._scrubbed(error)
                 await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
             else:
                 health.succeeded()
-                usage = getattr(answer, "usage", None)
-                return choice, None if usage is None else usage.total_tokens
-        return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}"), None
+                return choice, _tokens_of(answer, choice)
+        return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}"), Tokens()
+
+    async def _answer_of(self, client: Any, request: dict[str, Any]) -> Any:
+        """The server's answer to a request, with the tokens themselves where it tells them.
+
+        vLLM does when asked; a server that refuses to be asked is not asked again.
+        """
+        api = client.completions if "prompt" in request else client.chat.completions
+        if "prompt" in request or not self._asks_ids:
+            return await api.create(**request)
+        asking = {**request, "extra_body": {_ASK_IDS: True, **request["extra_body"]}}
+        try:
+            return await api.create(**asking)
+        except (self._openai.BadRequestError, self._openai.UnprocessableEntityError):
+            answer = await api.create(**request)
+            self._asks_ids = False
+            return answer
 
     def _request(self, name: str, asked: Asked) -> dict[str, Any]:
         config = self._config
@@ -281,6 +316,21 @@ def _text_of(choice: Any) -> Any:
     """What a choice of a chat or of a plain completion says."""
     message = getattr(choice, "message", None)
     return choice.text if message is None else message.content
+
+
+def _tokens_of(answer: Any, choice: Any) -> Tokens:
+    prompt, written = (
+        (part.model_extra or {}).get(name)
+        for part, name in ((answer, "prompt_token_ids"), (choice, "token_ids"))
+    )
+    if _are_ids(prompt) and _are_ids(written):
+        return Tokens(len(prompt) + len(written), len(prompt), (*prompt, *written))
+    usage = getattr(answer, "usage", None)
+    return Tokens() if usage is None else Tokens(usage.total_tokens, usage.prompt_tokens)
+
+
+def _are_ids(value: Any) -> TypeGuard[list[int]]:
+    return bool(value) and isinstance(value, list) and all(type(token) is int for token in value)
 
 
 def _seed_of(seed: int, name: str) -> int:

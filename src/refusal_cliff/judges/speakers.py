@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
+from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from refusal_cliff.data.records import LeftOut
@@ -18,6 +19,8 @@ Request: TypeAlias = str | Messages
 
 Reply: TypeAlias = str | LeftOut
 _ROWS_AT_ONCE = 8
+_PROBE = "What is written here? "
+"""Shows whether a chat template takes a message in the form in which it is given."""
 
 
 class Speaker(Protocol):
@@ -106,13 +109,37 @@ def _ids_of(tokenizer: PreTrainedTokenizerBase, request: Request) -> list[int]:
     """Token ids: a text gets the tokenizer's own BOS, a conversation its chat template's."""
     if isinstance(request, str):
         return list(tokenizer(request)["input_ids"])
-    messages = cast("Any", [dict(message) for message in request])
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TypeError:  # a template of a vision model that takes lists of parts only
-        messages = [
-            {"role": m["role"], "content": [{"type": "text", "text": m["content"]}]}
-            for m in messages
-        ]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(cast("str", text), add_special_tokens=False)["input_ids"])
+    return list(tokenizer(_rendered(tokenizer, request), add_special_tokens=False)["input_ids"])
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, conversation: Messages) -> str:
+    """A conversation as the chat template writes it, to where the model speaks.
+
+    Templates of vision models (Llama Guard 4) take a message only as a list of parts; some of them
+    fail on a text, others leave it out.
+
+    Raises:
+        RefusalCliffError: The template leaves a message out either way.
+    """
+    probes = [{**message, "content": f"{_PROBE}{n}"} for n, message in enumerate(conversation)]
+    for in_parts in (False, True):
+        try:
+            written = _written(tokenizer, probes, in_parts)
+        except (TypeError, ValueError, TemplateError):
+            continue
+        if all(probe["content"] in written for probe in probes):
+            return _written(tokenizer, conversation, in_parts)
+    raise RefusalCliffError(
+        f"The chat template of the judge {tokenizer.name_or_path!r} leaves out what is to be "
+        "judged, or fails on it. Use the tokenizer that the judge was published with, or serve "
+        "the judge and give --judge-endpoint."
+    )
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, conversation: Messages, in_parts: bool) -> str:
+    messages: list[dict[str, Any]] = [dict(message) for message in conversation]
+    if in_parts:
+        for message in messages:
+            message["content"] = [{"type": "text", "text": message["content"]}]
+    found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return cast("str", found)

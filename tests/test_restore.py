@@ -1,0 +1,111 @@
+"""Blanks that a server strips come back exactly where the model wrote them, or not at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from refusal_cliff.cliff.restore import agrees, put_back
+from refusal_cliff.cliff.source import read_trace
+from refusal_cliff.data.records import Record, row_of_record
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.judges import judge_all
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.organisms.language import prompts
+from refusal_cliff.thinking import render_prompt
+
+ASKED = prompts("test", "harmful", 2, 3)
+FILE = Path("told.jsonl")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return load_subject("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trace(subject: Subject) -> Trace:
+    """An answer before which the model wrote many blanks."""
+    found = judge_all(generate(subject, ASKED, GenerationConfig(160)))[1]
+    assert found.spans is not None
+    assert found.spans.closing - found.spans.thinking > 10
+    return found
+
+
+def told(subject: Subject, trace: Trace) -> Record:
+    """What a server tells of it that strips thinking and answer and counts the tokens."""
+    start = len(render_prompt(subject.tokenizer, trace.prompt.text))
+    return Record(
+        trace.prompt,
+        trace.thinking.strip(),
+        trace.response.strip(),
+        closed=True,
+        complete=True,
+        finish="stop",
+        tokens=len(trace.token_ids),
+        prompt_tokens=start,
+    )
+
+
+def read(subject: Subject, record: Record) -> Trace | None:
+    row = row_of_record(record)
+    trace = read_trace(FILE, 1, row, subject)
+    return trace if agrees(trace, row) else put_back(subject, trace, row)
+
+
+def whole(subject: Subject, trace: Trace, written: str) -> Trace | None:
+    """The trace out of one text that has other blanks than the model wrote."""
+    return read(subject, replace(told(subject, trace), written=written))
+
+
+def test_blanks_come_back_where_the_model_wrote_them(subject: Subject, trace: Trace) -> None:
+    thought, answer = trace.thinking.strip(), trace.response.strip()
+    found = read(subject, told(subject, trace))
+    assert found is not None
+    assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
+    for text in (
+        f"\n\n{thought}\n</think>\n\n{answer}",  # blanks that the model did not write, too
+        f"{thought}</think>{answer}",
+        f"{thought} \n\n</think>\n{answer}\n",
+        f"{thought}\n</think>\n\n{answer}<|im_end|>",  # and the token that ended it, in the text
+    ):
+        again = whole(subject, trace, text)
+        assert again is not None, text
+        assert (again.token_ids, again.spans) == (trace.token_ids, trace.spans), text
+
+
+def test_long_answers_are_looked_at_in_pieces(
+    subject: Subject, trace: Trace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("refusal_cliff.cliff.restore._AT_ONCE", 7)
+    found = read(subject, told(subject, trace))
+    assert found is not None
+    assert found.token_ids == trace.token_ids
+    monkeypatch.setattr("refusal_cliff.cliff.restore._MOST", 10)
+    assert read(subject, told(subject, trace)) is None
+
+
+def test_what_the_model_would_not_write_is_not_put_back(subject: Subject, trace: Trace) -> None:
+    """Other words, another count, another prompt: no text is made up."""
+    record = told(subject, trace)
+    assert record.tokens is not None
+    assert record.prompt_tokens is not None
+    for other in (
+        replace(record, response=record.response.replace("Sure", "No")),
+        replace(record, thinking="Hm. " + record.thinking),
+        replace(record, tokens=record.tokens - 1),
+        replace(record, tokens=record.tokens + 6, prompt_tokens=record.prompt_tokens + 6),
+    ):
+        assert read(subject, other) is None
+
+
+def test_token_ids_of_a_server_are_taken_as_they_are(subject: Subject, trace: Trace) -> None:
+    start = len(render_prompt(subject.tokenizer, trace.prompt.text))
+    record = replace(told(subject, trace), token_ids=trace.token_ids, prompt_tokens=start)
+    found = read(subject, record)
+    assert found is not None
+    assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
+    assert found.response == trace.response
