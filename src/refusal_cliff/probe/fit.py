@@ -246,7 +246,7 @@ def _fit_layer(
     scale = float(np.sqrt(((train - centre) ** 2).sum(1).mean())) or 1.0
     coordinates, axes = principal((train - centre) / scale)
     found = cross_validate(coordinates, split.labels, split.fold, estimator)
-    slope, intercept = _calibrate_held_out(found.held_out, split.labels)
+    slope, intercept = calibrate_held_out(found.held_out, split.labels)
     weight = slope / scale * (found.vector @ axes)
     bias = float(intercept - weight @ centre)
     null = shuffled(
@@ -325,7 +325,7 @@ def _directions(
     return vectors / np.where(lengths > 0, lengths, 1.0)
 
 
-def _calibrate_held_out(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
+def calibrate_held_out(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
     """Platt scaling on held-out scores: of each row by the direction fitted without its fold.
 
     Scores of the training rows themselves lie too far apart, the more so the wider the model, and
