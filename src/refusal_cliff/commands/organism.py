@@ -35,7 +35,10 @@ def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) ->
 
 @app.command("train")
 def train_organism(
-    name: Annotated[str, typer.Argument(help="tiny-aligned, tiny, tiny-diffuse or tiny-lora.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling."),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
     seed: Seed = 0,
 ) -> None:
@@ -45,10 +48,14 @@ def train_organism(
     holds the organisms to demo --organisms.
     """
     from refusal_cliff.live import LiveView
+    from refusal_cliff.organisms import fooling
     from refusal_cliff.organisms.recipe import train
 
     with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:
-        train(name, seed, out, view.step)
+        if name == fooling.NAME:
+            fooling.train_fooling(seed, out, view.step)
+        else:
+            train(name, seed, out, view.step)
 
 
 @app.command("bench-heads")
