@@ -148,7 +148,7 @@ def cells(*values: float | None) -> list[Cell]:
 
 
 def test_the_finding_on_directions_is_made_from_the_numbers() -> None:
-    row = (None, 0.9, None, 0.9, 0.1, 0.8, 0.9, 0.1, 0.0)
+    row = (None, 0.9, 0.7, 0.9, 0.1, 0.8, 0.9, 0.1, 0.0)
     flat = (None, 0.5, None, 0.5, 0.4, 0.1, 0.5, 0.5, 0.5)
     names = (directions.REFUSAL, directions.HARM, directions.HARM_ANYWHERE)
     rows = {name: cells(*row) for name in names}
@@ -157,8 +157,11 @@ def test_the_finding_on_directions_is_made_from_the_numbers() -> None:
     rows[directions.ANEW + "x"] = cells(*flat)
     finding = directions.directions_table(rows, 8, "how").finding
     assert "refusal 0.90 → 0.10; harmfulness" in finding
+    assert "refused from complied traces with AUROC 0.70" in finding
     assert "taken out, a mean drop of 0.3 or more stays without x (0.80), not without y" in finding
-    assert "Fitted anew, a mean drop of 0.3 or more stays without none, not without x" in finding
+    assert "Fitted anew, no mean drop of 0.3 stays, not without x (0.10, AUROC 0.50)." in finding
+    none = {**rows, directions.REFUSAL: cells(*flat)}
+    assert "does not drop" in directions.directions_table(none, 8, "how").finding
     nothing = dict.fromkeys(rows, cells(*[None] * len(row)))
     assert "no drop to explain" in directions.directions_table(nothing, 8, "how").finding
 
@@ -286,12 +289,17 @@ def test_a_small_network_reads_what_no_line_can_and_ignores_class_shares() -> No
 def test_the_finding_on_positions_counts_drops_but_for_shuffled_labels() -> None:
     rows = {
         "own": cells(0.9, 0.9, 0.1, 0.8, 0.9, 0.1, 0.0),
-        "other": cells(0.9, 0.5, 0.4, 0.1, 0.5, 0.5, 0.5),
+        "flat": cells(0.9, 0.5, 0.4, 0.1, 0.9, 0.5, 0.5),
+        "shared": cells(0.9, 0.9, 0.1, 0.8, 0.2, 0.5, 0.5),
         positions.SHUFFLED: cells(0.5, 0.5, 0.0, 0.5, 0.5, 0.5, 0.5),
     }
     table = positions.positions_table(rows, 8, ["rare"])
-    assert "1 of 2 probes show" in table.finding
-    assert "those that do not: other (0.10)" in table.finding
+    assert "1 of 3 probes show" in table.finding
+    assert "those that do: own." in table.finding
+    rows["fourth"] = rows["fifth"] = rows["own"]
+    most = positions.positions_table(rows, 8, []).finding
+    assert "3 of 5 probes" in most
+    assert "those that do not: flat; shared." in most
     assert "Too few traces of a class for: rare." in table.notes[-1]
     nothing = {"own": cells(*[None] * 7)}
     assert "no drop to explain" in positions.positions_table(nothing, 8, []).finding

@@ -22,7 +22,7 @@ from refusal_cliff.stats import percentiles, resampled_counts
 
 Counts: TypeAlias = NDArray[np.floating[Any]]
 
-DRAWS = 200
+DRAWS = 100
 """Bootstrap draws of a direction, each a fit."""
 COLUMNS = ("cosine with refusal", "AUROC", "AUROC, refused against complied", *LEVELS)
 REFUSAL = "refusal"
@@ -166,23 +166,34 @@ def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
             return "No harmful prompt was complied with, so there is no drop to explain."
         told.append(f"{name} {plateau:.2f} → {final:.2f}")
     parts = [f"Plateau → final of complied traces: {'; '.join(told)}."]
-    for prefix, verb in ((WITHOUT, "With each direction taken out"), (ANEW, "Fitted anew")):
-        drops = {
-            name.removeprefix(prefix): _value(rows, name, "cliff") or 0.0
-            for name in rows
-            if name.startswith(prefix)
-        }
-        kept = [f"{name} ({drop:.2f})" for name, drop in drops.items() if drop >= CLIFF_SIZE]
-        lost = [
-            f"{name} ({drop:.2f}, AUROC {_value(rows, prefix + name, 'AUROC') or 0.0:.2f})"
-            for name, drop in drops.items()
-            if drop < CLIFF_SIZE
-        ]
-        parts.append(
-            f"{verb}, a mean drop of {CLIFF_SIZE} or more stays without {'; '.join(kept) or 'none'}"
-            + (f", not without {'; '.join(lost)}." if lost else ".")
-        )
-    return " ".join(parts)
+    apart = _value(rows, REFUSAL, "AUROC, refused against complied")
+    if apart is not None:
+        parts.append(f"The probe tells refused from complied traces with AUROC {apart:.2f}.")
+    if (_value(rows, REFUSAL, "cliff") or 0.0) < CLIFF_SIZE:
+        return " ".join([*parts, "It does not drop, so there is no drop to explain."])
+    found = ((WITHOUT, "With a direction taken out"), (ANEW, "Fitted anew"))
+    return " ".join([*parts, *(_kept(rows, prefix, how) for prefix, how in found)])
+
+
+def _kept(rows: Mapping[str, Sequence[Cell]], prefix: str, how: str) -> str:
+    """Without which directions the drop stays."""
+    names = [name for name in rows if name.startswith(prefix)]
+    drops = {name: _value(rows, name, "cliff") or 0.0 for name in names}
+    kept = [
+        f"{name.removeprefix(prefix)} ({drop:.2f})"
+        for name, drop in drops.items()
+        if drop >= CLIFF_SIZE
+    ]
+    lost = [
+        f"{name.removeprefix(prefix)} ({drop:.2f}, AUROC {_value(rows, name, 'AUROC') or 0.0:.2f})"
+        for name, drop in drops.items()
+        if drop < CLIFF_SIZE
+    ]
+    return (
+        f"{how}, a mean drop of {CLIFF_SIZE} or more stays without {'; '.join(kept)}"
+        if kept
+        else f"{how}, no mean drop of {CLIFF_SIZE} stays"
+    ) + (f", not without {'; '.join(lost)}." if lost else ".")
 
 
 def _value(rows: Mapping[str, Sequence[Cell]], name: str, column: str) -> float | None:

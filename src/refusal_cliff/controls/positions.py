@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 
-from refusal_cliff.cliff.curves import CLIFF_SIZE
+from refusal_cliff.cliff.curves import CLIFF_SIZE, CONTRAST
 from refusal_cliff.controls.readings import LEVELS, Floats, Read
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.data.traces import Trace
@@ -200,22 +200,33 @@ def positions_table(
             f"fitted for ({THINKING_TOKENS} tokens of each thinking at most). All other columns: "
             "the probe read at every token of the test traces. A probe read elsewhere than where "
             "it was fitted keeps its direction, while its threshold may not fit; so compare "
-            "complied with refused and benign. Shuffled labels: mean AUROC over shuffles, all else "
-            "of one of them. Intervals: bootstrap over prompt groups.",
+            "complied with refused and benign. A probe of refused-vs-complied at the last closing "
+            "token is fitted to be low there on complied traces: its drop says that the answer can "
+            "be read, not that a refusal was withdrawn. Shuffled labels: mean AUROC over shuffles, "
+            "all else of one of them. Intervals: bootstrap over prompt groups.",
             *((f"Too few traces of a class for: {'; '.join(left_out)}.",) if left_out else ()),
         ),
     )
 
 
 def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
-    place = COLUMNS.index("cliff")
-    drops = {name: cells[place].value for name, cells in rows.items() if SHUFFLED not in name}
-    measured = {name: value for name, value in drops.items() if value is not None}
-    if not measured:
+    """How many probes show a drop that refused traces do not share, and which are the few."""
+    shown: dict[str, bool] = {}
+    for name, cells in rows.items():
+        drop, final, refused = (
+            cells[COLUMNS.index(column)].value
+            for column in ("cliff", "final, complied", "final, refused")
+        )
+        if drop is not None and final is not None and SHUFFLED not in name:
+            apart = refused is None or refused - final >= CONTRAST
+            shown[name] = drop >= CLIFF_SIZE and apart
+    if not shown:
         return "No harmful prompt was complied with, so there is no drop to explain."
-    without = [f"{n} ({v:.2f})" for n, v in measured.items() if v < CLIFF_SIZE]
+    number = sum(shown.values())
+    rare = number <= len(shown) / 2
+    few = [name for name, drops in shown.items() if drops == rare]
     return (
-        f"{len(measured) - len(without)} of {len(measured)} probes show a mean drop of at least "
-        f"{CLIFF_SIZE} on complied traces"
-        + (f"; those that do not: {'; '.join(without)}." if without else ".")
+        f"{number} of {len(shown)} probes show a mean drop of at least {CLIFF_SIZE} on complied "
+        f"traces, which end at least {CONTRAST} below refused ones"
+        + (f"; those that {'do' if rare else 'do not'}: {'; '.join(few)}." if few else ".")
     )
