@@ -24,8 +24,10 @@ from refusal_cliff.controls.readings import (
 )
 from refusal_cliff.controls.table import Cell
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import Batch
 from refusal_cliff.model.subject import load_subject
+from refusal_cliff.probe.fit import fit_probes
 from refusal_cliff.stages.control_probes import first_token_rows
 from refusal_cliff.thinking import Spans
 
@@ -199,6 +201,12 @@ def test_a_line_finds_a_planted_direction_and_its_threshold() -> None:
     line = fit_line(states, labels, [str(i) for i in range(60)], 0)
     assert line.weight[2] / np.linalg.norm(line.weight) > 0.99
     assert abs(line(np.array([[0.0, 0.0, 3.0, 0.0]]))[0]) < 0.5
+
+
+def test_a_model_that_does_not_refuse_gets_no_verdict_and_is_told_why() -> None:
+    states, groups = np.zeros((40, 1, 2)), [str(i) for i in range(40)]
+    with pytest.raises(RefusalCliffError, match=r"there are 3\..*no verdict on a cliff"):
+        fit_probes(states, [1] * 3 + [0] * 37, groups, [1], label_rule="refused-vs-benign")
 
 
 def test_states_are_reduced_trace_by_trace_without_padding() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from refusal_cliff.controls.table import markdown, read_table
 from refusal_cliff.heads.trials import CONTROLS as HEAD_CONTROLS
 from refusal_cliff.io import write_text
@@ -54,6 +56,7 @@ def run_controls(
         The page: one section a control, one table a model.
     """
     sizes = sizes or DemoSizes()
+    torch.set_num_threads(1)  # stages run in processes of their own
     subjects = {Path(name).name: load_subject(name, device="cpu") for name in models}
     stages = [prompts_stage(seed, sizes)]
     for key, subject in subjects.items():
