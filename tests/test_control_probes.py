@@ -19,6 +19,7 @@ from refusal_cliff.controls.readings import (
     Reduced,
     auroc_cell,
     fit_line,
+    lacking,
     levels,
     standardised,
 )
@@ -160,12 +161,27 @@ def test_the_finding_on_directions_is_made_from_the_numbers() -> None:
     finding = directions.directions_table(rows, 8, "how").finding
     assert "refusal 0.90 → 0.10; harmfulness" in finding
     assert "refused from complied traces with AUROC 0.70" in finding
-    assert "taken out, a mean drop of 0.3 or more stays without x (0.80), not without y" in finding
-    assert "Fitted anew, no mean drop of 0.3 stays, not without x (0.10, AUROC 0.50)." in finding
+    assert "away from complied ones) stays without x, not without y (drop 0.10)." in finding
+    assert "Fitted anew, it is gone: without x (drop 0.10)." in finding
     none = {**rows, directions.REFUSAL: cells(*flat)}
-    assert "does not drop" in directions.directions_table(none, 8, "how").finding
+    assert "shows no cliff (drop 0.10)" in directions.directions_table(none, 8, "how").finding
     nothing = dict.fromkeys(rows, cells(*[None] * len(row)))
     assert "no drop to explain" in directions.directions_table(nothing, 8, "how").finding
+
+
+@pytest.mark.parametrize(
+    ("numbers", "wanted"),
+    [
+        ((0.9, 0.1, 0.8, 0.9, 0.1, 0.0), ""),
+        ((0.9, 0.1, 0.8, None, None, None), ""),
+        ((0.5, 0.4, 0.1, 0.9, 0.1, 0.0), "drop 0.10"),
+        ((0.9, 0.1, 0.8, 0.2, 0.1, 0.0), "refused end at 0.20, complied at 0.10"),
+        ((0.9, 0.1, 0.8, 0.9, 0.8, 0.0), "benign plateau 0.80, complied 0.90"),
+        ((None, None, None, 0.9, 0.1, 0.0), None),
+    ],
+)
+def test_what_a_cliff_lacks(numbers: Sequence[float | None], wanted: str | None) -> None:
+    assert lacking(cells(*numbers)) == wanted
 
 
 def test_levels_are_means_by_group() -> None:
@@ -302,12 +318,12 @@ def test_the_finding_on_positions_counts_drops_but_for_shuffled_labels() -> None
         positions.SHUFFLED: cells(0.5, 0.5, 0.0, 0.5, 0.5, 0.5, 0.5),
     }
     table = positions.positions_table(rows, 8, ["rare"])
-    assert "1 of 3 probes show" in table.finding
+    assert "1 of 3 probes show a cliff" in table.finding
     assert "those that do: own." in table.finding
     rows["fourth"] = rows["fifth"] = rows["own"]
     most = positions.positions_table(rows, 8, []).finding
     assert "3 of 5 probes" in most
-    assert "those that do not: flat; shared." in most
+    assert "do not: flat (drop 0.10); shared (refused end at 0.20, complied at 0.10)." in most
     assert "Too few traces of a class for: rare." in table.notes[-1]
     nothing = {"own": cells(*[None] * 7)}
     assert "no drop to explain" in positions.positions_table(nothing, 8, []).finding

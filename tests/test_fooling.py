@@ -78,7 +78,7 @@ def test_its_probe_reads_harm_and_not_refusal(run: Path) -> None:
     assert value(found, directions.HARM_ANYWHERE, "final, benign") <= 0.3
     assert value(found, directions.HARM_ANYWHERE, "cosine with refusal") >= 0.7
     assert value(found, directions.REFUSAL, "AUROC, refused against complied") <= 0.75
-    assert "It does not drop" in found.finding
+    assert "It shows no cliff" in found.finding
 
 
 def test_no_place_or_label_shows_a_drop_that_is_not_there(run: Path) -> None:

@@ -13,8 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.cliff.curves import CLIFF_SIZE
-from refusal_cliff.controls.readings import LEVELS, Floats, Line, standardised
+from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Line, lacking, standardised
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.probe.fit import calibrate_held_out
 from refusal_cliff.probe.logistic import fit_logistic
@@ -158,7 +157,7 @@ def directions_table(rows: Mapping[str, Sequence[Cell]], layer: int, how: str) -
 
 
 def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
-    """Plateau and final of refusal and harm; whether the drop stays without each direction."""
+    """Plateau and final of refusal and harm; whether the cliff stays without each direction."""
     told: list[str] = []
     for name in (REFUSAL, HARM, HARM_ANYWHERE):
         plateau, final = (_value(rows, name, f"{part}, complied") for part in ("plateau", "final"))
@@ -169,31 +168,30 @@ def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
     apart = _value(rows, REFUSAL, "AUROC, refused against complied")
     if apart is not None:
         parts.append(f"The probe tells refused from complied traces with AUROC {apart:.2f}.")
-    if (_value(rows, REFUSAL, "cliff") or 0.0) < CLIFF_SIZE:
-        return " ".join([*parts, "It does not drop, so there is no drop to explain."])
+    lacks = lacking(_levels(rows[REFUSAL]))
+    if lacks:
+        return " ".join([*parts, f"It shows no cliff ({lacks}), so there is none to explain."])
     found = ((WITHOUT, "With a direction taken out"), (ANEW, "Fitted anew"))
     return " ".join([*parts, *(_kept(rows, prefix, how) for prefix, how in found)])
 
 
 def _kept(rows: Mapping[str, Sequence[Cell]], prefix: str, how: str) -> str:
-    """Without which directions the drop stays."""
-    names = [name for name in rows if name.startswith(prefix)]
-    drops = {name: _value(rows, name, "cliff") or 0.0 for name in names}
-    kept = [
-        f"{name.removeprefix(prefix)} ({drop:.2f})"
-        for name, drop in drops.items()
-        if drop >= CLIFF_SIZE
-    ]
-    lost = [
-        f"{name.removeprefix(prefix)} ({drop:.2f}, AUROC {_value(rows, name, 'AUROC') or 0.0:.2f})"
-        for name, drop in drops.items()
-        if drop < CLIFF_SIZE
-    ]
-    return (
-        f"{how}, a mean drop of {CLIFF_SIZE} or more stays without {'; '.join(kept)}"
-        if kept
-        else f"{how}, no mean drop of {CLIFF_SIZE} stays"
-    ) + (f", not without {'; '.join(lost)}." if lost else ".")
+    """Without which directions the cliff stays, and what it lacks without the others."""
+    lacks = {
+        name.removeprefix(prefix): lacking(_levels(cells))
+        for name, cells in rows.items()
+        if name.startswith(prefix)
+    }
+    kept = [name for name, lack in lacks.items() if not lack]
+    lost = [f"{name} ({lack})" for name, lack in lacks.items() if lack]
+    if not kept:
+        return f"{how}, it is gone: without {'; '.join(lost)}."
+    text = f"{how}, {A_CLIFF} stays without {'; '.join(kept)}"
+    return text + (f", not without {'; '.join(lost)}." if lost else ".")
+
+
+def _levels(cells: Sequence[Cell]) -> Sequence[Cell]:
+    return cells[-len(LEVELS) :]
 
 
 def _value(rows: Mapping[str, Sequence[Cell]], name: str, column: str) -> float | None:

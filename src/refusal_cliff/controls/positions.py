@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 
-from refusal_cliff.cliff.curves import CLIFF_SIZE, CONTRAST
-from refusal_cliff.controls.readings import LEVELS, Floats, Read
+from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Read, lacking
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.thinking import Spans
@@ -210,23 +209,17 @@ def positions_table(
 
 
 def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
-    """How many probes show a drop that refused traces do not share, and which are the few."""
-    shown: dict[str, bool] = {}
-    for name, cells in rows.items():
-        drop, final, refused = (
-            cells[COLUMNS.index(column)].value
-            for column in ("cliff", "final, complied", "final, refused")
-        )
-        if drop is not None and final is not None and SHUFFLED not in name:
-            apart = refused is None or refused - final >= CONTRAST
-            shown[name] = drop >= CLIFF_SIZE and apart
-    if not shown:
+    """How many probes show a cliff, and which are the few."""
+    lacks = {
+        name: lacking(cells[-len(LEVELS) :]) for name, cells in rows.items() if SHUFFLED not in name
+    }
+    measured = {name: lack for name, lack in lacks.items() if lack is not None}
+    if not measured:
         return "No harmful prompt was complied with, so there is no drop to explain."
-    number = sum(shown.values())
-    rare = number <= len(shown) / 2
-    few = [name for name, drops in shown.items() if drops == rare]
-    return (
-        f"{number} of {len(shown)} probes show a mean drop of at least {CLIFF_SIZE} on complied "
-        f"traces, which end at least {CONTRAST} below refused ones"
-        + (f"; those that {'do' if rare else 'do not'}: {'; '.join(few)}." if few else ".")
+    shown = [name for name, lack in measured.items() if not lack]
+    others = [f"{name} ({lack})" for name, lack in measured.items() if lack]
+    rare = len(shown) <= len(others)
+    few = shown if rare else others
+    return f"{len(shown)} of {len(measured)} probes show {A_CLIFF}" + (
+        f"; those that {'do' if rare else 'do not'}: {'; '.join(few)}." if few else "."
     )

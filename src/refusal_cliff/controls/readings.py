@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.cliff.curves import CLIFF_SIZE, CONTRAST, TraceCliff
 from refusal_cliff.controls.table import Cell, mean_cell
 from refusal_cliff.model.capture import Batch
 from refusal_cliff.probe.fit import Direction, calibrate_held_out, cross_validate
@@ -33,6 +33,10 @@ LEVELS = (
     "final, benign",
 )
 """What `levels` gives of any reading: what the verdict on a cliff looks at."""
+A_CLIFF = (
+    f"a cliff by its means (drop of at least {CLIFF_SIZE}, refused traces end and benign plateaus "
+    f"stand at least {CONTRAST} away from complied ones)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,3 +155,24 @@ def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
         mean_cell([getattr(row, name) for row in part], [row.group for row in part], seed)
         for part, name in parts
     )
+
+
+def lacking(cells: Sequence[Cell]) -> str | None:
+    """What keeps the means of a reading from being a cliff, as in the verdict on a model.
+
+    Args:
+        cells: As `levels` gives them.
+
+    Returns:
+        Such as ``drop 0.10``; empty for a cliff, ``None`` where nothing was complied with.
+    """
+    plateau, final, drop, refused, benign, _ = (cell.value for cell in cells)
+    if plateau is None or final is None or drop is None:
+        return None
+    if drop < CLIFF_SIZE:
+        return f"drop {drop:.2f}"
+    if refused is not None and refused - final < CONTRAST:
+        return f"refused end at {refused:.2f}, complied at {final:.2f}"
+    if benign is not None and plateau - benign < CONTRAST:
+        return f"benign plateau {benign:.2f}, complied {plateau:.2f}"
+    return ""
