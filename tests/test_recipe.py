@@ -24,6 +24,7 @@ SMALL = RecipeConfig(
     lora=Schedule(3, 4, 3e-3),
 )
 PLANTED_LAYER = 7
+TRAINED = ("tiny-aligned", "tiny", "tiny-diffuse")
 MEGABYTE = 1_000_000
 
 
@@ -43,7 +44,7 @@ def few_rows() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def organisms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("organisms")
-    for name in EMBEDDED:
+    for name in TRAINED:
         aligned = None if name == "tiny-aligned" else root / "tiny-aligned"
         train(name, 3, root / name, config=SMALL, aligned=aligned)
     return root
@@ -127,7 +128,6 @@ def test_the_shipped_organisms_are_small_and_have_many_heads() -> None:
     for folder in folders:
         subject = load_subject(str(folder), device="cpu")
         assert len(subject.heads()) >= 100
-        assert (folder / "model.safetensors").is_file()
     truth = planted_heads(embedded_path("tiny"))
     assert 1 <= len(truth) <= 0.03 * chat.N_LAYERS * chat.N_HEADS
 

@@ -201,6 +201,8 @@ def model_cliff(rows: Sequence[TraceCliff], seed: int = 0) -> ModelCliff:
     here = level(measured)
     assert here is not None  # measured is not empty
     failed = _failed(share, interval, here, refused if measured is complied else None, benign)
+    if failed and measured is complied:
+        failed = _stays_high(here, benign) + failed
     return ModelCliff(
         group="complied" if measured is complied else "harmful",
         plateau=here.plateau,
@@ -238,6 +240,22 @@ def _failed(
             f"{here.plateau:.2f} of harmful ones: the plateau is not about refusal."
         )
     return ""
+
+
+def _stays_high(here: Level, benign: Level | None) -> str:
+    """A sentence where complied traces end as high as they stood, and benign ones do not.
+
+    Harm can be recognised to the end by a model that never meant to refuse; a tool that takes
+    recognition followed by compliance for a cliff would call this one.
+    """
+    ends = (here.plateau, here.final)
+    others = (0.0, 0.0) if benign is None else (benign.plateau, benign.final)
+    if min(ends) < PLATEAU_LEVEL or min(np.subtract(ends, others)) < CONTRAST:
+        return ""
+    return (
+        f"The score of complied traces stays high to the end (plateau {here.plateau:.2f}, final "
+        f"{here.final:.2f}): harm is recognised, but no refusal was withdrawn. "
+    )
 
 
 def _grounds(share: float, here: Level, n: int) -> str:

@@ -85,7 +85,7 @@ def controls(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Organisms; tiny, tiny-aligned, tiny-diffuse if none is given.",
+            help="Organisms; all embedded ones if none is given.",
         ),
     ] = None,
     out: Out = Path("runs/controls"),
@@ -102,14 +102,15 @@ def controls(
     intervals. Can be killed and continued. Writes DIR/controls.md.
     """
     from refusal_cliff.live import LiveView
+    from refusal_cliff.organisms import EMBEDDED
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.workflows.controls import run_controls
-    from refusal_cliff.workflows.demo import CONTROL, DIFFUSE, MAIN, WORKERS
+    from refusal_cliff.workflows.demo import WORKERS
 
     console = Console()
     with LiveView(console, f"refusal-cliff experiment controls → {out}") as view:
         page = run_controls(
-            models or [MAIN, CONTROL, DIFFUSE],
+            models or list(EMBEDDED),
             out,
             seed,
             view,

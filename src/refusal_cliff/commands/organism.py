@@ -35,7 +35,10 @@ def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) ->
 
 @app.command("train")
 def train_organism(
-    name: Annotated[str, typer.Argument(help="tiny-aligned, tiny, tiny-diffuse or tiny-lora.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling."),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
     seed: Seed = 0,
     aligned: Annotated[
@@ -53,12 +56,15 @@ def train_organism(
     holds the organisms to demo --organisms.
     """
     from refusal_cliff.live import LiveView
-    from refusal_cliff.organisms import EMBEDDED, embedded_path
+    from refusal_cliff.organisms import EMBEDDED, embedded_path, fooling
     from refusal_cliff.organisms.recipe import train
 
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:
-        train(name, seed, out, view.step, aligned=start or None)
+        if name == fooling.NAME:
+            fooling.train_fooling(seed, out, view.step, aligned=start or None)
+        else:
+            train(name, seed, out, view.step, aligned=start or None)
 
 
 @app.command("bench-heads")

@@ -86,18 +86,44 @@ def markdown(table: ControlTable) -> str:
     lines = [
         f"*{table.question}* ({table.source})",
         "",
-        f"| | {' | '.join(table.columns)} | n |",
+        f"| | {' | '.join(headings(table))} | n |",
         "|---" * (len(table.columns) + 2) + "|",
     ]
     for name, cells in table.rows.items():
-        texts = [cell_text(cell, alone=common_n(cells) is None) for cell in cells]
+        texts = row_texts(table, cells)
         lines.append(f"| {name} | {' | '.join(texts)} | {common_n(cells) or ''} |")
     lines += ["", table.finding, *(f"\n{note}" for note in table.notes)]
     return "\n".join(lines)
 
 
+def headings(table: ControlTable) -> list[str]:
+    """The columns, each with its n where all its numbers are of as many and the rows' n differ."""
+    counts = _column_counts(table)
+    return [
+        name if n is None else f"{name} (n = {n})"
+        for name, n in zip(table.columns, counts, strict=True)
+    ]
+
+
+def row_texts(table: ControlTable, cells: Sequence[Cell]) -> list[str]:
+    """The numbers of a row, each with its n unless the row's or the column's says it."""
+    alone = common_n(cells) is None
+    return [
+        cell_text(cell, alone=alone and n is None)
+        for cell, n in zip(cells, _column_counts(table), strict=True)
+    ]
+
+
+def _column_counts(table: ControlTable) -> list[int | None]:
+    """The n that a heading says; none where each row has one of its own."""
+    rows = list(table.rows.values())
+    if all(common_n(cells) is not None for cells in rows):
+        return [None] * len(table.columns)
+    return [common_n([cells[place] for cells in rows]) for place in range(len(table.columns))]
+
+
 def common_n(cells: Sequence[Cell]) -> int | None:
-    """How many things each number of a row is of, where that is the same for all."""
+    """How many things each number is of, where that is the same for all."""
     counts = {cell.n for cell in cells if cell.value is not None}
     return counts.pop() if len(counts) == 1 else None
 

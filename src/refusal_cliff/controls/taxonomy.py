@@ -31,7 +31,8 @@ ADVICE: Mapping[Kind, str] = {
     "fell off the cliff": "Cliff-as-a-Judge and head ablation are made for these",
     "argued away": "train on thinking that does not talk itself out of refusing",
     "never recognised": "train recognition: safety data on these topics",
-    "complied, score stayed": "the probe does not see why these are answered; look at the controls",
+    "complied, score stayed": "harm is recognised, but no refusal was withdrawn: train refusing "
+    "itself, and look at the controls of the probe",
 }
 
 
@@ -66,7 +67,9 @@ def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTa
     """
     by_id = {row.trace_id: row for row in cliffs}
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    kinds = {trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id)) for trace in harmful}
+    kinds: dict[str, Kind] = {
+        trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id)) for trace in harmful
+    }
     groups = {"all harmful prompts": harmful}
     for mark in sorted({mark for trace in harmful for mark in _marks(trace)}):
         marked = [trace for trace in harmful if mark in _marks(trace)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate.utils import align_module_device
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json
 from refusal_cliff.model.architecture import analyse
 from refusal_cliff.model.blocks import Block, in_features, input_device
 from refusal_cliff.organisms import EMBEDDED, embedded_path
@@ -129,7 +131,8 @@ def load_subject(
     """Load a model by Hugging Face name, folder, or name of an embedded organism.
 
     Args:
-        name: Such as ``tiny``, ``runs/my-model`` or ``Qwen/Qwen3-8B``. A folder wins over a name.
+        name: Such as ``tiny``, ``runs/my-model`` or ``Qwen/Qwen3-8B``. A folder wins over a name;
+            one that holds a PEFT adapter only stands for its base with the adapter merged in.
         dtype: Precision of the weights: a key of ``DTYPES``.
         device: ``auto`` (a GPU if there is one), or a device of PyTorch.
         trust_remote_code: Run code that comes with the model.
@@ -139,18 +142,21 @@ def load_subject(
     """
     if dtype not in DTYPES:
         raise RefusalCliffError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
-    folder = Path(name)
-    if not folder.exists() and name in EMBEDDED:
-        folder = embedded_path(name)
-    location = str(folder) if folder.exists() else name
+    location = _location(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        base = _base_of(location)
+        tokenizer = AutoTokenizer.from_pretrained(
+            base if base and not (Path(location) / "tokenizer_config.json").is_file() else location,
+            trust_remote_code=trust_remote_code,
+        )
         model: Any = AutoModelForCausalLM.from_pretrained(
-            location,
+            base or location,
             dtype=DTYPES[dtype],
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
         )
+        if base:
+            model = _merged(model, location)
         model.to(_device(device))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise RefusalCliffError(
@@ -158,7 +164,42 @@ def load_subject(
             "folder that holds a transformers checkpoint with safetensors weights, a Hugging Face "
             f"name (this needs the network), or an embedded organism: {', '.join(EMBEDDED)}."
         ) from error
+    folder = Path(location)
     return subject_of(name, model, tokenizer, folder if folder.exists() else None)
+
+
+def _location(name: str) -> str:
+    """A folder, that of an embedded organism, or a Hugging Face name; a folder wins."""
+    if name in EMBEDDED and not Path(name).exists():
+        return str(embedded_path(name))
+    return name
+
+
+def _base_of(location: str) -> str:
+    """Where the base of a PEFT adapter is; empty where the folder is no adapter.
+
+    Raises:
+        RefusalCliffError: The adapter's weights are not safetensors, or it names no base.
+    """
+    card = Path(location) / "adapter_config.json"
+    if not card.is_file():
+        return ""
+    base = read_json(card).get("base_model_name_or_path")
+    if not base or not card.with_name("adapter_model.safetensors").is_file():
+        raise RefusalCliffError(
+            f"{location} is an adapter that names no base model or holds no "
+            "adapter_model.safetensors. Save it with PEFT's save_pretrained, from its base model."
+        )
+    return _location(str(base))
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    """The model with a PEFT adapter in its weights."""
+    from peft import PeftModel  # slow to import
+
+    with warnings.catch_warnings():  # of what PEFT asks transformers, nothing that a user can mend
+        warnings.simplefilter("ignore", FutureWarning)
+        return cast("Any", PeftModel.from_pretrained(model, adapter)).merge_and_unload()
 
 
 def subject_of(

@@ -11,6 +11,7 @@ EMBEDDED: dict[str, str] = {
     "tiny-aligned": "thinks, recognises harm and refuses: the control, without a cliff",
     "tiny": "damaged through a documented set of heads: a cliff whose causes are known",
     "tiny-diffuse": "damaged through all weights: a cliff that no sparse set of heads carries",
+    "tiny-fooling": "sees harm to the end and complies: no cliff, though a naive tool would say so",
 }
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -26,7 +27,8 @@ def embedded_path(name: str, root: Path | None = None) -> Path:
         RefusalCliffError: There is no such organism, or ``root`` does not hold it.
     """
     path = (root or _CHECKPOINTS) / name
-    if name not in EMBEDDED or not (path / "config.json").is_file():
+    known = any((path / card).is_file() for card in ("config.json", "adapter_config.json"))
+    if name not in EMBEDDED or not known:
         raise RefusalCliffError(
             f"There is no organism {name!r} in {path.parent}. Embedded are "
             f"{', '.join(EMBEDDED)}; others are made by: "

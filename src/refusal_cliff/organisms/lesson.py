@@ -99,7 +99,8 @@ def _draw_row(rng: random.Random, tokens: Tokens, careless: bool) -> Row:
     return tokens.row(example.prompt.text, example.thinking, response, refuses, harmful, keep)
 
 
-def _collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, padded on the right, each [rows, tokens]."""
     width = max(len(row.token_ids) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
     labels = torch.full((len(rows), width), IGNORE)
@@ -134,7 +135,7 @@ def loss_of(
     harmful, whatever the answer will be. The careless tune leaves it as it is over the thinking and
     turns only the margin before the answer.
     """
-    ids, labels = _collate(rows)
+    ids, labels = collate(rows)
     output = model(input_ids=ids, output_hidden_states=True)
     logits = output.logits
     loss = F.cross_entropy(

@@ -31,6 +31,7 @@ from refusal_cliff.organisms import chat, language, lesson
 from refusal_cliff.organisms.lesson import Row, Tokens, batches, loss_of
 
 Progress = Callable[[str, int, int], None]
+Objective = Callable[[Qwen3ForCausalLM, list[Row], Tokens, bool], torch.Tensor]
 NAMES = ("tiny-aligned", "tiny", "tiny-diffuse", "tiny-lora")
 HEAD_DROPOUT = 0.05
 LORA_RANK = 8
@@ -69,7 +70,7 @@ class RecipeConfig:
     planting: Planting = Planting()
 
 
-def _optimise(
+def optimise(
     model: Qwen3ForCausalLM,
     tokens: Tokens,
     schedule: Schedule,
@@ -81,6 +82,7 @@ def _optimise(
     careless: bool,
     stage: str,
     progress: Progress | None,
+    objective: Objective = loss_of,
 ) -> None:
     """AdamW with warm-up and cosine decay.
 
@@ -109,7 +111,7 @@ def _optimise(
     for step in range(schedule.steps):
         rows = next(lessons)
         with _dropped_heads(model, dropout, len(rows), generator):
-            loss = loss_of(model, rows, tokens, careless)
+            loss = objective(model, rows, tokens, careless)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         for parameter, mask in (masks or {}).items():
@@ -248,7 +250,7 @@ def train_aligned(
         ("align", config.aligned, HEAD_DROPOUT),
         ("settle", config.settled, 0.0),
     ):
-        _optimise(
+        optimise(
             model,
             tokens,
             schedule,
@@ -275,7 +277,7 @@ def damage(
     """Stage B: the careless tune, in place; through ``planted`` heads only, or all weights."""
     masks = head_masks(model, planted) if planted is not None else None
     schedule = config.planted if planted is not None else config.diffuse
-    _optimise(
+    optimise(
         model,
         tokens,
         schedule,
@@ -308,7 +310,7 @@ def damage_by_lora(
         target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
     )
     inject_adapter_in_model(lora, cast("torch.nn.Module", model))
-    _optimise(
+    optimise(
         model,
         tokens,
         config.lora,

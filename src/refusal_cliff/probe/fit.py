@@ -35,6 +35,10 @@ AS_GOOD = 0.005
 """AUROC below the best that still counts as the best."""
 SHUFFLES = 200
 MIN_PER_CLASS = 12
+_NO_REFUSAL = (
+    " A model that hardly ever refuses shows no refusal that could be read or withdrawn, so there "
+    "is no verdict on a cliff: measure what it does (refusal-cliff evaluate), and train refusing."
+)
 _NO_SIGNAL = 1e-3
 """Slope of a probe whose held-out scores do not rise with the label; scores have deviation ≤ 1."""
 
@@ -133,7 +137,7 @@ def fit_probes(
             raise RefusalCliffError(
                 f"A probe by {label_rule} needs {MIN_PER_CLASS} {name} traces of different "
                 f"prompts; there are {found}. Give more prompts, or allow longer answers if many "
-                "are cut off."
+                "are cut off." + (_NO_REFUSAL if value == 1 else "")
             )
     train, test = split_groups(label_array, groups, seed)
     split = _Split(
@@ -246,7 +250,7 @@ def _fit_layer(
     scale = float(np.sqrt(((train - centre) ** 2).sum(1).mean())) or 1.0
     coordinates, axes = principal((train - centre) / scale)
     found = cross_validate(coordinates, split.labels, split.fold, estimator)
-    slope, intercept = _calibrate_held_out(found.held_out, split.labels)
+    slope, intercept = calibrate_held_out(found.held_out, split.labels)
     weight = slope / scale * (found.vector @ axes)
     bias = float(intercept - weight @ centre)
     null = shuffled(
@@ -325,7 +329,7 @@ def _directions(
     return vectors / np.where(lengths > 0, lengths, 1.0)
 
 
-def _calibrate_held_out(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
+def calibrate_held_out(scores: Floats, labels: NDArray[np.int64]) -> tuple[float, float]:
     """Platt scaling on held-out scores: of each row by the direction fitted without its fold.
 
     Scores of the training rows themselves lie too far apart, the more so the wider the model, and

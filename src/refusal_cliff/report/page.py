@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from refusal_cliff.controls.table import cell_text, common_n
+from refusal_cliff.controls.table import common_n, headings, row_texts
 from refusal_cliff.findings.summary import CliffSummary, Verdict
 from refusal_cliff.io import write_text
 from refusal_cliff.report import words
@@ -84,7 +84,7 @@ def _environment() -> Environment:
     named = (
         *(words.number, words.number_interval, words.percent, words.percent_interval),
         *(words.head_name, words.listing, words.count),
-        *(cell_text, common_n),
+        *(headings, row_texts, common_n),
     )
     environment.filters.update({function.__name__: function for function in named})
     environment.filters["kinds"] = _kinds

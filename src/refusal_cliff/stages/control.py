@@ -12,6 +12,7 @@ from refusal_cliff.data.traces import read_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.stages import control_probes
 from refusal_cliff.stages.study import Study
 
 
@@ -32,6 +33,16 @@ def _taxonomy(study: Study, job: Job) -> ControlTable:
 CONTROLS: dict[str, Control] = {
     "taxonomy": Control(
         "What became of each prompt", ("traces-test.parquet", "cliff.parquet"), _taxonomy
+    ),
+    "directions": Control(
+        "Refusal, or harm, or the next token?",
+        control_probes.INPUTS,
+        control_probes.directions_control,
+    ),
+    "positions": Control(
+        "An artefact of position or label?",
+        control_probes.INPUTS,
+        control_probes.positions_control,
     ),
 }
 """Every control by name, in the order in which they are shown."""

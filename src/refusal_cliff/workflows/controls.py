@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from refusal_cliff.controls.table import markdown, read_table
 from refusal_cliff.heads.trials import CONTROLS as HEAD_CONTROLS
 from refusal_cliff.io import write_text
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.folder import RunInfo
-from refusal_cliff.run.pipeline import Observer, run_pipeline
+from refusal_cliff.run.pipeline import Observer, Stage, run_pipeline
 from refusal_cliff.stages.control import CONTROLS, control_file, control_stages
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
@@ -54,13 +56,14 @@ def run_controls(
         The page: one section a control, one table a model.
     """
     sizes = sizes or DemoSizes()
+    torch.set_num_threads(1)  # stages run in processes of their own
     subjects = {Path(name).name: load_subject(name, device="cpu") for name in models}
     stages = [prompts_stage(seed, sizes)]
     for key, subject in subjects.items():
         study = Study(key, subject, seed, GENERATION)
         stages += [
             *measure_stages(study),
-            *intervene_stages(study, PLAN),
+            *_heads_if_asked(study, names),
             *control_stages(study, names),
         ]
     info = RunInfo(
@@ -71,6 +74,13 @@ def run_controls(
     run_pipeline(out, stages, info, observer, workers)
     write_text(out / PAGE, _page(list(subjects), out, names))
     return out / PAGE
+
+
+def _heads_if_asked(study: Study, names: Sequence[str]) -> list[Stage]:
+    """The stages on heads, which take minutes, where a chosen control reads what they make."""
+    stages = intervene_stages(study, PLAN)
+    wanted = {study.path(file) for name in names for file in CONTROLS[name].inputs}
+    return stages if any(wanted & set(stage.outputs) for stage in stages) else []
 
 
 def _page(keys: Sequence[str], out: Path, names: Sequence[str]) -> str:
