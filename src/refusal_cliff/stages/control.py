@@ -12,6 +12,7 @@ from refusal_cliff.data.traces import read_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.stages.control_rollouts import prune_thinking
 from refusal_cliff.stages.study import Study
 
 
@@ -29,9 +30,13 @@ def _taxonomy(study: Study, job: Job) -> ControlTable:
     return taxonomy(traces, read_cliffs(job.input(study.path("cliff.parquet"))))
 
 
+PROBES = ("probes.safetensors", "probes.json")
 CONTROLS: dict[str, Control] = {
     "taxonomy": Control(
         "What became of each prompt", ("traces-test.parquet", "cliff.parquet"), _taxonomy
+    ),
+    "pruning": Control(
+        "Does more thinking make it worse?", ("traces-test.parquet", *PROBES), prune_thinking
     ),
 }
 """Every control by name, in the order in which they are shown."""
