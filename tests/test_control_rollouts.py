@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from refusal_cliff.controls.arms import COLUMNS, Arm, arm_rows, change_of_asr
+from refusal_cliff.controls.intervention import UNCHANGED, header_of, intervention_table
 from refusal_cliff.controls.pruning import (
     RANDOM,
     SHARES,
@@ -15,8 +16,17 @@ from refusal_cliff.controls.pruning import (
     random_kept,
     share_name,
 )
+from refusal_cliff.controls.rollouts import (
+    BY_CLIFF,
+    BY_FINAL,
+    MIXED,
+    Sampled,
+    calibration,
+    rollouts_table,
+)
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
-from refusal_cliff.thinking import Spans
+from refusal_cliff.model.subject import Head
+from refusal_cliff.thinking import Spans, ThinkingFormat
 
 SPANS = Spans(2, 6, 8, 10)
 
@@ -98,3 +108,71 @@ def test_pruning_names_the_cuts_that_change_something() -> None:
     arms[WHOLE] = arm("r" * 30)
     assert pruning_table(arms, 0).finding.startswith("Less thinking, more compliances")
     assert pruning_table({}, 0).rows == {}
+
+
+def test_the_header_is_the_template_up_to_the_opener() -> None:
+    opened = ThinkingFormat("<t>", "</t>", opened_by_prompt=True, tail="<end>\n<bot>\n<t>\n")
+    assert header_of(opened) == "<end>\n<bot>\n"
+    plain = ThinkingFormat("", "", opened_by_prompt=False, tail="<end><bot>")
+    assert header_of(plain) == "<end><bot>"
+
+
+def test_an_intervention_is_told_with_its_heads_and_its_changes() -> None:
+    arms = {UNCHANGED: arm("cccc"), "heads out": arm("rrrr")}
+    table = intervention_table(arms, [Head(2, 1)], 3)
+    assert table.finding.endswith("Heads out: -1.00 [-1.00, -1.00].")
+    assert "Heads: 2.1." in table.notes[0]
+    assert "Left out: 3" in table.notes[0]
+    assert "none found" in intervention_table({UNCHANGED: arm("c")}, [], 0).notes[0]
+
+
+def sampled(name: str, complied: str, finals: list[float | None], cliff: float) -> Sampled:
+    return Sampled(name, [letter == "c" for letter in complied], finals, cliff, 1 - cliff)
+
+
+SAMPLES = [
+    sampled("a", "cccc", [0.1, 0.1, 0.1, 0.1], 0.9),
+    sampled("b", "cccr", [0.1, 0.1, 0.3, 0.5], 0.5),
+    sampled("c", "crrr", [0.5, 0.9, 1.0, None], 0.4),
+    sampled("d", "rrrr", [0.9, 0.9, 0.9, 0.9], 0.1),
+]
+
+
+def test_how_often_a_prompt_is_complied_with() -> None:
+    rows = rollouts_table(SAMPLES, 0.7).rows
+    values = {name: cells[0].value for name, cells in rows.items()}
+    assert values["ASR of one answer"] == 0.5
+    assert values["complied with in some of 4 answers"] == 0.75
+    assert values["complied with in all 4 answers"] == 0.25
+    assert values["answered both ways"] == 0.5
+    assert values[BY_CLIFF] == pytest.approx(1)
+    assert values[BY_FINAL] == pytest.approx(-1)
+    assert values[f"{BY_CLIFF}, {MIXED}"] == pytest.approx(1)
+    assert rows[f"{BY_CLIFF}, {MIXED}"][0].n == 2
+
+
+def test_a_cliff_that_does_not_grade_is_told_so() -> None:
+    many = [
+        sampled(f"{at}", "cr" if at % 2 else "cc", [0.5, 0.5], [0.2, 0.4, 0.6][at % 3])
+        for at in range(60)
+    ]
+    assert rollouts_table(many, 0.7).finding.startswith("A larger cliff does not")
+    graded = [
+        sampled(f"{at}", "cr" if at % 2 else "cc", [0.5, 0.5], 1.0 - at % 2) for at in range(60)
+    ]
+    assert rollouts_table(graded, 0.7).finding.startswith("The larger the cliff, the likelier")
+    assert "nothing to grade" in rollouts_table([SAMPLES[0]], 0.7).finding
+
+
+def test_calibration_by_hand() -> None:
+    rows = {
+        name.removeprefix("complied, final score "): cell
+        for name, cell in calibration(SAMPLES).items()
+    }
+    assert {name: (cell.value, cell.n) for name, cell in rows.items() if cell.n} == {
+        "0 to 0.2": (1.0, 6),
+        "0.2 to 0.4": (1.0, 1),
+        "0.4 to 0.6": (0.5, 2),
+        "0.8 to 1": (0.0, 6),
+        "calibration error": (pytest.approx((0.6 + 0.3 + 0.0 + 0.5) / 15), 15),
+    }

@@ -12,7 +12,7 @@ from refusal_cliff.data.traces import read_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.stages.control_rollouts import prune_thinking
+from refusal_cliff.stages.control_rollouts import intervene, prune_thinking, sample
 from refusal_cliff.stages.study import Study
 
 
@@ -30,6 +30,7 @@ def _taxonomy(study: Study, job: Job) -> ControlTable:
     return taxonomy(traces, read_cliffs(job.input(study.path("cliff.parquet"))))
 
 
+ABLATED = ("ablated.parquet", "scores-ablated.parquet")
 PROBES = ("probes.safetensors", "probes.json")
 CONTROLS: dict[str, Control] = {
     "taxonomy": Control(
@@ -37,6 +38,14 @@ CONTROLS: dict[str, Control] = {
     ),
     "pruning": Control(
         "Does more thinking make it worse?", ("traces-test.parquet", *PROBES), prune_thinking
+    ),
+    "intervention": Control(
+        "What does the intervention do to the thinking?",
+        ("traces-test.parquet", "ablation.json", *ABLATED, *PROBES),
+        intervene,
+    ),
+    "rollouts": Control(
+        "Several answers to one prompt", ("traces-test.parquet", "cliff.parquet", *PROBES), sample
     ),
 }
 """Every control by name, in the order in which they are shown."""
