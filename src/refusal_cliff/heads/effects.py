@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun, closed_spans
 from refusal_cliff.model.capture import (
     Batch,
@@ -150,7 +151,7 @@ def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator
     capture(subject, [trace.token_ids for trace in traces], [scores])
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
-        closing = Rerun(subject, chosen, probe)
+        closing = Rerun(subject, chosen, score_readout(probe))
         base = closing.final_logits(1, [()])[:, 0]
         place = [closed_spans(trace).last_closing for trace in chosen]
         whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]

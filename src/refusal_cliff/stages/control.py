@@ -12,6 +12,7 @@ from refusal_cliff.data.traces import read_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.stages.control_heads import judge_heads
 from refusal_cliff.stages.control_rollouts import intervene, prune_thinking, sample
 from refusal_cliff.stages.study import Study
 
@@ -43,6 +44,9 @@ CONTROLS: dict[str, Control] = {
         "What does the intervention do to the thinking?",
         ("traces-test.parquet", "ablation.json", *ABLATED, *PROBES),
         intervene,
+    ),
+    "second-opinion": Control(
+        "A second opinion on heads", ("traces-fit.parquet", "heads.parquet"), judge_heads
     ),
     "rollouts": Control(
         "Several answers to one prompt", ("traces-test.parquet", "cliff.parquet", *PROBES), sample

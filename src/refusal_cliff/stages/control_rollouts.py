@@ -37,6 +37,7 @@ from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.generate import generate
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
+from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun, closed_spans
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import judge_all
@@ -126,10 +127,11 @@ def finals_without(
     subject: Subject, traces: Sequence[Trace], heads: Sequence[Head], probes: ProbeSet
 ) -> dict[str, float]:
     """Score at the last closing token by prompt id, some heads out over the closing tokens."""
+    readout = score_readout(probes.chosen)
     found: dict[str, float] = {}
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
-        logits = Rerun(subject, chosen, probes.chosen).final_logits(1, [heads])[:, 0]
+        logits = Rerun(subject, chosen, readout).final_logits(1, [heads])[:, 0]
         names = [trace.prompt.id for trace in chosen]
         found |= dict(zip(names, map(float, expit(logits)), strict=True))
     return found
