@@ -213,7 +213,7 @@ def test_attribution_is_the_slope_of_the_sweep(subject: Subject) -> None:
     traces = [closed_trace(5, 9, 4, 3, seed=1), closed_trace(8, 14, 2, 1, seed=2)]
     some = subject.heads()[:: max(1, len(subject.heads()) // 5)]
     with torch.no_grad():
-        closing = Rerun(subject, traces, score_readout(reading))
+        closing = Rerun(subject, traces, score_readout(subject, reading))
         ends = [closing.final_logits(1, [(head,) for head in some], s) for s in (0.98, 1.02)]
         got = closing.attributions()
     slopes = (ends[0] - ends[1]) / 0.04

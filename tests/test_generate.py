@@ -140,3 +140,14 @@ def test_an_output_goes_on_from_what_it_begins_with(subject: Subject) -> None:
         assert trace.spans is not None
         assert trace.spans.closing >= len(prefix)  # what was given is no answer
     assert [t.token_ids for t in edited] != [t.token_ids for t in plain]
+
+
+def test_heads_can_be_out_as_in_the_paper(subject: Subject) -> None:
+    rows = [HEADS] * len(PROMPTS)
+    got = generate(subject, PROMPTS, CONFIG, row_heads=rows, renormalised=True)
+    for trace in got:
+        prefix = render_prompt(subject.tokenizer, trace.prompt.text)
+        with ablated(subject, HEADS, renormalised=True):
+            assert list(trace.token_ids) == [*prefix, *alone(subject, prefix, 24)]
+    plainly = generate(subject, PROMPTS, CONFIG, row_heads=rows)
+    assert [t.token_ids for t in got] != [t.token_ids for t in plainly]

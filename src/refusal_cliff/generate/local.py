@@ -68,6 +68,7 @@ def generate(
     begun: Sequence[Sequence[int]] | None = None,
     row_heads: RowHeads | None = None,
     row_tokens: RowTokens | None = None,
+    renormalised: bool = False,
     progress: Progress | None = None,
 ) -> list[Trace]:
     """Let the model think and answer, one unjudged trace a prompt, in the order given.
@@ -81,6 +82,7 @@ def generate(
         row_heads: Heads to ablate for each prompt; ``None`` ablates none.
         row_tokens: Tokens, counted from the beginning of the prompt, at which each row's heads are
             ablated; ``None`` ablates them at all.
+        renormalised: Ablate as the paper does, see `ablated`.
         progress: Called with the number of traces just finished.
 
     Raises:
@@ -91,7 +93,7 @@ def generate(
     written = [list(ids) for ids in begun] if begun is not None else [[] for _ in prefixes]
     given = [len(prefix) + len(ids) for prefix, ids in zip(prefixes, written, strict=True)]
     cut = [False] * len(prefixes)
-    ablation = _Ablation(row_heads, row_tokens)
+    ablation = _Ablation(row_heads, row_tokens, renormalised)
     if config.thinking_budget is not None:
         limited = replace(config, max_new_tokens=config.thinking_budget, thinking_budget=None)
         _continue(subject, prefixes, written, limited, keys, ablation, None)
@@ -119,7 +121,7 @@ def answer(
     written: list[list[int]] = [[] for _ in prefixes]
     config = GenerationConfig(max_new_tokens)
     keys = [""] * len(prefixes)
-    _continue(subject, prefixes, written, config, keys, _Ablation(row_heads, None), None)
+    _continue(subject, prefixes, written, config, keys, _Ablation(row_heads), None)
     return written
 
 
@@ -128,7 +130,8 @@ class _Ablation:
     """Which heads of each row are out, and at which tokens, see `generate`."""
 
     heads: RowHeads | None
-    tokens: RowTokens | None
+    tokens: RowTokens | None = None
+    renormalised: bool = False
 
     def heads_of(self, chosen: Sequence[int]) -> RowHeads:
         """Heads of some rows."""
@@ -192,7 +195,13 @@ def _continue(
             left = [limit - len(written[index]) for index in chosen]
             where = ablation.where(chosen, [len(row) for row in rows], max(left))
             drawn = _noise(config, [Row(keys[index], len(written[index])) for index in chosen])
-            with ablated_rows(subject, ablation.heads_of(chosen), where=where, cached=True):
+            with ablated_rows(
+                subject,
+                ablation.heads_of(chosen),
+                where=where,
+                cached=True,
+                renormalised=ablation.renormalised,
+            ):
                 new = _continue_batch(subject, rows, left, stops, drawn)
             for index, ids in zip(chosen, new, strict=True):
                 written[index].extend(ids)

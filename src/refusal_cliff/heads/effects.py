@@ -32,6 +32,7 @@ from refusal_cliff.model.capture import (
     capture,
     head_vectors,
 )
+from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 
@@ -58,7 +59,11 @@ class Direct:
 def direct_contributions(
     subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None = None
 ) -> Direct:
-    """What each head adds to the score logit, in one forward pass."""
+    """What each head adds to the score logit, in one forward pass.
+
+    Where the probe reads after the final norm, its weight is used on what heads write before the
+    norm, as in the paper's code: neither the norm's gain nor its scale is folded in.
+    """
     spans = [closed_spans(trace) for trace in traces]
     closing = HeadContributions(
         subject, [span.last_closing for span in spans], probe.weight, probe.layer
@@ -148,10 +153,11 @@ def attributed_effects(subject: Subject, traces: Sequence[Trace], probe: Probe) 
 def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator[tuple[int, Rerun]]:
     """The traces a few at a time, ready to be run again, and the number of the first."""
     scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
-    capture(subject, [trace.token_ids for trace in traces], [scores])
+    tap = AfterFinalNorm(scores, subject) if probe.read_point == "final_norm" else scores
+    capture(subject, [trace.token_ids for trace in traces], [tap])
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
-        closing = Rerun(subject, chosen, score_readout(probe))
+        closing = Rerun(subject, chosen, score_readout(subject, probe))
         base = closing.final_logits(1, [()])[:, 0]
         place = [closed_spans(trace).last_closing for trace in chosen]
         whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]

@@ -40,7 +40,7 @@ class JointEffects:
     """
 
     def __init__(self, subject: Subject, traces: Sequence[Trace], probe: Probe) -> None:
-        self._start(subject, traces, score_readout(probe))
+        self._start(subject, traces, score_readout(subject, probe))
 
     def _start(self, subject: Subject, traces: Sequence[Trace], readout: Readout) -> None:
         self._last = readout.layer

@@ -27,11 +27,13 @@ class Readout:
     of: Callable[[torch.Tensor], torch.Tensor]
 
 
-def score_readout(probe: Probe) -> Readout:
+def score_readout(subject: Subject, probe: Probe) -> Readout:
     """The probe's score logit."""
     fixed = torch.as_tensor(probe.weight, dtype=torch.float32)
+    norm = find_final_norm(subject) if probe.read_point == "final_norm" else None
 
     def read(states: torch.Tensor) -> torch.Tensor:
+        states = states if norm is None else norm(states)
         weight = fixed.to(states.device, torch.promote_types(states.dtype, torch.float32))
         return states.to(weight.dtype) @ weight + probe.bias
 

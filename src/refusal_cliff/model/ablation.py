@@ -113,6 +113,7 @@ def ablated_rows(
     scale: float = 0.0,
     where: torch.Tensor | None = None,
     cached: bool = False,
+    renormalised: bool = False,
 ) -> Iterator[None]:
     """Scale heads of each row of a batch on its own.
 
@@ -123,6 +124,7 @@ def ablated_rows(
         where: As for `ablated`.
         cached: ``where`` holds the tokens of several passes, each of which goes on where the last
             ended, as with a key-value cache.
+        renormalised: As for `ablated`.
 
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
@@ -135,7 +137,8 @@ def ablated_rows(
             factor = torch.ones(shape, dtype=torch.float64)
             for row, heads in enumerate(row_heads):
                 factor[row, 0, [head.index for head in heads if head.layer == layer]] = scale
-            _hook(stack, subject, layer, _Edit(factor, None, False, where), cached=cached)
+            edit = _Edit(factor, None, renormalised, where)
+            _hook(stack, subject, layer, edit, cached=cached)
         yield
 
 

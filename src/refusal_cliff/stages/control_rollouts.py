@@ -109,9 +109,11 @@ def _heads_out(
     arms = {NEW: Arm([new[t.prompt.id] for t in traces], _finals(scored, probes))}
     begun = [until_answer(subject, trace) for trace in traces]
     spans = [closed_spans(trace) for trace in traces]
-    with ablated(subject, heads):
+    renormalised = study.definitions.renormalised
+    with ablated(subject, heads, renormalised=renormalised):
         everywhere = final_scores(subject, traces, probes)
-    closing = finals_without(subject, traces, heads, probes)
+    # a renormalised ablation has no exact rerun
+    closing = {} if renormalised else finals_without(subject, traces, heads, probes)
     places = {
         FIXED: ([range(sys.maxsize)] * len(spans), everywhere),
         FROM_CLOSING: ([range(s.thinking, sys.maxsize) for s in spans], closing),
@@ -127,7 +129,7 @@ def finals_without(
     subject: Subject, traces: Sequence[Trace], heads: Sequence[Head], probes: ProbeSet
 ) -> dict[str, float]:
     """Score at the last closing token by prompt id, some heads out over the closing tokens."""
-    readout = score_readout(probes.chosen)
+    readout = score_readout(subject, probes.chosen)
     found: dict[str, float] = {}
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
@@ -224,6 +226,7 @@ def write_on(
         study.generation,
         begun=[begun[row] for row in new],
         row_heads=[heads] * len(new),
+        renormalised=study.definitions.renormalised,
         row_tokens=None if tokens is None else [tokens[row] for row in new],
         progress=counter(job.progress, len(new)),
     )

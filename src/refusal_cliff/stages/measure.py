@@ -71,6 +71,7 @@ def measure_stages(study: Study) -> list[Stage]:
             (scores, *probes),
             ("cliff.parquet", "cliff.json"),
             lambda job: _cliff(study, job),
+            {"pool": study.definitions.pool},
         ),
     ]
 
@@ -238,9 +239,12 @@ def _cliff(study: Study, job: Job) -> Headline:
             f"{study.subject.name} closed its thinking for no harmful test prompt, so there is no "
             "cliff to measure. Allow longer answers (--max-new-tokens), or give more prompts."
         )
-    rows = cliffs_of(scores, probes.row)
+    pool = study.definitions.pool
+    rows = cliffs_of(scores, probes.row, pool)
     found = model_cliff(rows, study.seed)
-    depth = [model_cliff(cliffs_of(scores, row), study.seed) for row in range(len(probes.probes))]
+    depth = [
+        model_cliff(cliffs_of(scores, row, pool), study.seed) for row in range(len(probes.probes))
+    ]
     write_cliffs(job.output(study.path("cliff.parquet")), rows)
     write_json(
         job.output(study.path("cliff.json")),
