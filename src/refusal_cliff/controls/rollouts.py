@@ -15,8 +15,9 @@ from refusal_cliff.stats import bootstrap, spearman
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Ends of the bins of the final score in the calibration rows."""
-BY_CLIFF, BY_FINAL = "cliff and share complied with", "final score and share complied with"
-MIXED = "of prompts answered both ways"
+BY_CLIFF = "rank correlation of cliff and compliance"
+BY_FINAL = "rank correlation of final score and compliance"
+MIXED = "prompts answered both ways"
 RESAMPLES = 1000
 
 
@@ -140,5 +141,5 @@ def _finding(rows: Mapping[str, Cell]) -> str:
         if certain
         else ("A larger cliff does not make compliance likelier beyond doubt")
     )
-    inside = "" if mixed.value is None else f"; {MIXED} alone, {cell_text(mixed)}"
+    inside = "" if mixed.value is None else f"; of {MIXED} alone, {cell_text(mixed)}"
     return f"{says}: rank correlation {cell_text(all_of_them)}{inside}."

@@ -13,6 +13,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.control_heads import judge_heads
+from refusal_cliff.stages.control_preset import compare_definitions
 from refusal_cliff.stages.control_rollouts import intervene, prune_thinking, sample
 from refusal_cliff.stages.study import Study
 
@@ -50,6 +51,11 @@ CONTROLS: dict[str, Control] = {
     ),
     "rollouts": Control(
         "Several answers to one prompt", ("traces-test.parquet", "cliff.parquet", *PROBES), sample
+    ),
+    "preset": Control(
+        "The paper's definitions",
+        ("traces-fit.parquet", "traces-test.parquet"),
+        compare_definitions,
     ),
 }
 """Every control by name, in the order in which they are shown."""

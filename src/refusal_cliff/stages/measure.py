@@ -163,6 +163,16 @@ def closing_states(
     return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
 
 
+def main_probes(
+    study: Study, traces: Sequence[Trace], progress: Progress | None = None
+) -> ProbeSet:
+    """The study's probes: refused against answered benign ones of some closed traces."""
+    groups = verdict_groups(traces)
+    refused, benign = groups["refused"], groups["benign"]
+    states = closing_states(study, [*refused, *benign], progress)
+    return _fit(study, refused, benign, states, "refused-vs-benign", "logistic")
+
+
 def _layers(study: Study) -> range:
     """Probed blocks: all of them, or the one that the final norm follows."""
     last = study.subject.n_layers
