@@ -161,16 +161,26 @@ def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator
         base = closing.final_logits(1, [()])[:, 0]
         place = [closed_spans(trace).last_closing for trace in chosen]
         whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]
-        _check_same(subject, base, np.asarray(whole))
+        check_same(subject, base, np.asarray(whole))
         yield start, closing
 
 
-def _check_same(subject: Subject, base: Floats, whole: Floats) -> None:
+def check_same(subject: Subject, base: Floats, whole: Floats) -> None:
+    """Make sure that blocks run one by one give what the model gives.
+
+    Args:
+        subject: The model.
+        base: What they give with no head out.
+        whole: The same numbers of a pass over whole traces.
+
+    Raises:
+        RefusalCliffError: They do not.
+    """
     gap = float(np.abs(base - whole).max())
     tolerance = SAME if subject.model.dtype in (torch.float32, torch.float64) else 0.25
     if gap > tolerance * max(1.0, float(np.abs(whole).max())):
         raise RefusalCliffError(
             f"The blocks of {subject.name} cannot be run one by one: with no head ablated the "
-            f"final score logit differs by {gap:.3g} from the model's own. Heads of this "
+            f"final logit differs by {gap:.3g} from the model's own. Heads of this "
             "architecture cannot be ranked by causal effect yet."
         )

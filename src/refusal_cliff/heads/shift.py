@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from scipy.special import log_softmax
 
 from refusal_cliff.data.traces import Trace
-from refusal_cliff.heads.effects import Floats
+from refusal_cliff.heads.effects import Floats, check_same
 from refusal_cliff.heads.joint import JointEffects
 from refusal_cliff.heads.readout import answer_readout
+from refusal_cliff.heads.rerun import closed_spans
 from refusal_cliff.model.subject import Subject
 
 LOGITS_AT_ONCE = 1 << 26
@@ -31,10 +33,17 @@ class AnswerShifts(JointEffects):
     Args:
         subject: The model.
         traces: Closed traces; their keys and values are kept.
+
+    Raises:
+        RefusalCliffError: The model's blocks cannot be run one by one with the same result.
     """
 
     def __init__(self, subject: Subject, traces: Sequence[Trace]) -> None:
         self._start(subject, traces, answer_readout(subject))
+        ids = torch.tensor([traces[0].token_ids[: closed_spans(traces[0]).closing]])
+        with torch.inference_mode():
+            own = subject.model(ids.to(subject.device), use_cache=False).logits[0, -1]
+        check_same(subject, self._base[0, 0], own.float().cpu().numpy())
         self._at_once = max(1, min(self._at_once, LOGITS_AT_ONCE // self._base.size))
 
     def _effect(self, changed: Floats) -> Floats:

@@ -14,7 +14,7 @@ from refusal_cliff.heads.table import HeadRow, measure_heads, select_heads
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
-from refusal_cliff.stages.control_rollouts import first_of_each
+from refusal_cliff.stages.control_rollouts import first_of_each, limited
 from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.measure import main_probes, verdict_groups
 from refusal_cliff.stages.study import PRESETS, Definitions, Study
@@ -57,7 +57,7 @@ def compare_definitions(study: Study, job: Job) -> ControlTable:
             answered[key] = _without(replace(study, definitions=definitions), asked, heads, job)
         cliffs = cliffs_of(scores[definitions.read_point], probes.row, definitions.pool)
         readings[name] = Reading(cliffs, heads, answered[key])
-    return preset_table(readings, study.seed)
+    return limited(preset_table(readings, study.seed))
 
 
 def _fitted(study: Study, point: str, fit: Sequence[Trace]) -> tuple[ProbeSet, list[HeadRow]]:

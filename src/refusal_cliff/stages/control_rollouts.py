@@ -78,7 +78,8 @@ def prune_thinking(study: Study, job: Job) -> ControlTable:
         name: Arm(part, final_scores(study.subject, part, probes))
         for name, part in zip(kept, parts(written, len(traces)), strict=True)
     }
-    return pruning_table(arms if traces else {}, len(asked) - len(traces), study.seed)
+    table = pruning_table(arms if traces else {}, len(asked) - len(traces), study.seed)
+    return limited(table)
 
 
 def intervene(study: Study, job: Job) -> ControlTable:
@@ -96,7 +97,7 @@ def intervene(study: Study, job: Job) -> ControlTable:
         begun = [[*until_answer(subject, trace), *header] for trace in traces]
         written = write_on(study, traces, begun, job)
         arms[HEADER] = Arm(written, final_scores(subject, written, probes))
-    return intervention_table(arms, heads, len(asked) - len(traces), study.seed)
+    return limited(intervention_table(arms, heads, len(asked) - len(traces), study.seed))
 
 
 def _heads_out(
@@ -170,6 +171,13 @@ def first_of_each(traces: Sequence[Trace]) -> list[Trace]:
         for label, most in MOST.items()
         for trace in [trace for trace in traces if trace.prompt.label == label][:most]
     ]
+
+
+def limited(table: ControlTable) -> ControlTable:
+    """The table, and how many prompts were asked at most."""
+    most = " and ".join(f"{n} {label}" for label, n in MOST.items())
+    note = f"Of the test prompts, the first {most} ones at most are asked."
+    return replace(table, notes=(*table.notes, note))
 
 
 def thinking_of(trace: Trace) -> int:
