@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import entropy
-from tiny_families import FAMILIES, TRACES, family_subject
+from tiny_families import FAMILIES, TRACES, family_subject, next_token
 
-from refusal_cliff.data.traces import Trace
 from refusal_cliff.heads.joint import HeadSet, select_jointly
 from refusal_cliff.heads.shift import AnswerShifts, divergence
-from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.model.subject import Head
 
 SETS: list[HeadSet] = [(), (Head(2, 1),), (Head(1, 0), Head(3, 3)), (Head(3, 2),)]
-
-
-@torch.inference_mode()
-def next_token(subject: Subject, trace: Trace, heads: HeadSet) -> torch.Tensor:
-    """Distribution of the first answer token, by a forward pass of the whole trace."""
-    assert trace.spans is not None
-    where = torch.arange(len(trace.token_ids))[None] >= trace.spans.thinking
-    with ablated(subject, heads, where=where):
-        logits = subject.model(torch.tensor([trace.token_ids])).logits
-    return logits[0, trace.spans.last_closing].double().softmax(-1)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
