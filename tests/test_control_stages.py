@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,3 +159,21 @@ def test_every_control_leaves_a_table(run: Path) -> None:
         assert preset[OURS]["cliff"].value == pytest.approx(
             read_json(run / KEY / "cliff.json")["cliff"], abs=1e-6
         )
+
+
+def test_without_thinking_nothing_is_pruned(run: Path, subject: Subject, tmp_path: Path) -> None:
+    shutil.copytree(run / KEY, tmp_path / KEY)
+    path = tmp_path / KEY / "traces-test.parquet"
+    write_traces(path, [without_thinking(trace) for trace in read_traces(path)])
+    study = Study(KEY, subject, 0, GenerationConfig(36, 64))
+    names = [study.path(f) for f in ("traces-test.parquet", "probes.safetensors", "probes.json")]
+    stage = study.stage("alone", names, (), lambda job: {})
+    job = Job(stage, tmp_path, tmp_path, lambda done, total: None, {})
+    table = control_rollouts.prune_thinking(study, job)
+    assert (table.rows, "No test trace has thinking" in table.finding) == ({}, True)
+    assert f"Left out: {N + 30}" in table.notes[0]
+
+
+def without_thinking(trace: Trace) -> Trace:
+    assert trace.spans is not None
+    return replace(trace, spans=replace(trace.spans, prompt=trace.spans.thinking))

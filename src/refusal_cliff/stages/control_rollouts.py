@@ -60,6 +60,8 @@ def prune_thinking(study: Study, job: Job) -> ControlTable:
     probes = input_probes(study, job)
     asked = first_of_each(read_traces(job.input(study.path("traces-test.parquet"))))
     traces = [trace for trace in asked if thinking_of(trace)]
+    if not traces:
+        return limited(pruning_table({}, len(asked), study.seed))
     shares = {share_name(share): share for share in SHARES}
     kept = {
         name: [kept_tokens(thinking_of(trace), share) for trace in traces]
@@ -78,8 +80,7 @@ def prune_thinking(study: Study, job: Job) -> ControlTable:
         name: Arm(part, final_scores(study.subject, part, probes))
         for name, part in zip(kept, parts(written, len(traces)), strict=True)
     }
-    table = pruning_table(arms if traces else {}, len(asked) - len(traces), study.seed)
-    return limited(table)
+    return limited(pruning_table(arms, len(asked) - len(traces), study.seed))
 
 
 def intervene(study: Study, job: Job) -> ControlTable:
