@@ -26,6 +26,7 @@ from refusal_cliff.controls.rollouts import (
 )
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 from refusal_cliff.model.subject import Head
+from refusal_cliff.stats import wilson
 from refusal_cliff.thinking import Spans, ThinkingFormat
 
 SPANS = Spans(2, 6, 8, 10)
@@ -69,9 +70,12 @@ def test_arms_are_compared_prompt_by_prompt() -> None:
     assert [cell.n for cell in rows["after"]] == [4, 4, 4, 2, 4, 2]
 
 
-def test_a_change_that_is_the_same_for_every_prompt_is_certain() -> None:
+def test_a_change_that_is_the_same_for_every_prompt_is_not_certain() -> None:
     cell = change_of_asr(arm("ccc"), arm("rrr"))
-    assert (cell.value, cell.interval, cell.n) == (-1.0, (-1.0, -1.0), 3)
+    doubt = wilson(0, 3)[1]
+    assert (cell.value, cell.interval, cell.n) == (-1.0, (-1.0, -1.0 + doubt), 3)
+    assert change_of_asr(arm("ccc"), arm("ccc")).interval == (-doubt, doubt)
+    assert change_of_asr(arm("ccc"), arm("ccr")).interval == (-1.0, 0.0)
 
 
 def test_arms_of_different_prompts_cannot_be_compared() -> None:
@@ -101,7 +105,7 @@ def test_pruning_names_the_cuts_that_change_something() -> None:
     arms = {share_name(share): arm("c" * 30) for share in SHARES} | {RANDOM: arm("r" * 30)}
     table = pruning_table(arms, 2)
     assert table.finding.startswith("Less thinking, fewer compliances")
-    assert f"at {RANDOM} (-1.00 [-1.00, -1.00])." in table.finding
+    assert f"at {RANDOM} (-1.00 [-1.00, -0.89])." in table.finding
     assert "Left out: 2" in table.notes[0]
     assert pruning_table({WHOLE: arm("cr"), "0 % kept": arm("cr")}, 0).finding.startswith("No cut")
     arms[RANDOM] = arm("c" * 30)
@@ -120,7 +124,7 @@ def test_the_header_is_the_template_up_to_the_opener() -> None:
 def test_an_intervention_is_told_with_its_heads_and_its_changes() -> None:
     arms = {UNCHANGED: arm("cccc"), "heads out": arm("rrrr")}
     table = intervention_table(arms, [Head(2, 1)], 3)
-    assert table.finding.endswith("Heads out: -1.00 [-1.00, -1.00].")
+    assert table.finding.endswith("Heads out: -1.00 [-1.00, -0.51].")
     assert "Heads: 2.1." in table.notes[0]
     assert "Left out: 3" in table.notes[0]
     assert "none found" in intervention_table({UNCHANGED: arm("c")}, [], 0).notes[0]
@@ -162,6 +166,13 @@ def test_a_cliff_that_does_not_grade_is_told_so() -> None:
     ]
     assert rollouts_table(graded, 0.7).finding.startswith("The larger the cliff, the likelier")
     assert "nothing to grade" in rollouts_table([SAMPLES[0]], 0.7).finding
+
+
+def test_answers_that_all_agree_leave_doubt() -> None:
+    rows = rollouts_table([sampled(name, "rr", [0.9, 0.9], 0.0) for name in "abcd"], 1.0).rows
+    expected = (0.0, wilson(0, 4)[1])
+    assert rows["ASR of one answer"][0].interval == expected
+    assert rows["complied, final score 0.8 to 1"][0].interval == expected
 
 
 def test_calibration_by_hand() -> None:

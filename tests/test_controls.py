@@ -122,23 +122,30 @@ def test_controls_are_named_or_all() -> None:
         chosen_controls(["taxonomie"])
 
 
+def benign(plateau: float) -> TraceCliff:
+    return replace(cliff("b", plateau, 0.1, "none"), label="benign")
+
+
 def test_definitions_are_compared_with_ours() -> None:
     high = [cliff(f"c{at}", 0.9, 0.1, "cliff") for at in range(12)]
     flat = [cliff(f"c{at}", 0.3, 0.2, "none") for at in range(12)]
     after = [trace("a", "refused"), trace("b", "complied"), trace("c", "complied", "benign")]
     found, innocent = Head(3, 1), Head(2, 0)
     table = preset_table(
-        {OURS: Reading(high, [found], after), ALL: Reading(flat, [found, innocent], after)}
+        {
+            OURS: Reading([*high, benign(0.4)], [found], after),
+            ALL: Reading([*flat, benign(0.5)], [found, innocent], after),
+        }
     )
-    ours = [0.9, 0.1, 0.8, 1.0, 1.0, 0.5, 1.0]
+    ours = [0.9, 0.1, 0.8, 0.4, 1.0, 1.0, 0.5, 1.0]
     assert [cell.value for cell in table.rows[OURS]] == pytest.approx(ours)
-    theirs = [0.3, 0.2, 0.1, 2.0, 1.0, 0.5, 1.0]
+    theirs = [0.3, 0.2, 0.1, 0.5, 2.0, 1.0, 0.5, 1.0]
     assert [cell.value for cell in table.rows[ALL]] == pytest.approx(theirs)
-    assert f"verdict is: cliff. It is not so by others. {ALL}: no cliff. 0% of 12" in table.finding
+    assert f"verdict is: cliff. With {ALL} it is: no cliff. 0% of 12" in table.finding
     assert f"{ALL}: 3.1, 2.0." in table.notes[0]
     alike = preset_table({OURS: Reading(high, [], after)})
     assert alike.finding == "Under all definitions the verdict is: cliff."
-    assert alike.rows[OURS][4].value is None
+    assert [alike.rows[OURS][place].value for place in (3, 5)] == [None, None]
 
 
 def test_the_paper_differs_from_ours_in_four_definitions() -> None:

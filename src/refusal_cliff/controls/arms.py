@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.writing import thinking_length
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace
+from refusal_cliff.stats import wilson
 
 COLUMNS = (
     "ASR",
@@ -75,7 +76,26 @@ def change_of_asr(before: Arm, after: Arm, seed: int = 0) -> Cell:
     if any(old.prompt.id != new.prompt.id for old, new in pairs):
         raise ValueError("the arms hold different prompts")
     changes = [(new.verdict == "complied") - (old.verdict == "complied") for old, new in pairs]
-    return mean_cell(changes, [old.prompt.group for old, _ in pairs], seed)
+    groups = [old.prompt.group for old, _ in pairs]
+    return never_certain(mean_cell(changes, groups, seed), groups)
+
+
+def never_certain(cell: Cell, groups: Sequence[str], lowest: float = -1.0) -> Cell:
+    """The same mean of shares, its interval wider than a point where all values are the same.
+
+    A bootstrap of n equal values knows no doubt. Wilson's interval of 0 in n does: what was never
+    seen in n prompts may be as frequent as its upper end.
+
+    Args:
+        cell: A mean of numbers from ``lowest`` to 1.
+        groups: Group of each value.
+        lowest: Least possible value.
+    """
+    if cell.value is None or cell.interval is None or cell.interval[0] != cell.interval[1]:
+        return cell
+    doubt = wilson(0, len(set(groups)))[1]
+    interval = (max(lowest, cell.value - doubt), min(1.0, cell.value + doubt))
+    return replace(cell, interval=interval)
 
 
 def _groups(traces: Sequence[Trace]) -> list[str]:

@@ -48,7 +48,7 @@ def intervention_table(
             "model's own thinking and closing tokens are given and the answer is written anew. "
             "Thinking written before the heads are out is the same thinking, so rows from the "
             "closing on need no second version. Changes are paired by prompt; intervals are "
-            "Wilson's for shares, else a bootstrap over prompts. "
+            "Wilson's for shares and where all prompts agree, else a bootstrap over prompts. "
             f"Left out: {left_out} prompts whose thinking never closed.",
         ),
     )

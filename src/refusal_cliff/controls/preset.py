@@ -16,6 +16,7 @@ COLUMNS = (
     "plateau",
     "final",
     "cliff",
+    "benign plateau",
     "heads found",
     "shared with ours",
     "ASR, heads out",
@@ -75,12 +76,14 @@ def _cells(reading: Reading, ours: Sequence[Head], seed: int) -> tuple[Cell, ...
         if row.label == "harmful" and not (complied and row.verdict == "refused")
     ]
     groups = [row.group for row in measured]
+    benign = [row for row in reading.cliffs if row.label == "benign"]
     found = rates(reading.after)
     shared = len(set(ours) & set(reading.heads)) / len(ours) if ours else None
     return (
         mean_cell([row.plateau for row in measured], groups, seed),
         mean_cell([row.final for row in measured], groups, seed),
         mean_cell([row.cliff for row in measured], groups, seed),
+        mean_cell([row.plateau for row in benign], [row.group for row in benign], seed),
         Cell(len(reading.heads)),
         Cell(shared, None, len(ours) if ours else None),
         share_cell(found.attacks),
@@ -93,5 +96,10 @@ def _finding(found: Mapping[str, ModelCliff]) -> str:
     others = {name: cliff for name, cliff in found.items() if cliff.verdict != ours}
     if not others:
         return f"Under all definitions the verdict is: {ours}."
-    told = " ".join(f"{name}: {cliff.verdict}. {cliff.reason}" for name, cliff in others.items())
-    return f"By our defaults the verdict is: {ours}. It is not so by others. {told}"
+    told = " ".join(
+        f"With one change, “{name}”, it is: {cliff.verdict}. {cliff.reason}"
+        if name != ALL
+        else f"With {ALL} it is: {cliff.verdict}. {cliff.reason}"
+        for name, cliff in others.items()
+    )
+    return f"By our defaults the verdict is: {ours}. {told}"

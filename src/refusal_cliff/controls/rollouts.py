@@ -10,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.controls.arms import never_certain
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text, mean_cell, share_cell
 from refusal_cliff.stats import bootstrap, spearman
 
@@ -71,8 +72,8 @@ def rollouts_table(prompts: Sequence[Sampled], temperature: float, seed: int = 0
             " Rank correlations (Spearman's) are over prompts, between the trace that the run "
             "measured and the answers drawn here. Calibration rows: of all answers by their own "
             "final score, the share that complied; the error is the mean distance of that share "
-            "from 1 − score. Intervals: Wilson's for counts of prompts, else a bootstrap over "
-            "prompts.",
+            "from 1 − score. Intervals: Wilson's for counts of prompts, and where all answers "
+            "agree, else a bootstrap over prompts.",
         ),
     )
 
@@ -85,9 +86,13 @@ def _how_often(prompts: Sequence[Sampled], n: int, seed: int) -> dict[str, Cell]
     }
     groups = [prompt.group for prompt in prompts]
     return {
-        "ASR of one answer": mean_cell([prompt.share for prompt in prompts], groups, seed),
+        "ASR of one answer": _share([prompt.share for prompt in prompts], groups, seed),
         **{name: share_cell(Share(sum(is_so), len(is_so))) for name, is_so in counts.items()},
     }
+
+
+def _share(values: Sequence[float], groups: Sequence[str], seed: int) -> Cell:
+    return never_certain(mean_cell(values, groups, seed), groups, lowest=0.0)
 
 
 def _graded(prompts: Sequence[Sampled], seed: int) -> dict[str, Cell]:
@@ -124,7 +129,7 @@ def calibration(prompts: Sequence[Sampled], seed: int = 0) -> dict[str, Cell]:
     gaps = 0.0
     for low, high in pairwise(EDGES):
         inside = [a for a in answers if low <= a[0] < high or a[0] == high == EDGES[-1]]
-        cell = mean_cell([a[1] for a in inside], [a[2] for a in inside], seed)
+        cell = _share([a[1] for a in inside], [a[2] for a in inside], seed)
         rows[f"complied, final score {low:g} to {high:g}"] = cell
         gaps += abs(sum(1 - a[0] - a[1] for a in inside))
     error = gaps / len(answers) if answers else None
