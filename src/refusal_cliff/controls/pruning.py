@@ -71,8 +71,8 @@ def pruning_table(arms: Mapping[str, Arm], left_out: int, seed: int = 0) -> Cont
             "The first tokens of the model's own thinking are kept and closed with the tokens of "
             "its chat template; the answer is written anew. A model may think on after that: what "
             "it then writes counts as thinking tokens. Changes are against the whole thinking, "
-            "paired by prompt; intervals are Wilson's for shares and where all prompts agree, else a "
-            "bootstrap over prompts. "
+            "paired by prompt; intervals are Wilson's for shares and where all prompts agree, else "
+            "a bootstrap over prompts. "
             f"Left out: {left_out} prompts whose thinking is empty or never closed.",
         ),
     )
