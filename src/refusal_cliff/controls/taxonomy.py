@@ -66,7 +66,9 @@ def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTa
     """
     by_id = {row.trace_id: row for row in cliffs}
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    kinds = {trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id)) for trace in harmful}
+    kinds: dict[str, Kind] = {
+        trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id)) for trace in harmful
+    }
     groups = {"all harmful prompts": harmful}
     for mark in sorted({mark for trace in harmful for mark in _marks(trace)}):
         marked = [trace for trace in harmful if mark in _marks(trace)]
