@@ -10,18 +10,22 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, LAYERS, UNSUPPORTED, WIDTH, architecture_subject
 from models_page import models_page
+from scipy.stats import entropy
 from tiny_chat import SPECIAL
 from tiny_families import (
     causal_by_whole_passes,
     closed_trace,
     final_logit,
     linear_probe,
+    next_token,
     random_ids,
 )
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.effects import causal_effects
+from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun
+from refusal_cliff.heads.shift import AnswerShifts
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import PositionResiduals, TokenContributions, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
@@ -212,13 +216,22 @@ def test_attribution_is_the_slope_of_the_sweep(subject: Subject) -> None:
     traces = [closed_trace(5, 9, 4, 3, seed=1), closed_trace(8, 14, 2, 1, seed=2)]
     some = subject.heads()[:: max(1, len(subject.heads()) // 5)]
     with torch.no_grad():
-        closing = Rerun(subject, traces, reading)
+        closing = Rerun(subject, traces, score_readout(subject, reading))
         ends = [closing.final_logits(1, [(head,) for head in some], s) for s in (0.98, 1.02)]
         got = closing.attributions()
     slopes = (ends[0] - ends[1]) / 0.04
     found = np.stack([got[:, head.layer - 1, head.index] for head in some], axis=1)
     assert np.isfinite(got).all()
     assert np.median(np.abs(found - slopes)) < 0.01 * np.median(np.abs(slopes)) + 1e-3
+
+
+def test_the_answer_after_a_rerun_is_the_models_own(subject: Subject) -> None:
+    trace = closed_trace(8, 14, 2, 1, seed=2)
+    head = subject.heads()[-1]
+    base, changed = (next_token(subject, trace, heads) for heads in ((), (head,)))
+    expected = entropy(base, changed)
+    got = AnswerShifts(subject, [trace]).of([(head,)])[0, 0]
+    assert got == pytest.approx(expected, rel=1e-2, abs=1e-9)
 
 
 def test_the_documented_table_is_what_was_run() -> None:

@@ -37,11 +37,11 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return harmful, benign
 
 
-def audit(model: str, files: tuple[Path, Path], out: Path) -> tuple[int, str]:
+def audit(model: str, files: tuple[Path, Path], out: Path, *more: str) -> tuple[int, str]:
     harmful, benign = map(str, files)
     arguments = ["audit", "--model", model, "--harmful", harmful, "--benign", benign]
     arguments += ["--out", str(out), "--max-new-tokens", "160", "--batch-size", "64"]
-    result = CliRunner().invoke(app, [*arguments, "--device", "cpu"])
+    result = CliRunner().invoke(app, [*arguments, "--device", "cpu", *more])
     return result.exit_code, " ".join(result.output.split())
 
 
@@ -55,6 +55,13 @@ def test_the_control_has_no_cliff(
     assert summary.cliff.verdict == "no cliff"
     assert summary.planted is None
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_unknown_preset(files: tuple[Path, Path], tmp_path: Path) -> None:
+    code, output = audit("tiny", files, tmp_path / "run", "--preset", "papers")
+    assert code == 1
+    assert "Unknown preset 'papers'. Write one of: default, paper" in output
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_model(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import (
     Cell,
     ControlTable,
@@ -18,7 +20,10 @@ from refusal_cliff.controls.table import (
 from refusal_cliff.controls.taxonomy import KINDS, taxonomy
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.subject import Head
 from refusal_cliff.stages.control import CONTROLS, chosen_controls
+from refusal_cliff.stages.control_preset import variants
+from refusal_cliff.stages.study import PRESETS
 
 
 def trace(name: str, verdict: Verdict, label: Label = "harmful", category: str = "") -> Trace:
@@ -115,3 +120,39 @@ def test_controls_are_named_or_all() -> None:
     assert chosen_controls([]) == ()
     with pytest.raises(RefusalCliffError, match="There are: all, taxonomy"):
         chosen_controls(["taxonomie"])
+
+
+def benign(plateau: float) -> TraceCliff:
+    return replace(cliff("b", plateau, 0.1, "none"), label="benign")
+
+
+def test_definitions_are_compared_with_ours() -> None:
+    high = [cliff(f"c{at}", 0.9, 0.1, "cliff") for at in range(12)]
+    flat = [cliff(f"c{at}", 0.3, 0.2, "none") for at in range(12)]
+    after = [trace("a", "refused"), trace("b", "complied"), trace("c", "complied", "benign")]
+    found, innocent = Head(3, 1), Head(2, 0)
+    table = preset_table(
+        {
+            OURS: Reading([*high, benign(0.4)], [found], after),
+            ALL: Reading([*flat, benign(0.5)], [found, innocent], after),
+        }
+    )
+    ours = [0.9, 0.1, 0.8, 0.4, 1.0, 1.0, 0.5, 1.0]
+    assert [cell.value for cell in table.rows[OURS]] == pytest.approx(ours)
+    theirs = [0.3, 0.2, 0.1, 0.5, 2.0, 1.0, 0.5, 1.0]
+    assert [cell.value for cell in table.rows[ALL]] == pytest.approx(theirs)
+    assert f"verdict is: cliff. With {ALL} it is: no cliff. 0% of 12" in table.finding
+    assert f"{ALL}: 3.1, 2.0." in table.notes[0]
+    alike = preset_table({OURS: Reading(high, [], after)})
+    assert alike.finding == "Under all definitions the verdict is: cliff."
+    assert [alike.rows[OURS][place].value for place in (3, 5)] == [None, None]
+
+
+def test_the_paper_differs_from_ours_in_four_definitions() -> None:
+    ours, *single, paper = variants().values()
+    assert (ours, paper) == (PRESETS["default"], PRESETS["paper"])
+    for name in ("read_point", "pool", "proven", "renormalised"):
+        alone = replace(ours, **{name: getattr(paper, name)})
+        assert alone != ours
+        assert alone in single
+    assert len(single) == 4

@@ -10,6 +10,7 @@ import torch
 from tiny_families import FAMILIES, TRACES, family_subject, probe
 
 from refusal_cliff.heads.folding import CannotFoldError, fold_arguments, fold_mask, fold_states
+from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun
 
 
@@ -56,7 +57,7 @@ def test_one_row_gives_what_copies_give(family: str) -> None:
     subject = family_subject(family)
     sets = [(head,) for head in subject.heads()]
     with torch.inference_mode():
-        closing = Rerun(subject, TRACES, probe())
+        closing = Rerun(subject, TRACES, score_readout(subject, probe()))
         assert closing._folds
         folded = closing.final_logits(1, sets, 0.4)
         copied = closing._in_copies(1, sets, 0.4).numpy()
@@ -70,7 +71,7 @@ def test_without_a_mask_rows_are_copied() -> None:
 
     subject, traces = family_subject("llama"), [closed_trace(4, 6, 1, 2)]
     with torch.inference_mode():
-        closing = Rerun(subject, traces, probe())
+        closing = Rerun(subject, traces, score_readout(subject, probe()))
         sets = [(head,) for head in subject.heads()]
         folded, copied = closing.final_logits(1, sets), closing._in_copies(1, sets, 0.0).numpy()
     np.testing.assert_allclose(folded, copied, rtol=1e-5)

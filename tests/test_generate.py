@@ -9,6 +9,7 @@ from tiny_chat import SPECIAL, save_tiny
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer, generate
+from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.thinking import render_prompt
 
@@ -103,3 +104,50 @@ def test_a_prompt_beyond_the_context_is_named(subject: Subject) -> None:
     prompts = [PROMPTS[0], Prompt("long", "x" * 600, "benign")]
     with pytest.raises(RefusalCliffError, match=r"'long' has .*context of 512"):
         generate(subject, prompts, CONFIG)
+
+
+@torch.inference_mode()
+def with_heads_out_in(subject: Subject, ids: list[int], limit: int, tokens: range) -> list[int]:
+    """As `alone`, the heads out at some tokens of the row."""
+    ids, first = list(ids), len(ids)
+    while len(ids) < first + limit and (len(ids) == first or ids[-1] != END):
+        where = torch.tensor([[at in tokens for at in range(len(ids))]])
+        with ablated(subject, HEADS, where=where):
+            ids.append(int(subject.model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[first:]
+
+
+def test_an_output_goes_on_from_what_it_begins_with(subject: Subject) -> None:
+    begun = [[CLOSE, *range(10, 10 + 2 * index)] for index in range(len(PROMPTS))]
+    tokens = [range(30 + index, 36 + index * 5) for index in range(len(PROMPTS))]
+    plain = generate(subject, PROMPTS, CONFIG, begun=begun)
+    edited = generate(
+        subject,
+        PROMPTS,
+        CONFIG,
+        begun=begun,
+        row_heads=[HEADS] * len(PROMPTS),
+        row_tokens=tokens,
+    )
+    for trace, changed, ids, span in zip(plain, edited, begun, tokens, strict=True):
+        prefix = [*render_prompt(subject.tokenizer, trace.prompt.text), *ids]
+        left = 24 - len(ids)
+        assert list(trace.token_ids) == [*prefix, *alone(subject, prefix, left)]
+        assert list(changed.token_ids) == [
+            *prefix,
+            *with_heads_out_in(subject, prefix, left, span),
+        ]
+        assert trace.spans is not None
+        assert trace.spans.closing >= len(prefix)  # what was given is no answer
+    assert [t.token_ids for t in edited] != [t.token_ids for t in plain]
+
+
+def test_heads_can_be_out_as_in_the_paper(subject: Subject) -> None:
+    rows = [HEADS] * len(PROMPTS)
+    got = generate(subject, PROMPTS, CONFIG, row_heads=rows, renormalised=True)
+    for trace in got:
+        prefix = render_prompt(subject.tokenizer, trace.prompt.text)
+        with ablated(subject, HEADS, renormalised=True):
+            assert list(trace.token_ids) == [*prefix, *alone(subject, prefix, 24)]
+    plainly = generate(subject, PROMPTS, CONFIG, row_heads=rows)
+    assert [t.token_ids for t in got] != [t.token_ids for t in plainly]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads import effects as effects_module
 from refusal_cliff.heads.effects import attributed_effects, causal_effects, direct_contributions
+from refusal_cliff.heads.readout import score_readout
+from refusal_cliff.heads.rerun import Rerun, closed_spans
 from refusal_cliff.heads.table import (
     METHODS,
     Estimate,
@@ -44,6 +47,7 @@ from refusal_cliff.heads.table import (
     write_heads,
 )
 from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.subject import Head, Subject, subject_of
 from refusal_cliff.probe.fit import Probe
 
@@ -316,6 +320,7 @@ def test_whatever_the_ranking_a_head_must_be_seen_to_suppress() -> None:
     ]
     assert ranked(rows, "direct") == [Head(1, 1), Head(1, 2), Head(1, 0)]
     assert select_heads(rows, 1.0, "direct") == [Head(1, 2)]
+    assert select_heads(rows, 1.0, "direct", proven=False) == [Head(1, 1), Head(1, 2)]
     assert select_heads(rows, 1.0, "direct-contrast") == [Head(1, 0), Head(1, 2)]
 
 
@@ -336,3 +341,35 @@ def test_another_file_is_not_a_table_of_heads(tmp_path: Path) -> None:
     for path in (other, text, tmp_path / "missing.parquet"):
         with pytest.raises(RefusalCliffError, match=rf"{path.name} is not a table of heads"):
             read_heads(path)
+
+
+@torch.inference_mode()
+def normed_logit(subject: Subject, trace: Trace, reading: Probe, heads: list[Head]) -> float:
+    """Score logit of a probe after the final norm, heads out over the closing tokens."""
+    spans = closed_spans(trace)
+    where = torch.arange(len(trace.token_ids))[None] >= spans.thinking
+    with ablated(subject, heads, where=where):
+        states = decoder_of(subject.model)(torch.tensor([trace.token_ids]))[0]
+    return float(states[0, spans.last_closing] @ torch.as_tensor(reading.weight) + reading.bias)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_a_probe_after_the_final_norm_has_exact_effects(family: str) -> None:
+    subject, reading = family_subject(family), replace(probe(), read_point="final_norm")
+    got = causal_effects(subject, TRACES, reading)
+    expected = np.zeros_like(got)
+    for row, trace in enumerate(TRACES):
+        plain = normed_logit(subject, trace, reading, [])
+        for head in subject.heads():
+            changed = normed_logit(subject, trace, reading, [head])
+            expected[row, head.layer - 1, head.index] = changed - plain
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(got, expected, atol=1e-4 * np.abs(expected).max())
+    with torch.no_grad():
+        closing = Rerun(subject, TRACES, score_readout(subject, reading))
+        ends = [
+            closing.final_logits(1, [(head,) for head in subject.heads()], s) for s in (0.99, 1.01)
+        ]
+        slopes = closing.attributions().reshape(len(TRACES), -1)
+    expected = (ends[0] - ends[1]) / 0.02
+    np.testing.assert_allclose(slopes, expected, atol=5e-3 * np.abs(expected).max())

@@ -286,6 +286,7 @@ def test_what_the_residuals_are_of_is_kept() -> None:
         residuals, labels, groups, [1], label_rule="refused-vs-benign", provenance=origin
     )
     assert (found.provenance, found.read_point) == (origin, "final_norm")
+    assert {probe.read_point for probe in found.probes} == {"final_norm"}
 
 
 def elsewhere(direction: Floats, seed: int) -> tuple[Floats, list[int], list[str]]:

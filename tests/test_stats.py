@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from refusal_cliff.stats import bootstrap, bootstrap_mean, wilson
+from refusal_cliff.stats import bootstrap, bootstrap_mean, spearman, wilson
 
 
 @st.composite
@@ -105,3 +105,12 @@ def test_draws_without_a_value_are_left_out() -> None:
         return float("nan") if rows.min() < 4 else 2.0
 
     assert bootstrap(second_half, [str(row) for row in range(8)], seed=0) == (2.0, 2.0)
+
+
+def test_rank_correlation_by_hand() -> None:
+    # ranks 1, 2.5, 2.5, 4 against 1, 3, 2, 4: covariance 4.5 over the root of 4.5 · 5
+    x, y = np.array([1.0, 2.0, 2.0, 9.0]), np.array([0.0, 5.0, 1.0, 7.0])
+    assert spearman(x, y) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert spearman(x, -x) == pytest.approx(-1)
+    assert np.isnan(spearman(x, np.ones(4)))
+    assert np.isnan(spearman(x[:1], y[:1]))

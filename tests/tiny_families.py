@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -109,6 +110,16 @@ def causal_by_whole_passes(subject: Subject, trace: Trace, reading: Probe, head:
     where = torch.arange(len(trace.token_ids))[None] >= trace.spans.thinking
     with ablated(subject, [head], where=where):
         return final_logit(subject, trace, reading) - plain
+
+
+@torch.inference_mode()
+def next_token(subject: Subject, trace: Trace, heads: Sequence[Head]) -> torch.Tensor:
+    """Distribution of the first answer token, by a forward pass of the whole trace."""
+    assert trace.spans is not None
+    where = torch.arange(len(trace.token_ids))[None] >= trace.spans.thinking
+    with ablated(subject, heads, where=where):
+        logits = subject.model(torch.tensor([trace.token_ids])).logits
+    return logits[0, trace.spans.last_closing].double().softmax(-1)
 
 
 LENGTHS = ((5, 9, 4, 3), (8, 30, 1, 5), (3, 0, 6, 2), (12, 17, 2, 1), (4, 9, 4, 0))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, rankdata
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -118,3 +118,16 @@ def mcnemar(before: Sequence[bool], after: Sequence[bool]) -> float:
     gained = sum(not b and a for b, a in zip(before, after, strict=True))
     lost = sum(b and not a for b, a in zip(before, after, strict=True))
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+
+
+def spearman(first: NDArray[Any], second: NDArray[Any]) -> float:
+    """Spearman's rank correlation, ties given their mean rank; NaN where one side is constant.
+
+    Args:
+        first: [n].
+        second: [n].
+    """
+    ranks = rankdata([first, second], axis=1)
+    if len(first) < 2 or (ranks.std(axis=1) == 0).any():
+        return float("nan")
+    return float(np.corrcoef(ranks)[0, 1])

@@ -79,6 +79,8 @@ def perplexity(
     subject: Subject,
     texts: Sequence[tuple[Sequence[int], int]],
     heads: Collection[Head] = (),
+    *,
+    renormalised: bool = False,
 ) -> float:
     """Perplexity of fixed texts, each token weighted equally.
 
@@ -86,10 +88,11 @@ def perplexity(
         subject: The model.
         texts: Token ids and the first token that counts (at least 1): the prompt does not.
         heads: Heads taken out at every token.
+        renormalised: As for `ablated`.
     """
     order = sorted(texts, key=lambda text: len(text[0]))
     loss, n = 0.0, 0
-    with ablated(subject, heads):
+    with ablated(subject, heads, renormalised=renormalised):
         for start in range(0, len(order), ROWS_AT_ONCE):
             here, count = _negative_log_likelihood(subject, order[start : start + ROWS_AT_ONCE])
             loss, n = loss + here, n + count

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Dtype, Model, Out, Seed, TrustRemoteCode
+from refusal_cliff.commands.options import Device, Dtype, Model, Out, Seed, TrustRemoteCode, one_of
 
 
 def demo(
@@ -60,6 +60,10 @@ def audit(
             help="Measure this control as well (docs/controls.md); repeatable; or all.",
         ),
     ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(help="Whose definitions: default, or paper (docs/paper-preset.md)."),
+    ] = "default",
 ) -> None:
     """Audit one model: does it have a refusal cliff, and which heads carry it?
 
@@ -69,6 +73,7 @@ def audit(
     """
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.stages.control import chosen_controls
+    from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
 
     console = Console()
@@ -86,6 +91,7 @@ def audit(
             device=device,
             trust_remote_code=trust_remote_code,
             controls=chosen_controls(control or ()),
+            preset=one_of("preset", preset, tuple(PRESETS)),
         )
     print_findings(console, findings)
     _show_results(console, out)

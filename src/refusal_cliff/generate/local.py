@@ -22,6 +22,7 @@ _MOST = 7 / 8
 """Share of a batch that must have ended before its other rows go on with those of other batches."""
 
 RowHeads = Sequence[Collection[Head]]
+RowTokens = Sequence[range]
 Progress = Callable[[int], None]
 
 
@@ -64,7 +65,10 @@ def generate(
     prompts: Sequence[Prompt],
     config: GenerationConfig,
     *,
+    begun: Sequence[Sequence[int]] | None = None,
     row_heads: RowHeads | None = None,
+    row_tokens: RowTokens | None = None,
+    renormalised: bool = False,
     progress: Progress | None = None,
 ) -> list[Trace]:
     """Let the model think and answer, one unjudged trace a prompt, in the order given.
@@ -73,7 +77,12 @@ def generate(
         subject: The model under study.
         prompts: What to ask.
         config: Token limit and batch size.
+        begun: Token ids that each output begins with, for example a thought and its closing tokens.
+            They count as written, and as closing tokens where they come after the thinking.
         row_heads: Heads to ablate for each prompt; ``None`` ablates none.
+        row_tokens: Tokens, counted from the beginning of the prompt, at which each row's heads are
+            ablated; ``None`` ablates them at all.
+        renormalised: Ablate as the paper does, see `ablated`.
         progress: Called with the number of traces just finished.
 
     Raises:
@@ -81,16 +90,20 @@ def generate(
     """
     prefixes = [check_prompt(subject, prompt, config.max_new_tokens) for prompt in prompts]
     keys = [prompt.id for prompt in prompts]
-    written: list[list[int]] = [[] for _ in prefixes]
+    written = [list(ids) for ids in begun] if begun is not None else [[] for _ in prefixes]
+    given = [len(prefix) + len(ids) for prefix, ids in zip(prefixes, written, strict=True)]
     cut = [False] * len(prefixes)
+    ablation = _Ablation(row_heads, row_tokens, renormalised)
     if config.thinking_budget is not None:
         limited = replace(config, max_new_tokens=config.thinking_budget, thinking_budget=None)
-        _continue(subject, prefixes, written, limited, keys, row_heads, None)
+        _continue(subject, prefixes, written, limited, keys, ablation, None)
         cut = _close_thinking(subject, prefixes, written)
-    _continue(subject, prefixes, written, config, keys, row_heads, progress)
+    _continue(subject, prefixes, written, config, keys, ablation, progress)
     return [
-        replace(_trace(subject, prompt, prefix, ids), thinking_cut=closed)
-        for prompt, prefix, ids, closed in zip(prompts, prefixes, written, cut, strict=True)
+        replace(_trace(subject, prompt, prefix, ids, first), thinking_cut=closed)
+        for prompt, prefix, ids, first, closed in zip(
+            prompts, prefixes, written, given, cut, strict=True
+        )
     ]
 
 
@@ -107,8 +120,37 @@ def answer(
     """
     written: list[list[int]] = [[] for _ in prefixes]
     config = GenerationConfig(max_new_tokens)
-    _continue(subject, prefixes, written, config, [""] * len(prefixes), row_heads, None)
+    keys = [""] * len(prefixes)
+    _continue(subject, prefixes, written, config, keys, _Ablation(row_heads), None)
     return written
+
+
+@dataclass(frozen=True, slots=True)
+class _Ablation:
+    """Which heads of each row are out, and at which tokens, see `generate`."""
+
+    heads: RowHeads | None
+    tokens: RowTokens | None = None
+    renormalised: bool = False
+
+    def heads_of(self, chosen: Sequence[int]) -> RowHeads:
+        """Heads of some rows."""
+        return [() if self.heads is None else self.heads[row] for row in chosen]
+
+    def where(self, chosen: Sequence[int], lengths: Sequence[int], new: int) -> torch.Tensor | None:
+        """Places of a left-padded batch of some rows, and ``new`` places after it, [rows, places].
+
+        Args:
+            chosen: The rows.
+            lengths: Tokens of each so far.
+            new: Tokens to come.
+        """
+        if self.tokens is None:
+            return None
+        width = max(lengths)
+        at = torch.arange(width + new) - torch.tensor([[width - n] for n in lengths])
+        spans = torch.tensor([[self.tokens[row].start, self.tokens[row].stop] for row in chosen])
+        return (at >= spans[:, :1]) & (at < spans[:, 1:])
 
 
 def _close_thinking(
@@ -132,7 +174,7 @@ def _continue(
     written: Sequence[list[int]],
     config: GenerationConfig,
     keys: Sequence[str],
-    row_heads: RowHeads | None,
+    ablation: _Ablation,
     progress: Progress | None,
 ) -> None:
     """Whole batches until most rows have ended; the stragglers of all batches go on together.
@@ -151,9 +193,16 @@ def _continue(
             chosen = open_rows[start : start + config.batch_size]
             rows = [[*prefixes[index], *written[index]] for index in chosen]
             left = [limit - len(written[index]) for index in chosen]
-            heads = [() if row_heads is None else row_heads[index] for index in chosen]
+            where = ablation.where(chosen, [len(row) for row in rows], max(left))
             drawn = _noise(config, [Row(keys[index], len(written[index])) for index in chosen])
-            new = _continue_batch(subject, rows, heads, left, stops, drawn)
+            with ablated_rows(
+                subject,
+                ablation.heads_of(chosen),
+                where=where,
+                cached=True,
+                renormalised=ablation.renormalised,
+            ):
+                new = _continue_batch(subject, rows, left, stops, drawn)
             for index, ids in zip(chosen, new, strict=True):
                 written[index].extend(ids)
             ended = [_ended(written[index], limit, stops) for index in chosen]
@@ -178,7 +227,6 @@ def _ended(ids: Sequence[int], limit: int, stops: frozenset[int]) -> bool:
 def _continue_batch(
     subject: Subject,
     rows: Sequence[Sequence[int]],
-    heads: RowHeads,
     left: Sequence[int],
     stops: frozenset[int],
     noise: LogitsProcessorList,
@@ -197,16 +245,14 @@ def _continue_batch(
         pad_token_id=padding,
         eos_token_id=sorted(stops),
     )
-    with ablated_rows(subject, heads):
-        model = cast("Any", subject.model)
-        output = model.generate(
-            input_ids,
-            attention_mask=mask,
-            generation_config=greedy,
-            logits_processor=noise,
-            stopping_criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
-            past_key_values=roomy_cache(subject.model),
-        )
+    output = cast("Any", subject.model).generate(
+        input_ids,
+        attention_mask=mask,
+        generation_config=greedy,
+        logits_processor=noise,
+        stopping_criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
+        past_key_values=roomy_cache(subject.model),
+    )
     new = output[:, input_ids.shape[1] :].tolist()
     return [_until_stop(ids[:n], stops) for ids, n in zip(new, left, strict=True)]
 
@@ -259,10 +305,15 @@ def _until_stop(ids: Sequence[int], stops: frozenset[int]) -> list[int]:
     return list(ids[:end])
 
 
-def _trace(subject: Subject, prompt: Prompt, prefix: Sequence[int], new: Sequence[int]) -> Trace:
+def _trace(
+    subject: Subject, prompt: Prompt, prefix: Sequence[int], new: Sequence[int], given: int
+) -> Trace:
+    """The trace; its response begins after the first ``given`` tokens, which were not written."""
     tokenizer = subject.tokenizer
     token_ids = (*prefix, *new)
     spans = split_spans(token_ids, len(prefix), tokenizer, subject.format)
+    if spans is not None and spans.closing < given:
+        spans = replace(spans, closing=given)
     if spans is None:
         thinking, response = str(tokenizer.decode(list(new), skip_special_tokens=True)), ""
     else:

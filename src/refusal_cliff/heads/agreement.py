@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from scipy.stats import rankdata
 
 from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
+from refusal_cliff.stats import spearman
 
 FRACTIONS = (0.01, 0.03, 0.05, 0.10)
 
@@ -42,9 +42,7 @@ def agreements(rows: Sequence[HeadRow]) -> list[Agreement]:
     found = []
     for first, second in combinations(METHODS, 2):
         values = [[METHODS[name](row) for row in acting] for name in (first, second)]
-        ranks = rankdata(values, axis=1)
-        constant = (ranks.std(axis=1) == 0).any()
-        correlation = 0.0 if constant else float(np.corrcoef(ranks)[0, 1])  # Spearman's
+        correlation = float(np.nan_to_num(spearman(*np.asarray(values))))
         overlap = {part: _overlap(rows, first, second, part) for part in FRACTIONS}
         found.append(Agreement(first, second, correlation, overlap))
     return found

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun, closed_spans
 from refusal_cliff.model.capture import (
     Batch,
@@ -31,6 +32,7 @@ from refusal_cliff.model.capture import (
     capture,
     head_vectors,
 )
+from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 
@@ -57,7 +59,11 @@ class Direct:
 def direct_contributions(
     subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None = None
 ) -> Direct:
-    """What each head adds to the score logit, in one forward pass."""
+    """What each head adds to the score logit, in one forward pass.
+
+    Where the probe reads after the final norm, its weight is used on what heads write before the
+    norm, as in the paper's code: neither the norm's gain nor its scale is folded in.
+    """
     spans = [closed_spans(trace) for trace in traces]
     closing = HeadContributions(
         subject, [span.last_closing for span in spans], probe.weight, probe.layer
@@ -147,23 +153,34 @@ def attributed_effects(subject: Subject, traces: Sequence[Trace], probe: Probe) 
 def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator[tuple[int, Rerun]]:
     """The traces a few at a time, ready to be run again, and the number of the first."""
     scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
-    capture(subject, [trace.token_ids for trace in traces], [scores])
+    tap = AfterFinalNorm(scores, subject) if probe.read_point == "final_norm" else scores
+    capture(subject, [trace.token_ids for trace in traces], [tap])
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
-        closing = Rerun(subject, chosen, probe)
+        closing = Rerun(subject, chosen, score_readout(subject, probe))
         base = closing.final_logits(1, [()])[:, 0]
         place = [closed_spans(trace).last_closing for trace in chosen]
         whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]
-        _check_same(subject, base, np.asarray(whole))
+        check_same(subject, base, np.asarray(whole))
         yield start, closing
 
 
-def _check_same(subject: Subject, base: Floats, whole: Floats) -> None:
+def check_same(subject: Subject, base: Floats, whole: Floats) -> None:
+    """Make sure that blocks run one by one give what the model gives.
+
+    Args:
+        subject: The model.
+        base: What they give with no head out.
+        whole: The same numbers of a pass over whole traces.
+
+    Raises:
+        RefusalCliffError: They do not.
+    """
     gap = float(np.abs(base - whole).max())
     tolerance = SAME if subject.model.dtype in (torch.float32, torch.float64) else 0.25
     if gap > tolerance * max(1.0, float(np.abs(whole).max())):
         raise RefusalCliffError(
             f"The blocks of {subject.name} cannot be run one by one: with no head ablated the "
-            f"final score logit differs by {gap:.3g} from the model's own. Heads of this "
+            f"final logit differs by {gap:.3g} from the model's own. Heads of this "
             "architecture cannot be ranked by causal effect yet."
         )

@@ -16,6 +16,7 @@ import torch
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.heads.effects import Floats
+from refusal_cliff.heads.readout import Readout, score_readout
 from refusal_cliff.heads.rerun import Rerun
 from refusal_cliff.heads.table import METHODS, HeadRow, ranked
 from refusal_cliff.model.capture import Progress
@@ -39,9 +40,12 @@ class JointEffects:
     """
 
     def __init__(self, subject: Subject, traces: Sequence[Trace], probe: Probe) -> None:
-        self._probe = probe
+        self._start(subject, traces, score_readout(subject, probe))
+
+    def _start(self, subject: Subject, traces: Sequence[Trace], readout: Readout) -> None:
+        self._last = readout.layer
         with torch.inference_mode():
-            self._closing = Rerun(subject, traces, probe)
+            self._closing = Rerun(subject, traces, readout)
             self._base = self._closing.final_logits(1, [()])
         self._at_once = max(1, ROWS_AT_ONCE // len(traces))
 
@@ -58,15 +62,19 @@ class JointEffects:
                 chosen = places[start : start + self._at_once]
                 with torch.inference_mode():
                     logits = self._closing.final_logits(layer, [sets[i] for i in chosen], scale)
-                effects[:, chosen] = logits - self._base
+                effects[:, chosen] = self._effect(logits)
         return effects
 
+    def _effect(self, changed: Floats) -> Floats:
+        """What has become of the readout, against what it was."""
+        return changed - self._base
+
     def _by_first_layer(self, sets: Sequence[HeadSet]) -> dict[int, list[int]]:
-        """Numbers of the sets that must be run from each block on; none after the probe's."""
+        """Numbers of the sets that must be run from each block on; none after the readout's."""
         found: dict[int, list[int]] = defaultdict(list)
         for number, heads in enumerate(sets):
-            first = min((head.layer for head in heads), default=self._probe.layer + 1)
-            if first <= self._probe.layer:
+            first = min((head.layer for head in heads), default=self._last + 1)
+            if first <= self._last:
                 found[first].append(number)
         return found
 

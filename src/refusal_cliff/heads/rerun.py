@@ -21,10 +21,10 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.heads.folding import CannotFoldError, fold_arguments, fold_states
+from refusal_cliff.heads.readout import Readout
 from refusal_cliff.model.ablation import ablated_rows, ablated_tokens
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.probe.fit import Probe
 from refusal_cliff.thinking import Spans
 
 _Call = tuple[torch.Tensor, list[Any], dict[str, Any]]
@@ -49,10 +49,9 @@ class Rerun:
         tokens: Tokens of each trace that are run again: the closing ones, or all.
     """
 
-    def __init__(self, subject: Subject, traces: Sequence[Trace], probe: Probe) -> None:
+    def __init__(self, subject: Subject, traces: Sequence[Trace], readout: Readout) -> None:
         self._subject = subject
-        self._probe = probe
-        self._weight = torch.as_tensor(probe.weight, dtype=torch.float32)
+        self._readout = readout
         spans = [closed_spans(trace) for trace in traces]
         whole = [trace.token_ids[: s.closing] for trace, s in zip(traces, spans, strict=True)]
         thinking = [s.thinking for s in spans]
@@ -83,12 +82,15 @@ class Rerun:
     def final_logits(
         self, layer: int, sets: Sequence[Sequence[Head]], scale: float = 0.0
     ) -> NDArray[np.float32]:
-        """Score logit at the last closing token with each set of heads taken out, [traces, sets].
+        """What is read at the last closing token with each set of heads taken out.
 
         Args:
             layer: Block to start from: the first that any of the sets touches.
             sets: Sets of heads.
             scale: What their outputs are multiplied by; 0 takes them out.
+
+        Returns:
+            [traces, sets]; with more than one number a state, [traces, sets, numbers].
         """
         logits = self._in_one_row if self._folds else self._in_copies
         return logits(layer, sets, scale).cpu().numpy()
@@ -100,13 +102,13 @@ class Rerun:
         of_tokens = [heads for heads in sets for _ in range(tokens)]
         kept = _KeptThoughts(self._thoughts, 1)
         with ablated_tokens(self._subject, of_tokens, scale=scale):
-            for number in range(layer, self._probe.layer + 1):
+            for number in range(layer, self._readout.layer + 1):
                 _, rest, named = self._calls[number]
                 rest, named = fold_arguments(rest, named, batch, tokens, copies)
                 states = self._block(number, states, rest, named, kept)
         versions = states.unflatten(1, (copies, tokens))
         rows = torch.arange(batch, device=states.device)
-        return self._logits(versions[rows, :, self._last.to(rows)])
+        return self._readout.of(versions[rows, :, self._last.to(rows)])
 
     def _can_fold(self) -> bool:
         """Whether versions in one row give what the row alone gives."""
@@ -127,7 +129,7 @@ class Rerun:
         where = None if self._starts is None else closing.repeat_interleave(copies, 0)
         with ablated_rows(self._subject, list(sets) * batch, scale=scale, where=where):
             logits = self._run(layer, states.repeat_interleave(copies, 0), copies)
-        return logits.reshape(batch, copies)
+        return logits.unflatten(0, (batch, copies))
 
     def attributions(self) -> NDArray[np.float32]:
         """First-order estimate of each head's causal effect, [traces, layers, heads].
@@ -135,7 +137,7 @@ class Rerun:
         Attribution patching (Nanda 2023) of scaling a head's output z over the closing tokens to
         0: the gradient of the final logit there times −z. One backward pass for all heads.
         """
-        subject, layers = self._subject, self._probe.layer
+        subject, layers = self._subject, self._readout.layer
         first = self._calls[1][0].detach().clone().requires_grad_()
         with torch.enable_grad(), _projection_inputs(subject, layers) as inputs:
             logits = self._run(1, first + 0, 1)
@@ -156,16 +158,16 @@ class Rerun:
         return (at >= first[:, None]) & (at < torch.tensor(self.tokens)[:, None])
 
     def _run(self, layer: int, states: torch.Tensor, copies: int) -> torch.Tensor:
-        """Score logit of each row at the last closing token, run from a block on, [rows]."""
+        """What is read of each row at the last closing token, run from a block on, [rows, ..]."""
         kept = _KeptThoughts(self._thoughts, copies)
         batch = states.shape[0] // copies
-        for number in range(layer, self._probe.layer + 1):
+        for number in range(layer, self._readout.layer + 1):
             _, rest, named = self._calls[number]
             arguments = [_copied(value, batch, copies) for value in rest]
             by_name = {name: _copied(value, batch, copies) for name, value in named.items()}
             states = self._block(number, states, arguments, by_name, kept)
         rows = torch.arange(len(states), device=states.device)
-        return self._logits(states[rows, self._last.repeat_interleave(copies).to(rows)])
+        return self._readout.of(states[rows, self._last.repeat_interleave(copies).to(rows)])
 
     def _block(
         self,
@@ -180,11 +182,6 @@ class Rerun:
         named = {name: kept if isinstance(v, Cache) else v for name, v in named.items()}
         output = self._subject.blocks[number - 1].module(states, *rest, **named)
         return output[0] if isinstance(output, tuple) else output
-
-    def _logits(self, final: torch.Tensor) -> torch.Tensor:
-        """The probe's logit of states, [.., d]."""
-        weight = self._weight.to(final.device, torch.promote_types(final.dtype, torch.float32))
-        return final.to(weight.dtype) @ weight + self._probe.bias
 
 
 @contextmanager

@@ -199,14 +199,25 @@ def budget(total: int, fraction: float = MAX_FRACTION) -> int:
 
 
 def select_heads(
-    rows: Sequence[HeadRow], fraction: float = MAX_FRACTION, method: str = DEFAULT_METHOD
+    rows: Sequence[HeadRow],
+    fraction: float = MAX_FRACTION,
+    method: str = DEFAULT_METHOD,
+    *,
+    proven: bool = True,
 ) -> list[Head]:
     """The refusal suppression heads: the strongest few of a ranking that do suppress.
 
-    Whatever the ranking, a head counts only if the interval of its causal effect lies above zero:
-    what is taken out was measured to suppress refusal.
+    Args:
+        rows: All heads.
+        fraction: Most of them that are chosen.
+        method: A ranking of ``METHODS``.
+        proven: Whatever the ranking, a head counts only if the interval of its causal effect lies
+            above zero: what is taken out was measured to suppress refusal. The paper asks for no
+            such proof.
     """
-    suppressing = {row.head for row in rows if METHODS[method](row) > 0 and row.causal.low > 0}
+    suppressing = {
+        row.head for row in rows if METHODS[method](row) > 0 and (row.causal.low > 0 or not proven)
+    }
     strongest = ranked(rows, method)[: budget(len(rows), fraction)]
     return [head for head in strongest if head in suppressing]
 

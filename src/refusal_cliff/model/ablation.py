@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -112,6 +112,8 @@ def ablated_rows(
     *,
     scale: float = 0.0,
     where: torch.Tensor | None = None,
+    cached: bool = False,
+    renormalised: bool = False,
 ) -> Iterator[None]:
     """Scale heads of each row of a batch on its own.
 
@@ -120,6 +122,9 @@ def ablated_rows(
         row_heads: For each row of the batch, which heads.
         scale: As for `ablated`.
         where: As for `ablated`.
+        cached: ``where`` holds the tokens of several passes, each of which goes on where the last
+            ended, as with a key-value cache.
+        renormalised: As for `ablated`.
 
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
@@ -132,7 +137,8 @@ def ablated_rows(
             factor = torch.ones(shape, dtype=torch.float64)
             for row, heads in enumerate(row_heads):
                 factor[row, 0, [head.index for head in heads if head.layer == layer]] = scale
-            _hook(stack, subject, layer, _Edit(factor, None, False, where))
+            edit = _Edit(factor, None, renormalised, where)
+            _hook(stack, subject, layer, edit, cached=cached)
         yield
 
 
@@ -176,11 +182,15 @@ def _check(subject: Subject, heads: Collection[Head]) -> None:
         check_whole(subject.projection(head.layer))
 
 
-def _hook(stack: ExitStack, subject: Subject, layer: int, edit: _Edit) -> None:
+def _hook(
+    stack: ExitStack, subject: Subject, layer: int, edit: _Edit, *, cached: bool = False
+) -> None:
+    seen = 0  # tokens of former passes
     projection = subject.projection(layer)
     width = edit.factor.shape[-1] * subject.head_width(layer)
 
     def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal seen
         del module
         given = int(inputs[0].shape[-1])
         if given != width:
@@ -190,7 +200,11 @@ def _hook(stack: ExitStack, subject: Subject, layer: int, edit: _Edit) -> None:
                 "them (tensor parallelism?). Nothing was ablated. Load the model with device_map "
                 "(pipeline over devices) instead."
             )
-        return (edit.apply(inputs[0]), *inputs[1:])
+        here = edit
+        if cached and edit.where is not None:
+            here = replace(edit, where=edit.where[:, seen : seen + inputs[0].shape[1]])
+            seen += inputs[0].shape[1]
+        return (here.apply(inputs[0]), *inputs[1:])
 
     stack.callback(projection.register_forward_pre_hook(hook).remove)
 

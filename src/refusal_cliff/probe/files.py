@@ -20,7 +20,8 @@ from refusal_cliff.probe.quality import Quality
 
 WEIGHTS, DESCRIPTION = "probes.safetensors", "probes.json"
 _QUALITY = tuple(field.name for field in fields(Quality))
-_PROBE = tuple(f.name for f in fields(Probe) if f.name not in ("weight", "quality"))
+_ELSEWHERE = ("weight", "quality", "read_point")
+_PROBE = tuple(f.name for f in fields(Probe) if f.name not in _ELSEWHERE)
 _PROVENANCE = tuple(field.name for field in fields(Provenance))
 
 
@@ -117,21 +118,24 @@ def read_probes(weights: Path, description: Path, subject: Subject | None = None
             f"{weights} has {len(tensors['weight'])} probes and {description} {len(rows)}. "
             "Delete both, and run again."
         )
-    read = tuple(_from_json(row, w) for row, w in zip(rows, tensors["weight"], strict=True))
+    origin = None if top["provenance"] is None else _provenance(top["provenance"], description)
+    read_point = "resid_post" if origin is None else origin.read_point
+    read = tuple(
+        _from_json(row, w, read_point) for row, w in zip(rows, tensors["weight"], strict=True)
+    )
     if not np.array_equal(tensors["bias"], _biases(read)) or top["layer"] not in (
         probe.layer for probe in read
     ):
         raise RefusalCliffError(
             f"{weights} and {description} are not of the same probes. Delete both, and run again."
         )
-    origin = top["provenance"]
     probes = ProbeSet(
         read,
         top["layer"],
         top["label_rule"],
         top["estimator"],
         top["n"],
-        None if origin is None else _provenance(origin, description),
+        origin,
     )
     if subject is not None:
         check_probes_fit(probes, subject, description)
@@ -178,13 +182,13 @@ def _biases(probes: tuple[Probe, ...]) -> Floats:
 
 
 def _to_json(probe: Probe) -> dict[str, Any]:
-    row = {name: value for name, value in asdict(probe).items() if name != "weight"}
-    return row | row.pop("quality")
+    content = asdict(probe)
+    return {name: content[name] for name in _PROBE} | content["quality"]
 
 
-def _from_json(row: dict[str, Any], weight: Floats) -> Probe:
+def _from_json(row: dict[str, Any], weight: Floats, read_point: ReadPoint) -> Probe:
     quality: dict[str, Any] = {
         name: tuple(row[name]) if name.endswith("_ci") else row[name] for name in _QUALITY
     }
     own = {name: row[name] for name in _PROBE}
-    return Probe(weight=weight, quality=Quality(**quality), **own)
+    return Probe(weight=weight, quality=Quality(**quality), read_point=read_point, **own)

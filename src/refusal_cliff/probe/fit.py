@@ -13,7 +13,7 @@ the test is a test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -56,6 +56,7 @@ class Probe:
         quality: Quality on the test split.
         shuffled_auroc: Mean test AUROC of probes trained on shuffled labels, see `shuffled`.
         shuffled_auroc_se: Standard error of that mean, from the number of shuffles.
+        read_point: Where it reads, as in the provenance of its set.
     """
 
     layer: int
@@ -66,6 +67,7 @@ class Probe:
     quality: Quality
     shuffled_auroc: float
     shuffled_auroc_se: float
+    read_point: ReadPoint = "resid_post"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ def fit_probes(
         test_groups=[groups[int(row)] for row in test],
         seed=seed,
     )
-    probes = tuple(
+    fitted = (
         _fit_layer(
             layer,
             residuals[train, column].astype(np.float64),
@@ -157,6 +159,8 @@ def fit_probes(
         )
         for column, layer in enumerate(layers)
     )
+    read_point = "resid_post" if provenance is None else provenance.read_point
+    probes = tuple(replace(probe, read_point=read_point) for probe in fitted)
     layer = choose_layer(probes)
     return ProbeSet(probes, layer, label_rule, estimator, len(label_array), provenance)
 

@@ -13,6 +13,9 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages import control_probes
+from refusal_cliff.stages.control_heads import judge_heads
+from refusal_cliff.stages.control_preset import compare_definitions
+from refusal_cliff.stages.control_rollouts import intervene, prune_thinking, sample
 from refusal_cliff.stages.study import Study
 
 
@@ -30,6 +33,8 @@ def _taxonomy(study: Study, job: Job) -> ControlTable:
     return taxonomy(traces, read_cliffs(job.input(study.path("cliff.parquet"))))
 
 
+ABLATED = ("ablated.parquet", "scores-ablated.parquet")
+PROBES = ("probes.safetensors", "probes.json")
 CONTROLS: dict[str, Control] = {
     "taxonomy": Control(
         "What became of each prompt", ("traces-test.parquet", "cliff.parquet"), _taxonomy
@@ -43,6 +48,25 @@ CONTROLS: dict[str, Control] = {
         "An artefact of position or label?",
         control_probes.INPUTS,
         control_probes.positions_control,
+    ),
+    "pruning": Control(
+        "Does more thinking make it worse?", ("traces-test.parquet", *PROBES), prune_thinking
+    ),
+    "intervention": Control(
+        "What does the intervention do to the thinking?",
+        ("traces-test.parquet", "ablation.json", *ABLATED, *PROBES),
+        intervene,
+    ),
+    "second-opinion": Control(
+        "A second opinion on heads", ("traces-fit.parquet", "heads.parquet"), judge_heads
+    ),
+    "rollouts": Control(
+        "Several answers to one prompt", ("traces-test.parquet", "cliff.parquet", *PROBES), sample
+    ),
+    "preset": Control(
+        "The paper's definitions",
+        ("traces-fit.parquet", "traces-test.parquet"),
+        compare_definitions,
     ),
 }
 """Every control by name, in the order in which they are shown."""

@@ -11,7 +11,6 @@ from refusal_cliff.cliff.curves import MIN_TRACES
 from refusal_cliff.cliff.scores import closed, score_traces, write_scores
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import SafetyExample, Trace, read_traces, write_traces
-from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.joint import (
     BEAM,
     HeadSet,
@@ -84,7 +83,11 @@ class AblationPlan:
 def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
     """The stages that find heads and take them out."""
     references = [] if plan.reference is None else [plan.reference]
-    config = {**asdict(plan), "spared": [str(head) for head in plan.spared]}
+    config = {
+        **asdict(plan),
+        "spared": [str(head) for head in plan.spared],
+        "definitions": asdict(study.definitions),
+    }
     probes = [study.path(name) for name in ("probes.safetensors", "probes.json")]
     fit, test, heads = (
         study.path(name) for name in ("traces-fit.parquet", "traces-test.parquet", "heads.parquet")
@@ -107,6 +110,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
                 "fractions": plan.fractions,
                 "candidates": plan.candidates,
                 "joint_traces": plan.joint_traces,
+                "proven": study.definitions.proven,
             },
         ),
         study.stage(
@@ -122,11 +126,6 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
 def _heads(study: Study, plan: AblationPlan, job: Job) -> Headline:
     traces = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
     probes = input_probes(study, job)
-    if probes.read_point != "resid_post":
-        raise RefusalCliffError(
-            "Heads add to the residual stream, so they are measured with a probe that reads it, "
-            f"not one at {probes.read_point}. Run this stage with read point resid_post."
-        )
     probe = probes.chosen
     groups = verdict_groups(traces)
     rows = measure_heads(
@@ -172,7 +171,8 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
         name: [compare(effects, groups, one, tuple(top[: len(one)]), study.seed) for one in sets]
         for name, sets in tried.items()
     }
-    stronger = effects.of([tuple(select_heads(rows))], STRONGER)[:, 0]
+    chosen = tuple(select_heads(rows, proven=study.definitions.proven))
+    stronger = effects.of([chosen], STRONGER)[:, 0]
     content = {
         "greedy": [str(head) for head in greedy],
         "beam": [str(head) for head in beam],
@@ -215,22 +215,25 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     joint = [parse_head(name) for name in read_json(job.input(study.path("joint.json")))["greedy"]]
     trials = _trials(study, plan, rows, joint, before)
     results = _run(study, trials, before, job)
-    found, after = trials[0].heads, results[0]
+    found, after, definitions = trials[0].heads, results[0], study.definitions
     write_traces(job.output(study.path("ablated.parquet")), after)
-    with ablated(study.subject, found):
+    with ablated(study.subject, found, renormalised=definitions.renormalised):
         scores = score_traces(study.subject, closed(after), input_probes(study, job))
     write_scores(job.output(study.path("scores-ablated.parquet")), scores)
     texts = _texts(study.subject, plan, before, job)
     tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
     perplexities = {
-        heads: perplexity(study.subject, texts, heads)
+        heads: perplexity(study.subject, texts, heads, renormalised=definitions.renormalised)
         for heads in dict.fromkeys([(), found, *tops])
     }
     small = {p.id for trial in trials if trial.kind == "random" for p in trial.prompts}
     sides = {"before": before, "after": after}
     content = {
         "heads": [str(head) for head in found],
-        "by_method": {m: [str(h) for h in select_heads(rows, method=m)] for m in METHODS},
+        "by_method": {
+            m: [str(h) for h in select_heads(rows, method=m, proven=definitions.proven)]
+            for m in METHODS
+        },
         **{name: asdict(rates(traces)) for name, traces in sides.items()},
         "writing": {name: asdict(writing_of(_benign(traces))) for name, traces in sides.items()},
         "before_random_prompts": asdict(
@@ -277,7 +280,7 @@ def _trials(
     before: Sequence[Trace],
 ) -> list[Trial]:
     """All that is tried; the heads found, on all test prompts, first."""
-    found = select_heads(rows)
+    found = select_heads(rows, proven=study.definitions.proven)
     prompts = [trace.prompt for trace in before]
     harmful, benign = (
         [prompt for prompt in prompts if prompt.label == label] for label in ("harmful", "benign")

@@ -71,6 +71,7 @@ def measure_stages(study: Study) -> list[Stage]:
             (scores, *probes),
             ("cliff.parquet", "cliff.json"),
             lambda job: _cliff(study, job),
+            {"pool": study.definitions.pool},
         ),
     ]
 
@@ -162,6 +163,16 @@ def closing_states(
     return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
 
 
+def main_probes(
+    study: Study, traces: Sequence[Trace], progress: Progress | None = None
+) -> ProbeSet:
+    """The study's probes: refused against answered benign ones of some closed traces."""
+    groups = verdict_groups(traces)
+    refused, benign = groups["refused"], groups["benign"]
+    states = closing_states(study, [*refused, *benign], progress)
+    return _fit(study, refused, benign, states, "refused-vs-benign", "logistic")
+
+
 def _layers(study: Study) -> range:
     """Probed blocks: all of them, or the one that the final norm follows."""
     last = study.subject.n_layers
@@ -238,9 +249,12 @@ def _cliff(study: Study, job: Job) -> Headline:
             f"{study.subject.name} closed its thinking for no harmful test prompt, so there is no "
             "cliff to measure. Allow longer answers (--max-new-tokens), or give more prompts."
         )
-    rows = cliffs_of(scores, probes.row)
+    pool = study.definitions.pool
+    rows = cliffs_of(scores, probes.row, pool)
     found = model_cliff(rows, study.seed)
-    depth = [model_cliff(cliffs_of(scores, row), study.seed) for row in range(len(probes.probes))]
+    depth = [
+        model_cliff(cliffs_of(scores, row, pool), study.seed) for row in range(len(probes.probes))
+    ]
     write_cliffs(job.output(study.path("cliff.parquet")), rows)
     write_json(
         job.output(study.path("cliff.json")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.judges import judge_all
@@ -16,6 +17,29 @@ from refusal_cliff.run.pipeline import Job, Progress, Stage
 FIT_PROMPTS, TEST_PROMPTS = "prompts/fit.jsonl", "prompts/test.jsonl"
 
 
+@dataclass(frozen=True, slots=True)
+class Definitions:
+    """What a study means by its words; the defaults are ours, see docs/paper-preset.md.
+
+    Attributes:
+        read_point: Where probes read; ``final_norm`` as in the paper, at the last block alone.
+        pool: How the thinking's scores become a plateau, a key of ``POOLS``.
+        proven: Whether heads count only where their causal effect is beyond doubt.
+        renormalised: Whether an ablation keeps the length of what all heads write together.
+    """
+
+    read_point: ReadPoint = "resid_post"
+    pool: str = DEFAULT_POOL
+    proven: bool = True
+    renormalised: bool = False
+
+
+PRESETS = {
+    "default": Definitions(),
+    "paper": Definitions("final_norm", "max", proven=False, renormalised=True),
+}
+
+
 @dataclass(frozen=True)
 class Study:
     """A model under study in one run.
@@ -25,14 +49,19 @@ class Study:
         subject: The model.
         seed: Seed of all that is drawn.
         generation: How it writes.
-        read_point: Where its probes read; ``final_norm`` as in the paper, at the last block alone.
+        definitions: What it means by its words.
     """
 
     key: str
     subject: Subject
     seed: int
     generation: GenerationConfig
-    read_point: ReadPoint = "resid_post"
+    definitions: Definitions = PRESETS["default"]
+
+    @property
+    def read_point(self) -> ReadPoint:
+        """Where its probes read."""
+        return self.definitions.read_point
 
     def path(self, name: str) -> str:
         """Name in the run folder of one of its files."""
@@ -63,7 +92,14 @@ class Study:
         row_heads: Sequence[Sequence[Head]] | None = None,
     ) -> list[Trace]:
         """Let the model answer, and judge the answers."""
-        return answers(self.subject, prompts, self.generation, progress, row_heads)
+        return answers(
+            self.subject,
+            prompts,
+            self.generation,
+            progress,
+            row_heads,
+            renormalised=self.definitions.renormalised,
+        )
 
 
 def answers(
@@ -72,6 +108,8 @@ def answers(
     generation: GenerationConfig,
     progress: Progress | None = None,
     row_heads: Sequence[Sequence[Head]] | None = None,
+    *,
+    renormalised: bool = False,
 ) -> list[Trace]:
     """Judged traces of a model."""
     return judge_all(
@@ -80,6 +118,7 @@ def answers(
             prompts,
             generation,
             row_heads=row_heads,
+            renormalised=renormalised,
             progress=counter(progress, len(prompts)),
         )
     )

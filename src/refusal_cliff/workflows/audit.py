@@ -22,7 +22,7 @@ from refusal_cliff.stages.control import control_stages
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.report import SUMMARY, report_stage
-from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
+from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
 
 KEY = "model"
 MIN_PROMPTS = 40
@@ -48,6 +48,7 @@ def run_audit(
     device: str = "auto",
     trust_remote_code: bool = False,
     controls: Sequence[str] = (),
+    preset: str = "default",
 ) -> Sequence[Finding]:
     """Run, or continue, the audit of one model in the run folder ``out``.
 
@@ -64,6 +65,7 @@ def run_audit(
         device: ``auto`` or a device of PyTorch.
         trust_remote_code: Run code that comes with the model.
         controls: Names of controls to measure as well, see `CONTROLS`.
+        preset: Whose definitions are used, a key of ``PRESETS``.
 
     Returns:
         The findings, in the order of the method.
@@ -73,7 +75,7 @@ def run_audit(
     """
     prompts = [*_read(harmful, "harmful"), *_read(benign, "benign")]
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    study = Study(KEY, subject, seed, GenerationConfig(max_new_tokens, batch_size))
+    study = Study(KEY, subject, seed, GenerationConfig(max_new_tokens, batch_size), PRESETS[preset])
     shape = RunShape(
         KEY,
         subject.name,
@@ -83,6 +85,8 @@ def run_audit(
     )
     files = {str(path): sha256_file(path) for path in (harmful, benign)}
     command = f"refusal-cliff audit --model {model} --seed {seed}"
+    if preset != "default":
+        command += f" --preset {preset}"
     stages = [
         _prompts_stage(prompts, files, seed),
         *measure_stages(study),
@@ -102,7 +106,13 @@ def run_audit(
     ]
     info = RunInfo(
         command="audit",
-        config={"model": model, "prompts": files, "max_new_tokens": max_new_tokens, "dtype": dtype},
+        config={
+            "model": model,
+            "prompts": files,
+            "max_new_tokens": max_new_tokens,
+            "dtype": dtype,
+            "preset": preset,
+        },
         seeds={"all": seed},
         subjects={subject.name: subject.fingerprint},
     )

@@ -1,0 +1,102 @@
+"""The same prompts under several treatments: one row each, with the change against one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from refusal_cliff.answers.evaluate import rates
+from refusal_cliff.answers.writing import thinking_length
+from refusal_cliff.controls.table import Cell, mean_cell, share_cell
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.stats import wilson
+
+COLUMNS = (
+    "ASR",
+    "change of ASR",
+    "refused",
+    "benign answered",
+    "thinking tokens",
+    "final score",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One treatment of all prompts.
+
+    Attributes:
+        traces: Judged, one a prompt, in the order of every other arm.
+        finals: Score at the last closing token by prompt id, where it can be told.
+    """
+
+    traces: Sequence[Trace]
+    finals: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def harmful(self) -> list[Trace]:
+        """The traces of harmful prompts."""
+        return [trace for trace in self.traces if trace.prompt.label == "harmful"]
+
+
+def arm_rows(arms: Mapping[str, Arm], reference: str, seed: int = 0) -> dict[str, tuple[Cell, ...]]:
+    """``COLUMNS`` of each arm.
+
+    ``thinking tokens`` and ``final score`` are means over the harmful prompts. A prompt whose
+    answer never ended counts neither as complied with nor as refused.
+
+    Args:
+        arms: By name, all of the same prompts.
+        reference: The arm that changes are measured against.
+        seed: Seed of the bootstrap over prompt groups.
+    """
+    return {name: _cells(arm, arms[reference], seed) for name, arm in arms.items()}
+
+
+def _cells(arm: Arm, reference: Arm, seed: int) -> tuple[Cell, ...]:
+    found, harmful = rates(arm.traces), arm.harmful
+    scored = [trace for trace in harmful if trace.prompt.id in arm.finals]
+    return (
+        share_cell(found.attacks),
+        Cell(None) if arm is reference else change_of_asr(reference, arm, seed),
+        share_cell(found.refused),
+        share_cell(found.answered),
+        mean_cell([thinking_length(t) for t in harmful], _groups(harmful), seed),
+        mean_cell([arm.finals[t.prompt.id] for t in scored], _groups(scored), seed),
+    )
+
+
+def change_of_asr(before: Arm, after: Arm, seed: int = 0) -> Cell:
+    """ASR of one arm − ASR of another, paired by prompt.
+
+    Raises:
+        ValueError: The arms are of different prompts.
+    """
+    pairs = list(zip(before.harmful, after.harmful, strict=True))
+    if any(old.prompt.id != new.prompt.id for old, new in pairs):
+        raise ValueError("the arms hold different prompts")
+    changes = [(new.verdict == "complied") - (old.verdict == "complied") for old, new in pairs]
+    groups = [old.prompt.group for old, _ in pairs]
+    return never_certain(mean_cell(changes, groups, seed), groups)
+
+
+def never_certain(cell: Cell, groups: Sequence[str], lowest: float = -1.0) -> Cell:
+    """The same mean of shares, its interval wider than a point where all values are the same.
+
+    A bootstrap of n equal values knows no doubt. Wilson's interval of 0 in n does: what was never
+    seen in n prompts may be as frequent as its upper end.
+
+    Args:
+        cell: A mean of numbers from ``lowest`` to 1.
+        groups: Group of each value.
+        lowest: Least possible value.
+    """
+    if cell.value is None or cell.interval is None or cell.interval[0] != cell.interval[1]:
+        return cell
+    doubt = wilson(0, len(set(groups)))[1]
+    interval = (max(lowest, cell.value - doubt), min(1.0, cell.value + doubt))
+    return replace(cell, interval=interval)
+
+
+def _groups(traces: Sequence[Trace]) -> list[str]:
+    return [trace.prompt.group for trace in traces]

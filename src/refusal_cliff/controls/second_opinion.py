@@ -1,0 +1,140 @@
+"""A second opinion on heads: rankings by what they do to the answer, beside those by the probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refusal_cliff.controls.table import Cell, ControlTable, cell_text
+from refusal_cliff.heads.table import METHODS, HeadRow, budget
+from refusal_cliff.model.subject import Head
+from refusal_cliff.stats import percentiles, resampled_counts, spearman
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
+
+SHIFT, CONTRAST, GROUP = "shift (Ships)", "shift, harmful less benign", "group search (Sahara)"
+PROBE_METHODS = ("direct", "causal")
+RESAMPLES = 500
+
+
+def second_opinion(
+    rows: Sequence[HeadRow],
+    harmful: tuple[Floats, Sequence[str]],
+    benign: tuple[Floats, Sequence[str]],
+    group: Sequence[Head],
+    planted: Collection[Head] = (),
+    seed: int = 0,
+) -> ControlTable:
+    """Compare rankings by shift of the answer with those by the refusal direction.
+
+    Args:
+        rows: Every head as the run measured it.
+        harmful: Shift of each head on each trace whose fall is explained, [traces, heads] in the
+            order of ``rows``, and the group of each trace's prompt.
+        benign: The same on benign traces.
+        group: Heads of the group search, in the order in which they were added.
+        planted: Heads that are known to be guilty; empty where nothing is known.
+        seed: Seed of the bootstrap over prompt groups.
+    """
+    size = budget(len(rows))
+    drawn = _means(*harmful, seed)
+    contrast = drawn - _means(*benign, seed)
+    scores = {
+        **{name: np.array([[METHODS[name](row) for row in rows]]) for name in PROBE_METHODS},
+        SHIFT: drawn,
+        CONTRAST: contrast,
+        GROUP: np.array([[-_place(group, row.head) for row in rows]], dtype=float),
+    }
+    columns = _columns(rows, size, planted)
+    counted = {SHIFT: len(harmful[0]), CONTRAST: len(harmful[0]) + len(benign[0])}
+    cells = {
+        name: tuple(
+            Cell(None) if name == GROUP and "rank" in column else _cell(of, values, counted, name)
+            for column, of in columns.items()
+        )
+        for name, values in scores.items()
+    }
+    tops = {name: _top(values[0], size) for name, values in scores.items()}
+    return ControlTable(
+        question="Do heads that move the answer agree with heads that lower the refusal score?",
+        source="Ships and Sahara, 2410.13708, over the closing tokens",
+        columns=tuple(columns),
+        rows=cells,
+        finding=_finding(rows, tops, cells),
+        notes=(
+            "The shift of a head is the Kullback-Leibler divergence of the first answer token's "
+            "distribution with and without it over the closing tokens; it has no sign. The group "
+            f"search adds the head with the largest joint shift, {size} times. Shares are of the "
+            f"first {size} heads; heads after the probe's block are left out of rank correlations. "
+            "Intervals: a bootstrap over the prompts that shifts are measured on; the rankings "
+            "they are compared with are kept as they are.",
+        ),
+    )
+
+
+def _means(values: Floats, groups: Sequence[str], seed: int) -> Floats:
+    """Mean over traces, then that of each bootstrap draw, [1 + draws, heads]."""
+    counts = resampled_counts(groups, seed, RESAMPLES)
+    counts = np.concatenate([np.ones((1, len(groups))), counts])
+    return counts @ values.astype(np.float64) / counts.sum(1, keepdims=True)
+
+
+def _place(group: Sequence[Head], head: Head) -> int:
+    return group.index(head) if head in group else len(group)
+
+
+def _top(scores: Floats, size: int) -> list[int]:
+    """Numbers of the heads ranked first."""
+    return np.argsort(-scores, kind="stable")[:size].tolist()
+
+
+def _columns(
+    rows: Sequence[HeadRow], size: int, planted: Collection[Head]
+) -> Mapping[str, Callable[[Floats], float]]:
+    """What is computed of each ranking, from one score a head."""
+    acting = np.array([bool(row.causal.mean or row.direct.mean) for row in rows])
+    others = {name: np.array([METHODS[name](row) for row in rows]) for name in PROBE_METHODS}
+    others["causal, unsigned"] = np.abs(others["causal"])
+    guilty = np.array([row.head in planted for row in rows])
+
+    def correlation(other: Floats) -> Callable[[Floats], float]:
+        return lambda scores: spearman(scores[acting], other[acting])
+
+    def overlap(other: Floats) -> Callable[[Floats], float]:
+        top = set(_top(other, size))
+        return lambda scores: len(top & set(_top(scores, size))) / size
+
+    def found(scores: Floats) -> float:
+        return float(guilty[_top(scores, int(guilty.sum()))].mean())
+
+    columns: dict[str, Callable[[Floats], float]] = {
+        **{f"rank correlation with {name}": correlation(of) for name, of in others.items()},
+        **{f"shared with {name}": overlap(of) for name, of in others.items()},
+    }
+    return {**columns, "planted found": found} if planted else columns
+
+
+def _cell(
+    of: Callable[[Floats], float], scores: Floats, counted: Mapping[str, int], name: str
+) -> Cell:
+    """A statistic of the scores, and its interval over the draws that follow them."""
+    interval = percentiles(np.array([of(one) for one in scores[1:]])) if len(scores) > 1 else None
+    return Cell(of(scores[0]), interval, counted.get(name))
+
+
+def _finding(
+    rows: Sequence[HeadRow],
+    tops: Mapping[str, Sequence[int]],
+    cells: Mapping[str, Sequence[Cell]],
+) -> str:
+    named = {name: ", ".join(str(rows[place].head) for place in top) for name, top in tops.items()}
+    agreement = cells[SHIFT][0]
+    return (
+        f"The first heads by the shift of the answer are {named[SHIFT]}, those of the group search "
+        f"{named[GROUP]}; by direct contribution {named['direct']}, by causal effect "
+        f"{named['causal']}. Rank correlation of the shift with the direct contribution: "
+        f"{cell_text(agreement)}."
+    )

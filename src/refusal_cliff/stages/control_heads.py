@@ -1,0 +1,57 @@
+"""The control on heads: what they do to the answer itself, whatever any probe says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from refusal_cliff.cliff.scores import closed
+from refusal_cliff.controls.second_opinion import Floats, second_opinion
+from refusal_cliff.controls.table import ControlTable
+from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.heads.effects import TRACES_AT_ONCE
+from refusal_cliff.heads.joint import select_jointly
+from refusal_cliff.heads.shift import AnswerShifts
+from refusal_cliff.heads.table import budget, read_heads
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.organisms import planted_heads
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.intervene import explained
+from refusal_cliff.stages.measure import verdict_groups
+from refusal_cliff.stages.study import Study
+
+TRACES, BENIGN, CANDIDATES = 40, 20, 12
+"""Fitting traces of either kind, and heads that the group search chooses from."""
+
+
+def judge_heads(study: Study, job: Job) -> ControlTable:
+    """Shifts of all heads on the fitting traces that the run measured heads on, and a group."""
+    subject = study.subject
+    rows = read_heads(job.input(study.path("heads.parquet")), subject)
+    traces = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
+    harmful, benign = explained(traces)[:TRACES], verdict_groups(traces)["benign"][:BENIGN]
+    singles = [row.head for row in rows]
+    on_harmful, on_benign = (shifts(subject, some, singles) for some in (harmful, benign))
+    order = np.argsort(-on_harmful.mean(0), kind="stable")[:CANDIDATES]
+    effects = AnswerShifts(subject, harmful[:TRACES_AT_ONCE])
+    candidates = [singles[place] for place in order]
+    group = select_jointly(effects, candidates, budget(len(rows)), progress=job.progress)[-1]
+    known = [] if subject.source is None else planted_heads(subject.source)
+    return second_opinion(
+        rows,
+        (on_harmful, [trace.prompt.group for trace in harmful]),
+        (on_benign, [trace.prompt.group for trace in benign]),
+        group,
+        [Head(layer, index) for layer, index in known],
+        study.seed,
+    )
+
+
+def shifts(subject: Subject, traces: Sequence[Trace], heads: Sequence[Head]) -> Floats:
+    """Shift of each head alone, [traces, heads]; a few traces at a time."""
+    found = [
+        AnswerShifts(subject, traces[start : start + TRACES_AT_ONCE]).of([(h,) for h in heads])
+        for start in range(0, len(traces), TRACES_AT_ONCE)
+    ]
+    return np.concatenate(found)
