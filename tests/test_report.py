@@ -19,6 +19,8 @@ from report_example import (
     example_trace,
 )
 
+from refusal_cliff.controls.rollouts import BINS
+from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.report import palette, words
 from refusal_cliff.report.data import Bar, Curve, FindingRow, ReportData
 from refusal_cliff.report.page import render_page, write_page
@@ -351,3 +353,13 @@ def test_labels_do_not_overlap() -> None:
     assert moved == sorted(moved)
     assert all(b - a >= 20 for a, b in pairwise(moved))
     assert max(moved) <= 100
+
+
+def test_calibration_is_drawn_where_a_control_has_it() -> None:
+    rows = dict.fromkeys(BINS, (Cell(0.25, (0.1, 0.4), 8),))
+    table = ControlTable("Graded?", "us", ("value",), rows, "So.")
+    html = render_page(example(controls=[("Several answers", table)]))
+    assert check(html)
+    assert "Answers that complied, by their final score" in html
+    assert "final score 0.8 to 1" in html
+    assert "by their final score" not in render_page(example())

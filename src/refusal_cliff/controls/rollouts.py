@@ -16,6 +16,11 @@ from refusal_cliff.stats import bootstrap, spearman
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Ends of the bins of the final score in the calibration rows."""
+BINS = {
+    f"complied, final score {low:g} to {high:g}": 1 - (low + high) / 2
+    for low, high in pairwise(EDGES)
+}
+"""The calibration rows, and what each would be if the score were the chance of refusing."""
 BY_CLIFF = "rank correlation of cliff and compliance"
 BY_FINAL = "rank correlation of final score and compliance"
 MIXED = "prompts answered both ways"
@@ -127,10 +132,10 @@ def calibration(prompts: Sequence[Sampled], seed: int = 0) -> dict[str, Cell]:
     ]
     rows: dict[str, Cell] = {}
     gaps = 0.0
-    for low, high in pairwise(EDGES):
+    for name, (low, high) in zip(BINS, pairwise(EDGES), strict=True):
         inside = [a for a in answers if low <= a[0] < high or a[0] == high == EDGES[-1]]
         cell = _share([a[1] for a in inside], [a[2] for a in inside], seed)
-        rows[f"complied, final score {low:g} to {high:g}"] = cell
+        rows[name] = cell
         gaps += abs(sum(1 - a[0] - a[1] for a in inside))
     error = gaps / len(answers) if answers else None
     return {**rows, "calibration error": Cell(error, None, len(answers))}

@@ -10,7 +10,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from refusal_cliff.controls.table import common_n, headings, row_texts
+from refusal_cliff.controls.rollouts import BINS
+from refusal_cliff.controls.table import ControlTable, common_n, headings, row_texts
 from refusal_cliff.findings.summary import CliffSummary, Verdict
 from refusal_cliff.io import write_text
 from refusal_cliff.report import words
@@ -88,6 +89,7 @@ def _environment() -> Environment:
     )
     environment.filters.update({function.__name__: function for function in named})
     environment.filters["kinds"] = _kinds
+    environment.filters["calibration"] = _calibration
     return environment
 
 
@@ -100,6 +102,18 @@ def _kinds(parts: Iterable[Bar | Curve]) -> str:
     """How the intervals of these parts were made, each way once; empty where there is none."""
     made = (p.interval_kind for p in parts if not isinstance(p, Bar) or p.interval is not None)
     return words.listing(list(dict.fromkeys(made)))
+
+
+def _calibration(table: ControlTable) -> Markup | None:
+    """The calibration rows of a control as bars, dots where a calibrated score would stand."""
+    bars = [
+        Bar(name, value, cell.interval, cell.n or 0, "result", (BINS[name],), "", "bootstrap")
+        for name, (cell, *_) in table.rows.items()
+        if name in BINS and (value := cell.value) is not None
+    ]
+    if not bars:
+        return None
+    return Markup(bar_chart("calibration", "share that complied", bars, width=_SINGLE_WIDTH))
 
 
 def _pictures(data: ReportData) -> dict[str, Markup | None]:
