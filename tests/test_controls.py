@@ -12,6 +12,7 @@ from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import (
     Cell,
     ControlTable,
+    cell_text,
     markdown,
     mean_cell,
     read_table,
@@ -156,3 +157,8 @@ def test_the_paper_differs_from_ours_in_four_definitions() -> None:
         assert alone != ours
         assert alone in single
     assert len(single) == 4
+
+
+def test_nothing_has_no_sign() -> None:
+    assert cell_text(Cell(-0.001, (-0.004, 0.001))) == "0.00 [0.00, 0.00]"
+    assert cell_text(Cell(-0.006)) == "-0.01"

@@ -132,7 +132,12 @@ def cell_text(cell: Cell, *, alone: bool = True) -> str:
     """``0.93 [0.90, 0.96]``, with ``, n = 100`` where it stands alone; a dash for no value."""
     if cell.value is None:
         return "–"
-    text = f"{cell.value:.2f}"
+    text = f"{_rounded(cell.value)}"
     if cell.interval is not None:
-        text += f" [{cell.interval[0]:.2f}, {cell.interval[1]:.2f}]"
+        text += f" [{_rounded(cell.interval[0])}, {_rounded(cell.interval[1])}]"
     return f"{text}, n = {cell.n}" if alone and cell.n is not None else text
+
+
+def _rounded(value: float) -> str:
+    """Two decimals, without a negative zero."""
+    return f"{round(value, 2) + 0.0:.2f}"
