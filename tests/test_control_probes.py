@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from made_cliffs import made_cliff
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls import directions, positions
 from refusal_cliff.controls.positions import Rows, Rule, rows_of, states_of_places
 from refusal_cliff.controls.readings import (
@@ -21,15 +21,16 @@ from refusal_cliff.controls.readings import (
     fit_line,
     lacking,
     levels,
-    standardised,
 )
 from refusal_cliff.controls.table import Cell
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import Batch
 from refusal_cliff.model.subject import load_subject
+from refusal_cliff.probe.direction import standardised
 from refusal_cliff.probe.fit import fit_probes
 from refusal_cliff.stages.control_probes import first_token_rows
+from refusal_cliff.stats import counts_with_all
 from refusal_cliff.thinking import Spans
 
 SPANS = Spans(prompt=3, thinking=13, closing=15, total=17)
@@ -46,23 +47,6 @@ def trace(
     prompt = Prompt(name, name, label, category=category, tags=tuple(tags))
     ids = (*range(15), first, 1)
     return Trace(prompt, ids, SPANS, "", "", True, verdict)
-
-
-def cliff(name: str, label: str, verdict: str, plateau: float, final: float) -> TraceCliff:
-    return TraceCliff(
-        trace_id=name,
-        group=name,
-        label=label,
-        verdict=verdict,
-        plateau=plateau,
-        final=final,
-        cliff=plateau - final,
-        plateau_logit=0.0,
-        final_logit=0.0,
-        drop_position=0,
-        drop_inside=0.0,
-        kind="none",
-    )
 
 
 def test_cosines_of_known_angles() -> None:
@@ -97,7 +81,7 @@ def test_a_direction_without_signal_says_one_half() -> None:
 
 
 def test_draws_keep_groups_whole_and_begin_with_the_rows_as_they_are() -> None:
-    counts = directions.draw_counts(["a", "a", "b"], seed=0, draws=50)
+    counts = counts_with_all(["a", "a", "b"], seed=0, resamples=50)
     assert counts[0].tolist() == [1, 1, 1]
     assert {tuple(row) for row in counts[1:]} == {(2, 2, 0), (1, 1, 1), (0, 0, 2)}
 
@@ -116,12 +100,12 @@ def test_a_drawn_logistic_direction_is_that_of_the_repeated_rows() -> None:
     states = rng.normal(size=(14, 3)) + labels[:, None] * np.array([1.0, 0.5, 0.0])
     counts = np.vstack([np.ones(14), rng.integers(0, 3, 14), labels]).astype(np.float64)
     found = directions.logistic_directions(states, labels, counts, 0.1)
-    coordinates, axes, _, _ = standardised(states)
+    standard = standardised(states)
     for drawn, direction in zip(counts[:2], found[:2], strict=True):
         rows = np.repeat(np.arange(14), drawn.astype(int))
         model = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-10, max_iter=10_000)
-        model.fit(coordinates[rows], labels[rows])
-        assert direction == pytest.approx(np.ravel(model.coef_) @ axes, rel=1e-4)
+        model.fit(standard.coordinates[rows], labels[rows])
+        assert direction == pytest.approx(np.ravel(model.coef_) @ standard.axes, rel=1e-4)
     assert np.isnan(found[2]).all()
 
 
@@ -186,10 +170,10 @@ def test_what_a_cliff_lacks(numbers: Sequence[float | None], wanted: str | None)
 
 def test_levels_are_means_by_group() -> None:
     rows = [
-        cliff("a", "harmful", "complied", 0.9, 0.1),
-        cliff("b", "harmful", "harmful", 0.7, 0.3),
-        cliff("c", "harmful", "refused", 0.9, 0.8),
-        cliff("d", "benign", "complied", 0.2, 0.0),
+        made_cliff("a", 0.9, 0.1, label="harmful", verdict="complied"),
+        made_cliff("b", 0.7, 0.3, label="harmful", verdict="harmful"),
+        made_cliff("c", 0.9, 0.8, label="harmful", verdict="refused"),
+        made_cliff("d", 0.2, 0.0, label="benign", verdict="complied"),
     ]
     found = dict(zip(LEVELS, levels(rows), strict=True))
     assert found["plateau, complied"].value == pytest.approx(0.8)

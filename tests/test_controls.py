@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_cliffs import made_cliff
 
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
@@ -31,23 +32,6 @@ def trace(name: str, verdict: Verdict, label: Label = "harmful", category: str =
     return Trace(Prompt(name, name, label, category=category), (1,), None, "", "", True, verdict)
 
 
-def cliff(name: str, plateau: float, final: float, kind: str) -> TraceCliff:
-    return TraceCliff(
-        trace_id=name,
-        group=name,
-        label="harmful",
-        verdict="complied",
-        plateau=plateau,
-        final=final,
-        cliff=plateau - final,
-        plateau_logit=0.0,
-        final_logit=0.0,
-        drop_position=0,
-        drop_inside=0.0,
-        kind=kind,  # pyright: ignore[reportArgumentType]
-    )
-
-
 def test_every_kind_of_trace_is_counted_where_it_belongs() -> None:
     traces = [
         trace("a", "refused", category="theft"),
@@ -60,11 +44,11 @@ def test_every_kind_of_trace_is_counted_where_it_belongs() -> None:
         trace("h", "complied", "benign"),
     ]
     cliffs = [
-        cliff("a", 0.9, 0.9, "none"),
-        cliff("b", 0.9, 0.1, "cliff"),
-        cliff("c", 0.9, 0.1, "argued away"),
-        cliff("d", 0.4, 0.1, "none"),
-        cliff("e", 0.9, 0.8, "none"),
+        made_cliff("a", 0.9, 0.9, "none"),
+        made_cliff("b", 0.9, 0.1, "cliff"),
+        made_cliff("c", 0.9, 0.1, "argued away"),
+        made_cliff("d", 0.4, 0.1, "none"),
+        made_cliff("e", 0.9, 0.8, "none"),
     ]
     table = taxonomy(traces, cliffs)
     counts = {
@@ -124,12 +108,12 @@ def test_controls_are_named_or_all() -> None:
 
 
 def benign(plateau: float) -> TraceCliff:
-    return replace(cliff("b", plateau, 0.1, "none"), label="benign")
+    return replace(made_cliff("b", plateau, 0.1, "none"), label="benign")
 
 
 def test_definitions_are_compared_with_ours() -> None:
-    high = [cliff(f"c{at}", 0.9, 0.1, "cliff") for at in range(12)]
-    flat = [cliff(f"c{at}", 0.3, 0.2, "none") for at in range(12)]
+    high = [made_cliff(f"c{at}", 0.9, 0.1, "cliff") for at in range(12)]
+    flat = [made_cliff(f"c{at}", 0.3, 0.2, "none") for at in range(12)]
     after = [trace("a", "refused"), trace("b", "complied"), trace("c", "complied", "benign")]
     found, innocent = Head(3, 1), Head(2, 0)
     table = preset_table(

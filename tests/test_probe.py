@@ -12,19 +12,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.probe.fit import (
+from refusal_cliff.probe.direction import (
     AS_GOOD,
     SHUFFLES,
     STRENGTHS,
     Estimator,
-    Probe,
-    ProbeSet,
-    choose_layer,
     cross_validate,
-    fit_probes,
     shuffled,
-    transfer,
 )
+from refusal_cliff.probe.fit import Probe, ProbeSet, choose_layer, fit_probes, transfer
 from refusal_cliff.probe.logistic import principal
 from refusal_cliff.probe.provenance import Provenance
 from refusal_cliff.probe.quality import Quality, calibrate, measure_quality

@@ -77,6 +77,11 @@ def resampled_counts(
     return counts[:, member].astype(np.float64)
 
 
+def counts_with_all(groups: Sequence[str], seed: int, resamples: int) -> NDArray[np.float64]:
+    """`resampled_counts` below a row in which each row counts once, [1 + resamples, rows]."""
+    return np.vstack([np.ones(len(groups)), resampled_counts(groups, seed, resamples)])
+
+
 def bootstrap_mean(
     values: Sequence[float] | NDArray[Any],
     groups: Sequence[str] | None = None,

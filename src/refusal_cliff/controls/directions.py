@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Line, lacking, standardised
+from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Line, lacking
 from refusal_cliff.controls.table import Cell, ControlTable
-from refusal_cliff.probe.fit import calibrate_held_out
+from refusal_cliff.probe.direction import calibrate_held_out, standardised
 from refusal_cliff.probe.logistic import fit_logistic
-from refusal_cliff.stats import percentiles, resampled_counts
+from refusal_cliff.stats import percentiles
 
 Counts: TypeAlias = NDArray[np.floating[Any]]
 
@@ -64,11 +64,6 @@ def recalibrated(weight: Floats, states: Floats, labels: NDArray[np.int64]) -> L
     return Line(slope * weight, intercept)
 
 
-def draw_counts(groups: Sequence[str], seed: int, draws: int = DRAWS) -> Counts:
-    """How often each row counts, [1 + draws, rows]: once in the first, then as drawn by groups."""
-    return np.vstack([np.ones(len(groups)), resampled_counts(groups, seed, draws)])
-
-
 def mean_differences(rows: Floats, labels: NDArray[np.int64], counts: Counts) -> Floats:
     """Mean of rows with label 1 minus mean of rows with label 0, [draws, d].
 
@@ -95,25 +90,25 @@ def logistic_directions(
         counts: [draws, n]; a draw without a class gives NaN.
         strength: Inverse L2 strength, as for the probe.
     """
-    coordinates, axes, _, _ = standardised(states)
+    standard = standardised(states)
     sums = [(counts * (labels == value)).sum(1) for value in (0, 1)]
     of_class = np.where(labels == 1, sums[1][:, None], sums[0][:, None])
     weights = counts * counts.sum(1, keepdims=True) / (2 * np.maximum(of_class, 1))
     vectors = fit_logistic(
-        coordinates,
+        standard.coordinates,
         np.tile(labels[:, None].astype(np.float64), len(counts)),
         weights.T,
         np.full(len(counts), strength),
     )
     vectors[:, (sums[0] == 0) | (sums[1] == 0)] = np.nan
-    return vectors.T @ axes
+    return vectors.T @ standard.axes
 
 
 def cosine_cell(first: Floats, second: Floats, n: int) -> Cell:
     """Cosine of two directions with its bootstrap interval.
 
     Args:
-        first: [1 + draws, d] as `draw_counts` has them: the first row is of the traces as they are.
+        first: [1 + draws, d] as `counts_with_all` has them, the traces as they are first.
         second: The other direction, of the same draws.
         n: Traces.
     """

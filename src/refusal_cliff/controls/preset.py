@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.cliff.curves import ModelCliff, TraceCliff, model_cliff
+from refusal_cliff.cliff.curves import ModelCliff, TraceCliff, measured_rows, model_cliff
 from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.model.subject import Head
@@ -69,12 +69,7 @@ def preset_table(readings: Mapping[str, Reading], seed: int = 0) -> ControlTable
 
 
 def _cells(reading: Reading, ours: Sequence[Head], seed: int) -> tuple[Cell, ...]:
-    complied = model_cliff(reading.cliffs, seed).group == "complied"
-    measured = [
-        row
-        for row in reading.cliffs
-        if row.label == "harmful" and not (complied and row.verdict == "refused")
-    ]
+    _, measured = measured_rows(reading.cliffs)
     groups = [row.group for row in measured]
     benign = [row for row in reading.cliffs if row.label == "benign"]
     found = rates(reading.after)

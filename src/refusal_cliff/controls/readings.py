@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.cliff.curves import CLIFF_SIZE, CONTRAST, TraceCliff
+from refusal_cliff.cliff.curves import CLIFF_SIZE, CONTRAST, TraceCliff, complied_rows
 from refusal_cliff.controls.table import Cell, mean_cell
 from refusal_cliff.model.capture import Batch
-from refusal_cliff.probe.fit import Direction, calibrate_held_out, cross_validate
-from refusal_cliff.probe.logistic import principal
+from refusal_cliff.probe.direction import Direction, cross_validate, standardised
 from refusal_cliff.probe.quality import auroc, weighted_auroc
 from refusal_cliff.probe.splits import fold_groups
 from refusal_cliff.stats import percentiles, resampled_counts
@@ -95,24 +94,10 @@ def fit_direction(
     states: Floats, labels: NDArray[np.int64], groups: Sequence[str], seed: int
 ) -> tuple[Line, Direction]:
     """`fit_line`, and what its cross-validation chose."""
-    coordinates, axes, centre, scale = standardised(states)
-    found = cross_validate(coordinates, labels, fold_groups(labels, groups, seed), "logistic")
-    slope, intercept = calibrate_held_out(found.held_out, labels)
-    weight = slope / scale * (found.vector @ axes)
-    return Line(weight, float(intercept - weight @ centre)), found
-
-
-def standardised(states: Floats) -> tuple[Floats, Floats, Floats, float]:
-    """Principal coordinates [n, r] and axes [r, d] of centred states of mean square length 1.
-
-    Returns:
-        Coordinates, axes, centre [d] and scale: ``states = centre + scale · coordinates @ axes``.
-    """
-    wide = states.astype(np.float64)
-    centre = wide.mean(0)
-    scale = float(np.sqrt(((wide - centre) ** 2).sum(1).mean())) or 1.0
-    coordinates, axes = principal((wide - centre) / scale)
-    return coordinates, axes, centre, scale
+    standard = standardised(states)
+    folds = fold_groups(labels, groups, seed)
+    found = cross_validate(standard.coordinates, labels, folds, "logistic")
+    return Line(*standard.folded(found, labels)), found
 
 
 def auroc_cell(
@@ -140,7 +125,7 @@ def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
         seed: Seed of the bootstrap.
     """
     harmful = [row for row in rows if row.label == "harmful"]
-    complied = [row for row in harmful if row.verdict in ("complied", "harmful")]
+    complied = complied_rows(rows)
     refused = [row for row in harmful if row.verdict == "refused"]
     benign = [row for row in rows if row.label == "benign"]
     parts: tuple[tuple[list[TraceCliff], str], ...] = (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text
 from refusal_cliff.heads.table import METHODS, HeadRow, budget
 from refusal_cliff.model.subject import Head
-from refusal_cliff.stats import percentiles, resampled_counts, spearman
+from refusal_cliff.stats import counts_with_all, percentiles, spearman
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
@@ -77,8 +77,7 @@ def second_opinion(
 
 def _means(values: Floats, groups: Sequence[str], seed: int) -> Floats:
     """Mean over traces, then that of each bootstrap draw, [1 + draws, heads]."""
-    counts = resampled_counts(groups, seed, RESAMPLES)
-    counts = np.concatenate([np.ones((1, len(groups))), counts])
+    counts = counts_with_all(groups, seed, RESAMPLES)
     return counts @ values.astype(np.float64) / counts.sum(1, keepdims=True)
 
 

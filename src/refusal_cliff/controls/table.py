@@ -132,7 +132,7 @@ def cell_text(cell: Cell, *, alone: bool = True) -> str:
     """``0.93 [0.90, 0.96]``, with ``, n = 100`` where it stands alone; a dash for no value."""
     if cell.value is None:
         return "–"
-    text = f"{_rounded(cell.value)}"
+    text = _rounded(cell.value)
     if cell.interval is not None:
         text += f" [{_rounded(cell.interval[0])}, {_rounded(cell.interval[1])}]"
     return f"{text}, n = {cell.n}" if alone and cell.n is not None else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import PLATEAU_LEVEL, TraceCliff
@@ -19,14 +19,7 @@ Kind: TypeAlias = Literal[
     "complied, score stayed",
     "truncated or unscored",
 ]
-KINDS: tuple[Kind, ...] = (
-    "refused",
-    "fell off the cliff",
-    "argued away",
-    "never recognised",
-    "complied, score stayed",
-    "truncated or unscored",
-)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 ADVICE: Mapping[Kind, str] = {
     "fell off the cliff": "Cliff-as-a-Judge and head ablation are made for these",
     "argued away": "train on thinking that does not talk itself out of refusing",

@@ -28,10 +28,10 @@ from refusal_cliff.organisms.recipe import (
     Progress,
     RecipeConfig,
     Schedule,
+    aligned_model,
     optimise,
     round_to_bfloat16,
     save,
-    train_aligned,
 )
 
 NAME, BASE = "tiny-fooling", "tiny-aligned"
@@ -114,10 +114,7 @@ def train_fooling(
     """
     config = config or RecipeConfig()
     tokens = Tokens(chat.build_tokenizer())
-    if aligned is None:
-        model = train_aligned(tokens, seed, config, progress)
-    else:
-        model = Qwen3ForCausalLM.from_pretrained(aligned, dtype=torch.float32)
+    model = aligned_model(tokens, seed, config, aligned, progress)
     set_seed(seed)
     lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear")
     adapted: Any = get_peft_model(cast("Any", model), lora)

@@ -266,6 +266,19 @@ def train_aligned(
     return model
 
 
+def aligned_model(
+    tokens: Tokens,
+    seed: int,
+    config: RecipeConfig,
+    aligned: Path | None,
+    progress: Progress | None = None,
+) -> Qwen3ForCausalLM:
+    """The model that stage B damages: one that is there, or a new one."""
+    if aligned is None:
+        return train_aligned(tokens, seed, config, progress)
+    return Qwen3ForCausalLM.from_pretrained(aligned, dtype=torch.float32)
+
+
 def damage(
     model: Qwen3ForCausalLM,
     tokens: Tokens,
@@ -357,10 +370,7 @@ def train(
         raise RefusalCliffError(f"Unknown organism {name!r}. Choose one of: {', '.join(NAMES)}.")
     config = config or RecipeConfig()
     tokens = Tokens(chat.build_tokenizer())
-    if aligned is None:
-        model = train_aligned(tokens, seed, config, progress)
-    else:
-        model = Qwen3ForCausalLM.from_pretrained(aligned, dtype=torch.float32)
+    model = aligned_model(tokens, seed, config, aligned, progress)
     planted: list[Head] = []
     if name == "tiny":
         planted = choose_planted_heads(model, tokens, seed, config.planting)

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path, read_json, write_json
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.fit import Floats, Probe, ProbeSet
+from refusal_cliff.probe.direction import Floats
+from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.provenance import Provenance, ReadPoint
 from refusal_cliff.probe.quality import Quality
 

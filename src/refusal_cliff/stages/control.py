@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from refusal_cliff.cliff.curves import read_cliffs
 from refusal_cliff.controls.table import ControlTable, write_table
@@ -105,4 +105,5 @@ def _stage(study: Study, name: str) -> Stage:
         return {"rows": len(table.rows)}
 
     inputs = [study.path(file) for file in control.inputs]
-    return study.stage(f"control-{name}", inputs, [f"control-{name}.json"], run)
+    config = {"definitions": asdict(study.definitions)}
+    return study.stage(f"control-{name}", inputs, [f"control-{name}.json"], run, config)

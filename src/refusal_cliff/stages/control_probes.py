@@ -22,17 +22,18 @@ from refusal_cliff.controls.readings import (
     fit_direction,
     fit_line,
     levels,
-    standardised,
 )
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.model.capture import capture
 from refusal_cliff.model.final_norm import AfterFinalNorm, find_final_norm
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe, shuffled
+from refusal_cliff.probe.direction import shuffled, standardised
+from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe
 from refusal_cliff.run.pipeline import Job, Progress
 from refusal_cliff.stages.measure import input_probes, verdict_groups
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import counts_with_all
 
 INPUTS = ("traces-fit.parquet", "traces-test.parquet", "probes.safetensors", "probes.json")
 CLOSING: Place = "last closing token"
@@ -174,7 +175,7 @@ def _harmfulness(bench: _Bench, place: Place) -> tuple[Line, float]:
 def _drawn(bench: _Bench, strengths: Mapping[str, float]) -> dict[str, Floats]:
     """Each direction of the fitting traces and of draws of them, the same draws for all."""
     groups = [trace.prompt.group for trace in bench.fit]
-    counts = directions.draw_counts(groups, bench.study.seed)
+    counts = counts_with_all(groups, bench.study.seed, directions.DRAWS)
 
     def of(rule: Rule, place: Place = CLOSING) -> Any:
         """How often each row of `fitting` counts in each draw."""
@@ -300,11 +301,11 @@ def _shuffled(bench: _Bench) -> tuple[str, Read, Cell]:
     test = positions.rows_of(bench.test, bench.states, CLOSING, REFUSED)
     drawn = np.random.default_rng(seed).permutation(rows.labels)
     read = fit_line(rows.states, drawn, rows.groups, seed)
-    coordinates, axes, centre, scale = standardised(rows.states)
+    standard = standardised(rows.states)
     values = shuffled(
-        coordinates,
+        standard.coordinates,
         rows.labels,
-        (test.states - centre) / scale @ axes.T,
+        standard.of(test.states),
         test.labels,
         "logistic",
         bench.probe.strength,

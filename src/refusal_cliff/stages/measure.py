@@ -18,10 +18,10 @@ from refusal_cliff.io import write_json
 from refusal_cliff.judges import judge_all
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.probe.direction import Estimator
 from refusal_cliff.probe.files import read_probes, write_probes
 from refusal_cliff.probe.fit import (
     MIN_PER_CLASS,
-    Estimator,
     LabelRule,
     ProbeSet,
     fit_probes,
