@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Line, lacking
-from refusal_cliff.controls.table import Cell, ControlTable
+from refusal_cliff.controls.table import Cell, ControlTable, rounded
 from refusal_cliff.probe.direction import calibrate_held_out, standardised
 from refusal_cliff.probe.logistic import fit_logistic
 from refusal_cliff.stats import percentiles
@@ -137,9 +137,9 @@ def directions_table(rows: Mapping[str, Sequence[Cell]], layer: int, how: str) -
             f"and the last closing token together. First answer tokens: {how}. All other readings "
             "are of refused against benign traces at the last closing token. AUROC: each at its "
             "own task, on test prompts; beside it that of refused against complied harmful traces "
-            "at the last closing token. *Without* a direction: the probe on states from which it "
+            "at the last closing token. “Without” a direction: the probe on states from which it "
             "was projected out (the same as taking it out of the probe), slope and threshold "
-            "fitted again on the fitting traces; *fitted anew*: another probe, fitted on such "
+            "fitted again on the fitting traces; “fitted anew”: another probe, fitted on such "
             "states.",
             "Where the probe has the direction of the difference of means (its cosine with it), "
             "taking that out leaves nothing to read: its AUROC says so, and no drop can show.",
@@ -158,11 +158,11 @@ def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
         plateau, final = (_value(rows, name, f"{part}, complied") for part in ("plateau", "final"))
         if plateau is None or final is None:
             return "No harmful prompt was complied with, so there is no drop to explain."
-        told.append(f"{name} {plateau:.2f} → {final:.2f}")
+        told.append(f"{name} {rounded(plateau)} → {rounded(final)}")
     parts = [f"Plateau → final of complied traces: {'; '.join(told)}."]
     apart = _value(rows, REFUSAL, "AUROC, refused against complied")
     if apart is not None:
-        parts.append(f"The probe tells refused from complied traces with AUROC {apart:.2f}.")
+        parts.append(f"The probe tells refused from complied traces with AUROC {rounded(apart)}.")
     lacks = lacking(_levels(rows[REFUSAL]))
     if lacks:
         return " ".join([*parts, f"It shows no cliff ({lacks}), so there is none to explain."])

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import CLIFF_SIZE, CONTRAST, TraceCliff, complied_rows
-from refusal_cliff.controls.table import Cell, mean_cell
+from refusal_cliff.controls.table import Cell, mean_cell, rounded
 from refusal_cliff.model.capture import Batch
 from refusal_cliff.probe.direction import Direction, cross_validate, standardised
 from refusal_cliff.probe.quality import auroc, weighted_auroc
@@ -155,9 +155,9 @@ def lacking(cells: Sequence[Cell]) -> str | None:
     if plateau is None or final is None or drop is None:
         return None
     if drop < CLIFF_SIZE:
-        return f"drop {drop:.2f}"
+        return f"drop {rounded(drop)}"
     if refused is not None and refused - final < CONTRAST:
-        return f"refused end at {refused:.2f}, complied at {final:.2f}"
+        return f"refused end at {rounded(refused)}, complied at {rounded(final)}"
     if benign is not None and plateau - benign < CONTRAST:
-        return f"benign plateau {benign:.2f}, complied {plateau:.2f}"
+        return f"benign plateau {rounded(benign)}, complied {rounded(plateau)}"
     return ""

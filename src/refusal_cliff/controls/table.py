@@ -83,35 +83,44 @@ def read_table(path: Path) -> ControlTable:
 
 def markdown(table: ControlTable) -> str:
     """The control as a section of Markdown, without a heading."""
+    names = headings(table)
     lines = [
         f"*{table.question}* ({table.source})",
         "",
-        f"| | {' | '.join(headings(table))} | n |",
-        "|---" * (len(table.columns) + 2) + "|",
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
     ]
     for name, cells in table.rows.items():
-        texts = row_texts(table, cells)
-        lines.append(f"| {name} | {' | '.join(texts)} | {common_n(cells) or ''} |")
+        lines.append(f"| {name} | {' | '.join(row_texts(table, cells))} |")
     lines += ["", table.finding, *(f"\n{note}" for note in table.notes)]
     return "\n".join(lines)
 
 
 def headings(table: ControlTable) -> list[str]:
-    """The columns, each with its n where all its numbers are of as many and the rows' n differ."""
+    """The columns, each with its n where all its numbers are of as many and the rows' n differ.
+
+    A last one is for the n of each row, where any has one.
+    """
     counts = _column_counts(table)
-    return [
+    names = [
         name if n is None else f"{name} (n = {n})"
         for name, n in zip(table.columns, counts, strict=True)
     ]
+    return [*names, "n"] if _rows_have_n(table) else names
 
 
 def row_texts(table: ControlTable, cells: Sequence[Cell]) -> list[str]:
-    """The numbers of a row, each with its n unless the row's or the column's says it."""
-    alone = common_n(cells) is None
-    return [
-        cell_text(cell, alone=alone and n is None)
+    """A row below `headings`: each number with its n unless the row's or the column's says it."""
+    common = common_n(cells)
+    texts = [
+        cell_text(cell, alone=common is None and n is None)
         for cell, n in zip(cells, _column_counts(table), strict=True)
     ]
+    return [*texts, str(common or "")] if _rows_have_n(table) else texts
+
+
+def _rows_have_n(table: ControlTable) -> bool:
+    return any(common_n(cells) is not None for cells in table.rows.values())
 
 
 def _column_counts(table: ControlTable) -> list[int | None]:
@@ -132,12 +141,12 @@ def cell_text(cell: Cell, *, alone: bool = True) -> str:
     """``0.93 [0.90, 0.96]``, with ``, n = 100`` where it stands alone; a dash for no value."""
     if cell.value is None:
         return "–"
-    text = _rounded(cell.value)
+    text = rounded(cell.value)
     if cell.interval is not None:
-        text += f" [{_rounded(cell.interval[0])}, {_rounded(cell.interval[1])}]"
+        text += f" [{rounded(cell.interval[0])}, {rounded(cell.interval[1])}]"
     return f"{text}, n = {cell.n}" if alone and cell.n is not None else text
 
 
-def _rounded(value: float) -> str:
+def rounded(value: float) -> str:
     """Two decimals, without a negative zero."""
     return f"{round(value, 2) + 0.0:.2f}"

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from refusal_cliff.controls.rollouts import BINS
-from refusal_cliff.controls.table import ControlTable, common_n, headings, row_texts
+from refusal_cliff.controls.table import ControlTable, headings, row_texts
 from refusal_cliff.findings.summary import CliffSummary, Verdict
 from refusal_cliff.io import write_text
 from refusal_cliff.report import words
@@ -85,7 +85,7 @@ def _environment() -> Environment:
     named = (
         *(words.number, words.number_interval, words.percent, words.percent_interval),
         *(words.head_name, words.listing, words.count),
-        *(headings, row_texts, common_n),
+        *(headings, row_texts),
     )
     environment.filters.update({function.__name__: function for function in named})
     environment.filters["kinds"] = _kinds
