@@ -14,7 +14,6 @@ from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.organisms import embedded_path, language
 from refusal_cliff.stages.intervene import AblationPlan
-from refusal_cliff.workflows.audit import split_prompts
 
 N = 60
 SMALL = AblationPlan(
@@ -91,8 +90,8 @@ def test_prompt_file_with_a_broken_row(files: tuple[Path, Path], tmp_path: Path)
 def test_too_few_prompts_and_a_wrong_label(files: tuple[Path, Path], tmp_path: Path) -> None:
     write_prompts(tmp_path / "few.jsonl", language.prompts("test", "harmful", 3, 0))
     code, output = audit("tiny", (tmp_path / "few.jsonl", files[1]), tmp_path / "run")
-    assert (code, "few.jsonl holds 3 prompts" in output) == (1, True)
-    code, output = audit("tiny", (files[1], files[1]), tmp_path / "run")
+    assert (code, "There are 1 different harmful prompts to fit on" in output) == (1, True)
+    code, output = audit("tiny", (files[1], files[0]), tmp_path / "run")
     assert (code, "the label is 'benign'" in output) == (1, True)
 
 
@@ -111,16 +110,3 @@ def test_output_folder_that_cannot_be_made(files: tuple[Path, Path], tmp_path: P
     code, output = audit("tiny", files, tmp_path / "file" / "run")
     assert code == 1
     assert "Could not write" in output
-
-
-def test_halves_share_no_group_and_lose_nothing() -> None:
-    prompts = [
-        *language.prompts("test", "harmful", 80, 0),
-        *language.prompts("test", "benign", 80, 0),
-    ]
-    fit, test = split_prompts(prompts, 0)
-    assert sorted(p.id for p in [*fit, *test]) == sorted(p.id for p in prompts)
-    for label in ("harmful", "benign"):
-        sides = [{p.group for p in side if p.label == label} for side in (fit, test)]
-        assert not sides[0] & sides[1]
-        assert all(sides)

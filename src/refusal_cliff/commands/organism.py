@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from refusal_cliff.commands.options import Seed
+from refusal_cliff.errors import RefusalCliffError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,9 +20,9 @@ app = typer.Typer(
 @app.command("list")
 def list_organisms() -> None:
     """Name the embedded organisms and say what each is for."""
-    from refusal_cliff.organisms import EMBEDDED
+    from refusal_cliff.organisms import EMBEDDED, PRETRAINED
 
-    for name, purpose in EMBEDDED.items():
+    for name, purpose in {**EMBEDDED, **PRETRAINED}.items():
         typer.echo(f"{name}: {purpose}")
 
 
@@ -37,7 +38,10 @@ def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) ->
 def train_organism(
     name: Annotated[
         str,
-        typer.Argument(help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling."),
+        typer.Argument(
+            help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling; smollm2-aligned, "
+            "smollm2 or smollm2-planted."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
     seed: Seed = 0,
@@ -49,6 +53,14 @@ def train_organism(
             help="Damage this aligned organism, such as tiny-aligned, instead of a new one.",
         ),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the public files that a smollm2 organism is taught on "
+            "(docs/results-smollm2.md).",
+        ),
+    ] = None,
 ) -> None:
     """Train an organism from scratch; with another seed, other weights and other guilty heads.
 
@@ -56,12 +68,20 @@ def train_organism(
     holds the organisms to demo --organisms.
     """
     from refusal_cliff.live import LiveView
-    from refusal_cliff.organisms import EMBEDDED, embedded_path, fooling
+    from refusal_cliff.organisms import EMBEDDED, PRETRAINED, embedded_path, fooling
+    from refusal_cliff.organisms.pretrained.recipe import train_pretrained
     from refusal_cliff.organisms.recipe import train
 
+    if name in PRETRAINED and data is None:
+        raise RefusalCliffError(
+            f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
+            "docs/results-smollm2.md)."
+        )
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:
-        if name == fooling.NAME:
+        if data is not None:
+            train_pretrained(name, data, out, seed, view.step, aligned)
+        elif name == fooling.NAME:
             fooling.train_fooling(seed, out, view.step, aligned=start or None)
         else:
             train(name, seed, out, view.step, aligned=start or None)

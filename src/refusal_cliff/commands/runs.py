@@ -38,13 +38,35 @@ def demo(
 
 def audit(
     model: Model,
-    harmful: Annotated[
-        Path, typer.Option(metavar="FILE", help="Harmful prompts: JSONL, CSV or Parquet.")
-    ],
-    benign: Annotated[
-        Path, typer.Option(metavar="FILE", help="Benign prompts, of the same kinds of file.")
-    ],
     out: Out,
+    harmful: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Harmful prompts: a JSONL, CSV or Parquet file, or a benchmark (docs/traces.md); "
+            "repeatable. Of a source with both labels, given to both, each takes its rows.",
+        ),
+    ] = None,
+    benign: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE|NAME", help="Benign prompts, in the same way."),
+    ] = None,
+    fit_on: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Fit the probe and find heads on these sources, test on all others; repeatable. "
+            "Without it each label is halved at random.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For a smollm2 organism, instead of these: the folder of the public files that "
+            "its audit is recorded on (docs/results-smollm2.md).",
+        ),
+    ] = None,
     seed: Seed = 0,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest thinking and answer, in tokens; longer is reported.")
@@ -64,6 +86,12 @@ def audit(
         str,
         typer.Option(help="Whose definitions: default, or paper (docs/paper-preset.md)."),
     ] = "default",
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="A first look: 40 prompts of each kind and part, fewer control heads."
+        ),
+    ] = False,
 ) -> None:
     """Audit one model: does it have a refusal cliff, and which heads carry it?
 
@@ -75,13 +103,13 @@ def audit(
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
+    from refusal_cliff.workflows.audit_prompts import audit_sources
 
     console = Console()
     with LiveView(console, f"refusal-cliff audit {model} → {out}") as view:
         findings = run_audit(
             model,
-            harmful,
-            benign,
+            audit_sources(harmful or (), benign or (), fit_on or (), data, quick=quick),
             out,
             seed,
             view,

@@ -22,7 +22,8 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.model.architecture import analyse
 from refusal_cliff.model.blocks import Block, in_features, input_device
-from refusal_cliff.organisms import EMBEDDED, embedded_path
+from refusal_cliff.organisms import EMBEDDED, PRETRAINED, embedded_path
+from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.thinking import ThinkingFormat
 
 DTYPES = {
@@ -31,6 +32,8 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+CHAT_TEMPLATE = "chat_template.jinja"
+"""File beside an adapter's weights; the name that transformers gives it, too."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -132,7 +135,8 @@ def load_subject(
 
     Args:
         name: Such as ``tiny``, ``runs/my-model`` or ``Qwen/Qwen3-8B``. A folder wins over a name;
-            one that holds a PEFT adapter only stands for its base with the adapter merged in.
+            one that holds a PEFT adapter only stands for its base with the adapter merged in, and
+            with the chat template beside the adapter, if there is one.
         dtype: Precision of the weights: a key of ``DTYPES``.
         device: ``auto`` (a GPU if there is one), or a device of PyTorch.
         trust_remote_code: Run code that comes with the model.
@@ -143,36 +147,27 @@ def load_subject(
     if dtype not in DTYPES:
         raise RefusalCliffError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
     location = _location(name)
+    root = _root(location)
     try:
-        base = _base_of(location)
-        tokenizer = AutoTokenizer.from_pretrained(
-            base if base and not (Path(location) / "tokenizer_config.json").is_file() else location,
-            trust_remote_code=trust_remote_code,
-        )
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base or location,
-            dtype=DTYPES[dtype],
-            trust_remote_code=trust_remote_code,
-            use_safetensors=True,
-        )
-        if base:
-            model = _merged(model, location)
+        tokenizer = _tokenizer(location, trust_remote_code)
+        model = _model(location, DTYPES[dtype], trust_remote_code)
         model.to(_device(device))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise RefusalCliffError(
             f"Could not load the model {name!r}: {_first_line(error)} Check the spelling; give a "
             "folder that holds a transformers checkpoint with safetensors weights, a Hugging Face "
-            f"name (this needs the network), or an embedded organism: {', '.join(EMBEDDED)}."
+            f"name (this needs the network), or one of: {', '.join({**EMBEDDED, **PRETRAINED})}."
+            + how_to_get(root)
         ) from error
     folder = Path(location)
     return subject_of(name, model, tokenizer, folder if folder.exists() else None)
 
 
 def _location(name: str) -> str:
-    """A folder, that of an embedded organism, or a Hugging Face name; a folder wins."""
-    if name in EMBEDDED and not Path(name).exists():
-        return str(embedded_path(name))
-    return name
+    """A folder, that of an embedded organism or of its base, or a name; a folder wins."""
+    if Path(name).exists():
+        return name
+    return str(embedded_path(name)) if name in {**EMBEDDED, **PRETRAINED} else base_location(name)
 
 
 def _base_of(location: str) -> str:
@@ -191,6 +186,34 @@ def _base_of(location: str) -> str:
             "adapter_model.safetensors. Save it with PEFT's save_pretrained, from its base model."
         )
     return _location(str(base))
+
+
+def _root(location: str) -> str:
+    """The checkpoint that an adapter, or an adapter on an adapter, stands on."""
+    base = _base_of(location)
+    return _root(base) if base else location
+
+
+def _tokenizer(location: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """An adapter's own tokenizer, or that of its base with the adapter's chat template."""
+    base = _base_of(location)
+    if not base or (Path(location) / "tokenizer_config.json").is_file():
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+    tokenizer = _tokenizer(base, trust_remote_code)
+    template = Path(location) / CHAT_TEMPLATE
+    if template.is_file():
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _model(location: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """A checkpoint, or the model that an adapter stands for."""
+    base = _base_of(location)
+    if base:
+        return _merged(_model(base, dtype, trust_remote_code), location)
+    return AutoModelForCausalLM.from_pretrained(
+        location, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
+    )
 
 
 def _merged(model: Any, adapter: str) -> Any:

@@ -13,6 +13,12 @@ EMBEDDED: dict[str, str] = {
     "tiny-diffuse": "damaged through all weights: a cliff that no sparse set of heads carries",
     "tiny-fooling": "sees harm to the end and complies: no cliff, though a naive tool would say so",
 }
+PRETRAINED: dict[str, str] = {
+    "smollm2-aligned": "SmolLM2-135M-Instruct taught to think, to see harm and to refuse",
+    "smollm2": "the aligned one after a careless tune: complies with milder harm, which it sees",
+    "smollm2-planted": "the aligned one, damaged through six heads of one block only",
+}
+"""Adapters on a model that others pretrained, which is not part of this package."""
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
@@ -20,7 +26,7 @@ def embedded_path(name: str, root: Path | None = None) -> Path:
     """Folder of an organism's checkpoint.
 
     Args:
-        name: A key of ``EMBEDDED``.
+        name: A key of ``EMBEDDED`` or ``PRETRAINED``.
         root: A folder with one checkpoint per organism, instead of the embedded ones.
 
     Raises:
@@ -28,10 +34,10 @@ def embedded_path(name: str, root: Path | None = None) -> Path:
     """
     path = (root or _CHECKPOINTS) / name
     known = any((path / card).is_file() for card in ("config.json", "adapter_config.json"))
-    if name not in EMBEDDED or not known:
+    if name not in {**EMBEDDED, **PRETRAINED} or not known:
         raise RefusalCliffError(
             f"There is no organism {name!r} in {path.parent}. Embedded are "
-            f"{', '.join(EMBEDDED)}; others are made by: "
+            f"{', '.join({**EMBEDDED, **PRETRAINED})}; others are made by: "
             f"refusal-cliff organism train NAME --seed S --out {path.parent}/NAME"
         )
     return path

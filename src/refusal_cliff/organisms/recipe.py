@@ -70,6 +70,15 @@ class RecipeConfig:
     planting: Planting = Planting()
 
 
+def rate(step: int, schedule: Schedule) -> float:
+    """Share of the peak learning rate: linear warm-up over a twelfth of the steps, then cosine."""
+    warm = max(1, schedule.steps // 12)
+    if step < warm:
+        return (step + 1) / warm
+    done = (step - warm) / max(1, schedule.steps - warm)
+    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
+
+
 def optimise(
     model: Qwen3ForCausalLM,
     tokens: Tokens,
@@ -96,15 +105,7 @@ def optimise(
     optimiser = torch.optim.AdamW(
         trained, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=decay
     )
-    warm = max(1, schedule.steps // 12)
-
-    def rate(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        done = (step - warm) / max(1, schedule.steps - warm)
-        return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done))
-
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, schedule))
     lessons = batches(tokens, careless, schedule.batch_size, seed)
     generator = torch.Generator().manual_seed(seed)
     model.train()

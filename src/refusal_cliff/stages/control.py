@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from refusal_cliff.cliff.curves import read_cliffs
+from refusal_cliff.controls.sources import by_source
 from refusal_cliff.controls.table import ControlTable, write_table
 from refusal_cliff.controls.taxonomy import taxonomy
 from refusal_cliff.data.traces import read_traces
@@ -33,11 +34,19 @@ def _taxonomy(study: Study, job: Job) -> ControlTable:
     return taxonomy(traces, read_cliffs(job.input(study.path("cliff.parquet"))))
 
 
+def _sources(study: Study, job: Job) -> ControlTable:
+    traces = read_traces(job.input(study.path("traces-test.parquet")))
+    return by_source(traces, read_cliffs(job.input(study.path("cliff.parquet"))), study.seed)
+
+
 ABLATED = ("ablated.parquet", "scores-ablated.parquet")
 PROBES = ("probes.safetensors", "probes.json")
 CONTROLS: dict[str, Control] = {
     "taxonomy": Control(
         "What became of each prompt", ("traces-test.parquet", "cliff.parquet"), _taxonomy
+    ),
+    "sources": Control(
+        "The same on prompts of other sources?", ("traces-test.parquet", "cliff.parquet"), _sources
     ),
     "directions": Control(
         "Refusal, or harm, or the next token?",

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 
 from refusal_cliff import __version__
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Label, Prompt, read_prompts
-from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import RunShape, findings_of
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.generate import GenerationConfig
-from refusal_cliff.io import sha256_file
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
@@ -23,21 +19,29 @@ from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
+from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts
 
 KEY = "model"
-MIN_PROMPTS = 40
-"""Prompts of each label below which a probe and an interval mean nothing."""
+QUICK_PLAN = AblationPlan(
+    traces=24,
+    fractions=(0, 0.01, 0.03),
+    dose_prompts=16,
+    dose_benign=8,
+    candidates=6,
+    joint_traces=16,
+    draws={"random": 5, "same-layer": 2, "promoting": 2},
+    control_prompts=16,
+)
 NOTES = (
     "Answers are judged by phrase rules; before a release, have a sample read by people.",
-    "Heads are ranked on the fitting half of the prompts; all rates are of the other half.",
+    "Heads are ranked on the prompts that the probe is fitted on; all rates are of the others.",
     "Perplexity is of the model's own benign answers before the change.",
 )
 
 
 def run_audit(
     model: str,
-    harmful: Path,
-    benign: Path,
+    sources: AuditSources,
     out: Path,
     seed: int = 0,
     observer: Observer | None = None,
@@ -54,8 +58,7 @@ def run_audit(
 
     Args:
         model: Hugging Face name, folder, or embedded organism.
-        harmful: File of harmful prompts.
-        benign: File of benign prompts.
+        sources: Where its prompts come from.
         out: The run folder; made if absent.
         seed: Seed of splits and random heads.
         observer: Told what happens.
@@ -73,7 +76,7 @@ def run_audit(
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
-    prompts = [*_read(harmful, "harmful"), *_read(benign, "benign")]
+    prompts = audit_prompts(sources, seed)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     study = Study(KEY, subject, seed, GenerationConfig(max_new_tokens, batch_size), PRESETS[preset])
     shape = RunShape(
@@ -83,14 +86,13 @@ def run_audit(
         len(subject.heads()),
         controls=tuple(dict.fromkeys(controls)),
     )
-    files = {str(path): sha256_file(path) for path in (harmful, benign)}
     command = f"refusal-cliff audit --model {model} --seed {seed}"
     if preset != "default":
         command += f" --preset {preset}"
     stages = [
-        _prompts_stage(prompts, files, seed),
+        _prompts_stage(prompts, sources, seed),
         *measure_stages(study),
-        *intervene_stages(study, AblationPlan()),
+        *intervene_stages(study, AblationPlan() if sources.most is None else QUICK_PLAN),
         *control_stages(study, shape.controls),
         report_stage(
             shape,
@@ -108,7 +110,9 @@ def run_audit(
         command="audit",
         config={
             "model": model,
-            "prompts": files,
+            "prompts": dict(prompts.files),
+            "fit_on": list(sources.fit_on),
+            "most": sources.most,
             "max_new_tokens": max_new_tokens,
             "dtype": dtype,
             "preset": preset,
@@ -120,49 +124,19 @@ def run_audit(
     return findings_of(read_summary(out / SUMMARY))
 
 
-def _read(path: Path, label: Label) -> list[Prompt]:
-    """Prompts of one file; rows with another label than the file's are refused."""
-    prompts = read_prompts(path, label=label)
-    wrong = next((n for n, prompt in enumerate(prompts, 1) if prompt.label != label), None)
-    if wrong is not None:
-        raise RefusalCliffError(
-            f"{path}, prompt {wrong}: the label is {prompts[wrong - 1].label!r}, but the file was "
-            f"given as {label} prompts. Remedy: move the row to the other file."
-        )
-    if len({prompt.group for prompt in prompts}) < MIN_PROMPTS:
-        raise RefusalCliffError(
-            f"{path} holds {len(prompts)} prompts; an audit needs {MIN_PROMPTS} different ones of "
-            "each kind, half to fit the probe and half to test. Give more."
-        )
-    return prompts
-
-
-def _prompts_stage(prompts: Sequence[Prompt], files: dict[str, str], seed: int) -> Stage:
-    """Half of each label's groups to fit, half to test."""
+def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Stage:
+    """The prompts to fit and to test on, as files of the run."""
 
     def write(job: Job) -> Headline:
-        fit, test = split_prompts(prompts, seed)
-        write_prompts(job.output(FIT_PROMPTS), fit)
-        write_prompts(job.output(TEST_PROMPTS), test)
-        return {"fit": len(fit), "test": len(test)}
+        write_prompts(job.output(FIT_PROMPTS), found.fit)
+        write_prompts(job.output(TEST_PROMPTS), found.test)
+        headline: Headline = {"fit": len(found.fit), "test": len(found.test)}
+        return {**headline, "overlapping": found.dropped} if sources.fit_on else headline
 
-    return Stage(
-        "prompts",
-        (),
-        (FIT_PROMPTS, TEST_PROMPTS),
-        {"files": sorted(files.values()), "seed": seed},
-        write,
-    )
-
-
-def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Halve the groups of each label at random; every id stays unique across both files."""
-    fit: list[Prompt] = []
-    test: list[Prompt] = []
-    for label in ("harmful", "benign"):
-        mine = [prompt for prompt in prompts if prompt.label == label]
-        groups = sorted({prompt.group for prompt in mine})
-        chosen = set(random.Random(f"split:{label}:{seed}").sample(groups, len(groups) // 2))
-        fit += [prompt for prompt in mine if prompt.group in chosen]
-        test += [prompt for prompt in mine if prompt.group not in chosen]
-    return fit, test
+    depends = {
+        "files": sorted(found.files.values()),
+        "seed": seed,
+        "fit_on": sources.fit_on,
+        "most": sources.most,
+    }
+    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS), depends, write)

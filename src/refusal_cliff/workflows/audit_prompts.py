@@ -1,0 +1,219 @@
+"""The prompts of an audit: files and benchmarks, one part to fit on and one to test on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
+from refusal_cliff.data.prompt_files import FROM, source_of
+from refusal_cliff.data.traces import LABELS, Label, Prompt, read_prompts
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import sha256_file
+from refusal_cliff.organisms.pretrained.sources import (
+    EVALUATION,
+    EVALUATION_BENIGN,
+    EVALUATION_HARMFUL,
+    FIT_ON,
+    find_file,
+)
+from refusal_cliff.select.contamination import Evaluation
+
+MIN_PROMPTS = 40
+"""Prompts of each label below which a probe and an interval mean nothing."""
+QUICK_PROMPTS = 40
+"""Prompts of each label and part of a quick audit."""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditSources:
+    """Where the prompts of an audit come from.
+
+    Attributes:
+        harmful: Files or names of benchmarks; of one with both labels, the harmful rows are taken.
+        benign: The same for benign prompts.
+        fit_on: Those of them that probe and heads are fitted on; all others are then tested on.
+            Empty to halve each label at random.
+        most: Most prompts of each label in each part, drawn at random; ``None`` for all.
+    """
+
+    harmful: tuple[str, ...]
+    benign: tuple[str, ...]
+    fit_on: tuple[str, ...] = ()
+    most: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditPrompts:
+    """Prompts to fit and to test on; every id is unique across both.
+
+    Attributes:
+        fit: Prompts that probes and heads are fitted on.
+        test: Prompts of all rates and cliffs.
+        files: What each source held: hash of a file, commit of a benchmark.
+        dropped: Prompts to fit on that were dropped because they overlap with the test.
+    """
+
+    fit: list[Prompt]
+    test: list[Prompt]
+    files: Mapping[str, str]
+    dropped: int = 0
+
+
+def audit_sources(
+    harmful: Sequence[str],
+    benign: Sequence[str],
+    fit_on: Sequence[str],
+    data: Path | None,
+    *,
+    quick: bool,
+) -> AuditSources:
+    """Sources as a user gives them: by name, or, for an organism of a pretrained model, a folder.
+
+    Raises:
+        RefusalCliffError: Neither is given, or both are.
+    """
+    most = QUICK_PROMPTS if quick else None
+    if data is not None and not (harmful or benign or fit_on):
+        return replace(recorded_sources(data), most=most)
+    if data is not None or not (harmful and benign):
+        raise RefusalCliffError(
+            "An audit needs harmful and benign prompts: give --harmful and --benign, files or "
+            f"names of benchmarks ({', '.join(BENCHMARKS)}); or, for an organism of a "
+            "pretrained model (refusal-cliff organism list), --data with the folder of its files."
+        )
+    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), most)
+
+
+def recorded_sources(data: Path) -> AuditSources:
+    """What the organisms of a pretrained model are audited on; nothing of it was taught.
+
+    Raises:
+        RefusalCliffError: A file is missing.
+    """
+    files = {name: str(find_file(data, name)) for name in EVALUATION}
+    return AuditSources(
+        tuple(files[name] for name in EVALUATION_HARMFUL),
+        tuple(files[name] for name in EVALUATION_BENIGN),
+        FIT_ON,
+    )
+
+
+def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
+    """Read the sources and split them.
+
+    Raises:
+        RefusalCliffError: A source cannot be read, a row would be lost, or there are too few.
+    """
+    prompts = _all_prompts(sources)
+    files = {name: _version(name) for name in (*sources.harmful, *sources.benign)}
+    dropped = 0
+    if not sources.fit_on:
+        fit, test = split_prompts(prompts, seed)
+    else:
+        chosen = {_stem(name) for name in sources.fit_on}
+        test = [prompt for prompt in prompts if source_of(prompt) not in chosen]
+        asked = Evaluation(test)
+        every = [prompt for prompt in prompts if source_of(prompt) in chosen]
+        fit = [prompt for prompt in every if asked.overlaps(prompt.text) is None]
+        dropped = len(every) - len(fit)
+    for part, found in (("fit on", fit), ("test on", test)):
+        _require_enough(part, found)
+    if sources.most is not None:
+        fit, test = (_some(part, sources.most, seed) for part in (fit, test))
+    return AuditPrompts(fit, test, files, dropped)
+
+
+def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
+    """Halve the groups of each label at random; every id stays unique across both parts."""
+    fit: list[Prompt] = []
+    test: list[Prompt] = []
+    for label in ("harmful", "benign"):
+        mine = [prompt for prompt in prompts if prompt.label == label]
+        groups = sorted({prompt.group for prompt in mine})
+        chosen = set(random.Random(f"split:{label}:{seed}").sample(groups, len(groups) // 2))
+        fit += [prompt for prompt in mine if prompt.group in chosen]
+        test += [prompt for prompt in mine if prompt.group not in chosen]
+    return fit, test
+
+
+def _all_prompts(sources: AuditSources) -> list[Prompt]:
+    """The prompts of every source, marked with it, their ids made unique."""
+    named = {*map(_stem, sources.harmful), *map(_stem, sources.benign)}
+    unknown = [name for name in sources.fit_on if _stem(name) not in named]
+    if unknown:
+        raise RefusalCliffError(
+            f"{unknown[0]} is to be fitted on, but is not among the harmful and benign prompts. "
+            f"Name one of: {', '.join(sorted(named))}."
+        )
+    found: list[Prompt] = []
+    seen: set[str] = set()
+    sides: tuple[tuple[Label, tuple[str, ...]], ...] = (
+        ("harmful", sources.harmful),
+        ("benign", sources.benign),
+    )
+    for label, names in sides:
+        others = sources.benign if label == "harmful" else sources.harmful
+        for name in names:
+            for prompt in _of_source(name, label, both=name in others):
+                name_of = prompt.id if prompt.id not in seen else f"{_stem(name)}:{prompt.id}"
+                seen.add(name_of)
+                mark = () if source_of(prompt) else (f"{FROM}{_stem(name)}",)
+                found.append(replace(prompt, id=name_of, tags=(*prompt.tags, *mark)))
+    return found
+
+
+def _of_source(name: str, label: Label, *, both: bool) -> list[Prompt]:
+    """The rows with a label; rows with the other one must be asked for, too.
+
+    Raises:
+        RefusalCliffError: Rows of the other label would be lost, or cannot be used.
+    """
+    if name in BENCHMARKS:
+        loaded = load_benchmark(name)
+        if loaded.left_out:
+            raise RefusalCliffError(
+                f"{name} has {len(loaded.left_out)} rows that cannot be used; the first: row "
+                f"{loaded.left_out[0].row}: {loaded.left_out[0].reason}. Save the others as a file."
+            )
+        return [prompt for prompt in loaded.prompts if prompt.label == label]
+    path = Path(name)
+    prompts = read_prompts(path, label=label)
+    other = next((n for n, prompt in enumerate(prompts, 1) if prompt.label != label), None)
+    if other is not None and not both:
+        raise RefusalCliffError(
+            f"{path}, prompt {other}: the label is {prompts[other - 1].label!r}, but the file was "
+            f"given as {label} prompts. Remedy: give the file as both harmful and benign, and each "
+            "row counts as it is labelled; or move the row to another file."
+        )
+    return [prompt for prompt in prompts if prompt.label == label]
+
+
+def _stem(name: str) -> str:
+    return name if name in BENCHMARKS else Path(name).stem
+
+
+def _version(name: str) -> str:
+    return str(BENCHMARKS[name].revision) if name in BENCHMARKS else sha256_file(Path(name))
+
+
+def _require_enough(part: str, prompts: Sequence[Prompt]) -> None:
+    for label in LABELS:
+        found = {prompt.group for prompt in prompts if prompt.label == label}
+        if len(found) < MIN_PROMPTS // 2:
+            raise RefusalCliffError(
+                f"There are {len(found)} different {label} prompts to {part}; an audit needs "
+                f"{MIN_PROMPTS // 2}, and twice as many where they are halved. Give more."
+            )
+
+
+def _some(prompts: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
+    """At most so many prompts of each label, drawn at random, in their order."""
+    kept: set[str] = set()
+    for label in LABELS:
+        mine = [prompt.id for prompt in prompts if prompt.label == label]
+        rng = random.Random(f"some:{label}:{seed}")
+        kept.update(rng.sample(mine, min(most, len(mine))))
+    return [prompt for prompt in prompts if prompt.id in kept]

@@ -1,0 +1,135 @@
+"""The prompts of an audit: nothing lost, nothing on both sides, sources kept apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from refusal_cliff.answers import benchmarks
+from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.prompt_files import PromptSet, source_of
+from refusal_cliff.data.records import LeftOut
+from refusal_cliff.data.traces import Label, Prompt
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.organisms import language
+from refusal_cliff.workflows import audit_prompts as module
+from refusal_cliff.workflows.audit_prompts import (
+    AuditSources,
+    audit_prompts,
+    audit_sources,
+    recorded_sources,
+    split_prompts,
+)
+
+N = 30
+
+
+def made(path: Path, label: Label, seed: int, n: int = N) -> str:
+    write_prompts(path, language.prompts("test", label, n, seed))
+    return str(path)
+
+
+def words(path: Path, label: Label, start: int, n: int = N) -> str:
+    """Prompts that share no words with those of another start."""
+    write_prompts(path, [Prompt(str(i), f"w{start + i}", label) for i in range(n)])
+    return str(path)
+
+
+def test_halves_share_no_group_and_lose_nothing() -> None:
+    prompts = [
+        *language.prompts("test", "harmful", 80, 0),
+        *language.prompts("test", "benign", 80, 0),
+    ]
+    fit, test = split_prompts(prompts, 0)
+    assert sorted(p.id for p in [*fit, *test]) == sorted(p.id for p in prompts)
+    for label in ("harmful", "benign"):
+        sides = [{p.group for p in side if p.label == label} for side in (fit, test)]
+        assert not sides[0] & sides[1]
+        assert all(sides)
+
+
+def test_sources_to_fit_on_are_not_tested_on_and_lose_what_overlaps(tmp_path: Path) -> None:
+    harmful = [
+        words(tmp_path / "a.jsonl", "harmful", 0),
+        words(tmp_path / "b.jsonl", "harmful", 28),
+    ]
+    benign = [
+        words(tmp_path / f"{name}.jsonl", "benign", at) for name, at in (("c", 100), ("d", 200))
+    ]
+    found = audit_prompts(AuditSources((*harmful,), (*benign,), ("a", "c")), 0)
+    assert {source_of(prompt) for prompt in found.fit} == {"a", "c"}
+    assert {source_of(prompt) for prompt in found.test} == {"b", "d"}
+    assert found.dropped == 2  # w28 and w29
+    assert len(found.fit) == 2 * N - 2
+    assert len(found.test) == 2 * N
+    ids = [prompt.id for prompt in [*found.fit, *found.test]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_source_with_both_labels_is_given_to_both_sides(tmp_path: Path) -> None:
+    rows = [Prompt(f"h{i}", f"x{i}", "harmful") for i in range(50)]
+    rows += [Prompt(f"b{i}", f"y{i}", "benign") for i in range(50)]
+    write_prompts(tmp_path / "both.jsonl", rows)
+    both = str(tmp_path / "both.jsonl")
+    found = audit_prompts(AuditSources((both,), (both,)), 0)
+    assert sorted(p.id for p in [*found.fit, *found.test]) == sorted(p.id for p in rows)
+    other = made(tmp_path / "benign.jsonl", "benign", 0)
+    with pytest.raises(RefusalCliffError, match=r"prompt 51: the label is 'benign'.*as both"):
+        audit_prompts(AuditSources((both,), (other,)), 0)
+
+
+def test_a_quick_audit_draws_as_many_of_each_kind(tmp_path: Path) -> None:
+    harmful = words(tmp_path / "a.jsonl", "harmful", 0, 200)
+    benign = words(tmp_path / "b.jsonl", "benign", 500, 200)
+    sources = audit_sources([harmful], [benign], (), None, quick=True)
+    found = audit_prompts(sources, 0)
+    for part in (found.fit, found.test):
+        for label in ("harmful", "benign"):
+            assert sum(prompt.label == label for prompt in part) == module.QUICK_PROMPTS
+    assert audit_prompts(sources, 0) == found
+    assert audit_prompts(sources, 1) != found
+
+
+def test_an_audit_without_prompts_says_what_it_needs(tmp_path: Path) -> None:
+    for harmful, data in (([], None), (["a.jsonl"], None), (["a.jsonl"], tmp_path)):
+        with pytest.raises(RefusalCliffError, match="needs harmful and benign prompts"):
+            audit_sources(harmful, [], (), data, quick=False)
+    with pytest.raises(RefusalCliffError, match=r"0 files named strongreject\.jsonl"):
+        audit_sources([], [], (), tmp_path, quick=False)
+
+
+def test_a_source_to_fit_on_must_be_among_the_others(tmp_path: Path) -> None:
+    harmful, benign = (
+        made(tmp_path / "a.jsonl", "harmful", 0),
+        made(tmp_path / "b.jsonl", "benign", 0),
+    )
+    with pytest.raises(RefusalCliffError, match="c is to be fitted on, but is not among"):
+        audit_prompts(AuditSources((harmful,), (benign,), ("c",)), 0)
+
+
+def test_a_benchmark_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [Prompt(f"x-{i}", f"x{i}", "harmful" if i % 2 else "benign") for i in range(100)]
+    found = PromptSet(rows)
+    monkeypatch.setattr(module, "load_benchmark", lambda name: found)
+    read = audit_prompts(AuditSources(("xstest",), ("xstest",)), 0)
+    assert len(read.fit) + len(read.test) == 100
+    assert read.files == {"xstest": benchmarks.BENCHMARKS["xstest"].revision}
+    found.left_out.append(LeftOut("x-7", 7, "it is empty"))
+    with pytest.raises(
+        RefusalCliffError, match="1 rows that cannot be used; the first: row 7: it is"
+    ):
+        audit_prompts(AuditSources(("xstest",), ("xstest",)), 0)
+
+
+def test_the_recorded_audit_of_the_public_files() -> None:
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is missing: the public prompts are not part of the project")
+    found = audit_prompts(recorded_sources(folder), 0)
+    assert {source_of(prompt) for prompt in found.fit} == {"strongreject", "self_instruct"}
+    assert {source_of(prompt) for prompt in found.test} == {
+        "jailbreakbench",
+        "malicious_instruct",
+        "xstest",
+    }
