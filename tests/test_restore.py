@@ -138,6 +138,15 @@ def test_a_word_gets_its_blank_back(fooling: Subject, begun: list[Trace]) -> Non
     assert 0 < by_chance < len(begun)
 
 
+def test_where_two_tokens_are_almost_level_the_count_decides(fooling: Subject) -> None:
+    """The eleventh line end is 0.006 above the word that follows the twelfth."""
+    asked = prompts("test", "harmful", 64, 11)[62:63]
+    trace = judge_all(generate(fooling, asked, GenerationConfig(160)))[0]
+    found = read(fooling, told(fooling, trace))
+    assert found is not None
+    assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
+
+
 def test_only_texts_that_were_counted_are_asked_for(fooling: Subject, begun: list[Trace]) -> None:
     record = told(fooling, begun[0])
     for other in (

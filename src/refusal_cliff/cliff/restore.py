@@ -76,7 +76,10 @@ def put_back(subject: Subject, trace: Trace, row: Row) -> Trace | None:
     start = len(prompt)
     if row.get("prompt_tokens") not in (None, start) or trace.token_ids[:start] != prompt:
         return None
-    ids = _greedy(subject, trace.token_ids, start, cast("int", row["tokens"]))
+    total = cast("int", row["tokens"])
+    ids = _greedy(subject, trace.token_ids, start, total, near=0.0)  # ties as they fall here
+    if ids is None:
+        ids = _greedy(subject, trace.token_ids, start, total, near=_NEAR)  # ties as the text says
     if ids is None:
         return None
     if tuple(ids) == trace.token_ids:
@@ -91,11 +94,16 @@ def blanks_put_back(subject: Subject, told: Trace, trace: Trace) -> int:
     return sum(map(str.isspace, after)) - sum(map(str.isspace, before))
 
 
-def _greedy(subject: Subject, token_ids: Sequence[int], start: int, total: int) -> list[int] | None:
-    """The same text, blanks aside, in ``total`` tokens: from ``start`` on the model's own."""
+def _greedy(
+    subject: Subject, token_ids: Sequence[int], start: int, total: int, near: float
+) -> list[int] | None:
+    """The same text, blanks aside, in ``total`` tokens: from ``start`` on the model's own.
+
+    A token whose logit is within ``near`` of the highest is the model's own, too.
+    """
     ids, place, stop, edits = list(token_ids), start, start + _AHEAD, 0
     while place < min(len(ids), total):
-        wrong = _first_other(subject, ids[: min(stop, total)], place)
+        wrong = _first_other(subject, ids[: min(stop, total)], place, near)
         if wrong is None:
             place, stop = stop, total
             continue
@@ -122,7 +130,9 @@ def _after(text: str, token: str) -> str | None:
 
 
 @torch.inference_mode()
-def _first_other(subject: Subject, ids: Sequence[int], start: int) -> tuple[int, int] | None:
+def _first_other(
+    subject: Subject, ids: Sequence[int], start: int, near: float
+) -> tuple[int, int] | None:
     """The first place from ``start`` on where the model would write another token, and which."""
     inputs = torch.tensor([ids], device=subject.device)
     states = decoder_of(subject.model)(input_ids=inputs, use_cache=False)[0]
@@ -130,7 +140,7 @@ def _first_other(subject: Subject, ids: Sequence[int], start: int) -> tuple[int,
         logits = logits_of(subject, states[0, first - 1 : -1][:_AT_ONCE])
         highest, best = logits.max(-1)
         written = inputs[0, first : first + _AT_ONCE, None].to(logits.device)
-        other = (highest - logits.gather(-1, written)[:, 0] > _NEAR).nonzero()
+        other = (highest - logits.gather(-1, written)[:, 0] > near).nonzero()
         if len(other):
             at = int(other[0, 0])
             return first + at, int(best[at])
