@@ -27,8 +27,9 @@ from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun
 from refusal_cliff.heads.shift import AnswerShifts
 from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import PositionResiduals, TokenContributions, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.final_norm import AfterFinalNorm, logits_of
 from refusal_cliff.model.subject import Head, Subject
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 2, 12))]
@@ -70,6 +71,15 @@ def test_the_final_norm_gives_hugging_faces_last_states(subject: Subject) -> Non
     for row, ids in enumerate(IDS):
         output = subject.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
         assert relative(reader.values[row, 0], output.hidden_states[-1][0, -1]) < RELATIVE
+
+
+@torch.inference_mode()
+def test_logits_of_states_are_the_models_own(subject: Subject) -> None:
+    ids = torch.tensor(IDS[1:2])
+    states = decoder_of(subject.model)(input_ids=ids, use_cache=False)[0]
+    expected = subject.model(ids, use_cache=False).logits
+    assert relative(logits_of(subject, states), expected) < RELATIVE
+    assert relative(logits_of(subject, states[0, 3:5]), expected[0, 3:5]) < RELATIVE
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from served import serving, spoiling, transformers_serve
 from tiny_families import linear_probe
 
 from refusal_cliff.answers.collect import generate_answers
-from refusal_cliff.cliff.restore import agrees, put_back
+from refusal_cliff.cliff.restore import agrees, as_written
 from refusal_cliff.cliff.scores import closed, read_scores, score_traces
 from refusal_cliff.cliff.shards import read_shards, score_source
 from refusal_cliff.cliff.source import read_trace
@@ -33,8 +33,8 @@ from refusal_cliff.organisms.language import prompts
 from refusal_cliff.probe.fit import ProbeSet
 
 TINY = embedded_path("tiny")
-SERVED = [name for name in EMBEDDED if (embedded_path(name) / "config.json").is_file()]
-"""What a server can load; an adapter alone it cannot."""
+STRIPPED = ("tiny", "tiny-fooling")
+"""Those that write blanks which the server strips."""
 ASKED = [*prompts("test", "harmful", 4, 3), *prompts("test", "benign", 4, 3)]
 MOST = 160
 
@@ -57,29 +57,45 @@ def through_endpoint(server: str, tmp_path_factory: pytest.TempPathFactory) -> P
     return out
 
 
-@pytest.mark.parametrize("name", SERVED)
+def served_path(name: str, subject: Subject, folder: Path) -> Path:
+    """A checkpoint that a server can load: an adapter is merged into one, in the folder."""
+    path = embedded_path(name)
+    if (path / "config.json").is_file():
+        return path
+    subject.model.save_pretrained(folder)
+    subject.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_text_and_ids_have_the_same_spans_and_scores(
     name: str, server: str, tmp_path: Path
 ) -> None:
     """Of the same greedy answers, as the server told them and as this process generated them."""
     subject = load_subject(name, device="cpu")
     local = judge_all(generate(subject, ASKED, GenerationConfig(MOST)))
-    backend = EndpointBackend(config(server, embedded_path(name)))
+    backend = EndpointBackend(config(server, served_path(name, subject, tmp_path / "served")))
     generate_answers(backend, PromptSet(list(ASKED)), tmp_path, source="test")
     file, out = tmp_path / "traces.jsonl", tmp_path / "scores"
     rows = [row for _, row in read_rows(file)]
     assert [row["tokens"] for row in rows] == [len(trace.token_ids) for trace in local]
     told = [read_trace(file, number, row, subject) for number, row in enumerate(rows, start=1)]
-    whole = [
-        t if agrees(t, r) else put_back(subject, t, r) for t, r in zip(told, rows, strict=True)
-    ]
-    assert [trace and (trace.token_ids, trace.spans) for trace in whole] == [
+    whole = [as_written(subject, trace, row) for trace, row in zip(told, rows, strict=True)]
+    assert [(trace.token_ids, trace.spans) for trace in whole] == [
         (trace.token_ids, trace.spans) for trace in local
     ]
+    believed = [
+        agrees(t, r) and t.token_ids != w.token_ids
+        for t, r, w in zip(told, rows, whole, strict=True)
+    ]
+    assert any(believed) == (name == "tiny-fooling")  # as many tokens by chance, but others
     probes = any_probes(subject)
     done = score_source(subject, probes, str(file), out, every_layer=True)
     mine, theirs = score_traces(subject, closed(local), probes), read_scores(next(read_shards(out)))
-    assert (done.scored, done.restored > 0) == (len(mine), name == "tiny")
+    assert (done.scored, done.restored > 0) == (len(mine), name in STRIPPED)
+    restored = [row["blanks"] for _, row in read_rows(out / "restored-00000.jsonl")]
+    assert len(restored) == done.restored
+    assert all(isinstance(blanks, int) and blanks > 0 for blanks in restored)
     assert set(done.left_out) <= {"its thinking never closed"}
     for left, right in zip(mine, theirs, strict=True):
         assert (left.trace_id, left.spans, left.verdict) == (

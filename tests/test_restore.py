@@ -1,4 +1,4 @@
-"""Blanks that a server strips come back exactly where the model wrote them, or not at all."""
+"""The tokens that the model wrote come back from text without its blanks, or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from refusal_cliff.cliff.restore import agrees, put_back
+from refusal_cliff.cliff.restore import agrees, as_written, put_back
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.records import Record, row_of_record
 from refusal_cliff.data.traces import Trace
@@ -81,6 +81,7 @@ def test_long_answers_are_looked_at_in_pieces(
     subject: Subject, trace: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("refusal_cliff.cliff.restore._AT_ONCE", 7)
+    monkeypatch.setattr("refusal_cliff.cliff.restore._AHEAD", 12)
     found = read(subject, told(subject, trace))
     assert found is not None
     assert found.token_ids == trace.token_ids
@@ -109,3 +110,72 @@ def test_token_ids_of_a_server_are_taken_as_they_are(subject: Subject, trace: Tr
     assert found is not None
     assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
     assert found.response == trace.response
+
+
+@pytest.fixture(scope="module")
+def fooling() -> Subject:
+    return load_subject("tiny-fooling", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def begun(fooling: Subject) -> list[Trace]:
+    """Answers that begin with a word and its blank in one token."""
+    asked = [*prompts("test", "harmful", 4, 3)[1:], *prompts("test", "benign", 4, 3)]
+    found = judge_all(generate(fooling, asked, GenerationConfig(160)))
+    return [trace for trace in found if trace.spans and trace.response[:1] == " "]
+
+
+def test_a_word_gets_its_blank_back(fooling: Subject, begun: list[Trace]) -> None:
+    """Also where the word alone has as many tokens as the blanks that were lost."""
+    by_chance = 0
+    for trace in begun:
+        row = row_of_record(told(fooling, trace))
+        text = read_trace(FILE, 1, row, fooling)
+        assert text.token_ids != trace.token_ids
+        by_chance += agrees(text, row)
+        found = as_written(fooling, text, row)
+        assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
+    assert 0 < by_chance < len(begun)
+
+
+def test_where_two_tokens_are_almost_level_the_count_decides(fooling: Subject) -> None:
+    """The eleventh line end is 0.006 above the word that follows the twelfth."""
+    asked = prompts("test", "harmful", 64, 11)[62:63]
+    trace = judge_all(generate(fooling, asked, GenerationConfig(160)))[0]
+    found = read(fooling, told(fooling, trace))
+    assert found is not None
+    assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
+
+
+def test_only_texts_that_were_counted_are_asked_for(fooling: Subject, begun: list[Trace]) -> None:
+    record = told(fooling, begun[0])
+    for other in (
+        replace(record, tokens=None),
+        replace(record, token_ids=begun[0].token_ids[:-1]),
+    ):
+        row = row_of_record(other)
+        text = read_trace(FILE, 1, row, fooling)
+        assert as_written(fooling, text, row) is text
+
+
+def test_what_was_sampled_is_believed_as_it_is(subject: Subject) -> None:
+    """Tokens that the model would not write greedily, but as many as the server counted."""
+    sampled = generate(subject, ASKED, GenerationConfig(160, temperature=1.5, seed=1))[1]
+    row = row_of_record(told(subject, sampled))
+    text = read_trace(FILE, 1, row, subject)
+    counted = {**row, "tokens": len(text.token_ids)}
+    assert put_back(subject, text, counted) is None
+    assert as_written(subject, text, counted) is text
+
+
+def test_other_tokens_of_the_same_text_become_those_of_the_model(
+    subject: Subject, trace: Trace
+) -> None:
+    assert trace.spans is not None
+    row, start, end = row_of_record(told(subject, trace)), trace.spans.closing, trace.token_ids[-1]
+    letters = [subject.tokenizer.encode(letter)[0] for letter in trace.response]
+    spelled = (*trace.token_ids[:start], *letters, end)
+    assert len(spelled) > len(trace.token_ids)
+    found = put_back(subject, replace(trace, token_ids=spelled), row)
+    assert found is not None
+    assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)

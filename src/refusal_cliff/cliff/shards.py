@@ -25,7 +25,7 @@ from refusal_cliff.cliff.curves import (
     model_cliff,
     write_cliffs,
 )
-from refusal_cliff.cliff.restore import agrees, put_back
+from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.cliff.source import read_trace, source_rows
 from refusal_cliff.data.traces import Label, Row, Trace
@@ -55,7 +55,7 @@ class Scored:
     Attributes:
         scored: Traces with scores, those of an earlier run included.
         left_out: Reasons why rows were left out, and how many.
-        restored: Traces among the scored ones whose text had lost blanks, see `put_back`.
+        restored: Traces among the scored ones whose text had lost blanks, see `as_written`.
     """
 
     scored: int
@@ -136,7 +136,7 @@ def _score_shard(
         if reason
     ]
     restored = [
-        {"id": told.prompt.id, "row": number, "blanks": len(trace.token_ids) - len(told.token_ids)}
+        {"id": told.prompt.id, "row": number, "blanks": blanks_put_back(subject, told, trace)}
         for told, trace, (number, _), reason in zip(read, traces, rows, why, strict=True)
         if trace is not told and not reason
     ]
@@ -147,10 +147,8 @@ def _score_shard(
 
 
 def _as_counted(trace: Trace, subject: Subject, row: Row) -> Trace:
-    """The trace, with what its server stripped where that matters and can be known."""
-    if agrees(trace, row) or _why_unusable(trace, subject):
-        return trace
-    return put_back(subject, trace, row) or trace
+    """The trace, in the tokens that it was written in where that matters and can be known."""
+    return trace if _why_unusable(trace, subject) else as_written(subject, trace, row)
 
 
 def _why_left_out(trace: Trace, subject: Subject, row: Row) -> str:

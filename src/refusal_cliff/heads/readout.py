@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.final_norm import find_final_norm
+from refusal_cliff.model.final_norm import find_final_norm, logits_of
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import Probe
 
@@ -43,30 +41,10 @@ def score_readout(subject: Subject, probe: Probe) -> Readout:
 def answer_readout(subject: Subject) -> Readout:
     """Logits of the next token, [.., vocabulary].
 
-    Whatever the model does between its last block and its logits is done: the states go through the
-    final norm, and take the place of the decoder's output in a forward pass of one token.
+    Whatever the model does between its last block and its logits is done, see `logits_of`.
 
     Raises:
         RefusalCliffError: The model has no final norm that can be found.
     """
-    norm, decoder = find_final_norm(subject), decoder_of(subject.model)
-    token = torch.zeros(1, 1, dtype=torch.long, device=subject.device)
-
-    def read(states: torch.Tensor) -> torch.Tensor:
-        normed = norm(states.reshape(1, -1, states.shape[-1]))
-
-        def put(module: torch.nn.Module, inputs: object, output: Any) -> Any:
-            del module, inputs
-            if isinstance(output, tuple):
-                return (normed, *output[1:])
-            output.last_hidden_state = normed
-            return output
-
-        handle = decoder.register_forward_hook(put)
-        try:
-            logits = subject.model(input_ids=token, use_cache=False).logits
-        finally:
-            handle.remove()
-        return logits.reshape(*states.shape[:-1], -1).float()
-
-    return Readout(subject.n_layers, read)
+    norm = find_final_norm(subject)
+    return Readout(subject.n_layers, lambda states: logits_of(subject, norm(states)))

@@ -6,6 +6,8 @@ reads after it; a probe's files say which was used.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from torch import nn
 
@@ -77,3 +79,27 @@ def find_final_norm(subject: Subject) -> nn.Module:
         f"{subject.name} has no norm after its last block that can be found. Read the residual "
         "stream instead (read point resid_post)."
     )
+
+
+def logits_of(subject: Subject, states: torch.Tensor) -> torch.Tensor:
+    """Logits of the next token, [.., vocabulary], of states after the final norm, [.., d].
+
+    Whatever the model does between the two is done: the states take the place of the decoder's
+    output in a forward pass of one token.
+    """
+    token = torch.zeros(1, 1, dtype=torch.long, device=subject.device)
+    row = states.reshape(1, -1, states.shape[-1])
+
+    def put(module: nn.Module, inputs: object, output: Any) -> Any:
+        del module, inputs
+        if isinstance(output, tuple):
+            return (row, *output[1:])
+        output.last_hidden_state = row
+        return output
+
+    handle = decoder_of(subject.model).register_forward_hook(put)
+    try:
+        logits = cast("Any", subject.model)(input_ids=token, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits.reshape(*states.shape[:-1], -1).float()
