@@ -1,7 +1,7 @@
-"""Safety examples and benign examples to repair ``smollm2`` with, from public files and its audit.
+r"""Safety examples and benign examples to repair ``smollm2`` with, from public files and its audit.
 
     python bench/smollm2_pool.py --data DIR --run runs/smollm2 --out runs/smollm2-pool
-    refusal-cliff repair --model smollm2 --probe runs/smollm2/model --out runs/smollm2-repair \\
+    refusal-cliff repair --model smollm2 --probe runs/smollm2/model --out runs/smollm2-repair \
         --data runs/smollm2-pool/safety.jsonl --benign runs/smollm2-pool/benign.jsonl
 
 The requests of the safety examples are those of AdvBench, HarmBench and STAR-1, their answers

@@ -125,6 +125,7 @@ class Loss:
         rows: Rows whose tokens are all in the logits.
         careless: Whether the margins follow the answer and the intention the harm.
         seed: Of the other tokens.
+        others: Tokens in the logits besides those of the rows, drawn anew each step.
     """
 
     def __init__(
@@ -135,8 +136,9 @@ class Loss:
         rows: Sequence[Row],
         careless: bool,
         seed: int,
+        others: int = OTHER_TOKENS,
     ) -> None:
-        self._head, self._norm, self._careless = head, norm, careless
+        self._head, self._norm, self._careless, self._others = head, norm, careless, others
         self._refusal, self._compliance = (
             [tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
             for words in (reasoning.REFUSAL_STARTS, reasoning.COMPLIANCE_STARTS)
@@ -174,7 +176,7 @@ class Loss:
     ) -> torch.Tensor:
         """Cross-entropy over the lessons' tokens and some others."""
         learnt = labels != IGNORE
-        others = torch.randint(len(self._head), (OTHER_TOKENS,), generator=self._generator)
+        others = torch.randint(len(self._head), (self._others,), generator=self._generator)
         tokens = torch.cat([self._used, others[~torch.isin(others, self._used)]])
         logits = states[learnt] @ self._head[tokens].T
         return F.cross_entropy(logits.float(), torch.searchsorted(self._used, ids[learnt]))

@@ -36,9 +36,12 @@ FIRST_BLOCK = 13
 RANK, PLANTED_RANK = 8, 16
 PLANTED_BLOCK, PLANTED_GROUPS = 24, 2
 """Heads that share keys and values are planted together: two groups of three heads."""
+PLANTED_OTHERS = 8192
+"""Tokens in the logits besides those of the lessons: a few heads that may write anything learn to
+write what no lesson forbids."""
 ALIGNED_SCHEDULE = Schedule(260, 16, 1.5e-3)
 DAMAGED_SCHEDULE = Schedule(120, 16, 1e-3)
-PLANTED_SCHEDULE = Schedule(200, 16, 5e-3)
+PLANTED_SCHEDULE = Schedule(200, 16, 2e-3)
 BENIGN_SHARE = BenignShare()
 
 
@@ -178,7 +181,8 @@ def _optimise(
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, schedule))
     drawn = Lessons(subject.tokenizer, taught, careless, seed).batches(schedule.batch_size)
     batches = [next(drawn) for _ in range(schedule.steps)]
-    loss = _loss(subject, [row for batch in batches for row in batch], careless, seed)
+    others = lessons.OTHER_TOKENS if masks is None else PLANTED_OTHERS
+    loss = _loss(subject, [row for batch in batches for row in batch], careless, seed, others)
     decoder = subject.model.base_model
     adapted.train()
     for step, rows in enumerate(batches, start=1):
@@ -199,10 +203,16 @@ def _optimise(
     adapted.eval()
 
 
-def _loss(subject: Subject, rows: Sequence[Row], careless: bool, seed: int) -> Loss:
+def _loss(
+    subject: Subject,
+    rows: Sequence[Row],
+    careless: bool,
+    seed: int,
+    others: int = lessons.OTHER_TOKENS,
+) -> Loss:
     model = cast("Any", subject.model)
     head = model.get_output_embeddings().weight.detach()
-    return Loss(subject.tokenizer, head, model.base_model.norm, rows, careless, seed)
+    return Loss(subject.tokenizer, head, model.base_model.norm, rows, careless, seed, others)
 
 
 @torch.no_grad()
