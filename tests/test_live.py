@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from refusal_cliff.errors import RefusalCliffError
@@ -63,6 +64,22 @@ def test_steps_follow_work_that_is_no_pipeline() -> None:
                 view.step(stage, done, 2)
     assert "align: 0.0 s" in text.getvalue()
     assert text.getvalue().count("...") == 2
+
+
+def test_a_log_says_where_long_work_is_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("refusal_cliff.live.time.monotonic", lambda: now[0])
+    target, text = console(terminal=False)
+    with LiveView(target, "run") as view:
+        for done in range(1, 10):
+            now[0] += 11
+            view.step("align", done, 20)
+    assert text.getvalue().splitlines() == [
+        "run",
+        "align ...",
+        "align: 4 of 20",
+        "align: 7 of 20",
+    ]
 
 
 def test_control_characters_do_not_reach_the_terminal() -> None:

@@ -26,6 +26,7 @@ Status = Literal["waiting", "running", "done", "kept"]
 _MARK = {"waiting": "·", "running": "▸", "done": "✓", "kept": "="}
 _STYLE = {"waiting": "dim", "running": "bold cyan", "done": "green", "kept": "blue"}
 _REFRESH_PER_SECOND = 4
+_SECONDS_BETWEEN_LINES = 30.0
 _LINES_AROUND_TABLE = 6
 _BAR_WIDTH = 24
 
@@ -39,6 +40,7 @@ class _Row:
     done: int = 0
     total: int = 0
     headline: Headline = field(default_factory=dict)
+    told: float = 0.0
 
 
 class LiveView:
@@ -84,13 +86,17 @@ class LiveView:
         """Show a stage as running, its clock ticking."""
         row = self._row(name)
         row.status, row.started = "running", time.monotonic()
+        row.told = row.started
         if not self._live:
             self._print(f"{name} ...")
 
     def progress(self, name: str, done: int, total: int) -> None:
-        """Move a running stage's bar."""
+        """Move a running stage's bar; in a log, say where it is once in a while."""
         row = self._row(name)
         row.done, row.total = done, total
+        if not self._live and time.monotonic() - row.told >= _SECONDS_BETWEEN_LINES:
+            row.told = time.monotonic()
+            self._print(f"{name}: {done} of {total}")
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """Show a stage's time and key numbers."""
