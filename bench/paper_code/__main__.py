@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from bench.paper_code.case import Case, Effect, load_case
-from bench.paper_code.counting import benign_effects, unfinished_effects
+from bench.paper_code.counting import benign_effects, selection_effects, unfinished_effects
 from bench.paper_code.fit import fit_effects, label_effects, negative_effects
 from bench.paper_code.interventions import (
     mask_effects,
@@ -53,6 +53,7 @@ FAULTS: Mapping[str, Callable[[Case], list[Effect]]] = {
     "attention of Llama without its mask, no head out": mask_effects,
     "unfinished output counts as an answer": unfinished_effects,
     "benign prompts counted in the ASR": benign_effects,
+    "training examples ranked by the final score alone": selection_effects,
 }
 PLACE = re.compile(r"<!-- paper code -->\n.*?<!-- end -->", re.DOTALL)
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of, measured_rows
-from refusal_cliff.cliff.scores import TraceScores, closed, read_scores, score_traces
+from refusal_cliff.cliff.scores import TraceScores, closed, read_scores
 from refusal_cliff.controls.table import Cell, mean_cell
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.heads.effects import direct_contributions
 from refusal_cliff.heads.table import budget
+from refusal_cliff.model.capture import ProbeScores, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
@@ -146,7 +146,13 @@ def level_effects(
     return [Effect(name, *found) for name, found in zip(("plateau", "final"), cells, strict=True)]
 
 
-def scored_after(case: Case, weight: Floats, bias: float) -> list[TraceScores]:
-    """The closed test traces under some probe after the final norm."""
-    probe = replace(case.after.chosen, weight=np.asarray(weight, dtype=np.float32), bias=bias)
-    return score_traces(case.subject, closed(case.test), replace(case.after, probes=(probe,)))
+def scored_after(case: Case, probes: Sequence[tuple[Floats, float]]) -> list[list[TraceScores]]:
+    """The closed test traces under each of some probes after the final norm, in one pass."""
+    traces, layer = closed(case.test), case.subject.n_layers
+    readers = [ProbeScores({layer: probe}, len(traces)) for probe in probes]
+    taps = [AfterFinalNorm(reader, case.subject) for reader in readers]
+    capture(case.subject, [trace.token_ids for trace in traces], taps)
+    return [
+        [replace(old, logits=new) for old, new in zip(case.scores, reader.logits, strict=True)]
+        for reader in readers
+    ]

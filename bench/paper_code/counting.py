@@ -1,4 +1,4 @@
-"""Faults in how answers are counted."""
+"""Faults in how answers are counted and examples are chosen."""
 
 from __future__ import annotations
 
@@ -7,14 +7,46 @@ from collections.abc import Sequence
 from bench.paper_code.case import Case, Effect
 
 from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.controls.table import Cell, share_cell
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.judges.rules import refuses
+from refusal_cliff.select.strategies import Candidate, Strategy, how_many, select
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.demo import GENERATION
 
 READ = 512
 """Characters of an answer that the code's judge is given."""
+CHOSEN = 0.1
+"""Share of the test traces that is chosen; 1.7 % of 200 would be three."""
+
+
+def selection_effects(case: Case) -> list[Effect]:
+    """Training examples chosen by the final score alone, among harmful prompts and among all."""
+    cliffs = cliffs_of(case.scores, case.probes.row)
+    pool = [
+        Candidate(
+            row.trace_id, row.label, 0, row.plateau, row.final, row.plateau_logit, row.final_logit
+        )
+        for row in cliffs
+    ]
+    harmful = [one for one in pool if one.category == "harmful"]
+    some, other = (_chosen(way, harmful) for way in ("cliff", "final"))
+    same = Share(len({one.id for one in some} & {one.id for one in other}), len(some))
+    benign = [
+        share_cell(Share(sum(one.category == "benign" for one in chosen), len(chosen)))
+        for chosen in (_chosen(way, pool) for way in ("cliff", "final"))
+    ]
+    return [
+        Effect(
+            "of harmful prompts: same choice", share_cell(Share(same.n, same.n)), share_cell(same)
+        ),
+        Effect("of all prompts: benign ones chosen", *benign),
+    ]
+
+
+def _chosen(way: Strategy, pool: Sequence[Candidate]) -> list[Candidate]:
+    return select(way, pool, how_many(len(pool), CHOSEN))
 
 
 def answer_read(case: Case, trace: Trace, limit: int) -> str:

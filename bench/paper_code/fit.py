@@ -86,7 +86,7 @@ def fit_effects(case: Case) -> list[Effect]:
         Effect(name, Cell(*pair, len(test)), over_starts(values))
         for pair, (name, values) in zip(kept, theirs.items(), strict=True)
     ]
-    scores = [scored_after(case, weight, bias) for weight, bias, _ in probes]
+    scores = scored_after(case, [(weight, bias) for weight, bias, _ in probes])
     reported = over_starts([accuracy for *_, accuracy in probes])
     effects.append(Effect("accuracy as reported", effects[1].ours, reported))
     rows = score_traces(case.subject, closed(case.test), case.after)
