@@ -121,9 +121,11 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    text = chosen.page.read_text(encoding="utf-8")
+    if not PLACE.search(text):
+        parser.error(f"{chosen.page} has no lines <!-- paper code --> and <!-- end -->; add them")
     names = read_json(chosen.run / "manifest.json")["run"]["subjects"]
     part = section({name: measured(load_case(chosen.run, name)) for name in names})
-    text = chosen.page.read_text(encoding="utf-8")
     filled = PLACE.sub(lambda _: f"<!-- paper code -->\n\n{part}\n\n<!-- end -->", text)
     write_text(chosen.page, filled)
 
