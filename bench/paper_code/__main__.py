@@ -22,7 +22,6 @@ from bench.paper_code.fit import fit_effects, label_effects, negative_effects
 from bench.paper_code.interventions import (
     mask_effects,
     norm_effects,
-    optimism_effects,
     population_effects,
     renormalisation_effects,
     scale_effects,
@@ -49,7 +48,6 @@ FAULTS: Mapping[str, Callable[[Case], list[Effect]]] = {
     "place −1 of right-padded batches": position_effects,
     "contributions: batch means over the number of items": scale_effects,
     "heads ranked on all harmful prompts": population_effects,
-    "ASR on the prompts that heads were found on": optimism_effects,
     "ablation renormalised over the whole batch": renormalisation_effects,
     "attention of Qwen3 without its norms, no head out": norm_effects,
     "attention of Llama without its mask, no head out": mask_effects,

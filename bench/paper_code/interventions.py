@@ -57,22 +57,6 @@ def population_effects(case: Case) -> list[Effect]:
     return ranking_effects(case, contributions(case, harmful).mean(0))
 
 
-def optimism_effects(case: Case) -> list[Effect]:
-    """Attack success on the prompts that heads and probe were found on, against other prompts."""
-    parts = [
-        [trace for trace in part if trace.prompt.label == "harmful"]
-        for part in (case.test, case.fit)
-    ]
-    out = [
-        write(case, part, ablated(case.subject, case.heads), GENERATION.batch_size)
-        for part in parts
-    ]
-    return [
-        Effect("ASR, new prompts → the same", *(_attacks(part) for part in parts)),
-        Effect("ASR, heads out, new prompts → the same", *(_attacks(part) for part in out)),
-    ]
-
-
 @contextmanager
 def renormalised_over_all(subject: Subject, heads: Collection[Head]) -> Iterator[None]:
     """Heads out; all that the heads of a batch write, at pads too, brought back to its length."""
