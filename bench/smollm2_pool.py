@@ -16,7 +16,8 @@ import random
 from pathlib import Path
 
 from refusal_cliff.data.examples import write_examples
-from refusal_cliff.data.traces import Prompt, SafetyExample, read_prompts, read_traces
+from refusal_cliff.data.prompt_files import usable_rows
+from refusal_cliff.data.traces import Prompt, SafetyExample, read_traces
 from refusal_cliff.organisms.pretrained.reasoning import REFUSALS
 from refusal_cliff.organisms.pretrained.sources import HARMFUL, find_file
 
@@ -35,9 +36,10 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(0)
     asked = [
-        prompt.text
+        str(row["prompt"])
         for name in POOL
-        for prompt in read_prompts(find_file(options.data, name), label="harmful")
+        for _, row in usable_rows(find_file(options.data, name))
+        if not isinstance(row, str)
     ]
     chosen = rng.sample(asked, min(options.most, len(asked)))
     safety = [
