@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--most", type=int, default=1000, help="requests, drawn at random")
+    parser.add_argument("--longest", type=int, default=200, help="tokens of a benign example")
     options = parser.parse_args()
     rng = random.Random(0)
     asked = [
@@ -51,6 +52,7 @@ def main() -> None:
         SafetyExample(trace.prompt, trace.thinking, trace.response)
         for trace in traces
         if trace.prompt.label == "benign" and trace.verdict == "complied" and trace.complete
+        if len(trace.token_ids) <= options.longest
     ]
     options.out.mkdir(parents=True, exist_ok=True)
     write_examples(options.out / "safety.jsonl", safety)

@@ -9,7 +9,7 @@ from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import judge_all
 from refusal_cliff.model.subject import Subject, load_subject
-from refusal_cliff.organisms import PRETRAINED, embedded_path, planted_heads
+from refusal_cliff.organisms import PRETRAINED, embedded_path
 from refusal_cliff.organisms.bases import SMOLLM2, base_location
 
 MEGABYTE = 1 << 20
@@ -24,11 +24,6 @@ def test_an_adapter_is_small_and_names_what_it_stands_on(name: str) -> None:
     assert card["name"] == name
     assert card["base"] == read_json(folder / "adapter_config.json")["base_model_name_or_path"]
     assert card["base"] in (SMOLLM2, "smollm2-aligned")
-    assert bool(card["planted_heads"]) == name.endswith("planted")
-
-
-def test_three_percent_of_the_heads_are_planted() -> None:
-    assert 1 <= len(planted_heads(embedded_path("smollm2-planted"))) <= 0.03 * 270
 
 
 def subject(name: str) -> Subject:

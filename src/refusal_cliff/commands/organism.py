@@ -68,11 +68,11 @@ def train_organism(
     holds the organisms to demo --organisms.
     """
     from refusal_cliff.live import LiveView
-    from refusal_cliff.organisms import EMBEDDED, PRETRAINED, embedded_path, fooling
-    from refusal_cliff.organisms.pretrained.recipe import train_pretrained
+    from refusal_cliff.organisms import EMBEDDED, embedded_path, fooling
+    from refusal_cliff.organisms.pretrained.recipe import NAMES, train_pretrained
     from refusal_cliff.organisms.recipe import train
 
-    if name in PRETRAINED and data is None:
+    if name in NAMES and data is None:
         raise RefusalCliffError(
             f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
             "docs/results-smollm2.md)."

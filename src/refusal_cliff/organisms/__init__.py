@@ -16,7 +16,6 @@ EMBEDDED: dict[str, str] = {
 PRETRAINED: dict[str, str] = {
     "smollm2-aligned": "SmolLM2-135M-Instruct taught to think, to see harm and to refuse",
     "smollm2": "the aligned one after a careless tune: complies with milder harm, which it sees",
-    "smollm2-planted": "the aligned one, damaged through six heads of one block only",
 }
 """Adapters on a model that others pretrained, which is not part of this package."""
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"

@@ -37,8 +37,8 @@ RANK, PLANTED_RANK = 8, 16
 PLANTED_BLOCK, PLANTED_GROUPS = 24, 2
 """Heads that share keys and values are planted together: two groups of three heads."""
 PLANTED_OTHERS = 50_000
-"""Tokens in the logits besides those of the lessons: a few heads that may write anything learn to
-write what no lesson forbids."""
+"""Tokens in the logits besides those of the lessons, all of them: heads that may write anything
+learn to write what no lesson forbids."""
 ALIGNED_SCHEDULE = Schedule(260, 16, 1.5e-3)
 DAMAGED_SCHEDULE = Schedule(120, 16, 1e-3)
 PLANTED_SCHEDULE = Schedule(200, 16, 2e-3)
