@@ -76,7 +76,8 @@ def cliff_claims(damaged: Summary, aligned: Summary, run: Path) -> list[Claim]:
         Claim(
             "deeper is steeper",
             "stronger in deep layers",
-            f"mean cliff {late:.2f} in the last {third} blocks, {early:.2f} in the first",
+            f"mean cliff {late:.2f} in the last {third} blocks, {early:.2f} in the first; "
+            f"{by_layer[-1]:.2f} after the last",
             f"{found.n} complied, {len(by_layer)} blocks",
             late > early,
         ),
@@ -100,7 +101,8 @@ def head_claims(damaged: Summary) -> list[Claim]:
             f"{heads.ablated} of {heads.total} ({heads.fraction:.1%}) proven, by {heads.method}: "
             + ", ".join(heads.names),
             f"{heads.total} heads",
-            0 < heads.fraction <= FEW + 0.5 / heads.total,
+            0 < heads.fraction <= FEW + 0.5 / heads.total
+            and ablation.asr_after < ablation.asr_before_ci[0],
         ),
         Claim(
             "3 % out, ASR under 10 %",
