@@ -123,7 +123,7 @@ def main() -> None:
     print("|---|---|---|---|")
     first: list[bool] = []
     for name in (SMOLLM2, *options.models):
-        subject = load_subject(name, device="cpu")
+        subject = load_subject(name, dtype="bfloat16", device="cpu")
         right = correct(subject, options.tokens)
         low, high = wilson(sum(right), len(right))
         share = f"{sum(right) / len(right):.2f} [{low:.2f}, {high:.2f}]"
