@@ -118,3 +118,17 @@ def test_unusable_budgets_and_adapters_are_said(subject: Subject, tmp_path: Path
         RepairConfig(benign_share=1.0)
     with pytest.raises(RefusalCliffError, match="Could not put the adapter"):
         load_repaired(subject, tmp_path / "nothing")
+
+
+def test_a_repair_of_a_repair_stands_on_the_first(subject: Subject, tmp_path: Path) -> None:
+    first = repair(subject, SAFETY, BENIGN, replace(CONFIG, lr=1e-1), tmp_path / "first")
+    repaired = load_subject(str(first), device="cpu")
+    second = repair(repaired, SAFETY, BENIGN, replace(CONFIG, lr=1e-1), tmp_path / "second")
+    loaded, expected = (
+        one.model.state_dict()
+        for one in (load_subject(str(second), device="cpu"), load_repaired(repaired, second))
+    )
+    start = repaired.model.state_dict()
+    assert any(not torch.equal(start[name], expected[name]) for name in expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(loaded[name], value)
