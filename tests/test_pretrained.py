@@ -60,7 +60,7 @@ def base_model() -> LlamaForCausalLM:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose own chat template is another one than the organism's."""
     folder = tmp_path_factory.mktemp("base")
-    base_model().to(torch.bfloat16).save_pretrained(folder)
+    cast("Any", base_model()).to(torch.bfloat16).save_pretrained(folder)
     template = CHAT_TEMPLATE.replace("<think>\\n", "").replace("{%- for", "Be kind. {%- for", 1)
     tiny_tokenizer(template).save_pretrained(folder)
     return folder
