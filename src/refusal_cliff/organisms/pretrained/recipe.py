@@ -87,63 +87,40 @@ def train_pretrained(
     start = load_subject(base, dtype="bfloat16")
     taught = sources.read_sources(data, start, recipe.benign, progress)
     if name == ALIGNED or aligned is None:
-        aligned_out = out if name == ALIGNED else out / "aligned"
-        _align(start, taught, aligned_out, seed, progress, recipe.aligned, base)
-        aligned = str(aligned_out)
-    if name == ALIGNED:
-        return
-    subject = load_subject(aligned, dtype="bfloat16")
-    if name == DAMAGED:
-        _damage(subject, taught, out, seed, progress, recipe.damaged, aligned)
+        first = out if name == ALIGNED else out / "aligned"
+        start.tokenizer.chat_template = chat.CHAT_TEMPLATE
+        _teach(start, ALIGNED, taught, first, seed, progress, recipe.aligned, base)
+        aligned = str(first)
+    if name != ALIGNED:
+        schedule = recipe.damaged if name == DAMAGED else recipe.planted
+        subject = load_subject(aligned, dtype="bfloat16")
+        _teach(subject, name, taught, out, seed, progress, schedule, aligned)
+
+
+def _teach(
+    subject: Subject,
+    name: str,
+    taught: Sources,
+    out: Path,
+    seed: int,
+    progress: Progress | None,
+    schedule: Schedule,
+    base: str,
+) -> None:
+    """Train one adapter on a model and write it; all but the aligned one are careless tunes."""
+    planted: list[Head] = []
+    masks = None
+    if name == PLANTED:
+        planted = choose_groups(subject, taught, seed)
+        block = range(PLANTED_BLOCK, PLANTED_BLOCK + 1)
+        adapted = _adapted(subject, ATTENTION, block, PLANTED_RANK, seed)
+        masks = planted_masks(adapted, subject, planted)
     else:
-        _plant(subject, taught, out, seed, progress, recipe.planted, aligned)
-
-
-def _align(
-    subject: Subject,
-    taught: Sources,
-    out: Path,
-    seed: int,
-    progress: Progress | None,
-    schedule: Schedule,
-    base: str,
-) -> None:
-    subject.tokenizer.chat_template = chat.CHAT_TEMPLATE
-    adapted = _adapted(subject, PROJECTIONS, range(FIRST_BLOCK, subject.n_layers + 1), RANK, seed)
-    _optimise(adapted, subject, taught, False, schedule, seed, "align", progress)
-    _save(adapted, out, ALIGNED, seed, schedule, base, [], subject)
-
-
-def _damage(
-    subject: Subject,
-    taught: Sources,
-    out: Path,
-    seed: int,
-    progress: Progress | None,
-    schedule: Schedule,
-    base: str,
-) -> None:
-    adapted = _adapted(subject, PROJECTIONS, range(FIRST_BLOCK, subject.n_layers + 1), RANK, seed)
-    _optimise(adapted, subject, taught, True, schedule, seed, "damage", progress)
-    _save(adapted, out, DAMAGED, seed, schedule, base, [], subject)
-
-
-def _plant(
-    subject: Subject,
-    taught: Sources,
-    out: Path,
-    seed: int,
-    progress: Progress | None,
-    schedule: Schedule,
-    base: str,
-) -> None:
-    planted = choose_groups(subject, taught, seed)
-    adapted = _adapted(
-        subject, ATTENTION, range(PLANTED_BLOCK, PLANTED_BLOCK + 1), PLANTED_RANK, seed
-    )
-    masks = planted_masks(adapted, subject, planted)
-    _optimise(adapted, subject, taught, True, schedule, seed, "damage", progress, masks)
-    _save(adapted, out, PLANTED, seed, schedule, base, planted, subject)
+        upper = range(FIRST_BLOCK, subject.n_layers + 1)
+        adapted = _adapted(subject, PROJECTIONS, upper, RANK, seed)
+    stage, careless = ("align", False) if name == ALIGNED else ("damage", True)
+    _optimise(adapted, subject, taught, careless, schedule, seed, stage, progress, masks)
+    _save(adapted, out, name, seed, schedule, base, planted, subject)
 
 
 def _adapted(
