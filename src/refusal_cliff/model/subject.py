@@ -156,7 +156,8 @@ def load_subject(
         raise RefusalCliffError(
             f"Could not load the model {name!r}: {_first_line(error)} Check the spelling; give a "
             "folder that holds a transformers checkpoint with safetensors weights, a Hugging Face "
-            f"name (this needs the network), or one of: {', '.join({**EMBEDDED, **PRETRAINED})}."
+            "name (this needs the network), or an embedded organism: "
+            f"{', '.join({**EMBEDDED, **PRETRAINED})}."
             + how_to_get(root)
         ) from error
     folder = Path(location)
