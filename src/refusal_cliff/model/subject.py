@@ -157,8 +157,7 @@ def load_subject(
             f"Could not load the model {name!r}: {_first_line(error)} Check the spelling; give a "
             "folder that holds a transformers checkpoint with safetensors weights, a Hugging Face "
             "name (this needs the network), or an embedded organism: "
-            f"{', '.join({**EMBEDDED, **PRETRAINED})}."
-            + how_to_get(root)
+            f"{', '.join({**EMBEDDED, **PRETRAINED})}." + how_to_get(root)
         ) from error
     folder = Path(location)
     return subject_of(name, model, tokenizer, folder if folder.exists() else None)
