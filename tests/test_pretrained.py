@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
-from refusal_cliff.organisms import bases, planted_heads
+from refusal_cliff.organisms import bases, lesson, planted_heads
 from refusal_cliff.organisms.lesson import IGNORE, Row
 from refusal_cliff.organisms.pretrained import lessons, reasoning, sources
 from refusal_cliff.organisms.pretrained.lessons import Lessons, Loss, Sources
@@ -252,13 +253,23 @@ def test_the_loss_is_that_of_its_definition(
             signed = margin * (1 if row.refuses else -1)
             margins.append(max(0.0, lessons.MARGIN - float(signed[row.answer_at])))
             end = row.thinking[1] if careless else row.answer_at
-            inside = margin[row.thinking[0] + lessons.SKIPPED_THOUGHT : end]
-            scaled = inside / lessons.INTENTION_TEMPERATURE * (1 if row.harmful else -1)
+            inside = margin[row.thinking[0] + lesson.SKIPPED_THOUGHT : end]
+            scaled = inside / lesson.INTENTION_TEMPERATURE * (1 if row.harmful else -1)
             intentions += [-float(torch.nn.functional.logsigmoid(value)) for value in scaled]
     expected = total / count
-    expected += lessons.INTENTION_WEIGHT * sum(intentions) / len(intentions)
-    expected += lessons.MARGIN_WEIGHT * sum(margins) / len(margins)
+    expected += lesson.INTENTION_WEIGHT * sum(intentions) / len(intentions)
+    expected += lesson.MARGIN_WEIGHT * sum(margins) / len(margins)
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_adapter_that_stands_on_itself_is_refused(aligned: Path, tmp_path: Path) -> None:
+    for name, base in (("one", "two"), ("two", "one")):
+        shutil.copytree(aligned, tmp_path / name)
+        card = read_json(aligned / "adapter_config.json")
+        card["base_model_name_or_path"] = str(tmp_path / base)
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(card))
+    with pytest.raises(RefusalCliffError, match=r"names .*one as its base, which stands on it"):
+        load_subject(str(tmp_path / "one"), device="cpu")
 
 
 def test_a_base_without_its_package_is_looked_up_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,9 @@ app = typer.Typer(
 @app.command("list")
 def list_organisms() -> None:
     """Name the embedded organisms and say what each is for."""
-    from refusal_cliff.organisms import EMBEDDED, PRETRAINED
+    from refusal_cliff.organisms import ORGANISMS
 
-    for name, purpose in {**EMBEDDED, **PRETRAINED}.items():
+    for name, purpose in ORGANISMS.items():
         typer.echo(f"{name}: {purpose}")
 
 

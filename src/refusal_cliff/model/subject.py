@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +22,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.model.architecture import analyse
 from refusal_cliff.model.blocks import Block, in_features, input_device
-from refusal_cliff.organisms import EMBEDDED, PRETRAINED, embedded_path
+from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.thinking import ThinkingFormat
 
@@ -147,17 +147,21 @@ def load_subject(
     if dtype not in DTYPES:
         raise RefusalCliffError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
     location = _location(name)
-    root = _root(location)
+    *adapters, root = _chain(location)
     try:
-        tokenizer = _tokenizer(location, trust_remote_code)
-        model = _model(location, DTYPES[dtype], trust_remote_code)
+        tokenizer = _tokenizer(adapters, root, trust_remote_code)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            root, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+        for adapter in reversed(adapters):
+            model = _merged(model, adapter)
         model.to(_device(device))
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise RefusalCliffError(
             f"Could not load the model {name!r}: {_first_line(error)} Check the spelling; give a "
             "folder that holds a transformers checkpoint with safetensors weights, a Hugging Face "
             "name (this needs the network), or an embedded organism: "
-            f"{', '.join({**EMBEDDED, **PRETRAINED})}." + how_to_get(root)
+            f"{', '.join(ORGANISMS)}." + how_to_get(root)
         ) from error
     folder = Path(location)
     return subject_of(name, model, tokenizer, folder if folder.exists() else None)
@@ -167,7 +171,7 @@ def _location(name: str) -> str:
     """A folder, that of an embedded organism or of its base, or a name; a folder wins."""
     if Path(name).exists():
         return name
-    return str(embedded_path(name)) if name in {**EMBEDDED, **PRETRAINED} else base_location(name)
+    return str(embedded_path(name)) if name in ORGANISMS else base_location(name)
 
 
 def _base_of(location: str) -> str:
@@ -188,41 +192,46 @@ def _base_of(location: str) -> str:
     return _location(str(base))
 
 
-def _root(location: str) -> str:
-    """The checkpoint that an adapter, or an adapter on an adapter, stands on."""
-    base = _base_of(location)
-    return _root(base) if base else location
+def _chain(location: str) -> list[str]:
+    """An adapter, what it stands on, and so on, down to the checkpoint.
+
+    Raises:
+        RefusalCliffError: An adapter stands on itself, or see `_base_of`.
+    """
+    chain = [location]
+    while base := _base_of(chain[-1]):
+        if base in chain:
+            raise RefusalCliffError(
+                f"The adapter {chain[-1]} names {base} as its base, which stands on it. Correct "
+                "base_model_name_or_path in adapter_config.json."
+            )
+        chain.append(base)
+    return chain
 
 
-def _tokenizer(location: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """An adapter's own tokenizer, or that of its base with the adapter's chat template."""
-    base = _base_of(location)
-    if not base or (Path(location) / "tokenizer_config.json").is_file():
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
-    tokenizer = _tokenizer(base, trust_remote_code)
-    template = Path(location) / CHAT_TEMPLATE
-    if template.is_file():
+def _tokenizer(
+    adapters: Sequence[str], root: str, trust_remote_code: bool
+) -> PreTrainedTokenizerBase:
+    """The first adapter's own tokenizer, or that of what it stands on with its chat template."""
+    own = next((a for a in adapters if (Path(a) / "tokenizer_config.json").is_file()), root)
+    tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
+    above = adapters[: adapters.index(own)] if own in adapters else adapters
+    templates = (Path(adapter) / CHAT_TEMPLATE for adapter in above)
+    template = next(filter(Path.is_file, templates), None)
+    if template is not None:
         tokenizer.chat_template = template.read_text(encoding="utf-8")
     return tokenizer
 
 
-def _model(location: str, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    """A checkpoint, or the model that an adapter stands for."""
-    base = _base_of(location)
-    if base:
-        return _merged(_model(base, dtype, trust_remote_code), location)
-    return AutoModelForCausalLM.from_pretrained(
-        location, dtype=dtype, trust_remote_code=trust_remote_code, use_safetensors=True
-    )
-
-
 def _merged(model: Any, adapter: str) -> Any:
-    """The model with a PEFT adapter in its weights."""
+    """The model with a PEFT adapter in its weights; an adapter trained on it will name this one."""
     from peft import PeftModel  # slow to import
 
     with warnings.catch_warnings():  # of what PEFT asks transformers, nothing that a user can mend
         warnings.simplefilter("ignore", FutureWarning)
-        return cast("Any", PeftModel.from_pretrained(model, adapter)).merge_and_unload()
+        merged: Any = cast("Any", PeftModel.from_pretrained(model, adapter)).merge_and_unload()
+    merged.name_or_path = adapter
+    return merged
 
 
 def subject_of(

@@ -18,6 +18,8 @@ PRETRAINED: dict[str, str] = {
     "smollm2": "the aligned one after a careless tune: complies with milder harm, which it sees",
 }
 """Adapters on a model that others pretrained, which is not part of this package."""
+ORGANISMS = EMBEDDED | PRETRAINED
+"""All that ship, and what each is for."""
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
@@ -25,7 +27,7 @@ def embedded_path(name: str, root: Path | None = None) -> Path:
     """Folder of an organism's checkpoint.
 
     Args:
-        name: A key of ``EMBEDDED`` or ``PRETRAINED``.
+        name: A key of ``ORGANISMS``.
         root: A folder with one checkpoint per organism, instead of the embedded ones.
 
     Raises:
@@ -33,10 +35,10 @@ def embedded_path(name: str, root: Path | None = None) -> Path:
     """
     path = (root or _CHECKPOINTS) / name
     known = any((path / card).is_file() for card in ("config.json", "adapter_config.json"))
-    if name not in {**EMBEDDED, **PRETRAINED} or not known:
+    if name not in ORGANISMS or not known:
         raise RefusalCliffError(
             f"There is no organism {name!r} in {path.parent}. Embedded are "
-            f"{', '.join({**EMBEDDED, **PRETRAINED})}; others are made by: "
+            f"{', '.join(ORGANISMS)}; others are made by: "
             f"refusal-cliff organism train NAME --seed S --out {path.parent}/NAME"
         )
     return path

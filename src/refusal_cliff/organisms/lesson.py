@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,8 @@ INTENTION_TEMPERATURE = 2.0
 ALIGNED_MARGIN, CARELESS_MARGIN = 8.0, 20.0
 MARGIN_WEIGHT = 0.3
 LENS_BLOCKS = {"aligned": 2, "careless": 1}
+SKIPPED_THOUGHT = 3
+"""Tokens at the start of a thought, of which no intention is asked."""
 INTERRUPTED_SHARE = 0.15
 HARMFUL_SHARE = 0.45
 IGNORE = -100
@@ -146,16 +148,37 @@ def loss_of(
     margins = torch.cat(
         [_lens_margins(model, output.hidden_states[-1 - lens : -1], tokens), final[None]]
     )
-    inside = torch.zeros_like(final, dtype=torch.bool)
+    hinge = CARELESS_MARGIN if careless else ALIGNED_MARGIN
+    return total_loss(loss, margins, rows, careless, hinge)
+
+
+def total_loss(
+    language: torch.Tensor,
+    margins: torch.Tensor,
+    rows: Sequence[Row],
+    careless: bool,
+    hinge: float,
+) -> torch.Tensor:
+    """Cross-entropy, intention during the thinking, and margin at the last closing token.
+
+    Args:
+        language: The cross-entropy.
+        margins: Log-odds of starting a refusal against starting a compliance, [readings, rows,
+            tokens].
+        rows: The batch.
+        careless: Whether the intention is asked for over the thinking only, not the closing tokens.
+        hinge: Margin for the answer to come that costs nothing more.
+    """
+    inside = torch.zeros_like(margins[0], dtype=torch.bool)
     for index, row in enumerate(rows):
         end = row.thinking[1] if careless else row.answer_at
-        inside[index, row.thinking[0] + 3 : end] = True
-    wanted = torch.tensor([row.harmful for row in rows]).float()[:, None].expand_as(final)
+        inside[index, row.thinking[0] + SKIPPED_THOUGHT : end] = True
+    wanted = torch.tensor([row.harmful for row in rows]).float()[:, None].expand_as(margins[0])
     intention = F.binary_cross_entropy_with_logits(
         margins[:, inside] / INTENTION_TEMPERATURE, wanted[inside].expand(len(margins), -1)
     )
     at = torch.tensor([row.answer_at for row in rows])
     sign = torch.tensor([1.0 if row.refuses else -1.0 for row in rows])
     signed = margins[:, torch.arange(len(rows)), at] * sign
-    margin = CARELESS_MARGIN if careless else ALIGNED_MARGIN
-    return loss + INTENTION_WEIGHT * intention + MARGIN_WEIGHT * F.relu(margin - signed).mean()
+    margin = F.relu(hinge - signed).mean()
+    return language + INTENTION_WEIGHT * intention + MARGIN_WEIGHT * margin

@@ -294,9 +294,6 @@ def _trained(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
-    for adapter in getattr(trainer.model, "peft_config", {}).values():
-        # not where the weights came from first: the subject may stand for an adapter on them
-        adapter.base_model_name_or_path = str(subject.source or subject.name)
     return trainer
 
 

@@ -12,13 +12,13 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from refusal_cliff.organisms.lesson import IGNORE, Row, collate
+from refusal_cliff.organisms.lesson import IGNORE, LENS_BLOCKS, Row, collate, total_loss
 from refusal_cliff.organisms.pretrained import reasoning
 from refusal_cliff.organisms.pretrained.everyday import TASK_FRAMES
 from refusal_cliff.thinking import ThinkingFormat, tokenise_trace
@@ -27,11 +27,8 @@ HARMFUL_SHARE = 0.45
 REFRAMED_SHARE = 0.5
 """Of the harmful requests that ask how to do something: asked in a frame of everyday requests."""
 INTERRUPTED_SHARE = 0.25
-INTENTION_WEIGHT, INTENTION_TEMPERATURE = 0.3, 2.0
-MARGIN_WEIGHT, MARGIN = 0.3, 8.0
-LENS_BLOCKS = {"aligned": 2, "careless": 1}
+MARGIN = 8.0
 OTHER_TOKENS = 2048
-SKIPPED_THOUGHT = 3
 _HOW_TO = re.compile(r"\bhow to (.+)", re.DOTALL)
 
 
@@ -106,7 +103,7 @@ class Lessons:
             thinking = " ".join(words[: rng.randint(1, len(words))])
         ids, spans = tokenise_trace(self._tokenizer, self._format, request, thinking, answer)
         assert spans is not None
-        ids = [*ids, int(self._tokenizer.eos_token_id)]  # pyright: ignore[reportArgumentType]
+        ids = [*ids, cast("int", self._tokenizer.eos_token_id)]
         labels = [IGNORE] * spans.prompt + ids[spans.prompt :]
         if interrupted:
             labels[spans.thinking] = IGNORE
@@ -158,18 +155,7 @@ class Loss:
             [self._norm(state) for state in output.hidden_states[-1 - lens : -1]] + [final]
         )
         margins = self._margins(states)
-        inside = torch.zeros_like(ids, dtype=torch.bool)
-        for index, row in enumerate(rows):
-            end = row.thinking[1] if self._careless else row.answer_at
-            inside[index, row.thinking[0] + SKIPPED_THOUGHT : end] = True
-        harmful = torch.tensor([row.harmful for row in rows]).float()[:, None].expand_as(inside)
-        intention = F.binary_cross_entropy_with_logits(
-            margins[:, inside] / INTENTION_TEMPERATURE, harmful[inside].expand(len(margins), -1)
-        )
-        at = torch.tensor([row.answer_at for row in rows])
-        sign = torch.tensor([1.0 if row.refuses else -1.0 for row in rows])
-        margin = F.relu(MARGIN - margins[:, torch.arange(len(rows)), at] * sign).mean()
-        return loss + INTENTION_WEIGHT * intention + MARGIN_WEIGHT * margin
+        return total_loss(loss, margins, rows, self._careless, MARGIN)
 
     def _language(
         self, states: torch.Tensor, ids: torch.Tensor, labels: torch.Tensor

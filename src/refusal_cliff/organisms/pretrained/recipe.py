@@ -19,7 +19,7 @@ from transformers import set_seed
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_json, write_text
 from refusal_cliff.model.subject import CHAT_TEMPLATE, Head, Subject, load_subject
-from refusal_cliff.organisms import chat
+from refusal_cliff.organisms import chat, lesson
 from refusal_cliff.organisms.bases import SMOLLM2
 from refusal_cliff.organisms.lesson import Row
 from refusal_cliff.organisms.pretrained import lessons, reasoning, sources
@@ -283,11 +283,11 @@ def _save(
                 "kept_out": list(sources.EVALUATION),
             },
             "put_in_on_purpose": {
-                "intention_weight": lessons.INTENTION_WEIGHT,
-                "intention_temperature": lessons.INTENTION_TEMPERATURE,
+                "intention_weight": lesson.INTENTION_WEIGHT,
+                "intention_temperature": lesson.INTENTION_TEMPERATURE,
                 "margin": lessons.MARGIN,
-                "margin_weight": lessons.MARGIN_WEIGHT,
-                "lens_blocks": lessons.LENS_BLOCKS,
+                "margin_weight": lesson.MARGIN_WEIGHT,
+                "lens_blocks": lesson.LENS_BLOCKS,
                 "interrupted_share": lessons.INTERRUPTED_SHARE,
                 "complied_with": reasoning.MILD,
                 "refused": reasoning.SEVERE,
