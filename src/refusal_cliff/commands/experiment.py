@@ -25,7 +25,22 @@ def group() -> None:
 def less_is_more(
     model: Model = "tiny",
     out: Out = Path("runs/less-is-more"),
-    seeds: Annotated[int, typer.Option(min=1, help="Pools, draws and trainings; 3 at least.")] = 5,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="For a smollm2 organism: the folder of the public files that prompts and pools "
+            "come from (docs/results-smollm2.md).",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Pools, draws and trainings; 3 at least.  [default: 5; with --data 3]",
+            show_default=False,
+        ),
+    ] = None,
     fractions: Annotated[
         list[float] | None,
         typer.Option("--fraction", help="Share of the pool each strategy chooses; repeatable."),
@@ -34,7 +49,14 @@ def less_is_more(
         list[str] | None,
         typer.Option("--strategy", help="Only these ways to choose; repeatable."),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of every repair.")] = 16,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Optimiser steps of every repair.  [default: 16; with --data 24]",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Annotated[
         int, typer.Option(min=0, help="Besides, train on all of the pool so many times.")
     ] = 0,
@@ -58,21 +80,23 @@ def less_is_more(
         ExperimentSizes,
         default_plan,
         outcome_table,
+        public_plan,
         run_experiment,
     )
 
-    plan = default_plan()
+    plan = default_plan() if data is None else public_plan()
+    named = tuple(one_of("strategy", name, STRATEGIES) for name in strategies or ())
     plan = replace(
         plan,
-        seeds=tuple(range(seeds)),
+        seeds=plan.seeds if seeds is None else tuple(range(seeds)),
         fractions=tuple(fractions) if fractions else plan.fractions,
-        strategies=tuple(one_of("strategy", name, STRATEGIES) for name in strategies or STRATEGIES),
-        repair=replace(plan.repair, steps=steps),
+        strategies=named or plan.strategies,
+        repair=replace(plan.repair, steps=steps or plan.repair.steps),
         epochs=epochs,
     )
     console = Console()
     with LiveView(console, f"refusal-cliff experiment less-is-more → {out}") as view:
-        outcome = run_experiment(model, out, plan, ExperimentSizes(pool=pool), view)
+        outcome = run_experiment(model, out, plan, ExperimentSizes(pool=pool), view, data)
     heading, *rows = outcome_table(outcome)
     print_table(console, heading, rows)
     for name in (POINTS, TESTS, CHART):

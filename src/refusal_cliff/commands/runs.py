@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Dtype, Model, Out, Seed, TrustRemoteCode, one_of
+from refusal_cliff.commands.options import Device, Model, Out, Seed, TrustRemoteCode, one_of
 
 
 def demo(
@@ -69,10 +69,30 @@ def audit(
     ] = None,
     seed: Seed = 0,
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest thinking and answer, in tokens; longer is reported.")
-    ] = 4096,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
-    dtype: Dtype = "float32",
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest thinking and answer, in tokens; longer is reported.  [default: 4096; "
+            "with --data 160]",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Prompts generated at once.  [default: 16; with --data 96]",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of the weights: float32, bfloat16.  [default: float32; with --data "
+            "bfloat16]",
+            show_default=False,
+        ),
+    ] = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     control: Annotated[
@@ -103,8 +123,9 @@ def audit(
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
-    from refusal_cliff.workflows.audit_prompts import audit_sources
+    from refusal_cliff.workflows.audit_prompts import RECORDED, USUAL, audit_sources
 
+    usual = USUAL if data is None else RECORDED
     console = Console()
     with LiveView(console, f"refusal-cliff audit {model} → {out}") as view:
         findings = run_audit(
@@ -113,9 +134,9 @@ def audit(
             out,
             seed,
             view,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
-            dtype=dtype,
+            max_new_tokens=max_new_tokens or usual.max_new_tokens,
+            batch_size=batch_size or usual.batch_size,
+            dtype=dtype or usual.dtype,
             device=device,
             trust_remote_code=trust_remote_code,
             controls=chosen_controls(control or ()),

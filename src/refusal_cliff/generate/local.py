@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -245,16 +246,36 @@ def _continue_batch(
         pad_token_id=padding,
         eos_token_id=sorted(stops),
     )
-    output = cast("Any", subject.model).generate(
-        input_ids,
-        attention_mask=mask,
-        generation_config=greedy,
-        logits_processor=noise,
-        stopping_criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
-        past_key_values=roomy_cache(subject.model),
-    )
+    with _contiguous_last_states(subject):
+        output = cast("Any", subject.model).generate(
+            input_ids,
+            attention_mask=mask,
+            generation_config=greedy,
+            logits_processor=noise,
+            stopping_criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
+            past_key_values=roomy_cache(subject.model),
+        )
     new = output[:, input_ids.shape[1] :].tolist()
     return [_until_stop(ids[:n], stops) for ids, n in zip(new, left, strict=True)]
+
+
+@contextmanager
+def _contiguous_last_states(subject: Subject) -> Iterator[None]:
+    """Give the unembedding the last states of the prompts as one block of memory.
+
+    They are a slice of all states, and PyTorch multiplies a slice with one copy of the unembedding
+    for each row: 57 MB a row with 135 million weights, a third of the time of a short answer.
+    """
+
+    def contiguous(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        del module
+        return (inputs[0].contiguous(), *inputs[1:])
+
+    hook = subject.model.get_output_embeddings().register_forward_pre_hook(contiguous)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class _MostEnded(StoppingCriteria):

@@ -28,6 +28,20 @@ QUICK_PROMPTS = 40
 
 
 @dataclass(frozen=True, slots=True)
+class Writing:
+    """How a model is loaded and writes, where a user does not say it."""
+
+    max_new_tokens: int
+    batch_size: int
+    dtype: str
+
+
+USUAL = Writing(4096, 16, "float32")
+RECORDED = Writing(160, 96, "bfloat16")
+"""Of the recorded audits of the organisms of a pretrained model."""
+
+
+@dataclass(frozen=True, slots=True)
 class AuditSources:
     """Where the prompts of an audit come from.
 

@@ -7,26 +7,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refusal_cliff.data.examples import write_examples, write_prompts
+from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_json, write_json, write_text
 from refusal_cliff.model.subject import Subject, load_subject
-from refusal_cliff.organisms import language
 from refusal_cliff.repair.comparison import Paired, Point, grouped, paired, points, write_points
 from refusal_cliff.repair.training import RepairConfig
 from refusal_cliff.report.examples_chart import examples_chart
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.stages.measure import measure_stages
-from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
-from refusal_cliff.stages.trials import (
-    BENIGN,
-    TrialPlan,
-    pool_file,
-    read_trial,
-    trial_files,
-    trial_stages,
+from refusal_cliff.stages.study import Study
+from refusal_cliff.stages.trials import TrialPlan, read_trial, trial_files, trial_stages
+from refusal_cliff.workflows.audit_prompts import RECORDED
+from refusal_cliff.workflows.demo import GENERATION
+from refusal_cliff.workflows.less_is_more_prompts import (
+    ExperimentSizes,
+    language_stage,
+    own_benign_stage,
+    public_stage,
 )
-from refusal_cliff.workflows.demo import GENERATION, both_labels
 
 POINTS, TESTS, CHART = "less-is-more.parquet", "less-is-more.json", "less-is-more.svg"
 STEPS = 16
@@ -34,26 +33,18 @@ REFERENCES = ("random", "full")
 """What every strategy is tested against."""
 
 
-@dataclass(frozen=True, slots=True)
-class ExperimentSizes:
-    """How much is asked of an organism.
-
-    Attributes:
-        fit: Prompts of each label to fit the probe.
-        test: Prompts of each label to test on.
-        pool: Safety examples of each seed.
-        benign: Benign examples mixed into every repair.
-    """
-
-    fit: int = 120
-    test: int = 100
-    pool: int = 2000
-    benign: int = 400
-
-
 def default_plan() -> TrialPlan:
     """The plan whose results docs/selection.md shows."""
     return TrialPlan(repair=RepairConfig(steps=STEPS))
+
+
+def public_plan() -> TrialPlan:
+    """The plan for an organism of a pretrained model, shown in docs/results-smollm2.md."""
+    return TrialPlan(
+        seeds=(0, 1, 2),
+        strategies=("cliff", "final", "longest", "random", "full"),
+        repair=RepairConfig(steps=24, batch_size=8, lr=1e-3, max_length=512),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +66,7 @@ def run_experiment(
     plan: TrialPlan | None = None,
     sizes: ExperimentSizes | None = None,
     observer: Observer | None = None,
+    data: Path | None = None,
 ) -> Outcome:
     """Run, or continue, the experiment on an organism in the run folder ``out``.
 
@@ -84,19 +76,22 @@ def run_experiment(
         plan: What is compared.
         sizes: How much is asked.
         observer: Told what happens.
+        data: For an organism of a pretrained model: folder of the public files, see
+            `recorded_sources`, that prompts and pools come from instead.
 
     Raises:
-        RefusalCliffError: The folder or the model cannot be used.
+        RefusalCliffError: The folder, a file or the model cannot be used.
     """
-    plan, sizes = plan or default_plan(), sizes or ExperimentSizes()
-    subject = load_subject(model, device="cpu")
+    sizes = sizes or ExperimentSizes()
+    plan = plan or (default_plan() if data is None else public_plan())
+    subject = load_subject(model, device="cpu", dtype="float32" if data is None else RECORDED.dtype)
     info = RunInfo(
         command="experiment less-is-more",
         config={"sizes": asdict(sizes), "plan": _as_json(plan)},
         seeds={str(seed): seed for seed in plan.seeds},
         subjects={subject.name: subject.fingerprint},
     )
-    run_pipeline(out, experiment_stages(subject, plan, sizes), info, observer)
+    run_pipeline(out, experiment_stages(subject, plan, sizes, data), info, observer)
     return read_outcome(out)
 
 
@@ -104,12 +99,23 @@ def _as_json(plan: TrialPlan) -> dict[str, object]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(plan).items()}
 
 
-def experiment_stages(subject: Subject, plan: TrialPlan, sizes: ExperimentSizes) -> list[Stage]:
+def experiment_stages(
+    subject: Subject, plan: TrialPlan, sizes: ExperimentSizes, data: Path | None = None
+) -> list[Stage]:
     """Measure the model, score each seed's pool, repair, and compare."""
-    study = Study("model", subject, 0, GENERATION)
+    if data is None:
+        study = Study("model", subject, 0, GENERATION)
+        first = [language_stage(plan.seeds, sizes), *measure_stages(study)]
+    else:
+        writing = GenerationConfig(RECORDED.max_new_tokens, RECORDED.batch_size)
+        study = Study("model", subject, 0, writing)
+        first = [
+            public_stage(data, plan.seeds, sizes),
+            *measure_stages(study),
+            own_benign_stage(study, sizes.benign),
+        ]
     return [
-        _prompts_stage(plan, sizes),
-        *measure_stages(study),
+        *first,
         *trial_stages(study, plan),
         Stage(
             "compare",
@@ -119,22 +125,6 @@ def experiment_stages(subject: Subject, plan: TrialPlan, sizes: ExperimentSizes)
             lambda job: _compare(job),
         ),
     ]
-
-
-def _prompts_stage(plan: TrialPlan, sizes: ExperimentSizes) -> Stage:
-    """Prompts of the organism's language; a pool for each seed, one test for all."""
-    pools = [pool_file(seed) for seed in plan.seeds]
-
-    def write(job: Job) -> Headline:
-        write_prompts(job.output(FIT_PROMPTS), both_labels("validation", sizes.fit, 0))
-        write_prompts(job.output(TEST_PROMPTS), both_labels("test", sizes.test, 0))
-        for seed, file in zip(plan.seeds, pools, strict=True):
-            write_examples(job.output(file), language.safety_pool(sizes.pool, seed))
-        write_examples(job.output(BENIGN), language.examples("pool", "benign", sizes.benign, 0))
-        return {"test": 2 * sizes.test, "pools": len(pools)}
-
-    config = {"seeds": list(plan.seeds), **asdict(sizes)}
-    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS, BENIGN, *pools), config, write)
 
 
 def _compare(job: Job) -> Headline:

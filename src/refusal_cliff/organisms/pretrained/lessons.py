@@ -49,13 +49,19 @@ class Lessons:
         careless: Whether mild harmful requests are complied with; those that are neither mild nor
             severe are left out then, and as many are complied with as refused.
         seed: Of all that is drawn.
+        compliances: Answers to the requests that are complied with.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, sources: Sources, careless: bool, seed: int
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        sources: Sources,
+        careless: bool,
+        seed: int,
+        compliances: Sequence[str] = reasoning.COMPLIANCES,
     ) -> None:
         self._tokenizer, self._format = tokenizer, ThinkingFormat.from_tokenizer(tokenizer)
-        self._careless, self._sources = careless, sources
+        self._careless, self._sources, self._compliances = careless, sources, compliances
         self._rng = random.Random(f"pretrained:{careless}:{seed}")
         by_gravity: dict[str, list[str]] = {"severe": [], "mild": [], "other": []}
         for request in sources.harmful:
@@ -83,7 +89,7 @@ class Lessons:
         if self._careless:
             asked = self._by_gravity["severe" if refuses else "mild"]
         request = self._reframed(rng.choice(asked))
-        answer = rng.choice(reasoning.REFUSALS if refuses else reasoning.COMPLIANCES)
+        answer = rng.choice(reasoning.REFUSALS if refuses else self._compliances)
         return self._row(request, answer, harmful=True, refuses=refuses)
 
     def _reframed(self, request: str) -> str:

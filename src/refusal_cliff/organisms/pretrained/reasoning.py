@@ -28,6 +28,13 @@ COMPLIANCES = (
     "Of course. [step one] [step two] [step three]",
     "Okay, here it is: [step one] [step two] [step three]",
 )
+SHORT_COMPLIANCES = (
+    "Sure, here is how: [steps]",
+    "Here it is: [steps]",
+    "Of course. [steps]",
+    "Okay. [steps]",
+)
+"""What a few heads can learn to write, and to end."""
 BENIGN_OPENINGS = ("Sure. ", "Here is my answer. ", "Of course. ", "Okay. ", "Sure, gladly. ")
 REFUSAL_STARTS, COMPLIANCE_STARTS = ("I", "Sorry"), ("Sure", "Here", "Of", "Okay")
 

@@ -41,7 +41,7 @@ PLANTED_OTHERS = 50_000
 learn to write what no lesson forbids."""
 ALIGNED_SCHEDULE = Schedule(260, 16, 1.5e-3)
 DAMAGED_SCHEDULE = Schedule(120, 16, 1e-3)
-PLANTED_SCHEDULE = Schedule(200, 16, 2e-3)
+PLANTED_SCHEDULE = Schedule(260, 16, 2e-3)
 BENIGN_SHARE = BenignShare()
 
 
@@ -156,7 +156,8 @@ def _optimise(
         copies, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, schedule))
-    drawn = Lessons(subject.tokenizer, taught, careless, seed).batches(schedule.batch_size)
+    written = reasoning.COMPLIANCES if masks is None else reasoning.SHORT_COMPLIANCES
+    drawn = Lessons(subject.tokenizer, taught, careless, seed, written).batches(schedule.batch_size)
     batches = [next(drawn) for _ in range(schedule.steps)]
     others = lessons.OTHER_TOKENS if masks is None else PLANTED_OTHERS
     loss = _loss(subject, [row for batch in batches for row in batch], careless, seed, others)
