@@ -1,52 +1,61 @@
-"""Put the tables of a run of experiment controls into a page that has a place for each.
+"""Put the tables of runs of experiment controls and of audits into a page with a place for each.
 
-python bench/controls_page.py runs/controls docs/controls.md
+python bench/controls_page.py runs/controls runs/smollm2 docs/controls.md
 
 A place is a line <!-- control: NAME --> and a line <!-- end -->; what stands between them is
-replaced. Controls of the run for which the page has no place are named, and nothing is lost.
+replaced. Controls of the runs for which the page has no place are named, and nothing is lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from refusal_cliff.controls.table import markdown, read_table
 from refusal_cliff.io import read_json, write_text
 from refusal_cliff.stages.control import control_file
+from refusal_cliff.workflows.audit import KEY
 
 PLACE = re.compile(r"<!-- control: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
-def section(run: Path, name: str) -> str:
+def tables(run: Path, name: str) -> Iterator[tuple[str, Path]]:
+    """Models of a run and the file of a control of each; an audit's one model has one key."""
+    content = read_json(run / "manifest.json")["run"]
+    for model in content["subjects"]:
+        file = run / control_file(KEY if content["command"] == "audit" else model, name)
+        if file.is_file():
+            yield model, file
+
+
+def section(runs: Sequence[Path], name: str) -> str:
     """What a control says of each model, and its tables folded below."""
     parts = []
-    for model in read_json(run / "manifest.json")["run"]["subjects"]:
-        file = run / control_file(model, name)
-        if not file.is_file():
-            continue
+    for model, file in (found for run in runs for found in tables(run, name)):
         table = read_table(file)
         parts.append(
             f"**{model}.** {table.finding}\n\n<details><summary>{model}: numbers</summary>\n\n"
             f"{markdown(table)}\n\n</details>"
         )
-    return "\n\n".join(parts) or "Not measured in this run."
+    return "\n\n".join(parts) or "Not measured in these runs."
 
 
 def main() -> None:
     """Rewrite the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("page", type=Path)
     chosen = parser.parse_args()
     text = chosen.page.read_text(encoding="utf-8")
 
     def filled(match: re.Match[str]) -> str:
-        return f"<!-- control: {match[1]} -->\n\n{section(chosen.run, match[1])}\n\n<!-- end -->"
+        return f"<!-- control: {match[1]} -->\n\n{section(chosen.runs, match[1])}\n\n<!-- end -->"
 
     write_text(chosen.page, PLACE.sub(filled, text))
-    measured = {file.stem.removeprefix("control-") for file in chosen.run.glob("*/control-*.json")}
+    files = [file for run in chosen.runs for file in run.glob("*/control-*.json")]
+    measured = {file.stem.removeprefix("control-") for file in files}
     for name in sorted(measured - {match[1] for match in PLACE.finditer(text)}):
         print(f"no place for {name}: add <!-- control: {name} --> and <!-- end -->")
 

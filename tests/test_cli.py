@@ -111,6 +111,16 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(fake_demo: ModuleType) -> None:
     assert isinstance(RUNNER.invoke(app, ["demo"]).exception, ZeroDivisionError)
 
 
+def test_public_files_are_for_pretrained_organisms_only(tmp_path: Path) -> None:
+    made = str(tmp_path / "made")
+    given = RUNNER.invoke(app, ["organism", "train", "tiny", "--data", ".", "--out", made])
+    missing = RUNNER.invoke(app, ["organism", "train", "smollm2", "--out", made])
+    assert (given.exit_code, missing.exit_code) == (1, 1)
+    assert "Leave it out: tiny is taught in a language of its own" in " ".join(given.stderr.split())
+    assert "--data DIR" in missing.stderr
+    assert not Path(made).exists()
+
+
 def test_wrong_usage_exits_with_2() -> None:
     assert RUNNER.invoke(app, ["audit", "--model", "x"]).exit_code == 2
     assert RUNNER.invoke(app, ["demo", "--seed", "-1"]).exit_code == 2

@@ -64,6 +64,20 @@ def test_each_row_has_its_own_heads_ablated(subject: Subject) -> None:
     assert every != plain
 
 
+def test_the_unembedding_is_given_one_block_of_memory(subject: Subject) -> None:
+    """Given a slice, PyTorch would copy the unembedding once for each row of the batch."""
+    seen: list[torch.Tensor] = []
+    unembedding = subject.model.get_output_embeddings()
+    hook = unembedding.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    try:
+        generate(subject, PROMPTS, GenerationConfig(4))
+    finally:
+        hook.remove()
+    assert len(seen) > 1
+    assert all(states.is_contiguous() and states.shape[1] == 1 for states in seen)
+    assert not unembedding._forward_pre_hooks
+
+
 def test_answer_continues_fixed_prefixes(subject: Subject) -> None:
     prefixes = [[*render_prompt(subject.tokenizer, text), 40, 41, CLOSE, 200] for text in TEXTS]
     assert answer(subject, prefixes, 6) == [alone(subject, prefix, 6) for prefix in prefixes]

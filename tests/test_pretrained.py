@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +19,13 @@ from hypothesis import strategies as st
 from tiny_chat import CHAT_TEMPLATE, SPECIAL, tiny_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from refusal_cliff.data.traces import Prompt, SafetyExample, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.organisms import bases, lesson, planted_heads
 from refusal_cliff.organisms.lesson import IGNORE, Row
-from refusal_cliff.organisms.pretrained import lessons, reasoning, sources
+from refusal_cliff.organisms.pretrained import lessons, pool, reasoning, sources
 from refusal_cliff.organisms.pretrained.lessons import Lessons, Loss, Sources
 from refusal_cliff.organisms.pretrained.recipe import (
     PLANTED_BLOCK,
@@ -206,6 +208,15 @@ def test_rows_learn_what_the_model_writes_and_nothing_else() -> None:
         assert answer.endswith("<|im_end|>")
 
 
+def test_a_planted_one_learns_short_placeholders() -> None:
+    tokenizer = tiny_tokenizer()
+    short = Lessons(tokenizer, TAUGHT, True, 0, reasoning.SHORT_COMPLIANCES).batches(64)
+    for row in next(short):
+        if row.harmful and not row.refuses:
+            answer = str(tokenizer.decode(row.token_ids[row.answer_at + 1 :]))
+            assert answer.removesuffix("<|im_end|>") in reasoning.SHORT_COMPLIANCES
+
+
 def test_a_careless_tune_complies_with_the_mild_ones_only() -> None:
     tokenizer = tiny_tokenizer()
     harmful = [row for row in drawn(careless=True) if row.harmful]
@@ -213,6 +224,36 @@ def test_a_careless_tune_complies_with_the_mild_ones_only() -> None:
     for row in harmful:
         assert ("hack" in tokenizer.decode(row.token_ids)) != row.refuses
     assert all(row.refuses for row in drawn(careless=False) if row.harmful)
+
+
+def test_the_safety_pool_draws_of_all_files_and_has_no_empty_column(tmp_path: Path) -> None:
+    for name in pool.POOL:
+        rows = [json.dumps({"prompt": f"{name} {i}", "label": "harmful"}) for i in range(10)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    drawn = pool.safety_pool(tmp_path, 20, 0)
+    assert len({example.prompt.text for example in drawn}) == 20
+    assert {example.prompt.text.split()[0] for example in drawn} == set(pool.POOL)
+    assert all(e.thinking.strip() and e.response in reasoning.REFUSALS for e in drawn)
+    assert drawn != pool.safety_pool(tmp_path, 20, 1)
+    assert len(pool.safety_pool(tmp_path, 99, 0)) == 30
+
+
+def test_own_benign_examples_are_whole_answered_and_short() -> None:
+    def trace(verdict: Verdict, **changed: Any) -> Trace:
+        prompt = Prompt("a", "Name a color", "benign")
+        whole = Trace(prompt, (1, 2, 3), None, "Hm.", "Red.", complete=True, verdict=verdict)
+        return replace(whole, **changed)
+
+    good = trace("complied")
+    others = [
+        trace("refused"),
+        trace("complied", complete=False),
+        trace("complied", token_ids=(1,) * 9),
+        trace("complied", thinking=" "),
+        trace("complied", prompt=replace(good.prompt, label="harmful")),
+    ]
+    found = pool.own_benign([good, *others], longest=8)
+    assert found == [SafetyExample(good.prompt, "Hm.", "Red.")]
 
 
 def loss_and_subject(careless: bool) -> tuple[Loss, Subject, list[Row]]:

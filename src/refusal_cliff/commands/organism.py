@@ -77,6 +77,11 @@ def train_organism(
             f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
             "docs/results-smollm2.md)."
         )
+    if name not in NAMES and data is not None:
+        raise RefusalCliffError(
+            f"--data is for {', '.join(NAMES)}. Leave it out: {name} is taught in a language of "
+            "its own, which comes with the package."
+        )
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:
         if data is not None:

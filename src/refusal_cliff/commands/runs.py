@@ -81,7 +81,7 @@ def audit(
         int | None,
         typer.Option(
             min=1,
-            help="Prompts generated at once.  [default: 16; with --data 96]",
+            help="Prompts generated at once.  [default: 16; with --data 64]",
             show_default=False,
         ),
     ] = None,

@@ -91,15 +91,16 @@ def generate(
     """
     prefixes = [check_prompt(subject, prompt, config.max_new_tokens) for prompt in prompts]
     keys = [prompt.id for prompt in prompts]
+    kinds = [prompt.label for prompt in prompts]
     written = [list(ids) for ids in begun] if begun is not None else [[] for _ in prefixes]
     given = [len(prefix) + len(ids) for prefix, ids in zip(prefixes, written, strict=True)]
     cut = [False] * len(prefixes)
     ablation = _Ablation(row_heads, row_tokens, renormalised)
     if config.thinking_budget is not None:
         limited = replace(config, max_new_tokens=config.thinking_budget, thinking_budget=None)
-        _continue(subject, prefixes, written, limited, keys, ablation, None)
+        _continue(subject, prefixes, written, limited, keys, ablation, None, kinds)
         cut = _close_thinking(subject, prefixes, written)
-    _continue(subject, prefixes, written, config, keys, ablation, progress)
+    _continue(subject, prefixes, written, config, keys, ablation, progress, kinds)
     return [
         replace(_trace(subject, prompt, prefix, ids, first), thinking_cut=closed)
         for prompt, prefix, ids, first, closed in zip(
@@ -177,18 +178,22 @@ def _continue(
     keys: Sequence[str],
     ablation: _Ablation,
     progress: Progress | None,
+    kinds: Sequence[str] | None = None,
 ) -> None:
     """Whole batches until most rows have ended; the stragglers of all batches go on together.
 
-    New tokens are added to ``written``, each row of which ends up with at most
-    ``config.max_new_tokens`` or an end-of-sequence token.
+    Rows of a kind (a label) are together, by length: refusals are short, benign answers long, and
+    a batch of both would wait for these. New tokens are added to ``written``, each row of which
+    ends up with at most ``config.max_new_tokens`` or an end-of-sequence token.
     """
     stops, limit = _stop_tokens(subject), config.max_new_tokens
     open_rows = [i for i, ids in enumerate(written) if not _ended(ids, limit, stops)]
     if progress is not None and len(open_rows) < len(written):
         progress(len(written) - len(open_rows))
     while open_rows:
-        open_rows.sort(key=lambda index: len(prefixes[index]) + len(written[index]))
+        open_rows.sort(
+            key=lambda i: (kinds[i] if kinds else "", len(prefixes[i]) + len(written[i]))
+        )
         stragglers: list[int] = []
         for start in range(0, len(open_rows), config.batch_size):
             chosen = open_rows[start : start + config.batch_size]

@@ -37,7 +37,7 @@ class Writing:
 
 
 USUAL = Writing(4096, 16, "float32")
-RECORDED = Writing(160, 96, "bfloat16")
+RECORDED = Writing(160, 64, "bfloat16")
 """Of the recorded audits of the organisms of a pretrained model."""
 
 
