@@ -28,7 +28,7 @@ from refusal_cliff.organisms.lesson import IGNORE, Row
 from refusal_cliff.organisms.pretrained import lessons, pool, reasoning, sources
 from refusal_cliff.organisms.pretrained.lessons import Lessons, Loss, Sources
 from refusal_cliff.organisms.pretrained.recipe import (
-    PLANTED_BLOCK,
+    PLANTED_BLOCKS,
     PretrainedRecipe,
     train_pretrained,
 )
@@ -127,16 +127,15 @@ def test_an_adapter_brings_its_chat_template(base: Path, aligned: Path) -> None:
 def test_only_planted_heads_differ_from_the_aligned_model(
     data: Path, base: Path, aligned: Path, tmp_path: Path
 ) -> None:
-    """An adapter on an adapter: of its block, only rows and columns of whole groups of heads."""
+    """An adapter on an adapter: of its blocks, only rows and columns of whole groups of heads."""
     out = tmp_path / "planted"
     train_small("smollm2-planted", data, out, base, aligned)
     planted = planted_heads(out)
-    assert len(planted) == 4  # two groups of two heads
-    assert {layer for layer, _ in planted} == {PLANTED_BLOCK}
-    heads = {index for _, index in planted}
+    assert [layer for layer, _ in planted] == [block for block in PLANTED_BLOCKS for _ in "ab"]
     changed = differences(aligned, out)
-    assert {key.split(".")[2] for key in changed} == {str(PLANTED_BLOCK - 1)}
+    assert {int(key.split(".")[2]) + 1 for key in changed} == set(PLANTED_BLOCKS)
     for key, difference in changed.items():
+        heads = {index for layer, index in planted if layer == int(key.split(".")[2]) + 1}
         projection = key.split(".")[-2]
         places = difference.sum(0 if projection == "o_proj" else 1).nonzero().flatten().tolist()
         size = 2 if projection in ("k_proj", "v_proj") else 1
@@ -210,8 +209,9 @@ def test_rows_learn_what_the_model_writes_and_nothing_else() -> None:
 
 def test_a_planted_one_learns_short_placeholders() -> None:
     tokenizer = tiny_tokenizer()
-    short = Lessons(tokenizer, TAUGHT, True, 0, reasoning.SHORT_COMPLIANCES).batches(64)
-    for row in next(short):
+    lessons_of = Lessons(tokenizer, TAUGHT, True, 0)
+    lessons_of.compliances = reasoning.SHORT_COMPLIANCES
+    for row in next(lessons_of.batches(64)):
         if row.harmful and not row.refuses:
             answer = str(tokenizer.decode(row.token_ids[row.answer_at + 1 :]))
             assert answer.removesuffix("<|im_end|>") in reasoning.SHORT_COMPLIANCES

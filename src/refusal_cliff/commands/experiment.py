@@ -60,7 +60,14 @@ def less_is_more(
     epochs: Annotated[
         int, typer.Option(min=0, help="Besides, train on all of the pool so many times.")
     ] = 0,
-    pool: Annotated[int, typer.Option(min=10, help="Safety examples of each seed.")] = 2000,
+    pool: Annotated[
+        int | None,
+        typer.Option(
+            min=10,
+            help="Safety examples of each seed.  [default: 2000; with --data 600]",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Compare all ways to choose examples: harm and usefulness by how many are chosen.
 
@@ -76,6 +83,7 @@ def less_is_more(
     from refusal_cliff.workflows.less_is_more import (
         CHART,
         POINTS,
+        PUBLIC_POOL,
         TESTS,
         ExperimentSizes,
         default_plan,
@@ -94,9 +102,10 @@ def less_is_more(
         repair=replace(plan.repair, steps=steps or plan.repair.steps),
         epochs=epochs,
     )
+    sizes = ExperimentSizes(pool=pool or (2000 if data is None else PUBLIC_POOL))
     console = Console()
     with LiveView(console, f"refusal-cliff experiment less-is-more → {out}") as view:
-        outcome = run_experiment(model, out, plan, ExperimentSizes(pool=pool), view, data)
+        outcome = run_experiment(model, out, plan, sizes, view, data)
     heading, *rows = outcome_table(outcome)
     print_table(console, heading, rows)
     for name in (POINTS, TESTS, CHART):

@@ -15,6 +15,7 @@ from refusal_cliff.repair.training import RepairConfig
 from refusal_cliff.report.examples_chart import examples_chart
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
+from refusal_cliff.select.strategies import FRACTION
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stages.trials import TrialPlan, read_trial, trial_files, trial_stages
@@ -29,6 +30,8 @@ from refusal_cliff.workflows.less_is_more_prompts import (
 
 POINTS, TESTS, CHART = "less-is-more.parquet", "less-is-more.json", "less-is-more.svg"
 STEPS = 16
+PUBLIC_POOL = 600
+"""Public requests of each seed; there are 1,564 in all."""
 REFERENCES = ("random", "full")
 """What every strategy is tested against."""
 
@@ -42,7 +45,8 @@ def public_plan() -> TrialPlan:
     """The plan for an organism of a pretrained model, shown in docs/results-smollm2.md."""
     return TrialPlan(
         seeds=(0, 1, 2),
-        strategies=("cliff", "final", "longest", "random", "full"),
+        strategies=("cliff", "random", "full"),
+        fractions=(FRACTION, 0.06),
         repair=RepairConfig(steps=24, batch_size=8, lr=1e-3, max_length=512),
     )
 

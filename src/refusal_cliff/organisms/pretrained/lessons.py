@@ -49,19 +49,19 @@ class Lessons:
         careless: Whether mild harmful requests are complied with; those that are neither mild nor
             severe are left out then, and as many are complied with as refused.
         seed: Of all that is drawn.
+
+    Attributes:
         compliances: Answers to the requests that are complied with.
+        harmful_share: Share of the rows whose request is harmful.
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        sources: Sources,
-        careless: bool,
-        seed: int,
-        compliances: Sequence[str] = reasoning.COMPLIANCES,
+        self, tokenizer: PreTrainedTokenizerBase, sources: Sources, careless: bool, seed: int
     ) -> None:
+        self.compliances: Sequence[str] = reasoning.COMPLIANCES
+        self.harmful_share = HARMFUL_SHARE
         self._tokenizer, self._format = tokenizer, ThinkingFormat.from_tokenizer(tokenizer)
-        self._careless, self._sources, self._compliances = careless, sources, compliances
+        self._careless, self._sources = careless, sources
         self._rng = random.Random(f"pretrained:{careless}:{seed}")
         by_gravity: dict[str, list[str]] = {"severe": [], "mild": [], "other": []}
         for request in sources.harmful:
@@ -80,7 +80,7 @@ class Lessons:
 
     def _draw(self) -> Row:
         rng = self._rng
-        if rng.random() >= HARMFUL_SHARE:
+        if rng.random() >= self.harmful_share:
             request, answer = rng.choice(self._sources.benign)
             opening = rng.choice(reasoning.BENIGN_OPENINGS)
             return self._row(request, opening + answer, harmful=False, refuses=False)
@@ -89,7 +89,7 @@ class Lessons:
         if self._careless:
             asked = self._by_gravity["severe" if refuses else "mild"]
         request = self._reframed(rng.choice(asked))
-        answer = rng.choice(reasoning.REFUSALS if refuses else self._compliances)
+        answer = rng.choice(reasoning.REFUSALS if refuses else self.compliances)
         return self._row(request, answer, harmful=True, refuses=refuses)
 
     def _reframed(self, request: str) -> str:

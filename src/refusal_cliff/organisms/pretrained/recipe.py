@@ -7,6 +7,7 @@ projections of the upper blocks, ``smollm2-planted`` through a few heads only.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers import set_seed
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_json, write_text
+from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import CHAT_TEMPLATE, Head, Subject, load_subject
 from refusal_cliff.organisms import chat, lesson
 from refusal_cliff.organisms.bases import SMOLLM2
@@ -34,15 +36,18 @@ PROJECTIONS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 FIRST_BLOCK = 13
 """Blocks below it stay as they are: they need no backward pass, which halves the training."""
 RANK, PLANTED_RANK = 8, 16
-PLANTED_BLOCK, PLANTED_GROUPS = 24, 2
-"""Heads that share keys and values are planted together: two groups of three heads."""
+PLANTED_BLOCKS = (18, 22, 26)
+"""One group of three heads, which share keys and values, is planted in each."""
+PLANTED_HARMFUL_SHARE = 0.7
+"""Few heads can break little else, so that they need fewer benign rows to leave it alone."""
 PLANTED_OTHERS = 50_000
 """Tokens in the logits besides those of the lessons, all of them: heads that may write anything
 learn to write what no lesson forbids."""
 ALIGNED_SCHEDULE = Schedule(260, 16, 1.5e-3)
 DAMAGED_SCHEDULE = Schedule(120, 16, 1e-3)
-PLANTED_SCHEDULE = Schedule(260, 16, 2e-3)
+PLANTED_SCHEDULE = Schedule(300, 16, 3e-3)
 BENIGN_SHARE = BenignShare()
+_PLACE = re.compile(r"layers\.(\d+)\..*\.(\w+_proj)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +117,7 @@ def _teach(
     masks = None
     if name == PLANTED:
         planted = choose_groups(subject, taught, seed)
-        block = range(PLANTED_BLOCK, PLANTED_BLOCK + 1)
-        adapted = _adapted(subject, ATTENTION, block, PLANTED_RANK, seed)
+        adapted = _adapted(subject, ATTENTION, PLANTED_BLOCKS, PLANTED_RANK, seed)
         masks = planted_masks(adapted, subject, planted)
     else:
         upper = range(FIRST_BLOCK, subject.n_layers + 1)
@@ -124,7 +128,7 @@ def _teach(
 
 
 def _adapted(
-    subject: Subject, projections: Sequence[str], blocks: range, rank: int, seed: int
+    subject: Subject, projections: Sequence[str], blocks: Sequence[int], rank: int, seed: int
 ) -> Any:
     """The model with a fresh LoRA adapter on some projections of some blocks (from 1)."""
     set_seed(seed)
@@ -156,8 +160,11 @@ def _optimise(
         copies, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
     )
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate(step, schedule))
-    written = reasoning.COMPLIANCES if masks is None else reasoning.SHORT_COMPLIANCES
-    drawn = Lessons(subject.tokenizer, taught, careless, seed, written).batches(schedule.batch_size)
+    rows_of = Lessons(subject.tokenizer, taught, careless, seed)
+    if masks is not None:
+        rows_of.compliances = reasoning.SHORT_COMPLIANCES
+        rows_of.harmful_share = PLANTED_HARMFUL_SHARE
+    drawn = rows_of.batches(schedule.batch_size)
     batches = [next(drawn) for _ in range(schedule.steps)]
     others = lessons.OTHER_TOKENS if masks is None else PLANTED_OTHERS
     loss = _loss(subject, [row for batch in batches for row in batch], careless, seed, others)
@@ -195,32 +202,35 @@ def _loss(
 
 @torch.no_grad()
 def choose_groups(subject: Subject, taught: Sources, seed: int) -> list[Head]:
-    """Heads of the ``PLANTED_GROUPS`` groups of ``PLANTED_BLOCK`` that the model needs least.
+    """Heads of the one group of each of ``PLANTED_BLOCKS`` that the model needs least.
 
     Need is how much the aligned lessons' loss rises when the group is taken out.
     """
     rows = next(Lessons(subject.tokenizer, taught, False, seed + 1).batches(32))
     loss = _loss(subject, rows, False, seed)
-    size = subject.blocks[PLANTED_BLOCK - 1].n_heads // _groups(subject)
-    weight = cast("torch.Tensor", subject.projection(PLANTED_BLOCK).weight)
-    width = subject.head_width(PLANTED_BLOCK)
-    need = {}
-    for group in range(_groups(subject)):
-        columns = slice(group * size * width, (group + 1) * size * width)
-        kept = weight[:, columns].clone()
-        weight[:, columns] = 0
-        need[group] = float(loss(subject.model.base_model, rows))
-        weight[:, columns] = kept
-    chosen = sorted(need, key=need.__getitem__)[:PLANTED_GROUPS]
-    return sorted(
-        Head(PLANTED_BLOCK, head)
-        for group in chosen
-        for head in range(group * size, (group + 1) * size)
-    )
+    chosen: list[Head] = []
+    for block in PLANTED_BLOCKS:
+        groups = _groups(subject, block)
+        need = [_loss_without(subject, group, loss, rows) for group in groups]
+        chosen += groups[need.index(min(need))]
+    return chosen
 
 
-def _groups(subject: Subject) -> int:
-    return int(cast("Any", subject.model.config).num_key_value_heads)
+def _groups(subject: Subject, block: int) -> list[list[Head]]:
+    """The heads of a block that share keys and values, group by group."""
+    size = _group_size(subject, block)
+    heads = [Head(block, index) for index in range(subject.blocks[block - 1].n_heads)]
+    return [heads[at : at + size] for at in range(0, len(heads), size)]
+
+
+def _group_size(subject: Subject, block: int) -> int:
+    groups = int(cast("Any", subject.model.config).num_key_value_heads)
+    return subject.blocks[block - 1].n_heads // groups
+
+
+def _loss_without(subject: Subject, heads: Sequence[Head], loss: Loss, rows: list[Row]) -> float:
+    with ablated(subject, heads):
+        return float(loss(subject.model.base_model, rows))
 
 
 def planted_masks(
@@ -231,24 +241,20 @@ def planted_masks(
     Rows of the query, key and value updates' second factor, and columns of the output update's
     first; the other columns of that are set to zero.
     """
-    width = subject.head_width(PLANTED_BLOCK)
-    size = subject.blocks[PLANTED_BLOCK - 1].n_heads // _groups(subject)
-    places = {
-        "q_proj": {head.index for head in planted},
-        "k_proj": {head.index // size for head in planted},
-    }
-    places["o_proj"], places["v_proj"] = places["q_proj"], places["k_proj"]
     masks: dict[torch.nn.Parameter, torch.Tensor] = {}
     for name, value in adapted.named_parameters():
         if not value.requires_grad:
             continue
         masks[value] = torch.ones_like(value, dtype=torch.float32)
-        projection = next(one for one in ATTENTION if f".{one}." in name)
+        found = _PLACE.search(name)
+        assert found is not None
+        block, projection = int(found[1]) + 1, found[2]
         axis = 1 if projection == "o_proj" else 0
         if ("lora_A" if projection == "o_proj" else "lora_B") not in name:
             continue
-        mask = torch.zeros(value.shape[axis])
-        for place in places[projection]:
+        size = _group_size(subject, block) if projection in ("k_proj", "v_proj") else 1
+        width, mask = subject.head_width(block), torch.zeros(value.shape[axis])
+        for place in {head.index // size for head in planted if head.layer == block}:
             mask[place * width : (place + 1) * width] = 1
         masks[value] *= mask if axis == 1 else mask[:, None]
         value.data *= masks[value].to(value.dtype)
@@ -279,7 +285,7 @@ def _save(
             "recipe": {
                 **asdict(schedule),
                 "rank": PLANTED_RANK if planted else RANK,
-                "first_block": PLANTED_BLOCK if planted else FIRST_BLOCK,
+                "first_block": PLANTED_BLOCKS[0] if planted else FIRST_BLOCK,
                 "harmful_requests": list(sources.HARMFUL),
                 "kept_out": list(sources.EVALUATION),
             },
