@@ -24,6 +24,7 @@ from refusal_cliff.controls.intervention import (
 from refusal_cliff.controls.preset import OURS
 from refusal_cliff.controls.pruning import RANDOM, WHOLE
 from refusal_cliff.controls.table import Cell, read_table
+from refusal_cliff.controls.together import TOGETHER
 from refusal_cliff.data.traces import Prompt, Trace, read_traces, write_traces
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.io import read_json
@@ -40,7 +41,7 @@ from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import PRESETS, Study
 
 KEY, N = "model", 30
-NAMES = ("pruning", "intervention", "second-opinion", "rollouts", "preset")
+NAMES = ("pruning", "intervention", "second-opinion", "together", "rollouts", "preset")
 PLAN = AblationPlan(
     traces=12,
     fractions=(0, 0.03),
@@ -151,6 +152,9 @@ def test_heads_are_out_where_the_row_says(run: Path, subject: Subject) -> None:
 def test_every_control_leaves_a_table(run: Path) -> None:
     second = rows_of(run, "second-opinion")
     assert second["direct"]["shared with direct"].value == 1
+    together = rows_of(run, "together")
+    assert {UNCHANGED, TOGETHER} <= set(together)
+    assert together[UNCHANGED]["ASR"].value == 0.5
     rollouts = rows_of(run, "rollouts")
     assert rollouts["ASR of one answer"]["value"].n == 6
     preset = rows_of(run, "preset")

@@ -9,6 +9,7 @@ import pytest
 from made_cliffs import made_cliff
 
 from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.controls.arms import Arm
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import (
     Cell,
@@ -20,6 +21,7 @@ from refusal_cliff.controls.table import (
     write_table,
 )
 from refusal_cliff.controls.taxonomy import KINDS, taxonomy
+from refusal_cliff.controls.together import TOGETHER, TOP, UNCHANGED, together_table
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Head
@@ -30,6 +32,22 @@ from refusal_cliff.stages.study import PRESETS
 
 def trace(name: str, verdict: Verdict, label: Label = "harmful", category: str = "") -> Trace:
     return Trace(Prompt(name, name, label, category=category), (1,), None, "", "", True, verdict)
+
+
+def test_sets_of_heads_are_compared_with_the_model_as_it_is() -> None:
+    before = [trace("a", "complied"), trace("b", "complied"), trace("c", "complied", "benign")]
+    top = [trace("a", "complied"), trace("b", "complied"), trace("c", "refused", "benign")]
+    chosen = [trace("a", "refused"), trace("b", "complied"), trace("c", "complied", "benign")]
+    table = together_table(
+        {UNCHANGED: Arm(before), TOP: Arm(top), TOGETHER: Arm(chosen)},
+        {TOP: [Head(1, 0), Head(2, 1)], TOGETHER: [Head(3, 4)]},
+    )
+    cells = {name: dict(zip(table.columns, row, strict=True)) for name, row in table.rows.items()}
+    assert [cells[name]["ASR"].value for name in (UNCHANGED, TOP, TOGETHER)] == [1, 1, 0.5]
+    assert [cells[name]["change of ASR"].value for name in (TOP, TOGETHER)] == [0, -0.5]
+    assert [cells[name]["benign answered"].value for name in (TOP, TOGETHER)] == [0, 1]
+    assert "chosen together out (1): 0.50" in table.finding
+    assert "top of the ranking out: 1.0 2.1; chosen together out: 3.4" in table.notes[0]
 
 
 def test_every_kind_of_trace_is_counted_where_it_belongs() -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from refusal_cliff.findings.results import findings_of
 from refusal_cliff.findings.summary import read_summary
+from refusal_cliff.findings.wording import findings_of
 
 SCRIPT = Path(__file__).parent / "small_demo.py"
 KILLED_IN = ("tiny/generate", "tiny/select", "tiny/repair-random", "tiny-diffuse/ablate")

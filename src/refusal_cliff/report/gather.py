@@ -18,11 +18,11 @@ from refusal_cliff.findings.results import (
     Find,
     RunShape,
     doses,
-    findings_of,
     random_rates,
     share_of,
 )
 from refusal_cliff.findings.summary import Summary
+from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.heads.table import DEFAULT_METHOD, HeadRow, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Subject

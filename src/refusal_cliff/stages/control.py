@@ -14,7 +14,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages import control_probes
-from refusal_cliff.stages.control_heads import judge_heads
+from refusal_cliff.stages.control_heads import choose_together, judge_heads
 from refusal_cliff.stages.control_preset import compare_definitions
 from refusal_cliff.stages.control_rollouts import intervene, prune_thinking, sample
 from refusal_cliff.stages.study import Study
@@ -68,6 +68,11 @@ CONTROLS: dict[str, Control] = {
     ),
     "second-opinion": Control(
         "A second opinion on heads", ("traces-fit.parquet", "heads.parquet"), judge_heads
+    ),
+    "together": Control(
+        "Heads chosen by what they do together",
+        ("traces-test.parquet", "joint.json", "ablation.json", "ablated.parquet"),
+        choose_together,
     ),
     "rollouts": Control(
         "Several answers to one prompt", ("traces-test.parquet", "cliff.parquet", *PROBES), sample

@@ -1,4 +1,4 @@
-"""The control on heads: what they do to the answer itself, whatever any probe says."""
+"""Controls on heads: what they do to the answer whatever any probe says, and what sets do."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from refusal_cliff.cliff.scores import closed
+from refusal_cliff.controls.arms import Arm
 from refusal_cliff.controls.second_opinion import Floats, second_opinion
 from refusal_cliff.controls.table import ControlTable
+from refusal_cliff.controls.together import PLANTED, TOGETHER, TOP, UNCHANGED, together_table
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.joint import select_jointly
 from refusal_cliff.heads.shift import AnswerShifts
 from refusal_cliff.heads.table import budget, read_heads
-from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.io import read_json
+from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.intervene import explained
@@ -46,6 +49,32 @@ def judge_heads(study: Study, job: Job) -> ControlTable:
         [Head(layer, index) for layer, index in known],
         study.seed,
     )
+
+
+def choose_together(study: Study, job: Job) -> ControlTable:
+    """The test prompts answered again without the heads that were chosen by joint effect.
+
+    As many as the paper takes out, 3 % of all; for an organism, without its planted heads, too.
+    """
+    before = read_traces(job.input(study.path("traces-test.parquet")))
+    greedy = read_json(job.input(study.path("joint.json")))["greedy"]
+    found = read_json(job.input(study.path("ablation.json")))["heads"]
+    known = [] if study.subject.source is None else planted_heads(study.subject.source)
+    sets = {
+        TOGETHER: [parse_head(name) for name in greedy[: budget(len(study.subject.heads()))]],
+        PLANTED: [Head(layer, index) for layer, index in known],
+    }
+    chosen = {name: heads for name, heads in sets.items() if heads}
+    prompts = [trace.prompt for trace in before]
+    rows = [heads for heads in chosen.values() for _ in prompts]
+    written = study.write(prompts * len(chosen), job.progress, rows)
+    arms = {UNCHANGED: Arm(before)}
+    if found:
+        arms[TOP] = Arm(read_traces(job.input(study.path("ablated.parquet"))))
+    for place, name in enumerate(chosen):
+        arms[name] = Arm(written[place * len(prompts) : (place + 1) * len(prompts)])
+    out = {TOP: [parse_head(name) for name in found]} if found else {}
+    return together_table(arms, out | chosen, study.seed)
 
 
 def shifts(subject: Subject, traces: Sequence[Trace], heads: Sequence[Head]) -> Floats:

@@ -8,8 +8,9 @@ from pathlib import Path
 from refusal_cliff import __version__
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.findings.finding import Finding
-from refusal_cliff.findings.results import RunShape, findings_of
+from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
+from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.folder import Headline, RunInfo

@@ -13,8 +13,9 @@ from refusal_cliff import __version__
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.findings.finding import Finding
-from refusal_cliff.findings.results import RunShape, findings_of
+from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
+from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.model.subject import Head, Subject, load_subject

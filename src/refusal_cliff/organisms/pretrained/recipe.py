@@ -36,7 +36,7 @@ PROJECTIONS = (*ATTENTION, "gate_proj", "up_proj", "down_proj")
 FIRST_BLOCK = 13
 """Blocks below it stay as they are: they need no backward pass, which halves the training."""
 RANK, PLANTED_RANK = 8, 16
-PLANTED_BLOCKS = (18, 22, 26)
+PLANTED_BLOCKS = (26, 28, 30)
 """One group of three heads, which share keys and values, is planted in each."""
 PLANTED_HARMFUL_SHARE = 0.7
 """Few heads can break little else, so that they need fewer benign rows to leave it alone."""
