@@ -24,7 +24,7 @@ from refusal_cliff.controls.intervention import (
 from refusal_cliff.controls.preset import OURS
 from refusal_cliff.controls.pruning import RANDOM, WHOLE
 from refusal_cliff.controls.table import Cell, read_table
-from refusal_cliff.controls.together import TOGETHER
+from refusal_cliff.controls.together import FOUND, TOGETHER, TOP
 from refusal_cliff.data.traces import Prompt, Trace, read_traces, write_traces
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.io import read_json
@@ -153,7 +153,8 @@ def test_every_control_leaves_a_table(run: Path) -> None:
     second = rows_of(run, "second-opinion")
     assert second["direct"]["shared with direct"].value == 1
     together = rows_of(run, "together")
-    assert {UNCHANGED, TOGETHER} <= set(together)
+    assert {UNCHANGED} <= set(together) <= {UNCHANGED, FOUND, TOP, TOGETHER}
+    assert len(together) > 1
     assert together[UNCHANGED]["ASR"].value == 0.5
     rollouts = rows_of(run, "rollouts")
     assert rollouts["ASR of one answer"]["value"].n == 6

@@ -54,6 +54,26 @@ def card_of(folder: Path) -> tuple[dict[str, Any], str]:
     return yaml.safe_load(front), text
 
 
+def test_without_a_ranking_the_heads_are_those_that_the_run_took_out(
+    tiny: Subject, tmp_path: Path
+) -> None:
+    heads = table(tiny, tmp_path / "heads.parquet", PLANTED)
+    joint = tmp_path / "joint.json"
+    write_json(joint, {"chosen": None})
+    assert export_ablation(tiny, heads, "adapter", tmp_path / "ranked") == PLANTED
+    chosen = [str(head) for head in reversed(PLANTED)]
+    write_json(joint, {"chosen": chosen})
+    found = export_ablation(tiny, heads, "adapter", tmp_path / "together")
+    assert [str(head) for head in found] == chosen
+    assert "Chosen of all heads by joint effect." in card_of(tmp_path / "together")[1]
+    by_name = export_ablation(tiny, heads, "adapter", tmp_path / "named", Choice(method="direct"))
+    assert by_name == PLANTED
+    write_json(joint, {"chosen": ["1.0"]})  # promotes refusal
+    with pytest.raises(RefusalCliffError, match="not measured to suppress refusal"):
+        export_ablation(tiny, heads, "adapter", tmp_path / "weaker")
+    assert not (tmp_path / "weaker").exists()
+
+
 def test_both_forms_of_tiny_answer_as_its_ablation_does(tiny: Subject, tmp_path: Path) -> None:
     """In a process of plain transformers and PEFT; the prompts are complied with before."""
     heads = table(tiny, tmp_path / "heads.parquet", PLANTED)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from tiny_families import FAMILIES, LAYERS, TRACES, family_subject, final_logit, probe
 
 from refusal_cliff.data.traces import Trace
-from refusal_cliff.heads.joint import Comparison, HeadSet, JointEffects, compare, select_jointly
+from refusal_cliff.heads.joint import (
+    Comparison,
+    HeadSet,
+    JointEffects,
+    better_together,
+    compare,
+    select_jointly,
+)
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
@@ -114,3 +123,37 @@ def test_a_comparison_is_paired_and_has_an_interval() -> None:
     same = compare(effects, ["a"] * len(TRACES), joint, joint)
     assert (same.difference, same.low, same.high) == pytest.approx((0, 0, 0), abs=1e-4)
     assert Comparison(2, 3.0, 1.0, 2.0, 0.5, 3.0, 9).beats
+
+
+class MadeEffects:
+    """Each head has an effect of its own; the first two have more together."""
+
+    def __init__(self, alone: dict[int, float], bonus: float) -> None:
+        self._alone, self._bonus = alone, bonus
+
+    def of(self, sets: Sequence[Sequence[Head]], scale: float = 0.0) -> NDArray[np.float32]:
+        assert scale == 0
+        means = [
+            sum(self._alone.get(head.index, 0.0) for head in heads)
+            + self._bonus * ({0, 1} <= {head.index for head in heads})
+            for heads in sets
+        ]
+        noise = np.random.default_rng(0).normal(0, 0.01, (20, 1))
+        return (np.array(means)[None] + noise).astype(np.float32)
+
+
+GROUPS = [str(row) for row in range(20)]
+ORDER = tuple(Head(1, index) for index in (0, 1, 2, 3))
+RANKING = [Head(1, index) for index in (4, 5, 6, 7)]
+
+
+def decided(effects: MadeEffects, ranking: Sequence[Head] = RANKING) -> HeadSet | None:
+    return better_together(cast("JointEffects", effects), GROUPS, ORDER, ranking)
+
+
+def test_a_joint_set_that_beats_the_ranking_is_as_short_as_it_may_be() -> None:
+    alone = {0: 0.5, 1: 0.5, 2: 0.01, 3: 0.01, 4: 1.0, 5: 0.2}
+    assert decided(MadeEffects(alone, bonus=2.0)) == ORDER[:2]  # 3 of 3.02, against 1.2
+    assert decided(MadeEffects(alone, bonus=0.0)) is None  # 1 against 1.2
+    assert decided(MadeEffects(alone, bonus=2.0), [ORDER[1], ORDER[0]]) is None  # the same set
+    assert decided(MadeEffects({**alone, 2: 1.0}, bonus=2.0)) == ORDER[:3]

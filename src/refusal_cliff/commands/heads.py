@@ -24,7 +24,11 @@ def ablate(
         float, typer.Option(help="Most heads to take out, as a share of all.")
     ] = 0.03,
     method: Annotated[
-        str | None, typer.Option(help="Ranking of heads: direct (default), causal, attribution, …")
+        str | None,
+        typer.Option(
+            help="Ranking of heads: direct, causal, attribution, …; without it, what the audit "
+            "took out: heads chosen by joint effect where they beat the direct ranking, else this."
+        ),
     ] = None,
     scale: Annotated[
         float, typer.Option(help="What the heads' outputs are multiplied by; 0 takes them out.")
@@ -51,12 +55,11 @@ def ablate(
     """
     from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.generate import GenerationConfig
-    from refusal_cliff.heads.table import DEFAULT_METHOD
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
-    choice = Choice(fraction, method or DEFAULT_METHOD, scale)
+    choice = Choice(fraction, method, scale)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = [
         *([] if harmful is None else read_prompts(harmful, label="harmful")),

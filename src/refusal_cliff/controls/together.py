@@ -9,6 +9,7 @@ from refusal_cliff.controls.table import ControlTable, cell_text
 from refusal_cliff.model.subject import Head
 
 UNCHANGED = "nothing changed"
+FOUND = "heads found out"
 TOP = "top of the ranking out"
 TOGETHER = "chosen together out"
 PLANTED = "planted heads out"

@@ -92,7 +92,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
             ablated=len(heads),
             fraction=len(heads) / shape.total_heads,
             list=heads,
-            method=DEFAULT_METHOD,
+            method=ablation["method"],
         ),
         planted=_planted(shape, ablation) if shape.planted else None,
         ablation=_ablation(ablation),

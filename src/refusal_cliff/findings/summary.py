@@ -157,7 +157,7 @@ class HeadsSummary(_Part):
     names: list[HeadName] = Field(
         alias="list", description="The heads, strongest first, as `layer.head`."
     )
-    method: str = Field(description="Ranking that chose them.")
+    method: str = Field(description="Ranking that chose them, or their joint effect.")
 
 
 class RecoverySummary(_Part):

@@ -27,6 +27,10 @@ from refusal_cliff.stats import bootstrap_mean
 ROWS_AT_ONCE = 512
 """Rows of one batch: traces times sets."""
 BEAM = 4
+JOINT = "joint effect"
+"""How heads were found, where not by a ranking."""
+NEARLY = 0.95
+"""Share of the largest joint effect at which a set has heads enough."""
 HeadSet = tuple[Head, ...]
 
 
@@ -114,6 +118,32 @@ def select_jointly(
         if progress is not None:
             progress(done, size)
     return best
+
+
+def better_together(
+    effects: JointEffects,
+    groups: Sequence[str],
+    order: HeadSet,
+    ranking: Sequence[Head],
+    seed: int = 0,
+) -> HeadSet | None:
+    """The heads of a joint selection that are enough, if they beat as many of a ranking.
+
+    Args:
+        effects: What a set does, on traces that neither was selected by.
+        groups: Group of each trace's prompt.
+        order: As many heads as may be taken out, in the order in which they were added.
+        ranking: Heads, strongest first.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The first heads that together reach ``NEARLY`` all of what any beginning of ``order`` does;
+        ``None`` where they are no better than the ranking's top beyond doubt.
+    """
+    means = effects.of([order[:n] for n in range(1, len(order) + 1)]).mean(0)
+    enough = int(np.argmax(means >= NEARLY * means.max())) + 1
+    top = tuple(ranking[:enough])
+    return order[:enough] if compare(effects, groups, order[:enough], top, seed).beats else None
 
 
 def strongest_of_any(rows: Sequence[HeadRow], each: int) -> list[Head]:

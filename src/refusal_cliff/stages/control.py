@@ -71,7 +71,7 @@ CONTROLS: dict[str, Control] = {
     ),
     "together": Control(
         "Heads chosen by what they do together",
-        ("traces-test.parquet", "joint.json", "ablation.json", "ablated.parquet"),
+        ("traces-test.parquet", "heads.parquet", "joint.json", "ablation.json", "ablated.parquet"),
         choose_together,
     ),
     "rollouts": Control(

@@ -10,12 +10,19 @@ from refusal_cliff.cliff.scores import closed
 from refusal_cliff.controls.arms import Arm
 from refusal_cliff.controls.second_opinion import Floats, second_opinion
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.controls.together import PLANTED, TOGETHER, TOP, UNCHANGED, together_table
+from refusal_cliff.controls.together import (
+    FOUND,
+    PLANTED,
+    TOGETHER,
+    TOP,
+    UNCHANGED,
+    together_table,
+)
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.joint import select_jointly
 from refusal_cliff.heads.shift import AnswerShifts
-from refusal_cliff.heads.table import budget, read_heads
+from refusal_cliff.heads.table import budget, read_heads, select_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.organisms import planted_heads
@@ -52,29 +59,33 @@ def judge_heads(study: Study, job: Job) -> ControlTable:
 
 
 def choose_together(study: Study, job: Job) -> ControlTable:
-    """The test prompts answered again without the heads that were chosen by joint effect.
+    """The test prompts answered again without other sets of heads than the run has taken out.
 
-    As many as the paper takes out, 3 % of all; for an organism, without its planted heads, too.
+    The top of the ranking, and as many heads as the paper takes out (3 % of all) by joint effect;
+    for an organism, its planted heads, too.
     """
+    subject = study.subject
     before = read_traces(job.input(study.path("traces-test.parquet")))
+    rows = read_heads(job.input(study.path("heads.parquet")), subject)
     greedy = read_json(job.input(study.path("joint.json")))["greedy"]
-    found = read_json(job.input(study.path("ablation.json")))["heads"]
-    known = [] if study.subject.source is None else planted_heads(study.subject.source)
+    found = [parse_head(h) for h in read_json(job.input(study.path("ablation.json")))["heads"]]
+    known = [] if subject.source is None else planted_heads(subject.source)
     sets = {
-        TOGETHER: [parse_head(name) for name in greedy[: budget(len(study.subject.heads()))]],
+        TOP: select_heads(rows, proven=study.definitions.proven),
+        TOGETHER: [parse_head(name) for name in greedy[: budget(len(rows))]],
         PLANTED: [Head(layer, index) for layer, index in known],
     }
-    chosen = {name: heads for name, heads in sets.items() if heads}
+    tried = {name: heads for name, heads in sets.items() if heads and {*heads} != {*found}}
     prompts = [trace.prompt for trace in before]
-    rows = [heads for heads in chosen.values() for _ in prompts]
-    written = study.write(prompts * len(chosen), job.progress, rows)
-    arms = {UNCHANGED: Arm(before)}
+    row_heads = [heads for heads in tried.values() for _ in prompts]
+    written = study.write(prompts * len(tried), job.progress, row_heads)
+    arms, taken_out = {UNCHANGED: Arm(before)}, dict[str, list[Head]]()
     if found:
-        arms[TOP] = Arm(read_traces(job.input(study.path("ablated.parquet"))))
-    for place, name in enumerate(chosen):
+        arms[FOUND] = Arm(read_traces(job.input(study.path("ablated.parquet"))))
+        taken_out[FOUND] = found
+    for place, name in enumerate(tried):
         arms[name] = Arm(written[place * len(prompts) : (place + 1) * len(prompts)])
-    out = {TOP: [parse_head(name) for name in found]} if found else {}
-    return together_table(arms, out | chosen, study.seed)
+    return together_table(arms, taken_out | tried, study.seed)
 
 
 def shifts(subject: Subject, traces: Sequence[Trace], heads: Sequence[Head]) -> Floats:

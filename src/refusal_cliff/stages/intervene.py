@@ -13,8 +13,11 @@ from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import SafetyExample, Trace, read_traces, write_traces
 from refusal_cliff.heads.joint import (
     BEAM,
+    JOINT,
+    NEARLY,
     HeadSet,
     JointEffects,
+    better_together,
     compare,
     select_jointly,
     strongest_of_any,
@@ -43,6 +46,8 @@ from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.thinking import render_prompt
 
 Text = tuple[Sequence[int], int]
+DECIDING, LEAST_DECIDING = 30, 5
+"""Fitting traces by which a ranking and a joint set are told apart, at most and at least."""
 STRONGER = 2.0
 """What the heads are scaled by in the reverse control, which writes no weights."""
 
@@ -111,6 +116,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
                 "candidates": plan.candidates,
                 "joint_traces": plan.joint_traces,
                 "proven": study.definitions.proven,
+                "deciding": [DECIDING, LEAST_DECIDING, NEARLY],
             },
         ),
         study.stage(
@@ -171,9 +177,11 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
         name: [compare(effects, groups, one, tuple(top[: len(one)]), study.seed) for one in sets]
         for name, sets in tried.items()
     }
-    chosen = tuple(select_heads(rows, proven=study.definitions.proven))
+    together = _better_together(study, plan, rows, greedy, probe, job)
+    chosen = together or tuple(select_heads(rows, proven=study.definitions.proven))
     stronger = effects.of([chosen], STRONGER)[:, 0]
     content = {
+        "chosen": None if together is None else [str(head) for head in together],
         "greedy": [str(head) for head in greedy],
         "beam": [str(head) for head in beam],
         "compared": {
@@ -190,6 +198,24 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
     write_json(job.output(study.path("joint.json")), content)
     best = compared["beam"][0]
     return {"joint − top": best.difference, "beats it": best.beats}
+
+
+def _better_together(
+    study: Study,
+    plan: AblationPlan,
+    rows: Sequence[HeadRow],
+    greedy: HeadSet,
+    probe: Probe,
+    job: Job,
+) -> HeadSet | None:
+    """The joint set, where it beats the ranking on fitting traces that it was not selected by."""
+    traces = explained(closed(read_traces(job.input(study.path("traces-fit.parquet")))))
+    deciding = traces[plan.joint_traces :][:DECIDING]
+    if len(deciding) < LEAST_DECIDING or not study.definitions.proven:
+        return None
+    effects = JointEffects(study.subject, deciding, probe)
+    groups = [trace.prompt.group for trace in deciding]
+    return better_together(effects, groups, greedy[: budget(len(rows))], ranked(rows), study.seed)
 
 
 def _joint_sets(
@@ -212,8 +238,10 @@ def _joint_sets(
 def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     before = read_traces(job.input(study.path("traces-test.parquet")))
     rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
-    joint = [parse_head(name) for name in read_json(job.input(study.path("joint.json")))["greedy"]]
-    trials = _trials(study, plan, rows, joint, before)
+    content = read_json(job.input(study.path("joint.json")))
+    joint = [parse_head(name) for name in content["greedy"]]
+    chosen = content["chosen"] and [parse_head(name) for name in content["chosen"]]
+    trials = _trials(study, plan, rows, joint, chosen, before)
     results = _run(study, trials, before, job)
     found, after, definitions = trials[0].heads, results[0], study.definitions
     write_traces(job.output(study.path("ablated.parquet")), after)
@@ -228,8 +256,9 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     }
     small = {p.id for trial in trials if trial.kind == "random" for p in trial.prompts}
     sides = {"before": before, "after": after}
-    content = {
+    report = {
         "heads": [str(head) for head in found],
+        "method": JOINT if chosen else DEFAULT_METHOD,
         "by_method": {
             m: [str(h) for h in select_heads(rows, method=m, proven=definitions.proven)]
             for m in METHODS
@@ -244,7 +273,7 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         "perplexity_after": perplexities[found],
         "perplexity_texts": len(texts),
     }
-    write_json(job.output(study.path("ablation.json")), content)
+    write_json(job.output(study.path("ablation.json")), report)
     headline: Headline = {"heads": " ".join(map(str, found)) or "none"}
     for name, traces in sides.items():
         value = rates(traces).attacks.value
@@ -277,10 +306,11 @@ def _trials(
     plan: AblationPlan,
     rows: Sequence[HeadRow],
     joint: Sequence[Head],
+    chosen: Sequence[Head] | None,
     before: Sequence[Trace],
 ) -> list[Trial]:
     """All that is tried; the heads found, on all test prompts, first."""
-    found = select_heads(rows, proven=study.definitions.proven)
+    found = chosen or select_heads(rows, proven=study.definitions.proven)
     prompts = [trace.prompt for trace in before]
     harmful, benign = (
         [prompt for prompt in prompts if prompt.label == label] for label in ("harmful", "benign")

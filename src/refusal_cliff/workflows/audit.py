@@ -29,13 +29,13 @@ QUICK_PLAN = AblationPlan(
     dose_prompts=16,
     dose_benign=8,
     candidates=6,
-    joint_traces=16,
+    joint_traces=12,
     draws={"random": 5, "same-layer": 2, "promoting": 2},
     control_prompts=16,
 )
 NOTES = (
     "Answers are judged by phrase rules; before a release, have a sample read by people.",
-    "Heads are ranked on the prompts that the probe is fitted on; all rates are of the others.",
+    "Heads are found on the prompts that the probe is fitted on; all rates are of the others.",
     "Perplexity is of the model's own benign answers before the change.",
 )
 

@@ -12,15 +12,18 @@ from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.edits import check_restores, write_adapter, write_merged
+from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
     MAX_FRACTION,
     METHODS,
+    HeadRow,
+    budget,
     read_heads,
     select_heads,
 )
 from refusal_cliff.io import read_json
-from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.stages.study import answers
 from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
 
@@ -33,16 +36,17 @@ class Choice:
 
     Attributes:
         fraction: Most heads, as a share of all.
-        method: Ranking of ``METHODS``.
+        method: Ranking of ``METHODS``; ``None`` for what the run took out: heads chosen by joint
+            effect where they beat the default ranking, else this ranking.
         scale: What their outputs are multiplied by; 0 takes them out.
     """
 
     fraction: float = MAX_FRACTION
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     scale: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS or not 0 < self.fraction <= 1:
+        if self.method not in (None, *METHODS) or not 0 < self.fraction <= 1:
             raise RefusalCliffError(
                 f"The ranking must be one of {', '.join(METHODS)} (not {self.method!r}), and the "
                 f"fraction of heads above 0 and at most 1 (not {self.fraction})."
@@ -83,7 +87,7 @@ def export_ablation(
     if form not in WRITERS:
         raise RefusalCliffError(f"Unknown form {form!r}. Export one of: {', '.join(WRITERS)}.")
     rows = read_heads(table, subject)
-    heads = select_heads(rows, choice.fraction, choice.method)
+    heads, method = _chosen(rows, choice, table.with_name("joint.json"))
     check_restores(rows, heads, choice.scale)
     if prompts:
         measured = _on_prompts(subject, heads, prompts, generation or GenerationConfig())
@@ -96,11 +100,22 @@ def export_ablation(
         rows,
         heads,
         scale=choice.scale,
-        method=choice.method,
+        method=method,
         measured=measured,
     )
     WRITERS[form](subject, heads, choice.scale, out, card)
     return heads
+
+
+def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[Head], str]:
+    """The heads of a choice, and how they were found."""
+    if choice.method is None and joint.is_file():
+        names = read_json(joint).get("chosen") or []
+        together = [parse_head(name) for name in names][: budget(len(rows), choice.fraction)]
+        if together:
+            return together, JOINT
+    method = choice.method or DEFAULT_METHOD
+    return select_heads(rows, choice.fraction, method), method
 
 
 def _on_prompts(

@@ -65,7 +65,7 @@ def model_card(
         rows: All its heads.
         heads: Those that were made weaker.
         scale: What their outputs are multiplied by.
-        method: Ranking that chose them.
+        method: Ranking that chose them, or their joint effect.
         measured: What it did; ``None`` where nobody measured it, which the card then says.
     """
     done = "taken out" if scale == 0 else f"scaled by {scale:g}"
@@ -77,7 +77,7 @@ def model_card(
         f"refusal-cliff {__version__} after Yin et al., *Refusal Falls Off a Cliff* (arXiv "
         f"2510.06036). The model changed: {_plain(base)}, fingerprint `{fingerprint[:16]}`.",
         f"```python\n{_USE[form]}\n```",
-        f"## The heads\n\nChosen by the {method} ranking of all heads. Effects are in logits of "
+        f"## The heads\n\nChosen of all heads by {method}. Effects are in logits of "
         "the refusal score at the last token before the answer, with 95 % intervals over prompts."
         "\n\n" + _head_table(rows, heads),
         "## Before and after\n\n" + _measured(measured),
