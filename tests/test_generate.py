@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from tiny_chat import SPECIAL, save_tiny
@@ -67,7 +69,7 @@ def test_each_row_has_its_own_heads_ablated(subject: Subject) -> None:
 def test_the_unembedding_is_given_one_block_of_memory(subject: Subject) -> None:
     """Given a slice, PyTorch would copy the unembedding once for each row of the batch."""
     seen: list[torch.Tensor] = []
-    unembedding = subject.model.get_output_embeddings()
+    unembedding = cast("torch.nn.Module", subject.model.get_output_embeddings())
     hook = unembedding.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     try:
         generate(subject, PROMPTS, GenerationConfig(4))

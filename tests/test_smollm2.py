@@ -57,8 +57,10 @@ def test_only_the_documented_heads_of_the_planted_one_were_changed() -> None:
     assert sorted(config["target_modules"]) == ["k_proj", "o_proj", "q_proj", "v_proj"]
     aligned, damaged = subject("smollm2-aligned"), subject("smollm2-planted")
     for block in {layer for layer, _ in planted}:
-        weights = (one.projection(block).weight.float() for one in (aligned, damaged))
-        changed = cast("torch.Tensor", next(weights) - next(weights)).abs().sum(0)
+        before, after = (
+            cast("torch.Tensor", one.projection(block).weight).float() for one in (aligned, damaged)
+        )
+        changed = (before - after).abs().sum(0)
         width = aligned.head_width(block)
         heads = {int(column) // width for column in changed.nonzero().flatten()}
         assert heads == {index for layer, index in planted if layer == block}

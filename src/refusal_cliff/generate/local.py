@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -276,11 +276,11 @@ def _contiguous_last_states(subject: Subject) -> Iterator[None]:
         del module
         return (inputs[0].contiguous(), *inputs[1:])
 
-    hook = subject.model.get_output_embeddings().register_forward_pre_hook(contiguous)
-    try:
+    unembedding = subject.model.get_output_embeddings()
+    with ExitStack() as stack:
+        if unembedding is not None:
+            stack.callback(unembedding.register_forward_pre_hook(contiguous).remove)
         yield
-    finally:
-        hook.remove()
 
 
 class _MostEnded(StoppingCriteria):
