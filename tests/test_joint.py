@@ -157,3 +157,5 @@ def test_a_joint_set_that_beats_the_ranking_is_as_short_as_it_may_be() -> None:
     assert decided(MadeEffects(alone, bonus=0.0)) is None  # 1 against 1.2
     assert decided(MadeEffects(alone, bonus=2.0), [ORDER[1], ORDER[0]]) is None  # the same set
     assert decided(MadeEffects({**alone, 2: 1.0}, bonus=2.0)) == ORDER[:3]
+    lowers = dict.fromkeys(range(4), -1.0) | {4: -9.0}
+    assert decided(MadeEffects(lowers, bonus=0.0)) is None  # better than the top, and yet harmful

@@ -138,9 +138,12 @@ def better_together(
 
     Returns:
         The first heads that together reach ``NEARLY`` all of what any beginning of ``order`` does;
-        ``None`` where they are no better than the ranking's top beyond doubt.
+        ``None`` where they are no better than the ranking's top beyond doubt, or do not raise the
+        score at all.
     """
     means = effects.of([order[:n] for n in range(1, len(order) + 1)]).mean(0)
+    if means.max(initial=0) <= 0:
+        return None
     enough = int(np.argmax(means >= NEARLY * means.max())) + 1
     top = tuple(ranking[:enough])
     return order[:enough] if compare(effects, groups, order[:enough], top, seed).beats else None
