@@ -129,10 +129,10 @@ def joint_set_finding(proof: ProofSummary) -> list[Finding]:
     best = min(tried, key=lambda dose: (dose.asr, dose.heads))
     return [
         Finding(
-            "Do heads chosen by what they do together do better?",
+            "What do heads chosen by what they do together restore?",
             f"{best.heads} of them: attack success rate {none.asr:.0%} {_ci(none.asr_ci)} → "
-            f"{best.asr:.0%} {_ci(best.asr_ci)}; they beat the ranking's top on held-out traces "
-            "(docs/controls.md, together)",
+            f"{best.asr:.0%} {_ci(best.asr_ci)} on the prompts of the doses; they raise the "
+            "score of held-out traces more than the ranking's top",
             None,
         )
     ]
