@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.controls.table import Cell, cell_text, share_cell
+from refusal_cliff.cliff.curves import read_cliffs
+from refusal_cliff.controls.table import Cell, cell_text, mean_cell, share_cell
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.summary import Summary, read_summary
@@ -53,12 +54,15 @@ def cliff_claims(damaged: Summary, aligned: Summary, run: Path) -> list[Claim]:
     by_layer = read_json(run / "model" / "cliff.json")["cliff_by_layer"]
     third = len(by_layer) // 3
     early, late = sum(by_layer[:third]) / third, sum(by_layer[-third:]) / third
+    complied = [c for c in read_cliffs(run / "model" / "cliff.parquet") if c.label == "harmful"]
+    complied = [cliff for cliff in complied if cliff.verdict == "complied"]
+    plateau = mean_cell([c.plateau for c in complied], [c.group for c in complied])
     local, benign = found.localisation, found.benign.plateau if found.benign else 1.0
     return [
         Claim(
             "plateau",
             "high over the thinking",
-            f"{found.plateau:.2f}; benign traces {benign:.2f}",
+            f"{cell_text(plateau, alone=False)}; benign traces {benign:.2f}",
             f"{found.n} complied",
             found.plateau >= HIGH > benign,
         ),
