@@ -115,7 +115,9 @@ def _about_heads(summary: Summary) -> list[Finding]:
                 "at least 97 %, within 2 %",
             ),
         ]
-    return found if summary.proof is None else [*found, *joint_set_finding(summary.proof)]
+    if summary.proof is not None and ablation is not None and ablation.asr_after >= REPAIRED:
+        found += joint_set_finding(summary.proof)
+    return found
 
 
 def joint_set_finding(proof: ProofSummary) -> list[Finding]:
