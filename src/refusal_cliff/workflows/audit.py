@@ -24,14 +24,14 @@ from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, au
 
 KEY = "model"
 QUICK_PLAN = AblationPlan(
-    traces=24,
+    traces=20,
     fractions=(0, 0.01, 0.03),
-    dose_prompts=16,
-    dose_benign=8,
-    candidates=6,
+    dose_prompts=12,
+    dose_benign=6,
+    candidates=5,
     joint_traces=12,
-    draws={"random": 5, "same-layer": 2, "promoting": 2},
-    control_prompts=16,
+    draws={"random": 4, "same-layer": 1, "promoting": 1},
+    control_prompts=12,
 )
 NOTES = (
     "Answers are judged by phrase rules; before a release, have a sample read by people.",
