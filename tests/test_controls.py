@@ -10,6 +10,7 @@ from made_cliffs import made_cliff
 
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls.arms import Arm
+from refusal_cliff.controls.intervention import UNCHANGED
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import (
     Cell,
@@ -21,7 +22,7 @@ from refusal_cliff.controls.table import (
     write_table,
 )
 from refusal_cliff.controls.taxonomy import KINDS, taxonomy
-from refusal_cliff.controls.together import TOGETHER, TOP, UNCHANGED, together_table
+from refusal_cliff.controls.together import TOGETHER, TOP, together_table
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Head

@@ -83,16 +83,15 @@ def less_is_more(
     from refusal_cliff.workflows.less_is_more import (
         CHART,
         POINTS,
-        PUBLIC_POOL,
         TESTS,
-        ExperimentSizes,
         default_plan,
+        default_sizes,
         outcome_table,
-        public_plan,
         run_experiment,
     )
 
-    plan = default_plan() if data is None else public_plan()
+    public = data is not None
+    plan, sizes = default_plan(public=public), default_sizes(public=public)
     named = tuple(one_of("strategy", name, STRATEGIES) for name in strategies or ())
     plan = replace(
         plan,
@@ -102,7 +101,7 @@ def less_is_more(
         repair=replace(plan.repair, steps=steps or plan.repair.steps),
         epochs=epochs,
     )
-    sizes = ExperimentSizes(pool=pool or (2000 if data is None else PUBLIC_POOL))
+    sizes = replace(sizes, pool=pool or sizes.pool)
     console = Console()
     with LiveView(console, f"refusal-cliff experiment less-is-more → {out}") as view:
         outcome = run_experiment(model, out, plan, sizes, view, data)

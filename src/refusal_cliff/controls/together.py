@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from refusal_cliff.controls.arms import COLUMNS, Arm, arm_rows
+from refusal_cliff.controls.intervention import UNCHANGED
 from refusal_cliff.controls.table import ControlTable, cell_text
 from refusal_cliff.model.subject import Head
 
-UNCHANGED = "nothing changed"
 FOUND = "heads found out"
 TOP = "top of the ranking out"
 TOGETHER = "chosen together out"

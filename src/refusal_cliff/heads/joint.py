@@ -130,7 +130,7 @@ def better_together(
     """The heads of a joint selection that are enough, if they beat as many of a ranking.
 
     Args:
-        effects: What a set does, on traces that neither was selected by.
+        effects: What a set does, on traces that the joint set was not selected by.
         groups: Group of each trace's prompt.
         order: As many heads as may be taken out, in the order in which they were added.
         ranking: Heads, strongest first.
@@ -186,7 +186,7 @@ class Comparison:
 def compare(
     effects: JointEffects, groups: Sequence[str], joint: HeadSet, top: HeadSet, seed: int = 0
 ) -> Comparison:
-    """Compare two sets of heads on traces that neither was selected by.
+    """Compare two sets of heads on traces that the joint one was not selected by.
 
     Args:
         effects: What a set does, on these traces.

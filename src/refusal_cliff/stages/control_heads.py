@@ -8,6 +8,7 @@ import numpy as np
 
 from refusal_cliff.cliff.scores import closed
 from refusal_cliff.controls.arms import Arm
+from refusal_cliff.controls.intervention import UNCHANGED
 from refusal_cliff.controls.second_opinion import Floats, second_opinion
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.controls.together import (
@@ -15,7 +16,6 @@ from refusal_cliff.controls.together import (
     PLANTED,
     TOGETHER,
     TOP,
-    UNCHANGED,
     together_table,
 )
 from refusal_cliff.data.traces import Trace, read_traces
@@ -27,6 +27,7 @@ from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.control_rollouts import parts
 from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.measure import verdict_groups
 from refusal_cliff.stages.study import Study
@@ -83,8 +84,8 @@ def choose_together(study: Study, job: Job) -> ControlTable:
     if found:
         arms[FOUND] = Arm(read_traces(job.input(study.path("ablated.parquet"))))
         taken_out[FOUND] = found
-    for place, name in enumerate(tried):
-        arms[name] = Arm(written[place * len(prompts) : (place + 1) * len(prompts)])
+    for name, answered in zip(tried, parts(written, len(prompts)), strict=True):
+        arms[name] = Arm(answered)
     return together_table(arms, taken_out | tried, study.seed)
 
 

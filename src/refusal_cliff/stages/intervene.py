@@ -163,12 +163,13 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
     """
     rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
     probe = input_probes(study, job).chosen
-    chosen_by, held_out = (
-        explained(closed(read_traces(job.input(study.path(name)))))[: plan.traces]
+    fit, test = (
+        explained(closed(read_traces(job.input(study.path(name)))))
         for name in ("traces-fit.parquet", "traces-test.parquet")
     )
+    held_out = test[: plan.traces]
     wanted = [n for n in sizes(len(rows), plan.fractions) if n]
-    greedy, beam = _joint_sets(study.subject, chosen_by, probe, plan, rows, job)
+    greedy, beam = _joint_sets(study.subject, fit[: plan.traces], probe, plan, rows, job)
     effects = JointEffects(study.subject, held_out, probe)
     groups = [trace.prompt.group for trace in held_out]
     top = ranked(rows)
@@ -177,7 +178,7 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
         name: [compare(effects, groups, one, tuple(top[: len(one)]), study.seed) for one in sets]
         for name, sets in tried.items()
     }
-    together = _better_together(study, plan, rows, greedy, probe, job)
+    together = _better_together(study, fit[plan.joint_traces :][:DECIDING], probe, rows, greedy)
     chosen = together or tuple(select_heads(rows, proven=study.definitions.proven))
     stronger = effects.of([chosen], STRONGER)[:, 0]
     content = {
@@ -201,16 +202,9 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
 
 
 def _better_together(
-    study: Study,
-    plan: AblationPlan,
-    rows: Sequence[HeadRow],
-    greedy: HeadSet,
-    probe: Probe,
-    job: Job,
+    study: Study, deciding: Sequence[Trace], probe: Probe, rows: Sequence[HeadRow], greedy: HeadSet
 ) -> HeadSet | None:
     """The joint set, where it beats the ranking on fitting traces that it was not selected by."""
-    traces = explained(closed(read_traces(job.input(study.path("traces-fit.parquet")))))
-    deciding = traces[plan.joint_traces :][:DECIDING]
     if len(deciding) < LEAST_DECIDING or not study.definitions.proven:
         return None
     effects = JointEffects(study.subject, deciding, probe)

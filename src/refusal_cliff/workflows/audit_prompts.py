@@ -136,7 +136,7 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
     for part, found in (("fit on", fit), ("test on", test)):
         _require_enough(part, found)
     if sources.most is not None:
-        fit, test = (_some(part, sources.most, seed) for part in (fit, test))
+        fit, test = (drawn(part, sources.most, seed) for part in (fit, test))
     return AuditPrompts(fit, test, files, dropped)
 
 
@@ -223,7 +223,7 @@ def _require_enough(part: str, prompts: Sequence[Prompt]) -> None:
             )
 
 
-def _some(prompts: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
+def drawn(prompts: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
     """At most so many prompts of each label, drawn at random, in their order."""
     kept: set[str] = set()
     for label in LABELS:

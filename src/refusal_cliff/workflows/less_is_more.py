@@ -36,19 +36,21 @@ REFERENCES = ("random", "full")
 """What every strategy is tested against."""
 
 
-def default_plan() -> TrialPlan:
-    """The plan whose results docs/selection.md shows."""
-    return TrialPlan(repair=RepairConfig(steps=STEPS))
-
-
-def public_plan() -> TrialPlan:
-    """The plan for an organism of a pretrained model, shown in docs/results-smollm2.md."""
+def default_plan(*, public: bool = False) -> TrialPlan:
+    """The plan whose results docs/selection.md shows; of public files, docs/results-smollm2.md."""
+    if not public:
+        return TrialPlan(repair=RepairConfig(steps=STEPS))
     return TrialPlan(
         seeds=(0, 1, 2),
         strategies=("cliff", "random", "full"),
         fractions=(FRACTION, 0.06),
         repair=RepairConfig(steps=24, batch_size=8, lr=1e-3, max_length=512),
     )
+
+
+def default_sizes(*, public: bool = False) -> ExperimentSizes:
+    """How much is asked there."""
+    return ExperimentSizes(pool=PUBLIC_POOL) if public else ExperimentSizes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,9 @@ def run_experiment(
     Raises:
         RefusalCliffError: The folder, a file or the model cannot be used.
     """
-    sizes = sizes or ExperimentSizes()
-    plan = plan or (default_plan() if data is None else public_plan())
-    subject = load_subject(model, device="cpu", dtype="float32" if data is None else RECORDED.dtype)
+    public = data is not None
+    plan, sizes = plan or default_plan(public=public), sizes or default_sizes(public=public)
+    subject = load_subject(model, device="cpu", dtype=RECORDED.dtype if public else "float32")
     info = RunInfo(
         command="experiment less-is-more",
         config={"sizes": asdict(sizes), "plan": _as_json(plan)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from refusal_cliff.data.examples import write_examples, write_prompts
@@ -14,7 +14,7 @@ from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.stages.trials import BENIGN, pool_file
-from refusal_cliff.workflows.audit_prompts import audit_prompts, recorded_sources
+from refusal_cliff.workflows.audit_prompts import audit_prompts, drawn, recorded_sources
 from refusal_cliff.workflows.demo import both_labels
 
 
@@ -54,17 +54,17 @@ def language_stage(seeds: Sequence[int], sizes: ExperimentSizes) -> Stage:
 def public_stage(data: Path, seeds: Sequence[int], sizes: ExperimentSizes) -> Stage:
     """Prompts of the recorded audit of a pretrained organism, drawn at random, and pools."""
     pools = [pool_file(seed) for seed in seeds]
-    sources = recorded_sources(data)
-    fit, test = (audit_prompts(replace(sources, most=most), 0) for most in (sizes.fit, sizes.test))
+    every = audit_prompts(recorded_sources(data), 0)
+    test = drawn(every.test, sizes.test, 0)
 
     def write(job: Job) -> Headline:
-        write_prompts(job.output(FIT_PROMPTS), fit.fit)
-        write_prompts(job.output(TEST_PROMPTS), test.test)
+        write_prompts(job.output(FIT_PROMPTS), drawn(every.fit, sizes.fit, 0))
+        write_prompts(job.output(TEST_PROMPTS), test)
         for seed, file in zip(seeds, pools, strict=True):
             write_examples(job.output(file), safety_pool(data, sizes.pool, seed))
-        return {"test": len(test.test), "pools": len(pools)}
+        return {"test": len(test), "pools": len(pools)}
 
-    config = {"seeds": list(seeds), **asdict(sizes), "files": sorted(test.files.values())}
+    config = {"seeds": list(seeds), **asdict(sizes), "files": sorted(every.files.values())}
     return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS, *pools), config, write)
 
 
