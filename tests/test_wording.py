@@ -1,9 +1,10 @@
-"""Findings in words: what they say of sets of heads chosen together, and when they say nothing."""
+"""What is told of sets of heads chosen together, in words and as doses, and when nothing is."""
 
 from __future__ import annotations
 
 import pytest
 
+from refusal_cliff.findings.results import doses_as_found
 from refusal_cliff.findings.summary import DoseSummary, JointSummary, ProofSummary
 from refusal_cliff.findings.wording import joint_set_finding
 
@@ -45,3 +46,19 @@ def test_the_best_joint_set_that_beats_the_ranking_is_told() -> None:
 )
 def test_nothing_is_said_of_sets_that_do_not_or_were_not_tried(content: ProofSummary) -> None:
     assert joint_set_finding(content) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("direct", [(0, 6), (2, 5)]), ("joint effect", [(0, 6), (1, 4), (2, 1)])],
+)
+def test_doses_are_in_the_order_in_which_heads_were_found(
+    method: str, expected: list[tuple[int, int]]
+) -> None:
+    made = [("top-direct", 0, 6), ("top-direct", 2, 5), ("joint", 1, 4), ("joint", 2, 1)]
+    trials = [
+        {"kind": kind, "heads": ["1.0"] * n, "attacks": {"count": count, "n": 10}}
+        for kind, n, count in [*made, ("random", 2, 6)]
+    ]
+    found = doses_as_found({"method": method, "trials": trials})
+    assert [(heads, share.count) for heads, share in found] == expected

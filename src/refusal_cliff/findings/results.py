@@ -29,6 +29,7 @@ from refusal_cliff.findings.summary import (
     StrategyShares,
     Summary,
 )
+from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.io import read_json
@@ -199,6 +200,14 @@ def doses(ablation: Mapping[str, Any], method: str) -> list[tuple[int, Share]]:
         for trial in ablation["trials"]
         if trial["kind"] in (f"top-{method}", method)
     ]
+
+
+def doses_as_found(ablation: Mapping[str, Any]) -> list[tuple[int, Share]]:
+    """`doses` in the order in which the heads were found: of the ranking, or of the joint sets."""
+    ranking = doses(ablation, DEFAULT_METHOD)
+    if ablation["method"] != JOINT:
+        return ranking
+    return [*ranking[:1], *doses(ablation, "joint")]  # the ranking's doses begin with no head
 
 
 def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:

@@ -142,7 +142,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class DoseCurve:
-    """Attack success rate by number of heads ablated, the highest ranked first.
+    """Attack success rate by number of heads ablated, in the order in which they were found.
 
     Attributes:
         subject: Name of the model.

@@ -53,7 +53,7 @@ def _dose_axis(place: Frame, most: float) -> str:
         line((place.x(t), place.bottom), (place.x(t), place.bottom + 4), "axis")
         + text(place.x(t), place.bottom + 19, f"{t:g} %", "tick", "middle")
         for t in ticks
-    ) + text(276, place.bottom + 42, "heads ablated, highest ranked first", "axis-name", "middle")
+    ) + text(276, place.bottom + 42, "heads ablated, in the order found", "axis-name", "middle")
 
 
 def _dose_points(place: Frame, dose: DoseCurve, values: Sequence[float]) -> list[Point]:

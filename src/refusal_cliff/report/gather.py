@@ -17,13 +17,13 @@ from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.findings.results import (
     Find,
     RunShape,
-    doses,
+    doses_as_found,
     random_rates,
     share_of,
 )
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import findings_of
-from refusal_cliff.heads.table import DEFAULT_METHOD, HeadRow, read_heads
+from refusal_cliff.heads.table import HeadRow, read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import read_probes
@@ -229,7 +229,7 @@ def _dose_curves(shape: RunShape, find: Find) -> list[DoseCurve]:
         subjects.append((shape.diffuse, shape.diffuse, "control"))
     curves = []
     for key, name, role in subjects:
-        found = doses(read_json(find(f"{key}/ablation.json")), DEFAULT_METHOD)
+        found = doses_as_found(read_json(find(f"{key}/ablation.json")))
         if len(found) > 1:
             curves.append(
                 DoseCurve(
