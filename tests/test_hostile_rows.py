@@ -24,11 +24,11 @@ from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.backend import Finished, LocalBackend
-from refusal_cliff.generate.written import read_message
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.judges.rubric import RubricJudge
 from refusal_cliff.judges.speakers import Reply, Request
 from refusal_cliff.model.subject import subject_of
+from refusal_cliff.thinking.written import read_message
 
 TEXTS = (
     "<script>alert(1)</script>",

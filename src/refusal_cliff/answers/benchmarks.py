@@ -16,7 +16,7 @@ from refusal_cliff.data.prompt_files import Found, PromptSet, prompt_set, usable
 from refusal_cliff.data.records import LeftOut
 from refusal_cliff.data.traces import Label, Prompt, Row, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.written import read_message
+from refusal_cliff.thinking.written import read_message
 
 _GITHUB = "https://raw.githubusercontent.com"
 _REFUSED = ("gated", "authenticat", "401", "403", "access to dataset", "log in", "logged in")

@@ -15,7 +15,7 @@ from refusal_cliff.data.records import LeftOut, Record, shortened
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
-from refusal_cliff.generate.written import read_message
+from refusal_cliff.thinking.written import read_message
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 Asked: TypeAlias = str | Sequence[Mapping[str, str]]
