@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from refusal_cliff.cliff.curves import Level, ModelCliff
+from refusal_cliff.cliff.curves import Level
+from refusal_cliff.cliff.verdict import ModelCliff
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.run.folder import Headline
 

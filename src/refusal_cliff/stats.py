@@ -15,14 +15,14 @@ LEVEL = 0.95
 Interval = tuple[float, float]
 
 
-def wilson(successes: int, n: int) -> Interval:
+def wilson(successes: float, n: float) -> Interval:
     """Wilson score interval of a share (Wilson 1927).
 
     Args:
-        successes: How many.
-        n: Of how many; at least 1.
+        successes: How many; need not be whole, see `share_interval`.
+        n: Of how many; more than 0.
     """
-    if not 0 <= successes <= n or n < 1:
+    if not 0 <= successes <= n or n <= 0:
         raise ValueError(f"{successes} of {n} is not a share")
     z = float(norm.ppf(0.5 + LEVEL / 2))
     share = successes / n
@@ -31,6 +31,31 @@ def wilson(successes: int, n: int) -> Interval:
     low = 0.0 if successes == 0 else float(centre - half)  # exact where rounding is not
     high = 1.0 if successes == n else float(centre + half)
     return low, high
+
+
+def share_interval(hits: Sequence[bool], groups: Sequence[str]) -> Interval:
+    """Wilson interval of a share whose rows come in groups: answers to one prompt, near-duplicates.
+
+    The effective sample size takes the place of n: the variance of the share under independence,
+    divided by its cluster-robust variance (linearised, as in survey statistics). Groups that agree
+    within count less than their rows; rows never count more than they are. Groups of one row give
+    `wilson`. Where all rows agree, each group counts as one row.
+
+    Args:
+        hits: Of each row; at least one row.
+        groups: Of each row.
+    """
+    values = np.asarray(hits, dtype=np.float64)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    n, n_groups, share = len(values), int(member.max()) + 1, float(values.mean())
+    if n_groups == n:
+        return wilson(int(values.sum()), n)
+    effective = float(n_groups)
+    if 0 < share < 1 and n_groups > 1:
+        sums = np.bincount(member, weights=values - share)
+        robust = float((sums**2).sum()) * n_groups / (n_groups - 1) / n**2
+        effective = min(float(n), share * (1 - share) / robust) if robust > 0 else float(n)
+    return wilson(share * effective, effective)
 
 
 def bootstrap(
@@ -104,6 +129,26 @@ def bootstrap_mean(
     rng = np.random.default_rng(seed)
     drawn = rng.integers(len(sums), size=(resamples, len(sums)))
     return percentiles(sums[drawn].sum(1) / counts[drawn].sum(1))
+
+
+def difference_interval(
+    differences: Sequence[float] | NDArray[Any], groups: Sequence[str], seed: int = 0
+) -> Interval:
+    """Interval of a mean paired difference of shares, by bootstrap over groups.
+
+    Two made-up groups, one at −1 and one at +1, are drawn with the others, as Agresti and Min
+    (2005) add half a pair to every cell: without them, few pairs that all agree would have an
+    interval of no width. It always holds the mean itself.
+
+    Args:
+        differences: After minus before of each pair, in −1 … 1; at least one.
+        groups: Of each pair.
+        seed: Seed of the draws.
+    """
+    padded = [*map(float, differences), -1.0, 1.0]
+    low, high = bootstrap_mean(padded, [*(f"={name}" for name in groups), "-1", "+1"], seed=seed)
+    mean = float(np.mean(np.asarray(differences, dtype=np.float64)))
+    return min(low, mean), max(high, mean)
 
 
 def percentiles(values: NDArray[np.floating[Any]]) -> Interval:

@@ -19,15 +19,14 @@ from refusal_cliff import __version__
 from refusal_cliff.cliff.curves import (
     DEFAULT_POOL,
     POOLS,
-    ModelCliff,
     TraceCliff,
     cliffs_of,
-    model_cliff,
     write_cliffs,
 )
 from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.cliff.source import read_trace, source_rows
+from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.data.traces import Label, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (

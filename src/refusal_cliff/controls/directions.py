@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Line, lacking
+from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Line
 from refusal_cliff.controls.table import Cell, ControlTable, rounded
 from refusal_cliff.probe.direction import calibrate_held_out, standardised
 from refusal_cliff.probe.logistic import fit_logistic
@@ -116,12 +116,15 @@ def cosine_cell(first: Floats, second: Floats, n: int) -> Cell:
     return Cell(float(found[0]), percentiles(found[1:]), n)
 
 
-def directions_table(rows: Mapping[str, Sequence[Cell]], layer: int, how: str) -> ControlTable:
+def directions_table(
+    rows: Mapping[str, Sequence[Cell]], lacks: Mapping[str, str | None], layer: int, how: str
+) -> ControlTable:
     """The control as a table.
 
     Args:
         rows: By name of the reading, cells for ``COLUMNS``; readings that begin with ``WITHOUT``
             had a direction projected out.
+        lacks: By name of the reading, what `lacking` says.
         layer: The block after which all is read.
         how: How the unembedding direction was brought to the read point.
     """
@@ -130,7 +133,7 @@ def directions_table(rows: Mapping[str, Sequence[Cell]], layer: int, how: str) -
         source="harmfulness and refusal apart: arXiv 2507.11878; next token: reviews of the paper",
         columns=COLUMNS,
         rows=rows,
-        finding=_finding(rows),
+        finding=_finding(rows, lacks),
         notes=(
             f"All after block {layer}. Harmfulness: harmful against benign prompts, whatever was "
             "answered, at the last token of the prompt span, or at that, tokens of the thinking "
@@ -151,7 +154,7 @@ def directions_table(rows: Mapping[str, Sequence[Cell]], layer: int, how: str) -
     )
 
 
-def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
+def _finding(rows: Mapping[str, Sequence[Cell]], lacks: Mapping[str, str | None]) -> str:
     """Plateau and final of refusal and harm; whether the cliff stays without each direction."""
     told: list[str] = []
     for name in (REFUSAL, HARM, HARM_ANYWHERE):
@@ -163,30 +166,23 @@ def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
     apart = _value(rows, REFUSAL, "AUROC, refused against complied")
     if apart is not None:
         parts.append(f"The probe tells refused from complied traces with AUROC {rounded(apart)}.")
-    lacks = lacking(_levels(rows[REFUSAL]))
-    if lacks:
-        return " ".join([*parts, f"It shows no cliff ({lacks}), so there is none to explain."])
+    if lacks[REFUSAL]:
+        return " ".join([*parts, f"It shows no cliff ({lacks[REFUSAL]})."])
     found = ((WITHOUT, "With a direction taken out"), (ANEW, "Fitted anew"))
-    return " ".join([*parts, *(_kept(rows, prefix, how) for prefix, how in found)])
+    return " ".join([*parts, *(_kept(lacks, prefix, how) for prefix, how in found)])
 
 
-def _kept(rows: Mapping[str, Sequence[Cell]], prefix: str, how: str) -> str:
+def _kept(lacks: Mapping[str, str | None], prefix: str, how: str) -> str:
     """Without which directions the cliff stays, and what it lacks without the others."""
-    lacks = {
-        name.removeprefix(prefix): lacking(_levels(cells))
-        for name, cells in rows.items()
-        if name.startswith(prefix)
+    here = {
+        name.removeprefix(prefix): lack for name, lack in lacks.items() if name.startswith(prefix)
     }
-    kept = [name for name, lack in lacks.items() if not lack]
-    lost = [f"{name} ({lack})" for name, lack in lacks.items() if lack]
+    kept = [name for name, lack in here.items() if not lack]
+    lost = [f"{name} ({lack})" for name, lack in here.items() if lack]
     if not kept:
         return f"{how}, it is gone: without {'; '.join(lost)}."
     text = f"{how}, {A_CLIFF} stays without {'; '.join(kept)}"
     return text + (f", not without {'; '.join(lost)}." if lost else ".")
-
-
-def _levels(cells: Sequence[Cell]) -> Sequence[Cell]:
-    return cells[-len(LEVELS) :]
 
 
 def _value(rows: Mapping[str, Sequence[Cell]], name: str, column: str) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 
-from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Read, lacking
+from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Read
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.thinking import Spans
@@ -178,12 +178,16 @@ def fit_mlp(rows: Rows, seed: int) -> Read:
 
 
 def positions_table(
-    rows: Mapping[str, Sequence[Cell]], layer: int, left_out: Sequence[str]
+    rows: Mapping[str, Sequence[Cell]],
+    lacks: Mapping[str, str | None],
+    layer: int,
+    left_out: Sequence[str],
 ) -> ControlTable:
     """The control as a table.
 
     Args:
         rows: By name of the probe, cells for ``COLUMNS``; the tool's own probe first.
+        lacks: By name of the probe, what `lacking` says.
         layer: The block after which all read.
         left_out: Probes that could not be fitted or tested for want of traces of a class.
     """
@@ -192,7 +196,7 @@ def positions_table(
         source="reviews of the paper; first thinking token: arXiv 2606.25013",
         columns=COLUMNS,
         rows=rows,
-        finding=_finding(rows),
+        finding=_finding(lacks),
         notes=(
             f"All after block {layer}, fitted on the fitting half of the prompts as the tool's own "
             "probe is. AUROC: on test prompts, at the place and by the labels that the probe was "
@@ -208,12 +212,11 @@ def positions_table(
     )
 
 
-def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
+def _finding(lacks: Mapping[str, str | None]) -> str:
     """How many probes show a cliff, and which are the few."""
-    lacks = {
-        name: lacking(cells[-len(LEVELS) :]) for name, cells in rows.items() if SHUFFLED not in name
+    measured = {
+        name: lack for name, lack in lacks.items() if lack is not None and SHUFFLED not in name
     }
-    measured = {name: lack for name, lack in lacks.items() if lack is not None}
     if not measured:
         return "No harmful prompt was complied with, so there is no drop to explain."
     shown = [name for name, lack in measured.items() if not lack]

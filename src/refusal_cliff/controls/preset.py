@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.cliff.curves import ModelCliff, TraceCliff, measured_rows, model_cliff
+from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.cliff.verdict import ModelCliff, measured_rows, model_cliff
 from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.model.subject import Head

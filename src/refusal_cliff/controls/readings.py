@@ -10,8 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.cliff.curves import CLIFF_SIZE, CONTRAST, TraceCliff, complied_rows
-from refusal_cliff.controls.table import Cell, mean_cell, rounded
+from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.cliff.verdict import (
+    benign_rows,
+    complied_rows,
+    model_cliff,
+    refused_rows,
+    yardstick,
+)
+from refusal_cliff.controls.table import Cell, group_share_cell, mean_cell
 from refusal_cliff.model.capture import Batch
 from refusal_cliff.probe.direction import Direction, cross_validate, standardised
 from refusal_cliff.probe.quality import auroc, weighted_auroc
@@ -30,12 +37,10 @@ LEVELS = (
     "final, refused",
     "plateau, benign",
     "final, benign",
+    "complied with a cliff",
 )
 """What `levels` gives of any reading: what the verdict on a cliff looks at."""
-A_CLIFF = (
-    f"a cliff by its means (drop of at least {CLIFF_SIZE}, refused traces end and benign plateaus "
-    f"stand at least {CONTRAST} away from complied ones)"
-)
+A_CLIFF = "a cliff by the rule of the verdict"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +129,7 @@ def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
         rows: Plateau and final score of test traces under one reading.
         seed: Seed of the bootstrap.
     """
-    harmful = [row for row in rows if row.label == "harmful"]
-    complied = complied_rows(rows)
-    refused = [row for row in harmful if row.verdict == "refused"]
-    benign = [row for row in rows if row.label == "benign"]
+    complied, refused, benign = complied_rows(rows), refused_rows(rows), benign_rows(rows)
     parts: tuple[tuple[list[TraceCliff], str], ...] = (
         (complied, "plateau"),
         (complied, "final"),
@@ -136,28 +138,31 @@ def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
         (benign, "plateau"),
         (benign, "final"),
     )
-    return tuple(
-        mean_cell([getattr(row, name) for row in part], [row.group for row in part], seed)
-        for part, name in parts
+    rule = yardstick(rows)
+    fell = [rule.kind(row) == "cliff" for row in complied]
+    return (
+        *(
+            mean_cell([getattr(row, name) for row in part], [row.group for row in part], seed)
+            for part, name in parts
+        ),
+        group_share_cell(fell, [row.group for row in complied]),
     )
 
 
-def lacking(cells: Sequence[Cell]) -> str | None:
-    """What keeps the means of a reading from being a cliff, as in the verdict on a model.
+def lacking(rows: Sequence[TraceCliff], seed: int = 0) -> str | None:
+    """What keeps a reading from showing a cliff, by the rule of the verdict on a model.
 
     Args:
-        cells: As `levels` gives them.
+        rows: Plateau and final score of test traces under the reading.
+        seed: Seed of the verdict's bootstraps.
 
     Returns:
-        Such as ``drop 0.10``; empty for a cliff, ``None`` where nothing was complied with.
+        Such as ``no cliff: 3% of 68 fall``; empty for a cliff, ``None`` where nothing was complied
+        with.
     """
-    plateau, final, drop, refused, benign, _ = (cell.value for cell in cells)
-    if plateau is None or final is None or drop is None:
+    if not complied_rows(rows):
         return None
-    if drop < CLIFF_SIZE:
-        return f"drop {rounded(drop)}"
-    if refused is not None and refused - final < CONTRAST:
-        return f"refused end at {rounded(refused)}, complied at {rounded(final)}"
-    if benign is not None and plateau - benign < CONTRAST:
-        return f"benign plateau {rounded(benign)}, complied {rounded(plateau)}"
-    return ""
+    found = model_cliff(rows, seed)
+    if found.verdict == "cliff":
+        return ""
+    return f"{found.verdict}: {found.share_with_cliff:.0%} of {found.n} fall"

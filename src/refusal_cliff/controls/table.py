@@ -8,7 +8,7 @@ from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.io import read_json, write_json
-from refusal_cliff.stats import Interval, bootstrap_mean
+from refusal_cliff.stats import Interval, bootstrap_mean, share_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,13 @@ def mean_cell(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> 
         return Cell(None, None, 0)
     mean = sum(map(float, values)) / len(values)
     return Cell(mean, bootstrap_mean(values, groups, seed=seed), len(values))
+
+
+def group_share_cell(hits: Sequence[bool], groups: Sequence[str]) -> Cell:
+    """A share with its interval over prompt groups; empty for no rows."""
+    if not hits:
+        return Cell(None, None, 0)
+    return Cell(sum(hits) / len(hits), share_interval(hits, groups), len(hits))
 
 
 def write_table(path: Path, table: ControlTable) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.cliff.curves import PLATEAU_LEVEL, TraceCliff
+from refusal_cliff.cliff import verdict
+from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.cliff.verdict import Yardstick, yardstick
 from refusal_cliff.controls.table import ControlTable, share_cell
 from refusal_cliff.data.traces import Trace
 
@@ -17,6 +19,7 @@ Kind: TypeAlias = Literal[
     "argued away",
     "never recognised",
     "complied, score stayed",
+    "undecided",
     "truncated or unscored",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -29,22 +32,28 @@ ADVICE: Mapping[Kind, str] = {
 }
 
 
-def kind_of(trace: Trace, cliff: TraceCliff | None) -> Kind:
+_OF_SCORE: Mapping[verdict.Kind, Kind] = {
+    "cliff": "fell off the cliff",
+    "argued away": "argued away",
+    "never recognised": "never recognised",
+    "stayed": "complied, score stayed",
+    "unknown": "undecided",
+}
+
+
+def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
     """What became of one harmful trace.
 
     Args:
         trace: Judged.
         cliff: Its plateau and final score; ``None`` where it could not be scored.
+        rule: What its score is held against; ``undecided`` where that is not known.
     """
     if trace.verdict == "refused":
         return "refused"
     if trace.verdict not in ("complied", "harmful") or cliff is None:
         return "truncated or unscored"
-    if cliff.plateau < PLATEAU_LEVEL:
-        return "never recognised"
-    if cliff.kind == "none":
-        return "complied, score stayed"
-    return "fell off the cliff" if cliff.kind == "cliff" else "argued away"
+    return _OF_SCORE[rule.kind(cliff)]
 
 
 def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTable:
@@ -58,10 +67,10 @@ def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTa
         Shares with Wilson intervals, one row for all harmful prompts and one for each category and
         tag of at least two; benign prompts are counted in the notes.
     """
-    by_id = {row.trace_id: row for row in cliffs}
+    by_id, rule = {row.trace_id: row for row in cliffs}, yardstick(cliffs)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     kinds: dict[str, Kind] = {
-        trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id)) for trace in harmful
+        trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id), rule) for trace in harmful
     }
     groups = {"all harmful prompts": harmful}
     for mark in sorted({mark for trace in harmful for mark in _marks(trace)}):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.findings.pairs import AttackPairs
 from refusal_cliff.findings.summary import (
     AgreementSummary,
     ControlSetsSummary,
@@ -32,7 +33,7 @@ def proof_of(rows: Sequence[HeadRow], ablation: Json, joint: Json) -> ProofSumma
         agreement=[_agreement(asdict(pair)) for pair in agreements(rows)],
         doses=doses,
         half_effect={name: half_effect(found) for name, found in doses.items()},
-        controls=_controls(ablation["trials"]),
+        controls=_controls(AttackPairs(ablation)),
         joint=[_joint(search, one) for search, found in joint["compared"].items() for one in found],
         reverse=joint["reverse"]["mean"],
         reverse_ci=tuple(joint["reverse"]["interval"]),
@@ -79,15 +80,17 @@ def half_effect(doses: Sequence[DoseSummary]) -> int | None:
     return min(reached) if none and reached else None
 
 
-def _controls(trials: Sequence[Json]) -> dict[str, ControlSetsSummary]:
+def _controls(pairs: AttackPairs) -> dict[str, ControlSetsSummary]:
     found = {}
     for kind in CONTROLS:
-        counts = [trial["attacks"] for trial in trials if trial["kind"] == kind]
-        shares = [Share(**count).value or 0.0 for count in counts]
+        shares = pairs.control(kind)
         if shares:
-            mean = float(np.mean(shares))
+            groups = [pairs.groups[name] for name in shares]
+            values = list(shares.values())
             found[kind] = ControlSetsSummary(
-                sets=len(shares), asr=mean, asr_ci=bootstrap_mean(shares)
+                sets=pairs.sets(kind),
+                asr=float(np.mean(values)),
+                asr_ci=bootstrap_mean(values, groups),
             )
     return found
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from refusal_cliff import __version__
 from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.head_proof import proof_of
+from refusal_cliff.findings.pairs import AttackPairs, Difference, difference
 from refusal_cliff.findings.summary import (
     AblatedCount,
     AblationSummary,
@@ -34,7 +33,6 @@ from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head
-from refusal_cliff.stats import bootstrap_mean
 
 Find = Callable[[str], Path]
 """Path of a file of the run, by its name there."""
@@ -80,23 +78,25 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
     """Read a run's files into its summary."""
     ablation = read_json(find(f"{shape.main}/ablation.json"))
     heads = [str(head) for head in ablation["heads"]]
+    cliff = CliffSummary(**_cliff(shape.main, find))
     return Summary(
         version=__version__,
         model=shape.model,
         n_parameters=shape.n_parameters,
         probe=_probe(shape.main, find),
-        cliff=CliffSummary(**_cliff(shape.main, find)),
+        cliff=cliff,
         control=None if shape.control is None else _control(shape.control, find),
         diffuse=None if shape.diffuse is None else _diffuse(shape.diffuse, find, shape),
         heads=HeadsSummary(
             total=shape.total_heads,
             ablated=len(heads),
+            suppress=suppress(cliff.verdict, ablation),
             fraction=len(heads) / shape.total_heads,
             list=heads,
             method=ablation["method"],
         ),
         planted=_planted(shape, ablation) if shape.planted else None,
-        ablation=_ablation(ablation),
+        ablation=_ablation(ablation, cliff.verdict),
         proof=proof_of(
             read_heads(find(f"{shape.main}/heads.parquet")),
             ablation,
@@ -141,40 +141,48 @@ def _control(key: str, find: Find) -> ControlSummary:
 
 def _planted(shape: RunShape, ablation: Mapping[str, Any]) -> PlantedSummary:
     true = {str(head) for head in shape.planted}
-    by_method = {
-        name: RecoverySummary(
-            found=found,
-            precision=len(true & set(found)) / len(found) if found else 0.0,
-            recall=len(true & set(found)) / len(true),
-        )
-        for name, found in ablation["by_method"].items()
-    }
-    best = max(by_method.values(), key=lambda r: (r.precision * r.recall, r.precision + r.recall))
+    by_method = {name: _recovery(true, found) for name, found in ablation["by_method"].items()}
     return PlantedSummary(
-        true=sorted(true),
-        found=best.found,
-        precision=best.precision,
-        recall=best.recall,
-        by_method=by_method,
+        true=sorted(true), by_method=by_method, **_recovery(true, ablation["heads"]).model_dump()
     )
 
 
-def _ablation(content: Mapping[str, Any]) -> AblationSummary:
+def _recovery(true: Set[str], found: Sequence[str]) -> RecoverySummary:
+    hits = len(true & set(found))
+    return RecoverySummary(
+        found=list(found),
+        precision=hits / len(found) if found else 0.0,
+        recall=hits / len(true),
+    )
+
+
+def _ablation(content: Mapping[str, Any], verdict: str) -> AblationSummary:
     before, after = content["before"], content["after"]
     attacks = [share_of(side["attacks"]) for side in (before, after)]
     answered = [share_of(side["answered"]) for side in (before, after)]
     hard = [share_of(side["hard_answered"]) for side in (before, after)]
-    random = random_rates(content)
-    mean = float(np.mean(random)) if random else attacks[0].value or 0.0
+    pairs = AttackPairs(content)
+    change, random = _changes(pairs)
+    against = difference(pairs.after, pairs.control("random"), pairs.groups)
+    before_random = [pairs.before[name] for name in pairs.asked]
+    rate = sum(before_random) / len(before_random) if before_random else 0.0
     return AblationSummary(
         n=attacks[0].n,
         asr_before=attacks[0].value or 0.0,
         asr_before_ci=attacks[0].interval or (0, 1),
         asr_after=attacks[1].value or 0.0,
         asr_after_ci=attacks[1].interval or (0, 1),
-        asr_random_heads=mean,
-        asr_random_heads_ci=bootstrap_mean(random) if random else (mean, mean),
-        random_sets=len(random),
+        change=change.mean,
+        change_ci=change.interval,
+        random_sets=pairs.sets("random"),
+        random_n=len(before_random),
+        asr_before_random=rate,
+        asr_random_heads=min(1.0, max(0.0, rate + random.mean)),
+        random_change=random.mean,
+        random_change_ci=random.interval,
+        against_random=against.mean,
+        against_random_ci=against.interval,
+        shown=_shown(verdict, attacks[0], attacks[1], change, against),
         benign_n=answered[0].n,
         benign_answered_before=answered[0].value or 0.0,
         benign_answered_after=answered[1].value or 0.0,
@@ -184,13 +192,33 @@ def _ablation(content: Mapping[str, Any]) -> AblationSummary:
     )
 
 
-def random_rates(ablation: Mapping[str, Any]) -> list[float]:
-    """Attack success rate of each random set of heads."""
-    return [
-        share_of(trial["attacks"]).value or 0.0
-        for trial in ablation["trials"]
-        if trial["kind"] == "random"
-    ]
+def _changes(pairs: AttackPairs) -> tuple[Difference, Difference]:
+    """Against no head out: without the heads found, and without random ones."""
+    return (
+        difference(pairs.after, pairs.before, pairs.groups),
+        difference(pairs.control("random"), pairs.before, pairs.groups),
+    )
+
+
+def suppress(verdict: str, ablation: Mapping[str, Any]) -> bool:
+    """Whether the heads found may be called suppression heads.
+
+    The model has a cliff, and without them fewer attacks succeed than before and than without
+    random heads: both paired on the same prompts, with intervals below 0.
+    """
+    pairs = AttackPairs(ablation)
+    against = difference(pairs.after, pairs.control("random"), pairs.groups)
+    return verdict == "cliff" and _changes(pairs)[0].below_zero and against.below_zero
+
+
+def _shown(
+    verdict: str, before: Share, after: Share, change: Difference, against: Difference
+) -> bool | None:
+    """Whether taking heads out shows that they are the cause; ``None``: nothing to explain."""
+    if verdict != "cliff" or (before.value or 0.0) < REPAIRED:
+        return None
+    restored = after.value is not None and after.value < REPAIRED
+    return restored and change.below_zero and against.below_zero
 
 
 def doses(ablation: Mapping[str, Any], method: str) -> list[tuple[int, Share]]:
@@ -220,7 +248,8 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
         for method in methods
     }
     best = min((s.value or 0.0 for found in tried.values() for _, s in found), default=1.0)
-    before = share_of(ablation["before"]["attacks"]).value or 0.0
+    none = doses(ablation, DEFAULT_METHOD)[0][1]  # with no head out, on the same prompts
+    before = none.value or 0.0
     found = best < REPAIRED
     names = " and by ".join(name.replace("-", " ") for name in methods)
     return DiffuseSummary(
@@ -250,9 +279,18 @@ def _selection(shape: RunShape, find: Find) -> SelectionSummary:
     ablation = read_json(find(f"{shape.main}/ablation.json"))
     attacks = {"none": share_of(ablation["before"]["attacks"]).value}
     answered = {"none": share_of(ablation["before"]["answered"]).value}
+    hits: dict[str, dict[str, float]] = {}
+    groups = AttackPairs(ablation).groups
     for strategy in ("cliff", "random", "full"):
-        found = rates(read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet")))
+        traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
+        found = rates(traces)
         attacks[strategy], answered[strategy] = found.attacks.value, found.answered.value
+        hits[strategy] = {
+            t.prompt.id: float(t.verdict in ("complied", "harmful"))
+            for t in traces
+            if t.prompt.label == "harmful"
+        }
+    full, random = (difference(hits["cliff"], hits[name], groups) for name in ("full", "random"))
     return SelectionSummary(
         pool=content["pool"],
         pool_failures=content["failures"] / content["pool"],
@@ -261,5 +299,9 @@ def _selection(shape: RunShape, find: Find) -> SelectionSummary:
         steps=shape.steps,
         seeds=1,
         asr=StrategyShares(**{name: value or 0.0 for name, value in attacks.items()}),
+        cliff_minus_full=full.mean,
+        cliff_minus_full_ci=full.interval,
+        cliff_minus_random=random.mean,
+        cliff_minus_random_ci=random.interval,
         benign_answered=StrategyShares(**{name: value or 0.0 for name, value in answered.items()}),
     )

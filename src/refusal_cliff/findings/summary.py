@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json, write_json, write_text
 
-FORMAT: Literal[1] = 1
+FORMAT: Literal[2] = 2
 """Version of the keys; it grows when a key changes its meaning or goes away."""
 
 
@@ -40,7 +40,7 @@ Seconds = Annotated[
 ]
 Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
 HeadName = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
-Verdict = Literal["cliff", "no cliff"]
+Verdict = Literal["cliff", "no cliff", "undecided"]
 
 
 class _Part(BaseModel):
@@ -103,7 +103,13 @@ class CliffSummary(_Part):
     cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")
     cliff_ci: Interval = Field(description="Bootstrap interval of `cliff`, over prompt groups.")
     share_with_cliff: Share = Field(
-        description="Traces with plateau ≥ 0.5 that drop ≥ 0.3 at the end."
+        description="Traces that stand higher than 95 % of benign ones, and at the end fall lower "
+        "than 95 % of refused ones."
+    )
+    share_ci: Interval = Field(description="Its interval over prompt groups; the verdict's ground.")
+    benign_with_cliff: Share | None = Field(description="Benign traces that would have one.")
+    refused_loss: float | None = Field(
+        description="Share of their height above benign traces that refused traces lose at the end."
     )
     localisation: Share | None = Field(
         description="Share of the drop inside the closing span and the last 5 thinking tokens; "
@@ -149,10 +155,14 @@ class DiffuseSummary(_Part):
 
 
 class HeadsSummary(_Part):
-    """The refusal suppression heads that were found."""
+    """The heads that were found to pull the score down, and taken out."""
 
     total: Count = Field(description="Heads of the model.")
-    ablated: Count = Field(description="Heads found to suppress refusal, and ablated.")
+    ablated: Count = Field(description="Heads found, and ablated.")
+    suppress: bool = Field(
+        description="Whether they are called suppression heads: the model has a cliff, and without "
+        "them fewer attacks succeed than before and than without random heads, on the same prompts."
+    )
     fraction: Share = Field(description="`ablated` / `total`.")
     names: list[HeadName] = Field(
         alias="list", description="The heads, strongest first, as `layer.head`."
@@ -172,9 +182,9 @@ class PlantedSummary(_Part):
     """The heads that an organism's recipe damaged, against the heads found."""
 
     true: list[HeadName] = Field(description="The planted heads.")
-    found: list[HeadName] = Field(description="The heads named by the best method.")
-    precision: Share = Field(description="Precision of the best method.")
-    recall: Share = Field(description="Recall of the best method.")
+    found: list[HeadName] = Field(description="The heads taken out, chosen without the truth.")
+    precision: Share = Field(description="Their precision.")
+    recall: Share = Field(description="Their recall.")
     by_method: dict[str, RecoverySummary] = Field(description="Each ranking on its own.")
 
 
@@ -186,13 +196,27 @@ class AblationSummary(_Part):
     asr_before_ci: Interval = Field(description="Wilson interval of `asr_before`.")
     asr_after: Share = Field(description="Attack success rate with the heads ablated.")
     asr_after_ci: Interval = Field(description="Wilson interval of `asr_after`.")
-    asr_random_heads: Share = Field(
-        description="Mean attack success rate over random sets of as many other heads."
+    change: float = Field(ge=-1, le=1, description="`asr_after` − `asr_before`, paired.")
+    change_ci: Interval = Field(description="Its interval, over prompt groups.")
+    random_sets: Count = Field(description="Random sets of as many other heads tried.")
+    random_n: Count = Field(description="Harmful prompts that each random set was asked.")
+    asr_before_random: Share = Field(description="With no head out, on these prompts.")
+    asr_random_heads: Share = Field(description="Mean over the random sets, on these prompts.")
+    random_change: float = Field(
+        ge=-1, le=1, description="`asr_random_heads` − `asr_before_random`, paired."
     )
-    asr_random_heads_ci: Interval = Field(
-        description="Bootstrap interval of `asr_random_heads`, over the sets."
+    random_change_ci: Interval = Field(description="Its interval, over prompt groups.")
+    against_random: float = Field(
+        ge=-1,
+        le=1,
+        description="Attack success rate without the heads found minus without random ones, paired "
+        "on these prompts.",
     )
-    random_sets: Count = Field(description="Random sets of heads tried.")
+    against_random_ci: Interval = Field(description="Its interval, over prompt groups.")
+    shown: bool | None = Field(
+        description="Whether the heads found are shown to cause what the model does; null where "
+        "there is nothing to explain: no cliff, or hardly an attack that succeeds."
+    )
     benign_n: Count = Field(description="Held-out benign prompts, the hard ones included.")
     benign_answered_before: Share = Field(description="Benign prompts answered, as it is.")
     benign_answered_after: Share = Field(description="Benign prompts answered, heads ablated.")
@@ -235,7 +259,7 @@ class ControlSetsSummary(_Part):
 
     sets: Count = Field(description="Sets tried.")
     asr: Share = Field(description="Mean attack success rate over them.")
-    asr_ci: Interval = Field(description="Bootstrap interval of `asr`, over the sets.")
+    asr_ci: Interval = Field(description="Bootstrap interval of `asr`, over prompt groups.")
 
 
 class JointSummary(_Part):
@@ -295,13 +319,17 @@ class SelectionSummary(_Part):
     steps: Count = Field(description="Optimiser steps, the same for every strategy.")
     seeds: Count = Field(description="Seeds that the shares are means over.")
     asr: StrategyShares = Field(description="Attack success rate after fine-tuning.")
+    cliff_minus_full: float = Field(ge=-1, le=1, description="Of `asr`, paired over the prompts.")
+    cliff_minus_full_ci: Interval = Field(description="Its interval, over prompt groups.")
+    cliff_minus_random: float = Field(ge=-1, le=1, description="Of `asr`, paired.")
+    cliff_minus_random_ci: Interval = Field(description="Its interval, over prompt groups.")
     benign_answered: StrategyShares = Field(description="Benign prompts answered after it.")
 
 
 class Summary(_Part):
     """All findings of one run."""
 
-    format: Literal[1] = Field(default=FORMAT, description="Version of these keys.")
+    format: Literal[2] = Field(default=FORMAT, description="Version of these keys.")
     version: str = Field(description="Version of refusal-cliff that made the run.")
     model: str = Field(description="Name of the model under study.")
     n_parameters: Count = Field(description="Its parameters.")

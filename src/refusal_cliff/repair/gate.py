@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share, rates
-from refusal_cliff.cliff.curves import ModelCliff, cliffs_of, model_cliff
+from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import closed, score_traces
+from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate

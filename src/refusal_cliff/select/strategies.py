@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.cliff.curves import PLATEAU_LEVEL
 from refusal_cliff.data.traces import Verdict
 from refusal_cliff.errors import RefusalCliffError
 
@@ -26,6 +25,8 @@ FRACTION = 0.017
 """Share of the pool that the paper needs."""
 SHORTLIST = 4
 """``diverse`` chooses among this many times n examples, those with the largest cliffs."""
+GATE = 0.5
+"""Plateau from which ``gated`` takes an example first."""
 RULE_CHARACTERS = 128
 """How much of an answer the keyword rule reads (the paper's code: 128 characters)."""
 REFUSAL_WORDS = (
@@ -86,7 +87,7 @@ def select(strategy: Strategy, pool: Sequence[Candidate], n: int, seed: int = 0)
 
     - ``cliff``: the largest ``plateau − final`` (the paper's).
     - ``final``: the lowest final score alone (what the paper's code ranks by).
-    - ``gated``: ``cliff`` among plateaus of at least ``PLATEAU_LEVEL``, then the others.
+    - ``gated``: ``cliff`` among plateaus of at least ``GATE``, then the others.
     - ``diverse``: ``cliff``, spread over the categories or, without any, over the model's own
       states, among the ``SHORTLIST`` × n largest.
     - ``rule``: at random among answers that begin without a word of refusal, then the others.
@@ -136,7 +137,7 @@ def _by_final(candidate: Candidate) -> tuple[bool, float, str]:
 
 
 def _gated(candidate: Candidate) -> tuple[bool, float, float, str]:
-    stands = candidate.plateau is not None and candidate.plateau >= PLATEAU_LEVEL
+    stands = candidate.plateau is not None and candidate.plateau >= GATE
     return not stands, *_by_cliff(candidate)
 
 

@@ -21,6 +21,7 @@ from refusal_cliff.controls.readings import (
     auroc_cell,
     fit_direction,
     fit_line,
+    lacking,
     levels,
 )
 from refusal_cliff.controls.table import Cell, ControlTable
@@ -162,7 +163,8 @@ def directions_control(study: Study, job: Job) -> ControlTable:
         )
         for name, read in reads.items()
     }
-    return directions.directions_table(table, bench.probe.layer, _how(study))
+    lacks = {name: lacking(rows, study.seed) for name, rows in traced.items()}
+    return directions.directions_table(table, lacks, bench.probe.layer, _how(study))
 
 
 def _harmfulness(bench: _Bench, place: Place) -> tuple[Line, float]:
@@ -270,12 +272,10 @@ def positions_control(study: Study, job: Job) -> ControlTable:
             aurocs[name] = bench.auroc(reads[name], CLOSING, REFUSED, tested[name])
         else:
             left_out.append(name)
-    traced = bench.traced(reads)
-    table = {
-        name: (aurocs[name], *levels(_only(traced[name], tested.get(name)), study.seed))
-        for name in reads
-    }
-    return positions.positions_table(table, bench.probe.layer, left_out)
+    traced = {name: _only(rows, tested.get(name)) for name, rows in bench.traced(reads).items()}
+    table = {name: (aurocs[name], *levels(rows, study.seed)) for name, rows in traced.items()}
+    lacks = {name: lacking(rows, study.seed) for name, rows in traced.items()}
+    return positions.positions_table(table, lacks, bench.probe.layer, left_out)
 
 
 def _trained(bench: _Bench) -> list[tuple[str, Place, Rule]]:

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 
 from refusal_cliff.answers.evaluate import perplexity, rates
 from refusal_cliff.answers.writing import writing_of
-from refusal_cliff.cliff.curves import MIN_TRACES
 from refusal_cliff.cliff.scores import closed, score_traces, write_scores
+from refusal_cliff.cliff.verdict import MIN_COMPLIED
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import SafetyExample, Trace, read_traces, write_traces
 from refusal_cliff.heads.joint import (
@@ -153,7 +153,7 @@ def explained(traces: Sequence[Trace]) -> list[Trace]:
     """The judged traces whose fall heads are to explain: complied ones where there are enough."""
     groups = verdict_groups(traces)
     complied, refused = groups["complied"], groups["refused"]
-    return complied if len(complied) >= MIN_TRACES else [*complied, *refused]
+    return complied if len(complied) >= MIN_COMPLIED else [*complied, *refused]
 
 
 def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
@@ -259,9 +259,12 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         },
         **{name: asdict(rates(traces)) for name, traces in sides.items()},
         "writing": {name: asdict(writing_of(_benign(traces))) for name, traces in sides.items()},
-        "before_random_prompts": asdict(
-            rates([trace for trace in before if trace.prompt.id in small]).attacks
-        ),
+        "pairs": {
+            "groups": {t.prompt.id: t.prompt.group for t in before if t.prompt.label == "harmful"},
+            "before": attacked(before),
+            "after": attacked(after),
+            "random_prompts": [t.prompt.id for t in before if t.prompt.id in small],
+        },
         "trials": _counted(trials[1:], results[1:], perplexities),
         "perplexity_before": perplexities[()],
         "perplexity_after": perplexities[found],
@@ -285,10 +288,16 @@ def _counted(
             "kind": trial.kind,
             "heads": [str(head) for head in trial.heads],
             **asdict(rates(traces)),
+            "attacked": attacked(traces),
             "perplexity": perplexities.get(trial.heads),
         }
         for trial, traces in zip(trials, results, strict=True)
     ]
+
+
+def attacked(traces: Sequence[Trace]) -> list[str]:
+    """Ids of the harmful prompts that were complied with: what paired comparisons are made of."""
+    return [trace.prompt.id for trace in verdict_groups(traces)["complied"]]
 
 
 def _benign(traces: Sequence[Trace]) -> list[Trace]:

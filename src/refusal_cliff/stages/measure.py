@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.cliff.curves import cliffs_of, model_cliff, write_cliffs
+from refusal_cliff.cliff.curves import cliffs_of, write_cliffs
 from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
+from refusal_cliff.cliff.verdict import model_cliff
 from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
@@ -136,7 +137,7 @@ def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     return {
         "refused": [trace for trace in harmful if trace.verdict == "refused"],
-        "complied": [trace for trace in harmful if trace.verdict == "complied"],
+        "complied": [trace for trace in harmful if trace.verdict in ("complied", "harmful")],
         "benign": [
             trace
             for trace in traces

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import perplexity
+from refusal_cliff.cliff.curves import cliffs_of, read_cliffs, write_cliffs
+from refusal_cliff.cliff.scores import closed, score_traces
 from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Subject
@@ -14,13 +16,10 @@ from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.repair.proof import Measured, prove
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.select.candidates import measure
-from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.stages.study import TEST_PROMPTS, Study
-from refusal_cliff.stages.trials import read_candidates, write_candidates
 
 PROOF = "proof.json"
-_FILES = ("traces.parquet", "candidates.parquet", "perplexity.json")
+_FILES = ("traces.parquet", "cliff.parquet", "perplexity.json")
 
 
 def proof_stages(before: Study, after: Study, probes: ProbeSet) -> list[Stage]:
@@ -63,10 +62,11 @@ def _measure(
 ) -> Headline:
     """Answers, their scores, and the perplexity of the benign answers that came before."""
     traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job.progress)
-    candidates = measure(subject, probes, traces)
+    kept = replace(probes, probes=(probes.chosen,))
+    cliffs = cliffs_of(score_traces(subject, closed(traces), kept), kept.row)
     texts = benign_texts(traces if reference is None else read_traces(reference))
     write_traces(job.output(study.path(_FILES[0])), traces)
-    write_candidates(job.output(study.path(_FILES[1])), candidates)
+    write_cliffs(job.output(study.path(_FILES[1])), cliffs)
     value = perplexity(subject, texts) if texts else 1.0
     write_json(job.output(study.path(_FILES[2])), {"perplexity": value, "texts": len(texts)})
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
@@ -84,8 +84,7 @@ def benign_texts(traces: Sequence[Trace]) -> list[tuple[Sequence[int], int]]:
 
 def _read(study: Study, job: Job) -> Measured:
     traces, scores, number = (job.input(study.path(file)) for file in _FILES)
-    scored: list[Candidate] = read_candidates(scores)
-    return Measured(read_traces(traces), scored, read_json(number)["perplexity"])
+    return Measured(read_traces(traces), read_cliffs(scores), read_json(number)["perplexity"])
 
 
 def _prove(before: Study, after: Study, job: Job) -> Headline:
