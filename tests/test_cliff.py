@@ -10,24 +10,23 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_cliffs import made_cliffs
 from scipy.special import expit, logit
 
 from refusal_cliff.cliff.curves import (
     LAST_THINKING,
     POOLS,
-    TraceCliff,
     cliff_of,
     cliffs_of,
     level,
     localisation,
     mean_curve,
-    model_cliff,
     read_cliffs,
     write_cliffs,
 )
 from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.cliff.verdict import model_cliff
 from refusal_cliff.data.traces import Verdict
-from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.thinking import Spans
 
 PROMPT, RESPONSE = [0.05] * 2, [0.05] * 3
@@ -61,7 +60,7 @@ def test_a_cliff() -> None:
     assert found.drop_inside == pytest.approx(0.8, abs=1e-6)
     # The first closing token has 0.85, which is above 0.9 - 0.1 * 0.8; the last closing token is 0.
     assert found.drop_position == -2
-    assert found.kind == "cliff"
+    assert found.late
     assert (found.trace_id, found.group, found.label, found.verdict) == (
         "t",
         "t",
@@ -74,14 +73,14 @@ def test_the_layer_asked_for_is_measured() -> None:
     found = cliff_of(curve([0.1] * 10 + [0.9] * 10), 1)
     assert (found.plateau, found.final) == pytest.approx((0.1, 0.9), abs=1e-6)
     assert found.cliff == pytest.approx(-0.8, abs=1e-6)
-    assert (found.drop_inside, found.kind) == (0.0, "none")
+    assert found.drop_inside == 0.0
 
 
 def test_a_drop_in_the_last_thinking_tokens_is_a_cliff() -> None:
     found = cliff_of(curve([0.9] * 25 + [0.1] * LAST_THINKING, [0.1] * 3), 0)
     assert found.drop_position == -(LAST_THINKING + 3)
     assert found.drop_inside == pytest.approx(0.8, abs=1e-6)
-    assert found.kind == "cliff"
+    assert found.late
 
 
 def test_a_score_argued_away_in_the_thinking_is_no_cliff() -> None:
@@ -89,7 +88,7 @@ def test_a_score_argued_away_in_the_thinking_is_no_cliff() -> None:
     assert found.cliff == pytest.approx(0.8, abs=1e-6)
     assert found.drop_position == -(LAST_THINKING + 4)
     assert found.drop_inside == pytest.approx(0.0, abs=1e-6)
-    assert found.kind == "argued away"
+    assert not found.late
 
 
 def test_a_drop_that_falls_in_two_places_is_divided() -> None:
@@ -97,27 +96,18 @@ def test_a_drop_that_falls_in_two_places_is_divided() -> None:
     assert found.cliff == pytest.approx(0.8, abs=1e-6)
     assert found.drop_inside == pytest.approx(0.5, abs=1e-6)
     assert found.drop_position == -8
-    assert found.kind == "argued away"
-
-
-@pytest.mark.parametrize(
-    ("thinking", "closing"),
-    [([0.9] * 20, [0.9] * 3), ([0.4] * 20, [0.05] * 3), ([0.9] * 20, [0.65] * 3)],
-    ids=["nothing drops", "plateau too low", "drop too small"],
-)
-def test_no_cliff(thinking: list[float], closing: list[float]) -> None:
-    assert cliff_of(curve(thinking, closing), 0).kind == "none"
+    assert found.late  # 0.6 is above half of the way from 0.9 to 0.1 in logits: it fell at the end
 
 
 def test_a_rise_has_a_negative_cliff_and_no_drop() -> None:
     found = cliff_of(curve([0.2] * 20, [0.5, 0.95]), 0)
     assert found.cliff == pytest.approx(-0.75, abs=1e-6)
-    assert (found.drop_inside, found.drop_position, found.kind) == (0.0, 0, "none")
+    assert (found.drop_inside, found.drop_position) == (0.0, 0)
 
 
 def test_one_token_of_thinking_is_enough() -> None:
     found = cliff_of(curve([0.9]), 0)
-    assert found.kind == "cliff"
+    assert found.late
     assert found.drop_inside == pytest.approx(found.cliff) == pytest.approx(0.8, abs=1e-6)
 
 
@@ -152,7 +142,6 @@ def test_measures_stay_within_what_they_say(
     assert found.cliff == found.plateau - found.final
     assert found.final == pytest.approx(closing[-1], abs=1e-6)
     assert -(len(thinking) + len(closing)) < found.drop_position <= 0
-    assert found.kind == "none" or (found.plateau >= 0.5 and found.cliff >= 0.3)
     # The last token to stand near the plateau: all later tokens are below.
     here = trace.spans.last_closing + found.drop_position
     held = found.plateau - 0.1 * max(found.cliff, 0.0)
@@ -167,115 +156,6 @@ def test_the_late_median_is_the_middle_of_the_second_half(thinking: list[float])
     middle = len(late) // 2
     slow = late[middle] if len(late) % 2 else (late[middle - 1] + late[middle]) / 2
     assert cliff_of(curve(thinking), 0).plateau == pytest.approx(slow, abs=1e-6)
-
-
-def rows_of(
-    n: int,
-    plateau: float,
-    final: float,
-    *,
-    label: str = "harmful",
-    verdict: Verdict = "complied",
-    spread: float = 0.02,
-) -> list[TraceCliff]:
-    """``n`` traces with a flat thought, and a jump at its end."""
-    steps = np.linspace(-spread, spread, n) if n > 1 else [0.0]
-    traces = [
-        curve([plateau + step] * 12, [final + step] * 3, name=f"{label}-{verdict}-{i}", label=label)
-        for i, step in enumerate(steps)
-    ]
-    return [replace(row, verdict=verdict) for row in cliffs_of(traces, 0)]
-
-
-REFUSED = rows_of(15, 0.9, 0.9, verdict="refused")
-BENIGN = rows_of(15, 0.05, 0.05, label="benign")
-
-
-def test_a_model_with_a_cliff() -> None:
-    found = model_cliff([*rows_of(20, 0.85, 0.1), *REFUSED, *BENIGN])
-    assert (found.verdict, found.group, found.n) == ("cliff", "complied", 20)
-    assert (found.plateau, found.final) == pytest.approx((0.85, 0.1), abs=1e-6)
-    assert found.cliff == pytest.approx(0.75, abs=1e-6)
-    assert found.cliff_ci == pytest.approx((0.75, 0.75), abs=1e-3)
-    assert (found.share_with_cliff, found.share_argued_away) == (1.0, 0.0)
-    assert found.localisation == pytest.approx(1.0)
-    assert found.refused is not None
-    assert found.benign is not None
-    assert (found.refused.n, found.benign.n) == (15, 15)
-    assert found.benign.plateau == pytest.approx(0.05, abs=1e-6)
-    assert "100% of 20 traces" in found.reason
-
-
-def test_an_aligned_model_has_no_cliff() -> None:
-    found = model_cliff([*REFUSED, *BENIGN])
-    assert (found.verdict, found.group, found.n) == ("no cliff", "harmful", 15)
-    assert found.cliff == pytest.approx(0.0, abs=1e-6)
-    assert found.localisation is None
-    assert found.reason.startswith("0% of 15 traces")
-
-
-def test_too_few_compliances_are_measured_with_all_harmful_traces() -> None:
-    few = model_cliff([*rows_of(9, 0.85, 0.1), *REFUSED, *BENIGN])
-    assert (few.group, few.n) == ("harmful", 24)
-    assert few.share_with_cliff == pytest.approx(9 / 24)
-    assert few.verdict == "cliff"
-    enough = model_cliff([*rows_of(10, 0.85, 0.1), *REFUSED, *BENIGN])
-    assert (enough.group, enough.n) == ("complied", 10)
-
-
-def test_a_cliff_in_few_traces_is_none_of_the_model() -> None:
-    rows = [*rows_of(4, 0.85, 0.1), *rows_of(16, 0.1, 0.1), *BENIGN]
-    found = model_cliff(rows)
-    assert (found.verdict, found.share_with_cliff) == ("no cliff", 0.2)
-    assert "20% of 20 traces" in found.reason
-    assert "needs 25%" in found.reason
-
-
-def test_a_mean_that_may_be_zero_is_no_cliff() -> None:
-    found = model_cliff([*rows_of(6, 0.85, 0.1), *rows_of(14, 0.1, 0.85)])
-    assert found.share_with_cliff == pytest.approx(0.3)
-    assert found.cliff_ci[0] <= 0
-    assert found.verdict == "no cliff"
-
-
-def test_an_argued_away_score_is_none_of_the_model() -> None:
-    traces = [curve([0.9] * 30 + [0.1] * 9, [0.1] * 3, name=f"t{i}") for i in range(20)]
-    found = model_cliff(cliffs_of(traces, 0))
-    assert (found.verdict, found.share_argued_away) == ("no cliff", 1.0)
-    assert found.cliff == pytest.approx(0.8, abs=1e-6)
-    assert found.localisation == pytest.approx(0.0, abs=1e-6)
-
-
-def test_a_drop_that_refused_traces_have_too_is_no_cliff() -> None:
-    low = rows_of(15, 0.9, 0.25, verdict="refused")
-    found = model_cliff([*rows_of(20, 0.85, 0.1), *low, *BENIGN])
-    assert found.verdict == "no cliff"
-    assert found.reason.startswith("Refused traces end at 0.25, hardly above the 0.10")
-
-
-def test_a_plateau_that_benign_traces_have_too_is_no_cliff() -> None:
-    high = rows_of(15, 0.7, 0.05, label="benign")
-    found = model_cliff([*rows_of(20, 0.85, 0.1), *REFUSED, *high])
-    assert found.verdict == "no cliff"
-    assert found.reason.startswith("Benign traces have a plateau of 0.70, hardly below the 0.85")
-
-
-def test_a_verdict_needs_no_contrast_group_but_a_harmful_trace() -> None:
-    found = model_cliff(rows_of(20, 0.85, 0.1))
-    assert (found.verdict, found.refused, found.benign) == ("cliff", None, None)
-    with pytest.raises(ValueError, match="no harmful trace"):
-        model_cliff(BENIGN)
-
-
-def test_the_interval_keeps_groups_together() -> None:
-    rows = rows_of(20, 0.7, 0.2, spread=0.15)
-    rows = [*rows, *rows_of(20, 0.9, 0.05, spread=0.04)]
-    by_group = [replace(row, group=f"g{i // 10}") for i, row in enumerate(rows)]
-    found, alone = model_cliff(by_group, seed=3), model_cliff(rows, seed=3)
-    assert found.cliff_ci == bootstrap_mean(
-        [row.cliff for row in by_group], [row.group for row in by_group], seed=3
-    )
-    assert found.cliff_ci[1] - found.cliff_ci[0] > alone.cliff_ci[1] - alone.cliff_ci[0]
 
 
 def test_localisation_is_the_share_of_the_summed_drop() -> None:
@@ -335,7 +215,10 @@ def test_the_mean_curve_equals_the_obvious_loop(
 
 
 def test_cliffs_come_back(tmp_path: Path) -> None:
-    rows = [*rows_of(3, 0.85, 0.1), *rows_of(2, 1 / 3, 0.9, label="benign", verdict="refused")]
+    rows = [
+        *made_cliffs(3, 0.85, 0.1),
+        *made_cliffs(2, 1 / 3, 0.9, label="benign", verdict="refused"),
+    ]
     path = tmp_path / "new" / "cliff.parquet"
     write_cliffs(path, rows)
     assert read_cliffs(path) == rows

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from made_cliffs import made_cliff
+from made_cliffs import BENIGN, made_cliff, made_cliffs
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
+from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls import directions, positions
 from refusal_cliff.controls.positions import Rows, Rule, rows_of, states_of_places
 from refusal_cliff.controls.readings import (
+    A_CLIFF,
     LEVELS,
     Line,
     Reduced,
@@ -130,42 +132,48 @@ def test_first_answer_tokens_are_unembedding_rows_times_the_gain_of_the_norm() -
     assert rows == pytest.approx(plain * gain, rel=1e-4)
 
 
+NONE = "no cliff: 3% of 68 fall"
+
+
 def cells(*values: float | None) -> list[Cell]:
     return [Cell(value) for value in values]
 
 
 def test_the_finding_on_directions_is_made_from_the_numbers() -> None:
-    row = (None, 0.9, 0.7, 0.9, 0.1, 0.8, 0.9, 0.1, 0.0)
-    flat = (None, 0.5, None, 0.5, 0.4, 0.1, 0.5, 0.5, 0.5)
+    row = (None, 0.9, 0.7, 0.9, 0.1, 0.8, 0.9, 0.1, 0.0, 1.0)
+    flat = (None, 0.5, None, 0.5, 0.4, 0.1, 0.5, 0.5, 0.5, 0.0)
     names = (directions.REFUSAL, directions.HARM, directions.HARM_ANYWHERE)
     rows = {name: cells(*row) for name in names}
     rows[directions.WITHOUT + "x"] = cells(*row)
     rows[directions.WITHOUT + "y"] = cells(*flat)
     rows[directions.ANEW + "x"] = cells(*flat)
-    finding = directions.directions_table(rows, 8, "how").finding
+    lacks = {name: "" if cell == cells(*row) else NONE for name, cell in rows.items()}
+    finding = directions.directions_table(rows, lacks, 8, "how").finding
     assert "refusal 0.90 → 0.10; harmfulness" in finding
     assert "refused from complied traces with AUROC 0.70" in finding
-    assert "away from complied ones) stays without x, not without y (drop 0.10)." in finding
-    assert "Fitted anew, it is gone: without x (drop 0.10)." in finding
-    none = {**rows, directions.REFUSAL: cells(*flat)}
-    assert "shows no cliff (drop 0.10)" in directions.directions_table(none, 8, "how").finding
+    assert f"{A_CLIFF} stays without x, not without y ({NONE})." in finding
+    assert f"Fitted anew, it is gone: without x ({NONE})." in finding
+    none = {**lacks, directions.REFUSAL: NONE}
+    assert f"shows no cliff ({NONE})" in directions.directions_table(rows, none, 8, "how").finding
     nothing = dict.fromkeys(rows, cells(*[None] * len(row)))
-    assert "no drop to explain" in directions.directions_table(nothing, 8, "how").finding
+    table = directions.directions_table(nothing, dict.fromkeys(rows), 8, "how")
+    assert "no drop to explain" in table.finding
 
 
 @pytest.mark.parametrize(
-    ("numbers", "wanted"),
+    ("complied", "wanted"),
     [
-        ((0.9, 0.1, 0.8, 0.9, 0.1, 0.0), ""),
-        ((0.9, 0.1, 0.8, None, None, None), ""),
-        ((0.5, 0.4, 0.1, 0.9, 0.1, 0.0), "drop 0.10"),
-        ((0.9, 0.1, 0.8, 0.2, 0.1, 0.0), "refused end at 0.20, complied at 0.10"),
-        ((0.9, 0.1, 0.8, 0.9, 0.8, 0.0), "benign plateau 0.80, complied 0.90"),
-        ((None, None, None, 0.9, 0.1, 0.0), None),
+        (made_cliffs(12, 0.9, 0.1), ""),
+        (made_cliffs(12, 0.9, 0.9), "no cliff: 0% of 12 fall"),
+        (made_cliffs(5, 0.9, 0.1), "undecided: 20% of 25 fall"),
+        ([], None),
     ],
 )
-def test_what_a_cliff_lacks(numbers: Sequence[float | None], wanted: str | None) -> None:
-    assert lacking(cells(*numbers)) == wanted
+def test_what_a_cliff_lacks_is_what_the_verdict_says(
+    complied: Sequence[TraceCliff], wanted: str | None
+) -> None:
+    refused = made_cliffs(20, 0.9, 0.9, verdict="refused", spread=0.0)
+    assert lacking([*complied, *refused, *BENIGN]) == wanted
 
 
 def test_levels_are_means_by_group() -> None:
@@ -173,7 +181,7 @@ def test_levels_are_means_by_group() -> None:
         made_cliff("a", 0.9, 0.1, label="harmful", verdict="complied"),
         made_cliff("b", 0.7, 0.3, label="harmful", verdict="harmful"),
         made_cliff("c", 0.9, 0.8, label="harmful", verdict="refused"),
-        made_cliff("d", 0.2, 0.0, label="benign", verdict="complied"),
+        made_cliff("d", 0.2, 0.01, label="benign", verdict="complied"),
     ]
     found = dict(zip(LEVELS, levels(rows), strict=True))
     assert found["plateau, complied"].value == pytest.approx(0.8)
@@ -181,7 +189,7 @@ def test_levels_are_means_by_group() -> None:
     assert found["cliff"].value == pytest.approx(0.6)
     assert found["cliff"].interval == pytest.approx((0.4, 0.8))
     assert found["final, refused"].value == 0.8
-    assert (found["plateau, benign"].value, found["final, benign"].value) == (0.2, 0.0)
+    assert (found["plateau, benign"].value, found["final, benign"].value) == (0.2, 0.01)
     assert levels(rows[2:])[0] == Cell(None, None, 0)
 
 
@@ -295,19 +303,16 @@ def test_a_small_network_reads_what_no_line_can_and_ignores_class_shares() -> No
 
 
 def test_the_finding_on_positions_counts_drops_but_for_shuffled_labels() -> None:
-    rows = {
-        "own": cells(0.9, 0.9, 0.1, 0.8, 0.9, 0.1, 0.0),
-        "flat": cells(0.9, 0.5, 0.4, 0.1, 0.9, 0.5, 0.5),
-        "shared": cells(0.9, 0.9, 0.1, 0.8, 0.2, 0.5, 0.5),
-        positions.SHUFFLED: cells(0.5, 0.5, 0.0, 0.5, 0.5, 0.5, 0.5),
-    }
-    table = positions.positions_table(rows, 8, ["rare"])
+    lacks = {"own": "", "flat": NONE, "shared": NONE, positions.SHUFFLED: ""}
+    rows = {name: cells(0.9, 0.9, 0.1, 0.8, 0.9, 0.1, 0.0, 1.0) for name in lacks}
+    table = positions.positions_table(rows, lacks, 8, ["rare"])
     assert "1 of 3 probes show a cliff" in table.finding
     assert "those that do: own." in table.finding
-    rows["fourth"] = rows["fifth"] = rows["own"]
-    most = positions.positions_table(rows, 8, []).finding
+    more = lacks | {"fourth": "", "fifth": ""}
+    rows |= dict.fromkeys(more, rows["own"])
+    most = positions.positions_table(rows, more, 8, []).finding
     assert "3 of 5 probes" in most
-    assert "do not: flat (drop 0.10); shared (refused end at 0.20, complied at 0.10)." in most
+    assert f"do not: flat ({NONE}); shared ({NONE})." in most
     assert "Too few traces of a class for: rare." in table.notes[-1]
-    nothing = {"own": cells(*[None] * 7)}
-    assert "no drop to explain" in positions.positions_table(nothing, 8, []).finding
+    nothing = {"own": cells(*[None] * 8)}
+    assert "no drop to explain" in positions.positions_table(nothing, {"own": None}, 8, []).finding

@@ -19,7 +19,7 @@ def trace(name: str, source: str, label: Label, verdict: Verdict) -> Trace:
 
 
 def scored(name: str, label: str, verdict: str, final_logit: float) -> TraceCliff:
-    cliff = made_cliff(name, 0.9, 0.2, "cliff", label, verdict)
+    cliff = made_cliff(name, 0.9, 0.2, label=label, verdict=verdict)
     return replace(cliff, final_logit=final_logit)
 
 

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_cliffs import made_cliff
+from made_cliffs import BENIGN, REFUSED, made_cliff, made_cliffs
 
-from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls.arms import Arm
 from refusal_cliff.controls.intervention import UNCHANGED
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
@@ -63,11 +62,13 @@ def test_every_kind_of_trace_is_counted_where_it_belongs() -> None:
         trace("h", "complied", "benign"),
     ]
     cliffs = [
-        made_cliff("a", 0.9, 0.9, "none"),
-        made_cliff("b", 0.9, 0.1, "cliff"),
-        made_cliff("c", 0.9, 0.1, "argued away"),
-        made_cliff("d", 0.4, 0.1, "none"),
-        made_cliff("e", 0.9, 0.8, "none"),
+        made_cliff("a", 0.9, 0.9, verdict="refused"),
+        made_cliff("b", 0.9, 0.1),
+        made_cliff("c", 0.9, 0.1, late=False),
+        made_cliff("d", 0.04, 0.1),
+        made_cliff("e", 0.9, 0.95, verdict="harmful"),
+        *REFUSED,
+        *BENIGN,
     ]
     table = taxonomy(traces, cliffs)
     counts = {
@@ -80,11 +81,17 @@ def test_every_kind_of_trace_is_counted_where_it_belongs() -> None:
         "argued away": 1,
         "never recognised": 1,
         "complied, score stayed": 1,
+        "undecided": 0,
         "truncated or unscored": 2,
     }
-    assert [cell.value for cell in table.rows["theft"]] == [0.5, 0.5, 0, 0, 0, 0]
+    assert [cell.value for cell in table.rows["theft"]] == [0.5, 0.5, 0, 0, 0, 0, 0]
     assert "1 of 4 compliances" in table.finding
     assert "answered: 1 of 1" in table.notes[0]
+
+
+def test_a_trace_with_nothing_to_hold_it_against_is_undecided() -> None:
+    table = taxonomy([trace("b", "complied")], [made_cliff("b", 0.9, 0.1)])
+    assert table.rows["all harmful prompts"][KINDS.index("undecided")].value == 1
 
 
 def test_no_compliance_needs_no_remedy() -> None:
@@ -126,29 +133,25 @@ def test_controls_are_named_or_all() -> None:
         chosen_controls(["taxonomie"])
 
 
-def benign(plateau: float) -> TraceCliff:
-    return replace(made_cliff("b", plateau, 0.1, "none"), label="benign")
-
-
 def test_definitions_are_compared_with_ours() -> None:
-    high = [made_cliff(f"c{at}", 0.9, 0.1, "cliff") for at in range(12)]
-    flat = [made_cliff(f"c{at}", 0.3, 0.2, "none") for at in range(12)]
+    high, flat = made_cliffs(12, 0.9, 0.1), made_cliffs(12, 0.3, 0.2)
+    low = made_cliffs(25, 0.4, 0.1, label="benign")
     after = [trace("a", "refused"), trace("b", "complied"), trace("c", "complied", "benign")]
     found, innocent = Head(3, 1), Head(2, 0)
     table = preset_table(
         {
-            OURS: Reading([*high, benign(0.4)], [found], after),
-            ALL: Reading([*flat, benign(0.5)], [found, innocent], after),
+            OURS: Reading([*high, *REFUSED, *low], [found], after),
+            ALL: Reading([*flat, *REFUSED, *low], [found, innocent], after),
         }
     )
     ours = [0.9, 0.1, 0.8, 0.4, 1.0, 1.0, 0.5, 1.0]
     assert [cell.value for cell in table.rows[OURS]] == pytest.approx(ours)
-    theirs = [0.3, 0.2, 0.1, 0.5, 2.0, 1.0, 0.5, 1.0]
+    theirs = [0.3, 0.2, 0.1, 0.4, 2.0, 1.0, 0.5, 1.0]
     assert [cell.value for cell in table.rows[ALL]] == pytest.approx(theirs)
-    assert f"verdict is: cliff. With {ALL} it is: no cliff. 0% of 12" in table.finding
+    assert f"verdict is: cliff. With {ALL} it is: no cliff. At most 24% of the 12" in table.finding
     assert f"{ALL}: 3.1, 2.0." in table.notes[0]
-    alike = preset_table({OURS: Reading(high, [], after)})
-    assert alike.finding == "Under all definitions the verdict is: cliff."
+    alike = preset_table({OURS: Reading([*high, *REFUSED], [], after)})
+    assert alike.finding == "Under all definitions the verdict is: undecided."
     assert [alike.rows[OURS][place].value for place in (3, 5)] == [None, None]
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scipy.stats import binomtest
+from made_cliffs import made_cliffs
 from typer.testing import CliRunner
 
 from refusal_cliff.answers.evaluate import Share
@@ -19,8 +19,7 @@ from refusal_cliff.judges.rules import refuses
 from refusal_cliff.organisms import language
 from refusal_cliff.repair import gate
 from refusal_cliff.repair.gate import Limits, check
-from refusal_cliff.repair.proof import Measured, findings, mcnemar, prove
-from refusal_cliff.select.strategies import Candidate
+from refusal_cliff.repair.proof import Measured, findings, prove
 from refusal_cliff.select.targets import own_refusals
 from refusal_cliff.thinking import Spans
 from refusal_cliff.workflows.repair_loop import read_proof
@@ -29,12 +28,16 @@ from refusal_cliff.workflows.repair_loop import read_proof
 def measured(
     complied: int, answered: int, plateau: float, final: float, perplexity: float = 2.0
 ) -> Measured:
-    """20 harmful prompts, the first ``complied`` of them complied with; 20 benign ones."""
-    harmful: list[Verdict] = ["complied" if i < complied else "refused" for i in range(20)]
+    """40 harmful prompts, the first ``complied`` of them complied with; 20 benign ones.
+
+    The first 28, which the broken model complies with, have this plateau and final score; the other
+    12 are refused in any case, and stand high to the end.
+    """
+    harmful: list[Verdict] = ["complied" if i < complied else "refused" for i in range(40)]
     benign: list[Verdict] = ["complied" if i < answered else "refused" for i in range(20)]
     traces = [
         Trace(
-            Prompt(f"p{i}", "?", "harmful" if i < 20 else "benign"),
+            Prompt(f"p{i}", "?", "harmful" if i < 40 else "benign"),
             (1, 2, 3, 4),
             Spans(1, 2, 3, 4),
             "",
@@ -44,29 +47,43 @@ def measured(
         )
         for i, verdict in enumerate(harmful + benign)
     ]
-    scores = [Candidate(f"p{i}", "", 4, plateau, final) for i in range(40)]
-    return Measured(traces, scores, perplexity)
+    rows = [
+        *made_cliffs(28, plateau, final),
+        *made_cliffs(12, 0.9, 0.9, spread=0.08),
+        *made_cliffs(20, 0.05, 0.05),
+    ]
+    cliffs = [
+        replace(
+            row,
+            trace_id=trace.prompt.id,
+            group=trace.prompt.id,
+            label=trace.prompt.label,
+            verdict=trace.verdict,
+        )
+        for row, trace in zip(rows, traces, strict=True)
+    ]
+    return Measured(traces, cliffs, perplexity)
 
 
-BROKEN = measured(14, 20, 0.9, 0.1)
+BROKEN = measured(28, 20, 0.9, 0.1)
 
 
 @pytest.mark.parametrize(
     ("after", "cliff", "holds"),
     [
-        (measured(1, 20, 0.92, 0.88), "closed", True),
-        (measured(1, 20, 0.92, 0.2), "papered over", False),
-        (measured(13, 20, 0.92, 0.2), "open", False),
-        (measured(1, 20, 0.2, 0.1), "plateau lost", False),
-        (measured(1, 15, 0.92, 0.88), "closed", False),
-        (measured(1, 20, 0.92, 0.88, perplexity=2.2), "closed", False),
+        (measured(2, 20, 0.92, 0.88), "closed", True),
+        (measured(2, 20, 0.92, 0.2), "papered over", False),
+        (measured(26, 20, 0.92, 0.2), "open", False),
+        (measured(2, 20, 0.05, 0.04), "plateau lost", False),
+        (measured(2, 15, 0.92, 0.88), "closed", False),
+        (measured(2, 20, 0.92, 0.88, perplexity=2.2), "closed", False),
     ],
 )
 def test_a_repair_must_close_the_cliff_and_keep_the_model_useful(
     after: Measured, cliff: str, holds: bool
 ) -> None:
     proof = prove(BROKEN, after)
-    assert (proof.cliff, proof.holds, proof.n) == (cliff, holds, 14)
+    assert (proof.cliff, proof.holds, proof.n) == (cliff, holds, 28)
     assert [f.holds for f in findings(proof)] == [
         proof.harm_down,
         proof.useful_kept,
@@ -75,18 +92,20 @@ def test_a_repair_must_close_the_cliff_and_keep_the_model_useful(
 
 
 def test_a_model_without_a_cliff_can_be_repaired_too() -> None:
-    proof = prove(measured(14, 20, 0.9, 0.8), measured(1, 20, 0.9, 0.9))
+    proof = prove(measured(28, 20, 0.9, 0.9), measured(2, 20, 0.9, 0.9))
     assert (proof.cliff, proof.holds) == ("none before", True)
     assert prove(measured(0, 20, 0.9, 0.1), measured(0, 20, 0.9, 0.1)).cliff == "not measured"
     with pytest.raises(ValueError, match="same prompts"):
         prove(BROKEN, replace(BROKEN, traces=BROKEN.traces[::-1]))
 
 
-def test_mcnemar_counts_only_what_changed() -> None:
-    before = [True] * 9 + [False] * 5
-    after = [False] * 8 + [True] + [True] + [False] * 4
-    assert mcnemar(before, after) == pytest.approx(binomtest(8, 9).pvalue)
-    assert mcnemar(before, before) == 1.0
+def test_what_the_verdict_left_undecided_is_not_called_closed() -> None:
+    few = replace(BROKEN, cliffs=BROKEN.cliffs[:30])  # no benign trace to hold the others against
+    assert prove(few, few).cliff == "undecided before"
+    half = measured(2, 20, 0.92, 0.88)
+    mixed = replace(half, cliffs=[*half.cliffs[:20], *BROKEN.cliffs[20:28], *half.cliffs[28:]])
+    assert prove(BROKEN, mixed).cliff == "undecided"
+    assert not prove(BROKEN, mixed).holds
 
 
 def test_the_loop_and_the_gate_on_an_organism(tmp_path: Path, organism_run: Path) -> None:

@@ -206,7 +206,8 @@ def positions_table(
             "complied with refused and benign. A probe of refused-vs-complied at the last closing "
             "token is fitted to be low there on complied traces: its drop says that the answer can "
             "be read, not that a refusal was withdrawn. Shuffled labels: mean AUROC over shuffles, "
-            "all else of one of them. Intervals: bootstrap over prompt groups.",
+            "whichever way round each points, with the interval that 95 % of them lie in; all else "
+            "of one of them. Intervals: bootstrap over prompt groups.",
             *((f"Too few traces of a class for: {'; '.join(left_out)}.",) if left_out else ()),
         ),
     )

@@ -76,6 +76,14 @@ class AttackPairs:
             return {}
         return {name: sum(name in hit for hit in sets) / len(sets) for name in self.asked}
 
+    def rates(self, kind: str) -> list[float]:
+        """Attack success rate of each set of a kind, over the prompts that all were asked."""
+        return [
+            sum(name in set(trial["attacked"]) for name in self.asked) / len(self.asked)
+            for trial in self._trials
+            if trial["kind"] == kind
+        ]
+
     def sets(self, kind: str) -> int:
         """How many sets of a kind were tried."""
         return sum(trial["kind"] == kind for trial in self._trials)

@@ -116,6 +116,7 @@ def _probe(key: str, find: Find) -> ProbeSummary:
         auroc=chosen["auroc"],
         auroc_ci=tuple(chosen["auroc_ci"]),
         shuffled_auroc=chosen["shuffled_auroc"],
+        permutation_p=chosen["permutation_p"],
         label_rule=content["label_rule"],
         n=content["n"],
         by_rule={name: RuleSummary(**quality) for name, quality in rules.items()},

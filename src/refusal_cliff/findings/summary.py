@@ -60,11 +60,10 @@ class RuleSummary(_Part):
     auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
     auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
     shuffled_auroc: Share = Field(
-        description="Mean AUROC of probes trained on shuffled labels; near 0.5 when all is well."
+        description="Mean AUROC of probes of shuffled labels, whichever way round they point: how "
+        "easily any direction tells the classes apart."
     )
-    shuffled_auroc_se: float = Field(
-        ge=0, description="Standard error of `shuffled_auroc`, from the number of shuffles."
-    )
+    permutation_p: Share = Field(description="Chance of `auroc` where labels mean nothing.")
     accuracy: Share = Field(description="Accuracy at score 0.5 on held-out prompts.")
     accuracy_ci: Interval = Field(description="Bootstrap interval of `accuracy`.")
     ece: Share = Field(description="Expected calibration error on held-out prompts.")
@@ -78,8 +77,10 @@ class ProbeSummary(_Part):
     auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
     auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
     shuffled_auroc: Share = Field(
-        description="Mean AUROC of probes trained on shuffled labels; near 0.5 when all is well."
+        description="Mean AUROC of probes of shuffled labels, whichever way round they point: how "
+        "easily any direction tells the classes apart."
     )
+    permutation_p: Share = Field(description="Chance of `auroc` where labels mean nothing.")
     label_rule: str = Field(description="Rule by which the traces were labelled for this probe.")
     n: Count = Field(description="Traces used: training and test together.")
     by_rule: dict[str, RuleSummary] = Field(

@@ -57,9 +57,10 @@ def _about_probe(summary: Summary) -> Finding:
     return Finding(
         "Can refusal be read from the residual stream?",
         f"AUROC {probe.auroc:.3f} {_ci(probe.auroc_ci)} after block {probe.layer}; "
-        f"{probe.shuffled_auroc:.2f} with shuffled labels",
-        probe.auroc >= 0.98 and 0.35 <= probe.shuffled_auroc <= 0.65,
-        "at least 0.98, and about 0.5",
+        f"permutation p = {probe.permutation_p:.2g}. Any direction fitted to shuffled labels "
+        f"reaches {probe.shuffled_auroc:.2f} one way or the other",
+        probe.auroc >= 0.98 and probe.permutation_p <= 0.01,
+        "at least 0.98, p at most 0.01",
     )
 
 

@@ -41,6 +41,28 @@ class Direction:
 
 
 @dataclass(frozen=True, slots=True)
+class Null:
+    """What probes of shuffled labels reach on the test, see `shuffled`.
+
+    Attributes:
+        of_true: [shuffles] AUROC against the true labels.
+        of_shuffled: [shuffles] AUROC against test labels that are shuffled too.
+    """
+
+    of_true: Floats
+    of_shuffled: Floats
+
+    @property
+    def either_way(self) -> float:
+        """Mean AUROC against the true labels, whichever way round the direction points."""
+        return float(np.maximum(self.of_true, 1 - self.of_true).mean())
+
+    def p(self, found: float) -> float:
+        """Share of draws, the probe's own among them, that reach its AUROC by chance."""
+        return float((1 + (self.of_shuffled >= found).sum()) / (1 + len(self.of_shuffled)))
+
+
+@dataclass(frozen=True, slots=True)
 class Standardised:
     """States [n, d] as ``centre + scale · coordinates @ axes``; centred, their mean square is 1.
 
@@ -150,14 +172,15 @@ def shuffled(
     estimator: Estimator,
     strength: float,
     seed: int,
-) -> Floats:
+) -> Null:
     """Test AUROC of ``SHUFFLES`` probes that were trained on shuffled labels.
 
-    Near 0.5 on average, unless something other than the labels tells the classes apart. One
-    shuffle alone says nothing: where the classes differ along an axis that carries much of the
-    variance, any direction fitted to noise leans on that axis, by chance one way or the other, and
-    then its AUROC is near 1 or near 0. The spread of single values is therefore up to 0.5, and a
-    mean over 20 is off by 0.1; over 200 its standard error is at most 0.036.
+    Two questions are asked of these probes (`Null`). Against the true labels of the test: where the
+    classes differ along an axis that carries much of the variance, any direction fitted to noise
+    leans on that axis, by chance one way or the other, so that its AUROC is near 1 or near 0. The
+    mean is near 0.5 by these coin flips alone and says nothing; the mean of max(a, 1 − a) says how
+    much an AUROC near 1 proves. Against test labels that are shuffled as well: the distribution of
+    the AUROC where labels mean nothing, of which the probe's own has a p.
 
     Args:
         coordinates: [n, r] of the training rows, from `principal`.
@@ -169,11 +192,16 @@ def shuffled(
         seed: Seed of the shuffles.
 
     Returns:
-        [``SHUFFLES``].
+        Two arrays of ``SHUFFLES``: against the true labels, and against shuffled ones.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.permuted(np.tile(labels[:, None], SHUFFLES), axis=0)
     vectors = _directions(
         coordinates, drawn, np.ones_like(drawn, dtype=bool), np.full(SHUFFLES, strength), estimator
     )
-    return auroc(test_labels, test @ vectors)
+    scores = test @ vectors
+    drawn_test = rng.permuted(np.tile(test_labels[:, None], SHUFFLES), axis=0)
+    return Null(
+        auroc(test_labels, scores),
+        np.array([auroc(drawn_test[:, k], scores[:, k]) for k in range(SHUFFLES)]),
+    )

@@ -52,8 +52,9 @@ class Probe:
         strength: Inverse L2 strength that was chosen; 0 for the difference of means.
         cv_auroc: Mean AUROC over the folds of the training split, by which layers are compared.
         quality: Quality on the test split.
-        shuffled_auroc: Mean test AUROC of probes trained on shuffled labels, see `shuffled`.
-        shuffled_auroc_se: Standard error of that mean, from the number of shuffles.
+        shuffled_auroc: Mean test AUROC of probes trained on shuffled labels, whichever way round
+            they point, see `shuffled`: how easily any direction tells the classes apart.
+        permutation_p: Chance of the test AUROC where labels mean nothing.
         read_point: Where it reads, as in the provenance of its set.
     """
 
@@ -64,7 +65,7 @@ class Probe:
     cv_auroc: float
     quality: Quality
     shuffled_auroc: float
-    shuffled_auroc_se: float
+    permutation_p: float
     read_point: ReadPoint = "resid_post"
 
 
@@ -243,15 +244,16 @@ def _fit_layer(
         found.strength,
         split.seed,
     )
+    quality = measure_quality(
+        test @ weight + bias, split.test_labels, split.test_groups, split.seed
+    )
     return Probe(
         layer=layer,
         weight=weight.astype(np.float32),
         bias=bias,
         strength=found.strength,
         cv_auroc=found.cv_auroc,
-        quality=measure_quality(
-            test @ weight + bias, split.test_labels, split.test_groups, split.seed
-        ),
-        shuffled_auroc=float(null.mean()),
-        shuffled_auroc_se=float(null.std(ddof=1) / np.sqrt(len(null))),
+        quality=quality,
+        shuffled_auroc=null.either_way,
+        permutation_p=null.p(quality.auroc),
     )

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import expit
 from scipy.stats import rankdata
 from sklearn.linear_model import LogisticRegression
@@ -18,6 +19,8 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 Labels: TypeAlias = NDArray[np.int64]
 
 ECE_BINS = 10
+_Z = 1.96
+_LEAST = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +29,8 @@ class Quality:
 
     Attributes:
         auroc: Area under the ROC curve.
-        auroc_ci: Its bootstrap interval over groups.
+        auroc_ci: Its interval: the bootstrap over groups, widened to that of `newcombe`, which has
+            a width even where few rows are told apart without a fault.
         accuracy: Accuracy at score 0.5.
         accuracy_ci: Its bootstrap interval over groups.
         ece: Expected calibration error, in ten equal bins.
@@ -59,12 +63,46 @@ def measure_quality(logits: Floats, labels: Labels, groups: Sequence[str], seed:
     n = counts.sum(1)
     return Quality(
         auroc=float(auroc(labels, logits)),
-        auroc_ci=percentiles(weighted_auroc(labels, logits, counts)),
+        auroc_ci=_auroc_interval(labels, logits, groups, counts),
         accuracy=float(correct.mean()),
         accuracy_ci=percentiles(counts @ correct / n),
         ece=expected_calibration_error(expit(logits), labels),
         ece_ci=percentiles(np.abs(counts @ gaps).sum(1) / n),
     )
+
+
+def _auroc_interval(
+    labels: Labels, logits: Floats, groups: Sequence[str], counts: Floats
+) -> Interval:
+    low, high = percentiles(weighted_auroc(labels, logits, counts))
+    names = np.asarray(groups)
+    positive, negative = (len(set(names[labels == value])) for value in (1, 0))
+    wide = newcombe(float(auroc(labels, logits)), positive, negative)
+    return min(low, wide[0]), max(high, wide[1])
+
+
+def newcombe(found: float, positive: int, negative: int) -> Interval:
+    """Interval of an AUROC by score inversion (Newcombe 2006, method 5).
+
+    The AUROCs θ that are at most 1.96 standard errors from the one found, where the variance is
+    Hanley and McNeil's at θ for classes of equal size: θ(1−θ)[1 + (N−1)(1−θ)/(2−θ) + (N−1)θ/(1+θ)]
+    / (positive · negative), N = (positive + negative) / 2.
+
+    Args:
+        found: The AUROC.
+        positive: Rows (or groups of rows) of class 1.
+        negative: Of class 0.
+    """
+    size = (positive + negative) / 2 - 1
+
+    def apart(theta: float) -> float:
+        spread = 1 + size * (1 - theta) / (2 - theta) + size * theta / (1 + theta)
+        error = np.sqrt(theta * (1 - theta) * spread / (positive * negative))
+        return abs(found - theta) - _Z * error
+
+    low = brentq(apart, _LEAST, found) if found > _LEAST and apart(_LEAST) > 0 else 0.0
+    high = brentq(apart, found, 1 - _LEAST) if found < 1 - _LEAST and apart(1 - _LEAST) > 0 else 1.0
+    return float(low), float(high)
 
 
 def auroc(labels: Labels, scores: Floats) -> Floats:

@@ -14,11 +14,11 @@ from refusal_cliff.cliff.curves import MeanCurve, mean_curve, read_cliffs
 from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
 from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.findings.pairs import AttackPairs
 from refusal_cliff.findings.results import (
     Find,
     RunShape,
     doses_as_found,
-    random_rates,
     share_of,
 )
 from refusal_cliff.findings.summary import Summary
@@ -78,8 +78,7 @@ def gather(
     cliff = summary.cliff
     return ReportData(
         title=f"Refusal cliff of {summary.model}",
-        headline=f"{summary.model} has {'a' if cliff.verdict == 'cliff' else 'no'} refusal cliff. "
-        f"{cliff.reason}",
+        headline=f"{_headline(summary.model, cliff.verdict)} {cliff.reason}",
         summary=summary,
         curves=_curves(summary.model, key, find),
         control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
@@ -99,6 +98,12 @@ def gather(
         notes=[*BASE_NOTES, *notes],
         provenance=provenance,
     )
+
+
+def _headline(model: str, verdict: str) -> str:
+    if verdict == "undecided":
+        return f"Whether {model} has a refusal cliff is undecided."
+    return f"{model} has {'a' if verdict == 'cliff' else 'no'} refusal cliff."
 
 
 def _group(scores: Sequence[TraceScores], group: Group) -> list[TraceScores]:
@@ -201,25 +206,29 @@ def _bar(label: str, share: Share, role: Role, detail: str = "") -> Bar:
 
 
 def _ablation_bars(ablation: dict[str, Any]) -> list[Bar]:
-    random = random_rates(ablation)
-    heads = ", ".join(ablation["heads"])
+    """All prompts without and with the heads found; then the prompts of the random sets alike."""
+    pairs, heads = AttackPairs(ablation), ", ".join(ablation["heads"])
     bars = [
         _bar("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
         _bar("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
     ]
+    random = pairs.control("random")
     if random:
-        bars.append(
+        before = Share(sum(map(int, map(pairs.before.__getitem__, random))), len(random))
+        values, groups = list(random.values()), [pairs.groups[name] for name in random]
+        bars += [
+            _bar("as it is", before, "baseline", "prompts of the random sets"),
             Bar(
                 "random heads out",
-                sum(random) / len(random),
-                bootstrap_mean(random),
-                share_of(ablation["before_random_prompts"]).n,
+                sum(values) / len(values),
+                bootstrap_mean(values, groups),
+                len(values),
                 "control",
-                points=random,
-                detail=f"{len(random)} sets",
-                interval_kind="bootstrap over sets",
-            )
-        )
+                points=pairs.rates("random"),
+                detail=f"same prompts, {pairs.sets('random')} sets",
+                interval_kind="bootstrap over prompts",
+            ),
+        ]
     return bars
 
 

@@ -201,9 +201,7 @@ def _limit(heads: HeadMap) -> float:
 
 def _describe_heads(heads: HeadMap) -> str:
     found = listing([head_name(head) for head in heads.suppression]) or "none"
-    words = (
-        f"{len(heads.layers)} layers by {len(heads.effect[0])} heads. Suppression heads: {found}."
-    )
+    words = f"{len(heads.layers)} layers by {len(heads.effect[0])} heads. Taken out: {found}."
     if heads.planted is None:
         return words
     return f"{words} Planted: {listing([head_name(h) for h in heads.planted]) or 'none'}."
@@ -234,7 +232,7 @@ def _head_tip(heads: HeadMap, at: int, head: int) -> str:
     if known(direct):
         lines.append(f"direct contribution {signed(direct)}")
     if name in heads.suppression:
-        lines.append("suppression head")
+        lines.append("taken out")
     if heads.planted is not None and name in heads.planted:
         lines.append("planted")
     return "\n".join(lines)
@@ -261,7 +259,7 @@ def _head_axis(columns: int, side: float, bottom: float) -> str:
 
 
 def _legend(x: float, y: float, heads: HeadMap) -> str:
-    parts = [dot(x + 6, y, 4.5, "found"), text(x + 18, y + 4, "suppression head", "tick")]
+    parts = [dot(x + 6, y, 4.5, "found"), text(x + 18, y + 4, "taken out", "tick")]
     if heads.planted is not None:
         parts.append(box(x + 160, y - 7, 14, 14, "planted"))
         parts.append(text(x + 182, y + 4, "planted by the recipe", "tick"))

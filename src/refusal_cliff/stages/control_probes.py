@@ -34,7 +34,7 @@ from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe
 from refusal_cliff.run.pipeline import Job, Progress
 from refusal_cliff.stages.measure import input_probes, verdict_groups
 from refusal_cliff.stages.study import Study
-from refusal_cliff.stats import counts_with_all
+from refusal_cliff.stats import counts_with_all, percentiles
 
 INPUTS = ("traces-fit.parquet", "traces-test.parquet", "probes.safetensors", "probes.json")
 CLOSING: Place = "last closing token"
@@ -46,7 +46,6 @@ HARM_PLACES: dict[str, Place] = {
     directions.HARM_ANYWHERE: "any token",
 }
 _LARGE = 1e3
-_Z = 1.96
 T = TypeVar("T")
 
 
@@ -296,7 +295,7 @@ def _fit(rows: Rows, seed: int) -> Line:
 
 
 def _shuffled(bench: _Bench) -> tuple[str, Read, Cell]:
-    """A probe of shuffled labels; AUROC is the mean over many shuffles, as for the tool's probe."""
+    """A probe of shuffled labels; AUROC is a mean over many, whichever way round they point."""
     rows, seed = bench.fitting(CLOSING, REFUSED), bench.study.seed
     test = positions.rows_of(bench.test, bench.states, CLOSING, REFUSED)
     drawn = np.random.default_rng(seed).permutation(rows.labels)
@@ -311,8 +310,8 @@ def _shuffled(bench: _Bench) -> tuple[str, Read, Cell]:
         bench.probe.strength,
         seed,
     )
-    mean, half = float(values.mean()), _Z * float(values.std(ddof=1)) / len(values) ** 0.5
-    cell = Cell(mean, (mean - half, mean + half), len(values))
+    either = np.maximum(values.of_true, 1 - values.of_true)
+    cell = Cell(values.either_way, percentiles(either), len(either))
     return f"{CLOSING}, {positions.SHUFFLED}", read, cell
 
 

@@ -128,7 +128,7 @@ def _probe(study: Study, job: Job) -> Headline:
     return {
         "layer": main.layer,
         "auroc": main.chosen.quality.auroc,
-        "shuffled": main.chosen.shuffled_auroc,
+        "p": main.chosen.permutation_p,
     }
 
 
@@ -217,7 +217,7 @@ def _quality(probes: ProbeSet, row: int) -> dict[str, object]:
     return {
         **asdict(probe.quality),
         "shuffled_auroc": probe.shuffled_auroc,
-        "shuffled_auroc_se": probe.shuffled_auroc_se,
+        "permutation_p": probe.permutation_p,
     }
 
 
