@@ -30,6 +30,8 @@ Place: TypeAlias = Literal[
 ]
 Rule: TypeAlias = Literal["refused-vs-benign", "refused-vs-complied", "harmful-vs-benign"]
 
+CLOSING: Place = "last closing token"
+THINKING: Place = "thinking tokens"
 PLACES: tuple[Place, ...] = get_args(Place)[:-1]
 """Where the probes of the table are trained; ``any token`` serves the control of directions."""
 THINKING_TOKENS = 8

@@ -24,6 +24,7 @@ from refusal_cliff.findings.summary import (
     ProbeSummary,
     RecoverySummary,
     RuleSummary,
+    SecondReadingSummary,
     SelectionSummary,
     StrategyShares,
     Summary,
@@ -85,6 +86,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         n_parameters=shape.n_parameters,
         probe=_probe(shape.main, find),
         cliff=cliff,
+        second=SecondReadingSummary(**read_json(find(f"{shape.main}/readings.json"))),
         control=None if shape.control is None else _control(shape.control, find),
         diffuse=None if shape.diffuse is None else _diffuse(shape.diffuse, find, shape),
         heads=HeadsSummary(

@@ -39,6 +39,7 @@ Seconds = Annotated[
     Field(json_schema_extra={"required": ["total"]}),
 ]
 Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
 HeadName = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
 Verdict = Literal["cliff", "no cliff", "undecided"]
 
@@ -121,6 +122,41 @@ class CliffSummary(_Part):
     n: Count = Field(description="Traces that `plateau`, `final` and `cliff` are means of.")
     refused: LevelSummary | None = Field(description="Refused harmful traces, same probe.")
     benign: LevelSummary | None = Field(description="Benign traces, same probe.")
+
+
+class ReadingSummary(_Part):
+    """What the rule of the verdict says under one reading."""
+
+    verdict: Verdict = Field(description="As of the model.")
+    share: Share = Field(description="Traces with a cliff.")
+    share_ci: Interval = Field(description="Its interval, over prompt groups.")
+    reason: str = Field(description="The verdict's grounds, as a sentence.")
+    early_auroc: Share | None = Field(
+        description="How well plateaus alone tell refused from complied harmful traces."
+    )
+
+
+class SecondReadingSummary(_Part):
+    """Whether the verdict depends on how the probe reads."""
+
+    readings: dict[str, ReadingSummary] = Field(
+        description="By name: own probe, probe over the thinking, next-token margin."
+    )
+    margin_at_closing: Correlation | None = Field(
+        description="Correlation of the probe with the next-token margin, last closing token."
+    )
+    margin_over_thinking: Correlation | None = Field(description="The same of plateaus.")
+    beyond_margin: Correlation | None = Field(
+        description="Partial correlation of the probe's plateau with refusing, given the margin's."
+    )
+    refit_share: Interval | None = Field(
+        description="Interval of the share with a cliff, fitting of the probe included."
+    )
+    refit_cliff: Interval | None = Field(description="The same of the mean cliff.")
+    refit_cliffs: Share | None = Field(
+        description="Refits in which at least a quarter of the traces have a cliff."
+    )
+    draws: Count = Field(description="Refits.")
 
 
 class ControlSummary(CliffSummary):
@@ -336,6 +372,7 @@ class Summary(_Part):
     n_parameters: Count = Field(description="Its parameters.")
     probe: ProbeSummary = Field(description="The probe.")
     cliff: CliffSummary = Field(description="The model's cliff.")
+    second: SecondReadingSummary = Field(description="The verdict under other readings.")
     control: ControlSummary | None = Field(description="A model that should have none.")
     diffuse: DiffuseSummary | None = Field(description="The negative control for heads.")
     heads: HeadsSummary | None = Field(description="The suppression heads.")

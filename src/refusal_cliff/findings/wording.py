@@ -12,6 +12,7 @@ from refusal_cliff.findings.summary import (
     HeadsSummary,
     PlantedSummary,
     ProofSummary,
+    SecondReadingSummary,
     SelectionSummary,
     Summary,
 )
@@ -34,6 +35,8 @@ def findings_of(summary: Summary) -> list[Finding]:
                 "at least 70 %",
             )
         )
+    if summary.second.readings:
+        found.append(_about_readings(summary.second))
     if summary.control is not None:
         found.append(_about_control(summary.control))
     found += _about_heads(summary)
@@ -74,6 +77,24 @@ def _about_cliff(summary: Summary, expected: bool) -> Finding:
         cliff.verdict == "cliff" if expected else None,
         "a cliff" if expected else "",
     )
+
+
+def _about_readings(second: SecondReadingSummary) -> Finding:
+    told = [
+        f"{name}: {reading.verdict}, {reading.share:.0%} {_ci(reading.share_ci)} fall"
+        for name, reading in second.readings.items()
+    ]
+    if second.refit_share is not None and second.refit_cliffs is not None:
+        told.append(
+            f"probe fitted again {second.draws} times: {_ci(second.refit_share)} fall, at least a "
+            f"quarter in {second.refit_cliffs:.0%} of them"
+        )
+    if second.margin_at_closing is not None and second.margin_over_thinking is not None:
+        told.append(
+            f"the probe correlates with the next-token margin by {second.margin_at_closing:.2f} at "
+            f"the last closing token, {second.margin_over_thinking:.2f} over the thinking"
+        )
+    return Finding("Does the verdict depend on how the probe reads?", "; ".join(told))
 
 
 def _about_control(control: ControlSummary) -> Finding:

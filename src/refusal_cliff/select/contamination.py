@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from refusal_cliff.data.traces import Prompt, SafetyExample
 
@@ -39,14 +39,40 @@ class Evaluation:
         A run is ``SHINGLE`` words without case and punctuation; a shorter text is one run. So a
         prompt of the evaluation is found inside a longer one, such as a jailbreak around it.
         """
+        place = next(self.places(text), None)
+        return None if place is None else self._ids[place]
+
+    def places(self, text: str) -> Iterator[int]:
+        """Numbers of all prompts that overlap with the text, see `overlaps`."""
         runs = _runs(text)
         shared: dict[int, int] = {}
         for run in runs:
             for place in self._holders.get(run, ()):
                 shared[place] = shared.get(place, 0) + 1
-        found = (p for p, n in shared.items() if n >= OVERLAP * min(len(runs), self._sizes[p]))
-        place = next(found, None)
-        return None if place is None else self._ids[place]
+        return (p for p, n in shared.items() if n >= OVERLAP * min(len(runs), self._sizes[p]))
+
+
+def with_near_duplicates(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The same prompts, near-duplicates in one group whatever their labels and files.
+
+    Prompts are near-duplicates where `Evaluation.overlaps` says so, or where they share a group
+    already; groups that are joined by a chain of such pairs become one, named by the first.
+    """
+    known = Evaluation(prompts)
+    parent = list(range(len(prompts)))
+
+    def root(place: int) -> int:
+        while parent[place] != place:
+            parent[place] = parent[parent[place]]
+            place = parent[place]
+        return place
+
+    first: dict[str, int] = {}
+    for place, prompt in enumerate(prompts):
+        for other in (first.setdefault(prompt.group, place), *known.places(prompt.text)):
+            older, newer = sorted((root(place), root(other)))
+            parent[newer] = older
+    return [replace(p, group=prompts[root(at)].group) for at, p in enumerate(prompts)]
 
 
 class Seen:

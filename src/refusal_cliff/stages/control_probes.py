@@ -12,7 +12,7 @@ import torch
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, closed
 from refusal_cliff.controls import directions, positions
-from refusal_cliff.controls.positions import PLACES, Place, Rows, Rule
+from refusal_cliff.controls.positions import CLOSING, PLACES, Place, Rows, Rule
 from refusal_cliff.controls.readings import (
     Floats,
     Line,
@@ -37,7 +37,6 @@ from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import counts_with_all, percentiles
 
 INPUTS = ("traces-fit.parquet", "traces-test.parquet", "probes.safetensors", "probes.json")
-CLOSING: Place = "last closing token"
 REFUSED: Rule = "refused-vs-benign"
 ANSWERED: Rule = "refused-vs-complied"
 HARMFUL: Rule = "harmful-vs-benign"

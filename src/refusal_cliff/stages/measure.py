@@ -12,6 +12,7 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import cliffs_of, write_cliffs
 from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
 from refusal_cliff.cliff.verdict import model_cliff
+from refusal_cliff.controls.second_reading import second_readings
 from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
@@ -240,6 +241,29 @@ def input_probes(study: Study, job: Job) -> ProbeSet:
         job.input(study.path("probes.json")),
         study.subject,
     )
+
+
+def second_reading_stage(study: Study) -> Stage:
+    """The verdict under other readings, and with the probe fitted again: ``readings.json``."""
+    names = ("traces-fit.parquet", "traces-test.parquet", "probes.safetensors", "probes.json")
+    return study.stage(
+        "readings",
+        [study.path(name) for name in names],
+        ("readings.json",),
+        lambda job: _second_readings(study, job),
+        {"read_point": study.read_point},
+    )
+
+
+def _second_readings(study: Study, job: Job) -> Headline:
+    fit, test = (
+        closed(read_traces(job.input(study.path(f"traces-{part}.parquet")))) for part in PARTS
+    )
+    found = second_readings(
+        study.subject, fit, test, input_probes(study, job), seed=study.seed, progress=job.progress
+    )
+    write_json(job.output(study.path("readings.json")), asdict(found))
+    return {name: reading.verdict for name, reading in found.readings.items()}
 
 
 def _cliff(study: Study, job: Job) -> Headline:

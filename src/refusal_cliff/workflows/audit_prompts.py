@@ -19,7 +19,7 @@ from refusal_cliff.organisms.pretrained.sources import (
     FIT_ON,
     find_file,
 )
-from refusal_cliff.select.contamination import Evaluation
+from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
 
 MIN_PROMPTS = 40
 """Prompts of each label below which a probe and an interval mean nothing."""
@@ -141,16 +141,22 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
 
 
 def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Halve the groups of each label at random; every id stays unique across both parts."""
-    fit: list[Prompt] = []
-    test: list[Prompt] = []
-    for label in ("harmful", "benign"):
-        mine = [prompt for prompt in prompts if prompt.label == label]
-        groups = sorted({prompt.group for prompt in mine})
-        chosen = set(random.Random(f"split:{label}:{seed}").sample(groups, len(groups) // 2))
-        fit += [prompt for prompt in mine if prompt.group in chosen]
-        test += [prompt for prompt in mine if prompt.group not in chosen]
-    return fit, test
+    """Halve the groups at random; near-duplicates belong to one part, whatever their labels.
+
+    Groups of harmful prompts, of benign ones and of both are halved apart, so that each part has
+    its half of each label.
+    """
+    grouped = with_near_duplicates(prompts)
+    labels: dict[str, set[str]] = {}
+    for prompt in grouped:
+        labels.setdefault(prompt.group, set()).add(prompt.label)
+    chosen: set[str] = set()
+    for kind in ({"harmful"}, {"benign"}, {"harmful", "benign"}):
+        groups = sorted(group for group, found in labels.items() if found == kind)
+        name = "+".join(sorted(kind))
+        chosen |= set(random.Random(f"split:{name}:{seed}").sample(groups, len(groups) // 2))
+    fit = [prompt for prompt in grouped if prompt.group in chosen]
+    return fit, [prompt for prompt in grouped if prompt.group not in chosen]
 
 
 def _all_prompts(sources: AuditSources) -> list[Prompt]:

@@ -1,0 +1,322 @@
+"""Does the verdict depend on how the probe reads? Other readings beside it, and the probe refitted.
+
+- A probe fitted over the thinking, not at the last closing token: no artefact of one position.
+- The next-token margin: how much more the model would begin a refusal than an answer, without any
+  probe. Where a probe at the last closing token says no more than this, it is this.
+- The probe fitted again on draws of the fitting prompts, and read on draws of the test prompts: the
+  interval that the choice of prompts leaves, fitting included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
+from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.cliff.verdict import (
+    SHARE_OF_TRACES,
+    Verdict,
+    complied_rows,
+    measured_rows,
+    model_cliff,
+    yardstick,
+)
+from refusal_cliff.controls.directions import logistic_directions
+from refusal_cliff.controls.positions import CLOSING, THINKING, Place, rows_of, states_of_places
+from refusal_cliff.controls.readings import Floats, Line, Read, Reduced, fit_line
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.capture import Progress, Reader, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm, find_final_norm
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.fit import MIN_PER_CLASS, ProbeSet
+from refusal_cliff.probe.quality import auroc, calibrate
+from refusal_cliff.stats import Interval, percentiles, resampled_counts
+
+DRAWS = 100
+"""Times that the probe is fitted again."""
+OWN, OVER_THINKING, MARGIN = "own probe", "probe over the thinking", "next-token margin"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the rule of the verdict says under one reading.
+
+    Attributes:
+        verdict: As of a model.
+        share: Traces with a cliff.
+        share_ci: Its interval.
+        reason: The grounds.
+        early_auroc: How well plateaus alone tell refused from complied harmful traces, before the
+            thinking ends; ``None`` where one of the two is missing.
+    """
+
+    verdict: Verdict
+    share: float
+    share_ci: Interval
+    reason: str
+    early_auroc: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class SecondReadings:
+    """All of it.
+
+    Attributes:
+        readings: By name: ``OWN``, ``OVER_THINKING``, ``MARGIN``; one that could not be fitted for
+            want of traces is absent.
+        margin_at_closing: Correlation of the probe's logit with the margin over traces, at the last
+            closing token.
+        margin_over_thinking: The same of plateaus.
+        beyond_margin: Partial correlation of the probe's plateau with the refusal of harmful
+            prompts, the margin's plateau held fixed: what the probe adds to the next token;
+            ``None`` where one of refused and complied is missing.
+        refit_share: Interval of the share of traces with a cliff, fitting included; ``None`` where
+            the probe cannot be fitted again.
+        refit_cliff: The same of the mean cliff.
+        refit_cliffs: Share of the refits in which at least a quarter of the traces have a cliff.
+        draws: Refits.
+    """
+
+    readings: Mapping[str, Reading]
+    margin_at_closing: float | None
+    margin_over_thinking: float | None
+    beyond_margin: float | None
+    refit_share: Interval | None
+    refit_cliff: Interval | None
+    refit_cliffs: float | None
+    draws: int
+
+
+def second_readings(
+    subject: Subject,
+    fit: Sequence[Trace],
+    test: Sequence[Trace],
+    probes: ProbeSet,
+    *,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> SecondReadings:
+    """Read the test traces in other ways than with the probe, and with the probe fitted again.
+
+    Args:
+        subject: The model.
+        fit: Judged traces that the probe was fitted on.
+        test: Judged traces.
+        probes: The probe whose verdict is doubted.
+        seed: Seed of folds and draws.
+        progress: Called with (traces done, traces).
+
+    Returns:
+        No readings where no test trace of a harmful prompt has any thinking.
+    """
+    fit, test = ([trace for trace in part if _thinks(trace)] for part in (fit, test))
+    if not fit or not any(trace.prompt.label == "harmful" for trace in test):
+        return SecondReadings({}, None, None, None, None, None, None, 0)
+    probe = probes.chosen
+    states = _states_of_places(subject, fit, probes, progress)
+    rows = rows_of(fit, states, CLOSING, "refused-vs-benign")
+    lines: dict[str, Read] = {OWN: Line(probe.weight, probe.bias)}
+    thoughts = rows_of(fit, states, THINKING, "refused-vs-benign")
+    if thoughts.has(MIN_PER_CLASS):
+        lines[OVER_THINKING] = fit_line(thoughts.states, thoughts.labels, thoughts.groups, seed)
+    refits: list[Line] = []
+    if rows.has(MIN_PER_CLASS):
+        refits = refitted(rows.states, rows.labels, rows.groups, probe.strength, seed)
+    margin = _margin(subject, fit)
+    read = _read(subject, test, probes, [*lines.values(), *refits], margin)
+    cliffs = {name: cliffs_of(read, row) for row, name in enumerate(lines)}
+    if margin is not None:
+        cliffs[MARGIN] = cliffs_of(read, len(lines) + len(refits))
+    again = [cliffs_of(read, len(lines) + draw) for draw in range(len(refits))]
+    own, other = cliffs[OWN], cliffs.get(MARGIN)
+    shares, drops = _redrawn(again, seed)
+    return SecondReadings(
+        readings={name: _reading(found, seed) for name, found in cliffs.items()},
+        margin_at_closing=other and _correlation(_finals(own), _finals(other)),
+        margin_over_thinking=other and _correlation(_plateaus(own), _plateaus(other)),
+        beyond_margin=other and _beyond(own, other),
+        refit_share=percentiles(shares) if len(shares) else None,
+        refit_cliff=percentiles(drops) if len(drops) else None,
+        refit_cliffs=float((shares >= SHARE_OF_TRACES).mean()) if len(shares) else None,
+        draws=len(shares),
+    )
+
+
+def refitted(
+    states: Floats, labels: NDArray[np.int64], groups: Sequence[str], strength: float, seed: int
+) -> list[Line]:
+    """The probe fitted on ``DRAWS`` draws of its rows, each calibrated on the rows not drawn.
+
+    Args:
+        states: [n, d].
+        labels: [n], 0 or 1.
+        groups: Rows of one group are drawn together.
+        strength: Inverse L2 strength, as for the probe.
+        seed: Seed of the draws.
+    """
+    counts = resampled_counts(groups, seed, DRAWS)
+    weights = logistic_directions(states, labels, counts, strength)
+    found: list[Line] = []
+    for weight, count in zip(weights, counts, strict=True):
+        left = count == 0
+        if not np.isfinite(weight).all() or set(labels[left].tolist()) != {0, 1}:
+            continue
+        slope, intercept = calibrate(states[left] @ weight, labels[left])
+        if slope > 0:
+            found.append(Line(slope * weight, intercept))
+    return found
+
+
+def _thinks(trace: Trace) -> bool:
+    """Whether a closed trace has thinking, an answer, and a prompt before them."""
+    spans = trace.spans
+    return spans is not None and spans.thinking > spans.prompt > 0 and spans.total > spans.closing
+
+
+def _states_of_places(
+    subject: Subject, traces: Sequence[Trace], probes: ProbeSet, progress: Progress | None
+) -> dict[str, dict[Place, Floats]]:
+    def reduce(row: int, states: Floats) -> dict[Place, Floats]:
+        spans = traces[row].spans
+        assert spans is not None  # closed
+        return states_of_places(states, spans)
+
+    reader = Reduced(probes.layer, reduce)
+    tap = AfterFinalNorm(reader, subject) if probes.read_point == "final_norm" else reader
+    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
+    return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
+
+
+def _read(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probes: ProbeSet,
+    lines: Sequence[Read],
+    margin: Floats | None,
+) -> list[TraceScores]:
+    """Logits of every line at every token, the margin (if any) last: a row each, in one pass."""
+
+    def reduce(row: int, states: Floats) -> Floats:
+        del row
+        return np.stack([line(states) for line in lines])
+
+    def reduce_last(row: int, states: Floats) -> Floats:
+        del row
+        assert margin is not None  # else nothing is asked of the last block
+        return states @ margin
+
+    inner, last = Reduced(probes.layer, reduce), Reduced(subject.n_layers, reduce_last)
+    tap = AfterFinalNorm(inner, subject) if probes.read_point == "final_norm" else inner
+    taps: list[Reader] = [tap] if margin is None else [tap, AfterFinalNorm(last, subject)]
+    capture(subject, [trace.token_ids for trace in traces], taps)
+    return [
+        TraceScores(
+            trace.prompt.id,
+            trace.prompt.group,
+            trace.prompt.label,
+            trace.verdict,
+            trace.spans,
+            np.vstack([inner.values[row], *(() if margin is None else (last.values[row],))]),
+        )
+        for row, trace in enumerate(traces)
+        if trace.spans is not None
+    ]
+
+
+@torch.inference_mode()
+def _margin(subject: Subject, traces: Sequence[Trace]) -> Floats | None:
+    """Direction [d] after the final norm whose logit is the next-token margin.
+
+    Mean unembedding row of the first tokens of refusals minus that of the first tokens of answers:
+    along it lies the difference of these tokens' mean logits. ``None`` where the model has no
+    unembedding or no final norm that can be found, or the traces hold one kind of answer only.
+    """
+    unembedding = subject.model.get_output_embeddings()
+    firsts: dict[bool, list[int]] = {True: [], False: []}
+    for trace in traces:
+        if trace.spans is not None and trace.spans.closing < len(trace.token_ids):
+            firsts[trace.verdict == "refused"].append(trace.token_ids[trace.spans.closing])
+    if unembedding is None or not all(firsts.values()):
+        return None
+    try:
+        find_final_norm(subject)
+    except RefusalCliffError:
+        return None
+    table = cast("torch.Tensor", unembedding.weight)
+    refusals, answers = (
+        table[torch.tensor(firsts[side], device=table.device)].float().mean(0)
+        for side in (True, False)
+    )
+    return (refusals - answers).cpu().numpy().astype(np.float64)
+
+
+def _reading(rows: Sequence[TraceCliff], seed: int) -> Reading:
+    found = model_cliff(rows, seed)
+    harmful = [row for row in rows if row.label == "harmful"]
+    refused = np.array([int(row.verdict == "refused") for row in harmful], dtype=np.int64)
+    both = 0 < refused.sum() < len(refused)
+    early = float(auroc(refused, _plateaus(harmful))) if both else None
+    return Reading(found.verdict, found.share_with_cliff, found.share_ci, found.reason, early)
+
+
+def _redrawn(
+    again: Sequence[Sequence[TraceCliff]], seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share with a cliff and mean cliff of each refit, on a draw of the test prompts each.
+
+    Draws without enough benign or refused prompts to hold the others against are left out.
+    """
+    shares: list[float] = []
+    drops: list[float] = []
+    rng = np.random.default_rng(seed)
+    for rows in again:
+        drawn = _drawn(rows, rng)
+        rule, (_, measured) = yardstick(drawn), measured_rows(drawn)
+        if rule.ceiling is None or rule.floor is None or not complied_rows(drawn):
+            continue
+        shares.append(float(np.mean([rule.kind(row) == "cliff" for row in measured])))
+        drops.append(float(np.mean([row.cliff for row in measured])))
+    return np.array(shares), np.array(drops)
+
+
+def _drawn(rows: Sequence[TraceCliff], rng: np.random.Generator) -> list[TraceCliff]:
+    members: dict[str, list[TraceCliff]] = {}
+    for row in rows:
+        members.setdefault(row.group, []).append(row)
+    groups = list(members.values())
+    return [row for at in rng.integers(len(groups), size=len(groups)) for row in groups[at]]
+
+
+def _finals(rows: Sequence[TraceCliff]) -> NDArray[np.float64]:
+    return np.array([row.final_logit for row in rows])
+
+
+def _plateaus(rows: Sequence[TraceCliff]) -> NDArray[np.float64]:
+    return np.array([row.plateau_logit for row in rows])
+
+
+def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    if len(first) < 3 or not (first.std() > 0 and second.std() > 0):
+        return None
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def _beyond(own: Sequence[TraceCliff], margin: Sequence[TraceCliff]) -> float | None:
+    """Partial correlation of the probe's plateau with refusal, given the margin's plateau."""
+    harmful = [pair for pair in zip(own, margin, strict=True) if pair[0].label == "harmful"]
+    refused = np.array([float(row.verdict == "refused") for row, _ in harmful])
+    if len(harmful) < 4 or refused.std() == 0:
+        return None
+    given = np.column_stack([np.ones(len(harmful)), _plateaus([other for _, other in harmful])])
+    left = [
+        values - given @ np.linalg.lstsq(given, values, rcond=None)[0]
+        for values in (_plateaus([row for row, _ in harmful]), refused)
+    ]
+    return _correlation(left[0], left[1])
