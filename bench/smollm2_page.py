@@ -99,8 +99,10 @@ def head_claims(found: Summary, name: str) -> list[Claim]:
         return [Claim(f"sparse heads ({name})", "3 % of the heads", "–", "–", None)]
     asr = (
         f"{cell_text(Cell(ablation.asr_before, ablation.asr_before_ci))} → "
-        f"{cell_text(Cell(ablation.asr_after, ablation.asr_after_ci))}; as many random heads "
-        f"{cell_text(Cell(ablation.asr_random_heads, ablation.asr_random_heads_ci))}"
+        f"{cell_text(Cell(ablation.asr_after, ablation.asr_after_ci))}; as many random heads, on "
+        f"{ablation.random_n} prompts, {ablation.asr_before_random:.2f} → "
+        f"{ablation.asr_random_heads:.2f}, change "
+        f"{cell_text(Cell(ablation.random_change, ablation.random_change_ci))}"
     )
     return [
         Claim(

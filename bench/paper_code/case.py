@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from refusal_cliff.cliff.curves import TraceCliff, cliffs_of, measured_rows
+from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, closed, read_scores
+from refusal_cliff.cliff.verdict import measured_rows
 from refusal_cliff.controls.table import Cell, mean_cell
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.heads.effects import direct_contributions

@@ -13,7 +13,6 @@ from scipy.interpolate import CubicSpline
 from scipy.special import expit
 
 from refusal_cliff.answers.evaluate import Share, rates
-from refusal_cliff.cliff.curves import CLIFF_SIZE
 from refusal_cliff.cliff.scores import TraceScores, closed, score_traces
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace
@@ -30,6 +29,8 @@ DRAWN = (*range(0, POINTS, 5), POINTS - 1)
 """Points of the curve that the paper's figures draw."""
 BATCH = 4
 SYSTEM = "You are a helpful assistant."
+FALL = 0.3
+"""Least drop of a mean curve that has a middle to count points below."""
 
 
 def right_aligned(curves: Sequence[Floats], fill: float) -> Floats:
@@ -67,7 +68,7 @@ def curve_effects(case: Case) -> list[Effect]:
         effects.append(Effect(f"mean curve at {share:.0%} of its length", ours, theirs))
     levels = [float(np.mean([getattr(cliff, name) for cliff in found])) for name in _LEVELS]
     counts = [None, None]
-    if levels[0] - levels[1] >= CLIFF_SIZE:
+    if levels[0] - levels[1] >= FALL:
         ours, theirs = np.nanmean(masked, 0), resampled(padded.mean(0))[list(DRAWN)]
         counts = [in_the_fall(curve, *levels) for curve in (ours, theirs)]
     cells = [Cell(count, None, len(chosen)) for count in counts]

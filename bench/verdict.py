@@ -1,0 +1,153 @@
+"""How the rule of the verdict behaves: over organisms, the probe's scale and the number of traces.
+
+    python bench/verdict.py NAME=RUN/KEY … > table.md
+
+Each argument names the folder of one model in a run (``runs/demo/tiny``). Nothing is run again: the
+scores of the run are read, and traces are drawn from them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
+from refusal_cliff.cliff.scores import read_scores
+from refusal_cliff.cliff.verdict import (
+    benign_rows,
+    complied_rows,
+    model_cliff,
+    refused_rows,
+    yardstick,
+)
+from refusal_cliff.probe.files import read_probes
+
+SLOPES = (0.25, 0.6, 1.0, 2.0, 4.0)
+SIZES = (5, 10, 15, 20, 30, 40)
+DRAWS = 200
+
+
+def rows_of(folder: Path) -> list[TraceCliff]:
+    """The cliffs of one model's test traces."""
+    probes = read_probes(folder / "probes.safetensors", folder / "probes.json")
+    return cliffs_of(read_scores(folder / "scores.parquet"), probes.row)
+
+
+def scaled(rows: Sequence[TraceCliff], slope: float) -> list[TraceCliff]:
+    """The rows under a probe of another slope."""
+    return [
+        replace(row, plateau_logit=slope * row.plateau_logit, final_logit=slope * row.final_logit)
+        for row in rows
+    ]
+
+
+def absolute(rows: Sequence[TraceCliff], slope: float) -> float:
+    """Share of benign traces that a fixed threshold calls a cliff (plateau ≥ .5, drop ≥ .3)."""
+    levels = [
+        1 / (1 + np.exp(-slope * np.array([row.plateau_logit, row.final_logit])))
+        for row in benign_rows(rows)
+    ]
+    return float(np.mean([high >= 0.5 and high - low >= 0.3 for high, low in levels]))
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in lines)
+
+
+def operating(models: dict[str, list[TraceCliff]]) -> str:
+    """What the rule says of each model."""
+    found = []
+    for name, rows in models.items():
+        said = model_cliff(rows)
+        kinds = Counter(yardstick(rows).kind(row) for row in complied_rows(rows))
+        loss = "–" if said.refused_loss is None else f"{max(0.0, said.refused_loss):.2f}"
+        low, high = said.share_ci
+        benign = "–" if said.benign_with_cliff is None else f"{said.benign_with_cliff:.0%}"
+        found.append(
+            [
+                name,
+                said.verdict,
+                f"{said.share_with_cliff:.0%} [{low:.0%}, {high:.0%}] of {said.n} {said.group}",
+                benign,
+                loss,
+                " / ".join(
+                    str(len(part(rows))) for part in (complied_rows, refused_rows, benign_rows)
+                ),
+                ", ".join(f"{kind} {n}" for kind, n in kinds.most_common()) or "–",
+            ]
+        )
+    heading = (
+        "model",
+        "verdict",
+        "traces that fall",
+        "benign that fall",
+        "loss of refused",
+        "complied / refused / benign",
+        "complied traces by kind",
+    )
+    return table(heading, found)
+
+
+def by_slope(models: dict[str, list[TraceCliff]]) -> str:
+    """The verdict under other slopes, beside benign traces called a cliff by fixed thresholds."""
+    found = []
+    for name, rows in models.items():
+        verdicts = {model_cliff(scaled(rows, slope)).verdict for slope in SLOPES}
+        fixed = [f"{absolute(rows, slope):.0%}" for slope in SLOPES]
+        found.append([name, " / ".join(sorted(verdicts)), *fixed])
+    return table(("model", "verdict at every slope", *(f"× {s:g}" for s in SLOPES)), found)
+
+
+def by_size(models: dict[str, list[TraceCliff]], seed: int = 0) -> str:
+    """Verdicts over draws of n complied, n refused and 2n benign traces."""
+    found = []
+    for name, rows in models.items():
+        cells = []
+        for size in SIZES:
+            said = Counter(model_cliff(part).verdict for part in _draws(rows, size, seed))
+            order = ("cliff", "no cliff", "undecided")
+            cells.append(" / ".join(f"{said[v] / DRAWS:.0%}" for v in order))
+        found.append([name, *cells])
+    return table(("cliff / no cliff / undecided", *(f"n = {size}" for size in SIZES)), found)
+
+
+def _draws(rows: Sequence[TraceCliff], size: int, seed: int) -> list[list[TraceCliff]]:
+    rng = np.random.default_rng(seed)
+    parts = [(complied_rows(rows), size), (refused_rows(rows), size), (benign_rows(rows), 2 * size)]
+    if len(parts[0][0]) < size:  # hardly complies: all harmful traces as they come
+        parts = [([*parts[0][0], *parts[1][0]], 2 * size), parts[2]]
+    drawn = []
+    for _ in range(DRAWS):
+        chosen = [
+            part[at]
+            for part, n in parts
+            for at in rng.choice(len(part), size=min(n, len(part)), replace=False)
+        ]
+        drawn.append(chosen)
+    return drawn
+
+
+def main() -> None:
+    """Read the runs named, and print the tables."""
+    named = [argument.partition("=") for argument in sys.argv[1:]]
+    models = {name: rows_of(Path(folder)) for name, _, folder in named}
+    for title, text in (
+        ("What the rule says", operating(models)),
+        (
+            "Benign traces that fixed thresholds call a cliff, by the probe's slope",
+            by_slope(models),
+        ),
+        ("Verdicts by number of traces", by_size(models)),
+    ):
+        print(f"**{title}**\n\n{text}\n")
+
+
+if __name__ == "__main__":
+    main()
