@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Interval, wilson
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
 
 HARD_BENIGN = "hard-benign"
 """Tag of benign prompts that use harmful words."""
@@ -90,18 +95,31 @@ def perplexity(
         heads: Heads taken out at every token.
         renormalised: As for `ablated`.
     """
-    order = sorted(texts, key=lambda text: len(text[0]))
-    loss, n = 0.0, 0
     with ablated(subject, heads, renormalised=renormalised):
-        for start in range(0, len(order), ROWS_AT_ONCE):
-            here, count = _negative_log_likelihood(subject, order[start : start + ROWS_AT_ONCE])
-            loss, n = loss + here, n + count
-    return math.exp(loss / n)
+        total = float(log_likelihoods(subject, texts).sum())
+    return math.exp(-total / sum(len(ids) - first for ids, first in texts))
+
+
+@torch.inference_mode()
+def log_likelihoods(subject: Subject, texts: Sequence[tuple[Sequence[int], int]]) -> Floats:
+    """Log-likelihood of each text by the model, in nats, [texts].
+
+    Args:
+        subject: The model.
+        texts: Token ids and the first token that counts (at least 1).
+    """
+    found = np.zeros(len(texts))
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place][0]))
+    for start in range(0, len(order), ROWS_AT_ONCE):
+        chosen = order[start : start + ROWS_AT_ONCE]
+        found[chosen] = -_negative_log_likelihood(subject, [texts[place] for place in chosen])
+    return found
 
 
 def _negative_log_likelihood(
     subject: Subject, texts: Sequence[tuple[Sequence[int], int]]
-) -> tuple[float, int]:
+) -> Floats:
+    """Of each text, [texts]."""
     width = max(len(ids) for ids, _ in texts)
     ids = torch.zeros(len(texts), width, dtype=torch.long)
     mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
@@ -114,6 +132,6 @@ def _negative_log_likelihood(
     ).logits
     wanted = labels[:, 1:].to(logits.device)
     loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="sum"
+        logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="none"
     )
-    return float(loss), int((wanted != -100).sum())
+    return loss.view(len(texts), -1).sum(1, dtype=torch.float64).cpu().numpy()

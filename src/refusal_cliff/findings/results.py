@@ -16,6 +16,7 @@ from refusal_cliff.findings.summary import (
     AblatedCount,
     AblationSummary,
     CliffSummary,
+    CoherenceSummary,
     ControlSummary,
     DiffuseSummary,
     HeadsSummary,
@@ -86,6 +87,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         n_parameters=shape.n_parameters,
         probe=_probe(shape.main, find),
         cliff=cliff,
+        coherence=_coherence(read_json(find(f"{shape.main}/coherence.json"))),
         second=SecondReadingSummary(**read_json(find(f"{shape.main}/readings.json"))),
         control=None if shape.control is None else _control(shape.control, find),
         diffuse=None if shape.diffuse is None else _diffuse(shape.diffuse, find, shape),
@@ -122,6 +124,16 @@ def _probe(key: str, find: Find) -> ProbeSummary:
         label_rule=content["label_rule"],
         n=content["n"],
         by_rule={name: RuleSummary(**quality) for name, quality in rules.items()},
+    )
+
+
+def _coherence(content: Mapping[str, Any]) -> CoherenceSummary:
+    names = ("likelier", "overlapping", "looping", "stuttering")
+    shares = {name: share_of(content[name]) for name in names}
+    return CoherenceSummary(
+        n=shares["likelier"].n,
+        alarm=content["alarm"],
+        **{name: share.value for name, share in shares.items()},
     )
 
 

@@ -159,6 +159,21 @@ class SecondReadingSummary(_Part):
     draws: Count = Field(description="Refits.")
 
 
+class CoherenceSummary(_Part):
+    """Whether the thoughts speak of the requests."""
+
+    n: Count = Field(description="Thoughts compared.")
+    likelier: Share | None = Field(
+        description="Thoughts more likely after their own request than after another; null for none."
+    )
+    overlapping: Share | None = Field(
+        description="Thoughts that hold more telling words of their own request than of another."
+    )
+    looping: Share | None = Field(description="Answers that end in a loop.")
+    stuttering: Share | None = Field(description="Thoughts that repeat a word or phrase in a row.")
+    alarm: bool = Field(description="Whether the thoughts do not speak of the requests.")
+
+
 class ControlSummary(CliffSummary):
     """The same for a model that should have no cliff."""
 
@@ -373,6 +388,7 @@ class Summary(_Part):
     probe: ProbeSummary = Field(description="The probe.")
     cliff: CliffSummary = Field(description="The model's cliff.")
     second: SecondReadingSummary = Field(description="The verdict under other readings.")
+    coherence: CoherenceSummary = Field(description="Whether the thoughts speak of the requests.")
     control: ControlSummary | None = Field(description="A model that should have none.")
     diffuse: DiffuseSummary | None = Field(description="The negative control for heads.")
     heads: HeadsSummary | None = Field(description="The suppression heads.")

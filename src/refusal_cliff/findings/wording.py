@@ -8,6 +8,7 @@ from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import REPAIRED
 from refusal_cliff.findings.summary import (
     AblationSummary,
+    CoherenceSummary,
     ControlSummary,
     HeadsSummary,
     PlantedSummary,
@@ -24,7 +25,11 @@ NOT_WORSE = 0.05
 def findings_of(summary: Summary) -> list[Finding]:
     """A summary as questions and answers, each beside what the method predicts."""
     is_organism = summary.planted is not None
-    found = [_about_probe(summary), _about_cliff(summary, is_organism)]
+    found = [
+        *_about_thoughts(summary.coherence),
+        _about_probe(summary),
+        _about_cliff(summary, is_organism),
+    ]
     if summary.cliff.localisation is not None and summary.cliff.verdict == "cliff":
         found.append(
             Finding(
@@ -53,6 +58,27 @@ def findings_of(summary: Summary) -> list[Finding]:
     if summary.selection is not None:
         found += _about_selection(summary.selection)
     return found
+
+
+def _about_thoughts(coherence: CoherenceSummary) -> list[Finding]:
+    if coherence.likelier is None or coherence.overlapping is None:
+        return []
+    return [
+        Finding(
+            "Do the thoughts speak of the requests?",
+            f"{coherence.likelier:.0%} of {coherence.n} are more likely after their own request than "
+            f"after another, {coherence.overlapping:.0%} hold more of its words; "
+            f"{coherence.looping or 0:.0%} of the answers loop, {coherence.stuttering or 0:.0%} of "
+            "the thoughts stutter"
+            + (
+                ". All scores below are then about something else: ask what the model can follow"
+                if coherence.alarm
+                else ""
+            ),
+            not coherence.alarm,
+            "at least 90 % are",
+        )
+    ]
 
 
 def _about_probe(summary: Summary) -> Finding:

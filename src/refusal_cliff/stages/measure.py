@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_cliff.answers.coherence import coherence
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import cliffs_of, write_cliffs
 from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
@@ -241,6 +242,24 @@ def input_probes(study: Study, job: Job) -> ProbeSet:
         job.input(study.path("probes.json")),
         study.subject,
     )
+
+
+def coherence_stage(study: Study) -> Stage:
+    """Whether the thoughts speak of the requests: ``coherence.json``."""
+    return study.stage(
+        "coherence",
+        [study.path("traces-test.parquet")],
+        ("coherence.json",),
+        lambda job: _coherence(study, job),
+    )
+
+
+def _coherence(study: Study, job: Job) -> Headline:
+    found = coherence(
+        study.subject, closed(read_traces(job.input(study.path("traces-test.parquet"))))
+    )
+    write_json(job.output(study.path("coherence.json")), {**asdict(found), "alarm": found.alarm})
+    return {"alarm": found.alarm}
 
 
 def second_reading_stage(study: Study) -> Stage:

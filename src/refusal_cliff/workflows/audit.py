@@ -17,7 +17,7 @@ from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.stages.control import control_stages
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
-from refusal_cliff.stages.measure import measure_stages, second_reading_stage
+from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
 from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts
@@ -94,6 +94,7 @@ def run_audit(
         _prompts_stage(prompts, sources, seed),
         *measure_stages(study),
         second_reading_stage(study),
+        coherence_stage(study),
         *intervene_stages(study, AblationPlan() if sources.most is None else QUICK_PLAN),
         *control_stages(study, shape.controls),
         report_stage(

@@ -24,7 +24,7 @@ from refusal_cliff.repair.training import RepairConfig
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
-from refusal_cliff.stages.measure import measure_stages, second_reading_stage
+from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
 from refusal_cliff.stages.mend import BENIGN, POOL, MendPlan, mend_stages
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
@@ -163,6 +163,7 @@ def demo_stages(
         prompts_stage(seed, sizes),
         *measure_stages(study[MAIN]),
         second_reading_stage(study[MAIN]),
+        coherence_stage(study[MAIN]),
         *mend_stages(study[MAIN], mend),  # before the rest, which can go on beside its long stages
         *intervene_stages(study[MAIN], main),
         *measure_stages(study[CONTROL]),
