@@ -1,7 +1,7 @@
-"""Do the thoughts speak of the requests? An alarm for a model that is asked what it cannot follow.
+"""Do the thoughts speak of the requests? An alarm for a model asked what it cannot follow.
 
-A small model, or one asked in a language that it was not taught, may think about other requests than
-those that it was given. Its scores are then about something else, and look no worse.
+A small model, or one asked in a language that it was not taught, may think about other requests
+than those that it was given. Its scores are then about something else, and look no worse.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refusal_cliff.answers.evaluate import Share, log_likelihoods
-from refusal_cliff.answers.outcomes import loops
+from refusal_cliff.answers.writing import loops
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.model.subject import Subject
 
@@ -56,17 +56,15 @@ def coherence(subject: Subject, traces: Sequence[Trace]) -> Coherence:
 
     Args:
         subject: The model that wrote them.
-        traces: Closed traces; those without thinking are not looked at.
+        traces: All answers; of those that never closed their thinking only loops are counted.
     """
     thoughtful = [t for t in traces if t.spans is not None and t.spans.thinking > t.spans.prompt]
     pairs = _pairs(thoughtful)
     return Coherence(
         likelier=_likelier(subject, pairs[:MOST]),
         overlapping=_overlapping(pairs, [trace.prompt.text for trace in thoughtful]),
-        looping=_counted([loops(trace.response or trace.thinking) for trace in traces]),
-        stuttering=_counted(
-            [bool(_STUTTER.search(trace.thinking.lower())) for trace in thoughtful]
-        ),
+        looping=_counted([loops(trace.token_ids) for trace in traces]),
+        stuttering=_counted([_stutters(trace.thinking) for trace in thoughtful]),
     )
 
 
@@ -108,6 +106,10 @@ def _overlapping(pairs: Sequence[tuple[Trace, Trace]], requests: Sequence[str]) 
         )
         points += 1.0 if own > another else 0.5 if own == another else 0.0
     return Share(round(points), len(pairs))
+
+
+def _stutters(text: str) -> bool:
+    return _STUTTER.search(text.lower()) is not None
 
 
 def _words(text: str) -> set[str]:

@@ -164,7 +164,7 @@ class CoherenceSummary(_Part):
 
     n: Count = Field(description="Thoughts compared.")
     likelier: Share | None = Field(
-        description="Thoughts more likely after their own request than after another; null for none."
+        description="Thoughts more likely after their own request than after another one."
     )
     overlapping: Share | None = Field(
         description="Thoughts that hold more telling words of their own request than of another."

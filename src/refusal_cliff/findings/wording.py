@@ -66,8 +66,8 @@ def _about_thoughts(coherence: CoherenceSummary) -> list[Finding]:
     return [
         Finding(
             "Do the thoughts speak of the requests?",
-            f"{coherence.likelier:.0%} of {coherence.n} are more likely after their own request than "
-            f"after another, {coherence.overlapping:.0%} hold more of its words; "
+            f"{coherence.likelier:.0%} of {coherence.n} are more likely after their own request "
+            f"than after another, {coherence.overlapping:.0%} hold more of its words; "
             f"{coherence.looping or 0:.0%} of the answers loop, {coherence.stuttering or 0:.0%} of "
             "the thoughts stutter"
             + (

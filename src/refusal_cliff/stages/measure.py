@@ -255,9 +255,8 @@ def coherence_stage(study: Study) -> Stage:
 
 
 def _coherence(study: Study, job: Job) -> Headline:
-    found = coherence(
-        study.subject, closed(read_traces(job.input(study.path("traces-test.parquet"))))
-    )
+    traces = read_traces(job.input(study.path("traces-test.parquet")))
+    found = coherence(study.subject, traces)
     write_json(job.output(study.path("coherence.json")), {**asdict(found), "alarm": found.alarm})
     return {"alarm": found.alarm}
 
