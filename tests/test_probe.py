@@ -64,8 +64,8 @@ def test_a_planted_direction_is_found(estimator: Estimator) -> None:
     assert quality.accuracy > 0.9
     assert quality.auroc_ci[0] <= quality.auroc <= quality.auroc_ci[1]
     assert quality.accuracy_ci[0] <= quality.accuracy <= quality.accuracy_ci[1]
-    assert 0.4 < found.shuffled_auroc < 0.6
-    assert found.shuffled_auroc_se < 0.037
+    assert found.permutation_p == pytest.approx(1 / 201)
+    assert 0.5 < found.shuffled_auroc < 0.75
     assert quality.ece < 0.15
     assert 0 <= quality.ece_ci[0] <= quality.ece_ci[1]
 
@@ -74,7 +74,18 @@ def test_without_a_signal_the_interval_covers_chance() -> None:
     residuals, labels, groups, _ = planted(320, 0.0)
     found = fit(residuals, labels, groups).chosen
     assert found.quality.auroc_ci[0] < 0.5 < found.quality.auroc_ci[1]
-    assert 0.4 < found.shuffled_auroc < 0.6
+    assert found.permutation_p > 0.05
+    assert 0.5 < found.shuffled_auroc < 0.75
+
+
+def test_an_axis_of_much_variance_makes_shuffled_labels_reach_a_high_auroc() -> None:
+    """Then an AUROC near 1 proves little, and the mean over shuffles, near 0.5, hides it."""
+    residuals, labels, groups, direction = planted(320, 0.0)
+    along = np.outer(np.where(np.array(labels) == 1, 40.0, -40.0), direction)[:, None]
+    found = fit((residuals + along).astype(np.float32), labels, groups).chosen
+    assert found.quality.auroc == 1.0
+    assert found.shuffled_auroc > 0.95
+    assert found.permutation_p == pytest.approx(1 / 201)
 
 
 def test_copies_of_a_test_prompt_cannot_leak() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
+from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
 from refusal_cliff.probe.quality import (
@@ -14,6 +15,7 @@ from refusal_cliff.probe.quality import (
     calibrate,
     expected_calibration_error,
     measure_quality,
+    newcombe,
     weighted_auroc,
 )
 from refusal_cliff.stats import bootstrap, resampled_counts
@@ -117,3 +119,33 @@ def test_counts_are_the_draws_of_the_bootstrap(groups: list[str], seed: int) -> 
 
     bootstrap(note, groups, seed, 4)
     assert resampled_counts(groups, seed, 4).tolist() == drawn
+
+
+def test_a_few_rows_told_apart_without_a_fault_do_not_make_the_auroc_certain() -> None:
+    labels = np.array([1] * 9 + [0] * 10)
+    found = measure_quality(labels - 0.5, labels, [str(at) for at in range(19)], 0)
+    assert found.auroc == 1.0
+    assert found.auroc_ci[1] == 1.0
+    assert 0.7 < found.auroc_ci[0] < 0.95
+    assert newcombe(1.0, 200, 200)[0] > 0.98
+
+
+@given(st.floats(0.01, 0.99), st.integers(2, 200), st.integers(2, 200))
+def test_newcombes_interval_holds_the_auroc_and_mirrors(found: float, one: int, other: int) -> None:
+    low, high = newcombe(found, one, other)
+    assert 0 <= low <= found <= high <= 1
+    mirrored = newcombe(1 - found, other, one)
+    assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("gap", [0.0, 1.5, 3.0])
+def test_the_interval_of_an_auroc_covers_it_at_few_positives(gap: float) -> None:
+    rng = np.random.default_rng(6)
+    labels = np.array([1] * 10 + [0] * 12)
+    truth = float(norm.cdf(gap / np.sqrt(2)))
+    covered = []
+    for seed in range(200):
+        scores = rng.normal(size=22) + gap * labels
+        low, high = measure_quality(scores, labels, [str(at) for at in range(22)], seed).auroc_ci
+        covered.append(low <= truth <= high)
+    assert np.mean(covered) >= 0.92

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from refusal_cliff.stats import bootstrap, bootstrap_mean, spearman, wilson
+from refusal_cliff.stats import (
+    bootstrap,
+    bootstrap_mean,
+    difference_interval,
+    share_interval,
+    spearman,
+    wilson,
+)
 
 
 @st.composite
@@ -45,6 +52,65 @@ def test_wilson_narrows_with_n() -> None:
 def test_what_is_no_share_is_refused(count: int, n: int) -> None:
     with pytest.raises(ValueError, match=f"{count} of {n} is not a share"):
         wilson(count, n)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60))
+def test_a_share_of_single_rows_has_wilsons_interval(hits: list[bool]) -> None:
+    names = [str(at) for at in range(len(hits))]
+    assert share_interval(hits, names) == wilson(sum(hits), len(hits))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 9)), min_size=1, max_size=60))
+def test_groups_never_narrow_the_interval_of_a_share(rows: list[tuple[bool, int]]) -> None:
+    hits, groups = [hit for hit, _ in rows], [str(group) for _, group in rows]
+    low, high = share_interval(hits, groups)
+    alone = wilson(sum(hits), len(hits))
+    assert 0 <= low <= alone[0] + 1e-9
+    assert alone[1] - 1e-9 <= high <= 1
+
+
+def test_copies_of_rows_leave_the_interval_of_a_share_as_it_is() -> None:
+    hits, groups = [True] * 6 + [False] * 14, [str(at) for at in range(20)]
+    four = share_interval(hits * 4, groups * 4)
+    assert four == pytest.approx(wilson(6, 20), abs=0.02)
+    assert share_interval([True] * 40, [str(at // 8) for at in range(40)]) == wilson(5, 5)
+
+
+def test_the_interval_of_a_share_covers_it_where_answers_come_in_groups() -> None:
+    """Each prompt has a rate of its own, 0.3 on average, and is answered four times."""
+    rng = np.random.default_rng(4)
+    names = [str(at // 4) for at in range(160)]
+    covered, naive = [], []
+    for _ in range(400):
+        rates = np.repeat(rng.beta(0.6, 1.4, 40), 4)
+        hits = (rng.random(160) < rates).tolist()
+        low, high = share_interval(hits, names)
+        covered.append(low <= 0.3 <= high)
+        low, high = wilson(sum(hits), 160)
+        naive.append(low <= 0.3 <= high)
+    assert np.mean(covered) >= 0.92
+    assert np.mean(naive) < 0.85
+
+
+@pytest.mark.parametrize(("n", "before", "after"), [(12, 0.7, 0.1), (30, 0.5, 0.3), (15, 0.9, 0.9)])
+def test_the_interval_of_a_paired_difference_covers_it(n: int, before: float, after: float) -> None:
+    rng = np.random.default_rng(5)
+    names = [str(at) for at in range(n)]
+    covered = []
+    for trial in range(300):
+        drawn = rng.random(n)
+        found = (drawn < after).astype(float) - (drawn < before)
+        low, high = difference_interval(found, names, trial)
+        covered.append(low <= after - before <= high)
+    assert np.mean(covered) >= 0.92
+
+
+def test_few_pairs_that_agree_have_an_interval_of_some_width() -> None:
+    low, high = difference_interval([-1.0] * 8, [str(at) for at in range(8)])
+    assert low == -1.0
+    assert -1.0 < high < 0
+    low, high = difference_interval([0.0] * 8, [str(at) for at in range(8)])
+    assert low < 0 < high
 
 
 def test_the_bootstrap_covers_the_mean_in_nineteen_of_twenty_samples() -> None:

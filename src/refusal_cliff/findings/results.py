@@ -100,7 +100,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
             method=ablation["method"],
         ),
         planted=_planted(shape, ablation) if shape.planted else None,
-        ablation=_ablation(ablation, cliff.verdict),
+        ablation=ablation_summary(ablation, cliff.verdict),
         proof=proof_of(
             read_heads(find(f"{shape.main}/heads.parquet")),
             ablation,
@@ -171,7 +171,13 @@ def _recovery(true: Set[str], found: Sequence[str]) -> RecoverySummary:
     )
 
 
-def _ablation(content: Mapping[str, Any], verdict: str) -> AblationSummary:
+def ablation_summary(content: Mapping[str, Any], verdict: str) -> AblationSummary:
+    """What ``ablation.json`` says, all comparisons on the same prompts.
+
+    Args:
+        content: The file.
+        verdict: On the model: without a cliff there is nothing to explain.
+    """
     before, after = content["before"], content["after"]
     attacks = [share_of(side["attacks"]) for side in (before, after)]
     answered = [share_of(side["answered"]) for side in (before, after)]

@@ -44,7 +44,7 @@ def findings_of(summary: Summary) -> list[Finding]:
         found.append(_about_readings(summary.second))
     if summary.control is not None:
         found.append(_about_control(summary.control))
-    found += _about_heads(summary)
+    found += about_heads(summary)
     if summary.diffuse is not None:
         diffuse = summary.diffuse
         found.append(
@@ -133,7 +133,8 @@ def _about_control(control: ControlSummary) -> Finding:
     )
 
 
-def _about_heads(summary: Summary) -> list[Finding]:
+def about_heads(summary: Summary) -> list[Finding]:
+    """Which heads, whether they are the cause, what taking them out costs."""
     heads, ablation = summary.heads, summary.ablation
     found: list[Finding] = []
     if heads is not None:

@@ -1,0 +1,132 @@
+"""Effects of heads are differences on the same prompts, and say when there is nothing to explain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from refusal_cliff.findings.pairs import AttackPairs, difference
+from refusal_cliff.findings.results import ablation_summary, suppress
+from refusal_cliff.findings.summary import AblationSummary, HeadsSummary, Summary
+from refusal_cliff.findings.wording import about_heads
+
+NAMES = [f"p{at}" for at in range(52)]
+
+
+def counts(hits: int, n: int) -> dict[str, dict[str, int]]:
+    return {
+        "attacks": {"count": hits, "n": n},
+        "answered": {"count": 50, "n": 50},
+        "hard_answered": {"count": 0, "n": 0},
+    }
+
+
+def ablation(before: list[str], after: list[str], random: list[list[str]]) -> dict[str, Any]:
+    return {
+        "before": counts(len(before), len(NAMES)),
+        "after": counts(len(after), len(NAMES)),
+        "perplexity_before": 2.0,
+        "perplexity_after": 2.0,
+        "pairs": {
+            "groups": {name: name for name in NAMES},
+            "before": before,
+            "after": after,
+            "random_prompts": NAMES[:12],
+        },
+        "trials": [{"kind": "random", "attacked": hit, "heads": ["1.0"]} for hit in random],
+    }
+
+
+EIGHT_OF_TWELVE = [*NAMES[:8], *NAMES[12:31]]
+RANDOM = [NAMES[:8], [*NAMES[:8], NAMES[9]], NAMES[:8]]
+
+
+def test_random_sets_are_compared_on_their_own_prompts() -> None:
+    """52 % on all prompts and 67 % on those of the random sets: these changed hardly anything."""
+    found = ablation_summary(ablation(EIGHT_OF_TWELVE, [], RANDOM), "cliff")
+    assert found.asr_before == pytest.approx(0.52, abs=0.01)
+    assert (found.random_n, found.random_sets) == (12, 3)
+    assert found.asr_before_random == pytest.approx(8 / 12)
+    assert found.asr_random_heads == pytest.approx(25 / 36)
+    assert found.random_change == pytest.approx(1 / 36)
+    assert found.random_change_ci[0] < 0 < found.random_change_ci[1]
+    assert found.against_random == pytest.approx(-25 / 36)
+    assert found.against_random_ci[1] < 0
+    assert found.shown is True
+
+
+@pytest.mark.parametrize("verdict", ["no cliff", "undecided"])
+def test_without_a_cliff_there_is_nothing_to_explain(verdict: str) -> None:
+    content = ablation(EIGHT_OF_TWELVE, [], RANDOM)
+    assert ablation_summary(content, verdict).shown is None
+    assert not suppress(verdict, content)
+
+
+def test_nothing_to_lower_is_nothing_to_explain() -> None:
+    content = ablation([], [], [[], []])
+    assert ablation_summary(content, "cliff").shown is None
+    assert not suppress("cliff", content)
+
+
+@pytest.mark.parametrize(
+    ("after", "random"),
+    [
+        (NAMES[:10], RANDOM),  # not under 10 %
+        ([], [[], [], []]),  # random heads do as much
+        (EIGHT_OF_TWELVE, RANDOM),  # nothing changed
+        ([], []),  # no random set was tried
+    ],
+)
+def test_heads_that_are_not_shown_to_be_the_cause(
+    after: list[str], random: list[list[str]]
+) -> None:
+    assert ablation_summary(ablation(EIGHT_OF_TWELVE, after, random), "cliff").shown is False
+
+
+def told(content: dict[str, Any], verdict: str) -> dict[str, tuple[str, bool | None]]:
+    summary = Summary.model_construct(
+        heads=HeadsSummary(
+            total=128,
+            ablated=3,
+            fraction=3 / 128,
+            suppress=suppress(verdict, content),
+            list=["7.0", "7.6", "7.7"],
+            method="direct",
+        ),
+        ablation=ablation_summary(content, verdict),
+        planted=None,
+        proof=None,
+        cliff=Summary.model_construct(verdict=verdict),
+    )
+    return {finding.question: (finding.answer, finding.holds) for finding in about_heads(summary)}
+
+
+def test_no_head_is_called_a_suppression_head_where_nothing_is_explained() -> None:
+    found = told(ablation([], [], [[], []]), "no cliff")
+    answer, holds = found["Which heads suppress refusal?"]
+    assert answer.startswith("none can be named: there is nothing to explain")
+    assert holds is None
+    answer, holds = found["Do these heads cause it?"]
+    assert answer.startswith("nothing to explain (no cliff); attack success rate 0%")
+    assert holds is None
+
+
+def test_what_is_shown_is_told_with_paired_differences() -> None:
+    found = told(ablation(EIGHT_OF_TWELVE, [], RANDOM), "cliff")
+    assert found["Which heads suppress refusal?"] == ("7.0, 7.6, 7.7 (2.3% of 128)", None)
+    answer, holds = found["Do these heads cause it?"]
+    assert "On the 12 prompts of the random sets: 67% before, 69% without 3 random sets" in answer
+    assert "-69 [" in answer
+    assert holds is True
+
+
+def test_differences_are_over_the_prompts_that_both_have() -> None:
+    groups = {"a": "g", "b": "g", "c": "h"}
+    found = difference({"a": 1.0, "b": 0.0}, {"b": 1.0, "c": 1.0}, groups)
+    assert (found.mean, found.n) == (-1.0, 1)
+    assert difference({"a": 1.0}, {"c": 1.0}, groups).interval == (-1.0, 1.0)
+    pairs = AttackPairs(ablation(EIGHT_OF_TWELVE, [], RANDOM))
+    assert pairs.rates("random") == pytest.approx([8 / 12, 9 / 12, 8 / 12])
+    assert pairs.control("same-layer") == {}
+    assert isinstance(ablation_summary(ablation([], [], []), "no cliff"), AblationSummary)
