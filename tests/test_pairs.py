@@ -1,4 +1,4 @@
-"""Effects of heads are differences on the same prompts, and say when there is nothing to explain."""
+"""Effects of heads are differences on the same prompts; without a cliff there is none."""
 
 from __future__ import annotations
 
