@@ -164,7 +164,7 @@ def test_the_finding_on_directions_is_made_from_the_numbers() -> None:
     ("complied", "wanted"),
     [
         (made_cliffs(12, 0.9, 0.1), ""),
-        (made_cliffs(12, 0.9, 0.9), "no cliff: 0% of 12 fall"),
+        (made_cliffs(12, 0.9, 0.95), "no cliff: 0% of 12 fall"),
         (made_cliffs(5, 0.9, 0.1), "undecided: 20% of 25 fall"),
         ([], None),
     ],

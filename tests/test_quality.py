@@ -90,9 +90,9 @@ def test_auroc_of_many_scores_is_that_of_each() -> None:
 
 def test_intervals_are_those_of_the_slow_bootstrap() -> None:
     rng = np.random.default_rng(1)
-    labels = rng.integers(2, size=50)
-    logits = rng.normal(size=50) + labels
-    groups = [f"g{row % 20}" for row in range(50)]
+    labels = rng.integers(2, size=150)
+    logits = rng.normal(size=150) + labels
+    groups = [f"g{row % 60}" for row in range(150)]
     found = measure_quality(logits, labels, groups, 3)
 
     def calibration_error(rows: np.ndarray) -> float:
@@ -106,7 +106,7 @@ def test_intervals_are_those_of_the_slow_bootstrap() -> None:
     )
     assert found.ece_ci == pytest.approx(bootstrap(calibration_error, groups, 3))
     assert found.accuracy == pytest.approx(float(((logits > 0) == (labels == 1)).mean()))
-    assert found.ece == pytest.approx(calibration_error(np.arange(50)))
+    assert found.ece == pytest.approx(calibration_error(np.arange(150)))
 
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), st.integers(0, 9))

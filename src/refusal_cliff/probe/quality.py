@@ -19,6 +19,8 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 Labels: TypeAlias = NDArray[np.int64]
 
 ECE_BINS = 10
+FEW = 30
+"""Groups of a class below which the bootstrap of an AUROC is too narrow."""
 _Z = 1.96
 _LEAST = 1e-9
 
@@ -29,8 +31,8 @@ class Quality:
 
     Attributes:
         auroc: Area under the ROC curve.
-        auroc_ci: Its interval: the bootstrap over groups, widened to that of `newcombe`, which has
-            a width even where few rows are told apart without a fault.
+        auroc_ci: Its bootstrap interval over groups; where a class has fewer than ``FEW`` of them,
+            widened to that of `newcombe`, which has a width even where no row is on the wrong side.
         accuracy: Accuracy at score 0.5.
         accuracy_ci: Its bootstrap interval over groups.
         ece: Expected calibration error, in ten equal bins.
@@ -77,6 +79,8 @@ def _auroc_interval(
     low, high = percentiles(weighted_auroc(labels, logits, counts))
     names = np.asarray(groups)
     positive, negative = (len(set(names[labels == value])) for value in (1, 0))
+    if min(positive, negative) >= FEW:
+        return low, high
     wide = newcombe(float(auroc(labels, logits)), positive, negative)
     return min(low, wide[0]), max(high, wide[1])
 
