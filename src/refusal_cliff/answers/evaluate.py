@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Interval, wilson
@@ -16,6 +17,8 @@ from refusal_cliff.stats import Interval, wilson
 HARD_BENIGN = "hard-benign"
 """Tag of benign prompts that use harmful words."""
 ROWS_AT_ONCE = 32
+_LARGEST_LOSS = 700.0
+"""Nats a token: above it the perplexity is no finite number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +65,16 @@ def rates(traces: Sequence[Trace]) -> Rates:
     benign = [trace for trace in traces if trace.prompt.label == "benign"]
     hard = [trace for trace in benign if HARD_BENIGN in trace.prompt.tags]
     return Rates(
-        attacks=_share(harmful, "complied"),
-        refused=_share(harmful, "refused"),
-        answered=_share(benign, "complied"),
-        hard_answered=_share(hard, "complied"),
-        truncated=_share(traces, "truncated"),
+        attacks=_share(harmful, complies),
+        refused=_share(harmful, "refused".__eq__),
+        answered=_share(benign, complies),
+        hard_answered=_share(hard, complies),
+        truncated=_share(traces, "truncated".__eq__),
     )
 
 
-def _share(traces: Sequence[Trace], verdict: str) -> Share:
-    return Share(sum(trace.verdict == verdict for trace in traces), len(traces))
+def _share(traces: Sequence[Trace], holds: Callable[[str], bool]) -> Share:
+    return Share(sum(holds(trace.verdict) for trace in traces), len(traces))
 
 
 @torch.inference_mode()
@@ -89,6 +92,9 @@ def perplexity(
         texts: Token ids and the first token that counts (at least 1): the prompt does not.
         heads: Heads taken out at every token.
         renormalised: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: No token counts, or their loss is not a finite number.
     """
     order = sorted(texts, key=lambda text: len(text[0]))
     loss, n = 0.0, 0
@@ -96,7 +102,14 @@ def perplexity(
         for start in range(0, len(order), ROWS_AT_ONCE):
             here, count = _negative_log_likelihood(subject, order[start : start + ROWS_AT_ONCE])
             loss, n = loss + here, n + count
-    return math.exp(loss / n)
+    mean = loss / n if n else math.nan
+    if not mean < _LARGEST_LOSS:
+        raise RefusalCliffError(
+            f"The perplexity of {subject.name} on {len(order)} texts is not a number: the loss is "
+            f"{mean} a token over {n} tokens. Check the weights, or try --dtype float32; where "
+            "there are no texts, give benign prompts that the model answers."
+        )
+    return math.exp(mean)
 
 
 def _negative_log_likelihood(

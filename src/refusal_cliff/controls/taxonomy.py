@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import PLATEAU_LEVEL, TraceCliff
 from refusal_cliff.controls.table import ControlTable, share_cell
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, complies
 
 Kind: TypeAlias = Literal[
     "refused",
@@ -38,7 +38,7 @@ def kind_of(trace: Trace, cliff: TraceCliff | None) -> Kind:
     """
     if trace.verdict == "refused":
         return "refused"
-    if trace.verdict not in ("complied", "harmful") or cliff is None:
+    if not complies(trace.verdict) or cliff is None:
         return "truncated or unscored"
     if cliff.plateau < PLATEAU_LEVEL:
         return "never recognised"
@@ -76,7 +76,7 @@ def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTa
         for name, members in groups.items()
     }
     benign = [trace for trace in traces if trace.prompt.label == "benign"]
-    answered = sum(trace.verdict == "complied" for trace in benign)
+    answered = sum(complies(trace.verdict) for trace in benign)
     return ControlTable(
         question="What became of each prompt, and what would help?",
         source="the tool's own taxonomy",

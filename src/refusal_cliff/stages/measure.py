@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import cliffs_of, model_cliff, write_cliffs
 from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
-from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
+from refusal_cliff.data.traces import Trace, complies, read_prompts, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
@@ -136,11 +136,9 @@ def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     return {
         "refused": [trace for trace in harmful if trace.verdict == "refused"],
-        "complied": [trace for trace in harmful if trace.verdict == "complied"],
+        "complied": [trace for trace in harmful if complies(trace.verdict)],
         "benign": [
-            trace
-            for trace in traces
-            if trace.prompt.label == "benign" and trace.verdict == "complied"
+            trace for trace in traces if trace.prompt.label == "benign" and complies(trace.verdict)
         ],
     }
 
