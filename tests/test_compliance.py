@@ -32,6 +32,7 @@ from refusal_cliff.stages.proof import benign_texts
 from refusal_cliff.thinking import Spans
 
 SPANS = Spans(1, 3, 5, 6)
+ONES = np.ones((1, 6), dtype=np.float32)
 ELSEWHERE = {
     "answers/outcomes.py",  # there it depends on who judged
     "data/traces.py",  # the predicate itself
@@ -71,8 +72,7 @@ def cliffs(made: Sequence[Trace]) -> list[TraceCliff]:
 
 def scores(made: Sequence[Trace]) -> list[TraceScores]:
     return [
-        TraceScores(t.prompt.id, t.prompt.id, t.prompt.label, t.verdict, SPANS, np.ones((1, 6)))
-        for t in made
+        TraceScores(t.prompt.id, t.prompt.id, t.prompt.label, t.verdict, SPANS, ONES) for t in made
     ]
 
 
