@@ -143,7 +143,8 @@ def read_json(path: Path) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> RefusalCliffError:
     return RefusalCliffError(
-        f"Could not read {path}: {error}. It is damaged: delete it, and run again what writes it."
+        f"Could not read {path}: {error}. It is damaged: run again what writes it, into a new "
+        "folder if need be."
     )
 
 

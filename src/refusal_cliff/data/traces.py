@@ -257,7 +257,8 @@ def _label_of_row(path: Path, number: int, row: Row, default: Label | None) -> L
             path,
             number,
             f"the label is {value!r}",
-            "write 'harmful' or 'benign', or name one label for the whole file",
+            "write 'harmful' or 'benign' in a column 'label', or name one label for all rows "
+            "without one where the command takes --label",
         )
     return cast("Label", value)
 

@@ -204,8 +204,9 @@ def _fault(path: Path, error: ValidationError) -> str:
         )
     said = repr(first["input"])[:60]
     if kind == "literal_error":
+        known = first.get("ctx", {}).get("expected")
         return (
-            f"{path}: unknown {name} {said}; this version knows {first.get('ctx', {}).get('expected')}. "
+            f"{path}: unknown {name} {said}; this version knows {known}. "
             "Update refusal-cliff, or fit the probes anew."
         )
     return f"{path}: {place} is {said}. {first['msg'].replace('Input', 'It', 1)}. {_AGAIN}"
