@@ -92,7 +92,7 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         (f"{AUDIT} --model TINY-aligned", "Did you mean tiny-aligned?"),
         (f"{AUDIT} --model ./nothing", "There is no model './nothing'"),
         (f"{AUDIT} --model runs/x/y", "There is no model 'runs/x/y'"),
-        (f"{AUDIT} --dtype float61", "Unknown dtype 'float61'. Did you mean float64?"),
+        (f"{AUDIT} --dtype float61", "(--dtype). Did you mean float64?"),
         (f"{CHECK} --prompts no.jsonl", "There is no file no.jsonl."),
         (f"{CHECK} --probe run/model", "There is no folder run/model. There is no folder run"),
         (f"{CHECK} --probe prob", "Did you mean probe?"),

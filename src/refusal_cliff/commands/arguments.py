@@ -74,8 +74,8 @@ def name_of(option: str, choices: Sequence[str]) -> Check:
     def check(name: str) -> None:
         if name not in choices:
             raise RefusalCliffError(
-                f"Unknown {option} {name!r}.{did_you_mean(name, choices)} Write one of: "
-                f"{', '.join(choices)} (--{option})."
+                f"Unknown {option} {name!r}. Write one of: {', '.join(choices)} (--{option})."
+                f"{did_you_mean(name, choices)}"
             )
 
     return check
