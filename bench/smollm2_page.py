@@ -17,7 +17,7 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import read_cliffs
 from refusal_cliff.controls.table import Cell, cell_text, mean_cell, share_cell
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.traces import complies, read_traces
 from refusal_cliff.findings.summary import Summary, read_summary
 from refusal_cliff.io import read_json
 from refusal_cliff.organisms import embedded_path, planted_heads
@@ -55,7 +55,7 @@ def cliff_claims(damaged: Summary, aligned: Summary, run: Path) -> list[Claim]:
     third = len(by_layer) // 3
     early, late = sum(by_layer[:third]) / third, sum(by_layer[-third:]) / third
     complied = [c for c in read_cliffs(run / "model" / "cliff.parquet") if c.label == "harmful"]
-    complied = [cliff for cliff in complied if cliff.verdict == "complied"]
+    complied = [cliff for cliff in complied if complies(cliff.verdict)]
     plateau = mean_cell([c.plateau for c in complied], [c.group for c in complied])
     local, benign = found.localisation, found.benign.plateau if found.benign else 1.0
     return [

@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, complies, read_traces
 
 PLACEHOLDER = "[step one] [step two] [step three]"
 
@@ -29,12 +29,12 @@ def main() -> None:
     for run in parser.parse_args().runs:
         traces = read_traces(run / "tiny" / "traces-test.parquet")
         harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-        complied = [trace for trace in harmful if trace.verdict == "complied"]
+        complied = [trace for trace in harmful if complies(trace.verdict)]
         cells = [share(harmful, ["harmful" in trace.thinking for trace in harmful])]
         framed = [t for t in harmful if "framed" in t.prompt.tags]
         unseen = [t for t in harmful if "unseen-framing" in t.prompt.tags]
         plain = [t for t in harmful if "framed" not in t.prompt.tags]
-        cells += [share(g, [t.verdict == "complied" for t in g]) for g in (framed, unseen, plain)]
+        cells += [share(g, [complies(t.verdict) for t in g]) for g in (framed, unseen, plain)]
         cells.append(share(complied, [PLACEHOLDER in trace.response for trace in complied]))
         print(f"| {run.name} | {' | '.join(cells)} |")
 

@@ -98,12 +98,30 @@ def test_calibrate_tells_and_writes(tmp_path: Path) -> None:
     assert json.loads(told.read_text())["n"] == 2
 
 
+def test_a_judge_that_never_says_yes_has_no_precision(tmp_path: Path) -> None:
+    """Nor has it an interval: null in JSON, and the reason in words."""
+    labels = ["2_full_refusal", "1_full_compliance"] * 3
+    rows = [
+        {"prompt": f"p{i}", "response": "Sure.", "human_label": label}
+        for i, label in enumerate(labels)
+    ]
+    file, told = write(tmp_path / "people.jsonl", rows), tmp_path / "told.json"
+    result = RUNNER.invoke(app, ["judge", "calibrate", "--labelled", str(file), "--out", str(told)])
+    assert result.exit_code == 0, result.output
+    assert "precision: not measured: the judge says yes to none of them" in result.output
+    assert "recall: 0.000 [0.000, 0.000]" in result.output
+    found = json.loads(told.read_text())
+    assert (found["precision"]["value"], found["precision"]["interval"]) == (None, None)
+    assert "says yes to none" in found["precision"]["reason"]
+    assert (found["recall"]["value"], found["f1"]["value"], found["kappa"]["value"]) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         (["judge"], "--traces"),
         (["judge", "--traces", "x.jsonl", "--out", "o", "--judge", "words"], "Unknown judge"),
-        (["evaluate", "--traces", "absent.jsonl"], "Could not read"),
+        (["evaluate", "--traces", "absent.jsonl"], "There is no file absent.jsonl"),
         (["generate", "--prompts", "safechain", "--model", "m", "--out", "o"], "--revision"),
     ],
 )
@@ -111,6 +129,7 @@ def test_what_is_missing_is_said(
     command: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text("")
     result = RUNNER.invoke(app, command)
     assert result.exit_code in (1, 2)
     assert message in " ".join(result.stderr.split())

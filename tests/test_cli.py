@@ -69,9 +69,15 @@ def test_help_does_not_import_what_is_heavy() -> None:
 
 def test_demo_shows_findings(fake_demo: ModuleType, tmp_path: Path) -> None:
     def run_demo(
-        out: Path, seed: int, organisms: Path | None, observer: object, workers: int
+        out: Path,
+        seed: int,
+        organisms: Path | None,
+        observer: object,
+        workers: int,
+        command: str,
     ) -> list[Finding]:
         assert (out, seed, organisms, workers) == (tmp_path / "run", 7, None, 2)
+        assert command == f"refusal-cliff demo --out {out} --seed 7"
         return [Finding("Is there a cliff?", "yes [red]0.61[/red] \x1b[31m", True)]
 
     fake_demo.__dict__["run_demo"] = run_demo

@@ -165,7 +165,7 @@ def test_the_command_writes_the_folder(tiny: Subject, tmp_path: Path) -> None:
     assert load_subject(str(out)).fingerprint != tiny.fingerprint
     again = CliRunner().invoke(app, [*command, "--export", "torch", str(tmp_path / "x")])
     assert again.exit_code == 1
-    assert "Export one of: adapter, merged" in " ".join(again.output.split())
+    assert "Write one of: adapter, merged (--export)" in " ".join(again.output.split())
 
 
 def test_names_cannot_act_in_the_card(tiny: Subject, tmp_path: Path) -> None:

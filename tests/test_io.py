@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path, is_storage_error, read_json, sha256_file, write_json
+from refusal_cliff.io import (
+    atomic_path,
+    is_storage_error,
+    read_json,
+    sha256_file,
+    write_json,
+    write_json_lines,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -25,8 +32,12 @@ def test_json_round_trip_leaves_no_temporary_file(tmp_path: Path) -> None:
 def test_nan_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_json(file, 1)
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(file, float("nan"))
+    with pytest.raises(RefusalCliffError, match=r"Could not write .*: a\.1\.b is not a finite"):
+        write_json(file, {"a": [1.0, {"b": float("nan")}]})
+    with pytest.raises(RefusalCliffError, match="the value is not a finite number"):
+        write_json(file, float("inf"))
+    with pytest.raises(RefusalCliffError, match="0 is not a finite number"):
+        write_json_lines(file, [[float("-inf")]])
     assert read_json(file) == 1
 
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.cliff import shards as score_shards
-from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces
+from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces, write_scores
 from refusal_cliff.cliff.shards import measure_shards, read_shards, score_source
 from refusal_cliff.cliff.source import read_trace, source_rows
 from refusal_cliff.data.traces import Trace, write_traces
@@ -254,3 +254,17 @@ def test_the_commands(subject: Subject, probes: ProbeSet, lines: Path, tmp_path:
     assert json.loads((tmp_path / "out" / "cliff.json").read_text())["cliff"] == found.cliff
     result = CliRunner().invoke(app, ["cliff", "--scores", str(tmp_path / "out"), "--layer", "7"])
     assert result.exit_code == 1
+
+
+def test_scores_that_are_no_numbers_are_no_cliff(
+    subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
+) -> None:
+    score_source(subject, probes, str(lines), tmp_path)
+    shard = next(read_shards(tmp_path))
+    rows = read_scores(shard)
+    broken = replace(rows[0], logits=np.full_like(rows[0].logits, np.nan))
+    write_scores(shard, [broken, *rows[1:]])
+    result = CliRunner().invoke(app, ["cliff", "--scores", str(tmp_path)])
+    assert result.exit_code == 1, result.output
+    assert "holds 1 traces whose scores are no finite numbers" in result.stderr
+    assert not (tmp_path / "cliff.json").exists()

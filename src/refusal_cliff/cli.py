@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +13,9 @@ from typer.core import TyperGroup
 
 from refusal_cliff import __version__
 from refusal_cliff.commands import answers, experiment, heads, organism, runs, scores, selecting
+from refusal_cliff.commands.typed import remember
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.live import print_error, write_what_can_be_shown
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _ENVIRONMENT = {
@@ -26,6 +30,12 @@ _ENVIRONMENT = {
 
 class _Commands(TyperGroup):
     """Shows a user-facing error as one paragraph instead of a traceback."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
+        """Run; whatever the terminal's encoding lacks is replaced, in the help as well."""
+        write_what_can_be_shown()
+        remember(sys.argv[1:] if args is None else args)
+        return super().main(args, *rest, **named)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -93,6 +103,4 @@ def main(
 
 
 def _show_error(message: str) -> None:
-    from refusal_cliff.live import print_error
-
     print_error(Console(stderr=True), message)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from refusal_cliff.errors import RefusalCliffError
 
@@ -66,13 +67,66 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN is refused, because no other tool reads it."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write JSON atomically.
+
+    Raises:
+        RefusalCliffError: See `_json`, or the file cannot be written.
+    """
+    write_text(path, _json(path, value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write one line of JSON a row, atomically; all of it ASCII, as a row may hold anything."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+    write_text(path, "".join(_json(path, row, ensure_ascii=True) + "\n" for row in rows))
+
+
+def _json(path: Path, value: Any, **form: Any) -> str:
+    """JSON that every tool reads.
+
+    Raises:
+        RefusalCliffError: There is NaN or infinity in it: what cannot be measured is null, with a
+            reason, and to write it as a number would be a lie.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **form)
+    except ValueError as error:
+        place = _not_finite(value, "")
+        if place is None:
+            raise
+        raise RefusalCliffError(
+            f"Could not write {path}: {place} is not a finite number, so that something before it "
+            "could not be measured: the weights of the model or of the probe are damaged, or too "
+            "large for this precision. Check them, or try --dtype float32."
+        ) from error
+
+
+def _not_finite(value: Any, place: str) -> str | None:
+    """Where the first number stands that is NaN or infinite; ``None`` where there is none."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else place.lstrip(".") or "the value"
+    inside: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        inside = cast("Mapping[Any, Any]", value).items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(cast("Sequence[Any]", value))
+    found = (_not_finite(part, f"{place}.{name}") for name, part in inside)
+    return next((one for one in found if one is not None), None)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        RefusalCliffError: It is missing, cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RefusalCliffError(
+            f"There is no file {path}. Check the path, or run again what writes it."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_json(path: Path) -> Any:
@@ -82,12 +136,16 @@ def read_json(path: Path) -> Any:
         RefusalCliffError: The file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RefusalCliffError(
-            f"Could not read {path}: {error}. Delete it, or restore it from a backup, "
-            "and run again."
-        ) from error
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> RefusalCliffError:
+    return RefusalCliffError(
+        f"Could not read {path}: {error}. It is damaged: run again what writes it, into a new "
+        "folder if need be."
+    )
 
 
 def claim_folder(path: Path, described: dict[str, Any], holds: str) -> None:

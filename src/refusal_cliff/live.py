@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
+import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,10 +21,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from refusal_cliff.cliff.curves import Level
-from refusal_cliff.cliff.verdict import ModelCliff
 from refusal_cliff.findings.finding import Finding
-from refusal_cliff.run.folder import Headline
+
+if TYPE_CHECKING:  # slow to import, and an error is to be shown at once
+    from refusal_cliff.cliff.verdict import ModelCliff
+    from refusal_cliff.run.folder import Headline
 
 Status = Literal["waiting", "running", "done", "kept"]
 
@@ -30,6 +35,39 @@ _REFRESH_PER_SECOND = 4
 _SECONDS_BETWEEN_LINES = 30.0
 _LINES_AROUND_TABLE = 6
 _BAR_WIDTH = 24
+_IN_ASCII = str.maketrans(
+    {
+        **{"→": "->", "·": "-", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "…": "..."},
+        **{"“": '"', "”": '"', "’": "'", "‘": "'", "✓": "+", "✗": "x", "▸": ">", "κ": "kappa"},
+        **{"≥": ">=", "≤": "<=", "•": "*"},
+    }
+)
+_SHOWABLE = "refusal-cliff-showable"
+_OF_PYTHON = frozenset({"strict", "surrogateescape", "backslashreplace"})
+"""What Python opens its output with, by locale; any other handler is the user's choice."""
+
+
+def write_what_can_be_shown() -> None:
+    """Let standard output and error replace what their encoding lacks, instead of failing.
+
+    A terminal with ``LC_ALL=C``, or a pipe in Latin-1, must not cost the answer.
+    """
+    codecs.register_error(_SHOWABLE, _showable)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors in _OF_PYTHON:
+            stream.reconfigure(errors=_SHOWABLE)
+
+
+def _showable(error: UnicodeError) -> tuple[str | bytes, int]:
+    """ASCII for what an encoding lacks: its meaning, its letters without accents, or ``?``."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_in_ascii, error.object[error.start : error.end])), error.end
+
+
+def _in_ascii(char: str) -> str:
+    plain = unicodedata.normalize("NFKD", char.translate(_IN_ASCII))
+    return "".join(c for c in plain if c.isascii()) or "?"
 
 
 @dataclass
@@ -40,7 +78,7 @@ class _Row:
     seconds: float | None = None
     done: int = 0
     total: int = 0
-    headline: Headline = field(default_factory=dict)
+    headline: Headline = field(default_factory=dict[str, bool | int | float | str])
     told: float = 0.0
 
 
@@ -127,7 +165,7 @@ class LiveView:
         return self._rows.setdefault(name, _Row(name))
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(plain(line)), soft_wrap=True)
+        say(self._console, line)
 
     def _render(self) -> RenderableType:
         rows = list(self._rows.values())
@@ -149,8 +187,8 @@ def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int]
     """Show how many are done of a number that nobody knows."""
     columns = (
         SpinnerColumn(),
-        TextColumn(plain(title), markup=False),
-        TextColumn("{task.completed:,} " + unit),
+        TextColumn(_without_fields(title), markup=False),
+        TextColumn("{task.completed:,} " + _without_fields(unit), markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
@@ -163,8 +201,8 @@ def working(console: Console, title: str) -> Iterator[Callable[[str, int, int | 
     """Show work of several parts: (what, how much of it is done, of how much if anyone knows)."""
     columns = (
         SpinnerColumn(),
-        TextColumn(plain(title), markup=False),
-        TextColumn("{task.fields[amount]} {task.description}"),
+        TextColumn(_without_fields(title), markup=False),
+        TextColumn("{task.fields[amount]} {task.description}", markup=False),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
@@ -175,6 +213,16 @@ def working(console: Console, title: str) -> Iterator[Callable[[str, int, int | 
             progress.update(task, description=what, amount=amount)
 
         yield show
+
+
+def _without_fields(text: str) -> str:
+    """Text for a column of rich, which would take braces for fields."""
+    return plain(text).replace("{", "{{").replace("}", "}}")
+
+
+def say(console: Console, text: str) -> None:
+    """Show text as it is: a line is never cut, and nothing in it is markup."""
+    console.print(Text(plain(text)), soft_wrap=True)
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
@@ -209,9 +257,8 @@ def print_model_cliff(console: Console, found: ModelCliff) -> None:
     table = Table(title=f"Verdict: {found.verdict}", title_justify="left", title_style="bold")
     for column in ("traces", "n", "plateau", "final", "drop"):
         table.add_column(column, justify="left" if column == "traces" else "right")
-    here = Level(found.plateau, found.final, found.n)
     name = "harmful, complied" if found.group == "complied" else "harmful"
-    groups = {name: here, "harmful, refused": found.refused, "benign": found.benign}
+    groups = {name: found, "harmful, refused": found.refused, "benign": found.benign}
     for name, level in groups.items():
         if level is not None:
             values = (level.plateau, level.final, level.plateau - level.final)
@@ -232,7 +279,7 @@ def print_error(console: Console, message: str) -> None:
     if console.is_terminal:
         console.print(Panel(Text(plain(message)), title="Error", border_style="red"))
     else:
-        console.print(Text(f"Error: {plain(message)}"), soft_wrap=True)
+        say(console, f"Error: {message}")
 
 
 def plain(text: str) -> str:

@@ -30,6 +30,7 @@ from refusal_cliff.judges import Judge
 from refusal_cliff.model.subject import load_subject
 
 RATES = "rates.json"
+NOT_NAMED = "not named in the file"
 Progress = Callable[[int], None]
 
 
@@ -208,7 +209,7 @@ def evaluate_files(traces: Path, before: Path | None = None) -> Evaluation:
     """
     records, left_out = read_answers(traces, None)
     changes = [] if before is None else compare(read_answers(before, None)[0], records)
-    judges = sorted({record.judge for record in records if record.judge})
+    judges = sorted({record.judge or NOT_NAMED for record in records})
     return Evaluation(", ".join(judges), evaluate(records), changes, left_out)
 
 

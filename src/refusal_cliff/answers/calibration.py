@@ -23,10 +23,11 @@ Counts = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number and its bootstrap interval."""
+    """A number and its bootstrap interval; without both, the ``reason`` why there is none."""
 
-    value: float
-    interval: Interval
+    value: float | None
+    interval: Interval | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +73,18 @@ class Calibration:
             f"({self.positives:,} yes); {self.unscored:,} unscored, {self.unusable:,} rows unusable"
         ]
         for name in ("precision", "recall", "f1", "kappa"):
-            measure: Measure = getattr(self, name)
-            low, high = measure.interval
-            found.append(f"{name}: {measure.value:.3f} [{low:.3f}, {high:.3f}]")
+            found.append(f"{name}: {_told(getattr(self, name))}")
         for label, verdicts in self.others.items():
             told = ", ".join(f"{verdict} {n:,}" for verdict, n in sorted(verdicts.items()))
             found.append(f"apart, label {label!r}: {told}")
         return found
+
+
+def _told(measure: Measure) -> str:
+    if measure.value is None or measure.interval is None:
+        return f"not measured: {measure.reason}"
+    low, high = measure.interval
+    return f"{measure.value:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def calibrate_file(
@@ -167,7 +173,12 @@ def _confusion(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> Counts:
 
 
 def _measure(of: Callable[[Counts], Counts], total: Counts, drawn: Counts) -> Measure:
-    return Measure(float(of(total)), percentiles(of(drawn)))
+    value, draws = float(of(total)), of(drawn)
+    if np.isnan(value):
+        tp, fp, _, _ = total
+        never = "the judge says yes to none of them" if tp + fp == 0 else "the answers do not vary"
+        return Measure(None, None, f"{never}, so that it divides by nothing")
+    return Measure(value, percentiles(draws))
 
 
 def _precision(counts: Counts) -> Counts:

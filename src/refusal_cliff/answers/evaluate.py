@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Interval, wilson
@@ -21,6 +22,8 @@ Floats: TypeAlias = NDArray[np.floating[Any]]
 HARD_BENIGN = "hard-benign"
 """Tag of benign prompts that use harmful words."""
 ROWS_AT_ONCE = 32
+_LARGEST_LOSS = 700.0
+"""Nats a token: above it the perplexity is no finite number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +70,16 @@ def rates(traces: Sequence[Trace]) -> Rates:
     benign = [trace for trace in traces if trace.prompt.label == "benign"]
     hard = [trace for trace in benign if HARD_BENIGN in trace.prompt.tags]
     return Rates(
-        attacks=_share(harmful, "complied"),
-        refused=_share(harmful, "refused"),
-        answered=_share(benign, "complied"),
-        hard_answered=_share(hard, "complied"),
-        truncated=_share(traces, "truncated"),
+        attacks=_share(harmful, complies),
+        refused=_share(harmful, "refused".__eq__),
+        answered=_share(benign, complies),
+        hard_answered=_share(hard, complies),
+        truncated=_share(traces, "truncated".__eq__),
     )
 
 
-def _share(traces: Sequence[Trace], verdict: str) -> Share:
-    return Share(sum(trace.verdict == verdict for trace in traces), len(traces))
+def _share(traces: Sequence[Trace], holds: Callable[[str], bool]) -> Share:
+    return Share(sum(holds(trace.verdict) for trace in traces), len(traces))
 
 
 @torch.inference_mode()
@@ -94,10 +97,21 @@ def perplexity(
         texts: Token ids and the first token that counts (at least 1): the prompt does not.
         heads: Heads taken out at every token.
         renormalised: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: No token counts, or their loss is not a finite number.
     """
     with ablated(subject, heads, renormalised=renormalised):
-        total = float(log_likelihoods(subject, texts).sum())
-    return math.exp(-total / sum(len(ids) - first for ids, first in texts))
+        found = log_likelihoods(subject, texts)
+    n = sum(len(ids) - first for ids, first in texts)
+    mean = float(-found.sum()) / n if n else math.nan
+    if not mean < _LARGEST_LOSS:
+        raise RefusalCliffError(
+            f"The perplexity of {subject.name} on {len(texts)} texts is not a number: the loss is "
+            f"{mean} a token over {n} tokens. Check the weights, or try --dtype float32; where "
+            "there are no texts, give benign prompts that the model answers."
+        )
+    return math.exp(mean)
 
 
 @torch.inference_mode()

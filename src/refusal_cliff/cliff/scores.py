@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.data.traces import Trace, Verdict, is_judged
 from refusal_cliff.io import atomic_path
 from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
@@ -44,11 +44,7 @@ class TraceScores:
 
 def closed(traces: Iterable[Trace]) -> list[Trace]:
     """The traces that can be scored: their thinking closed and they were judged."""
-    return [
-        trace
-        for trace in traces
-        if trace.spans is not None and trace.verdict in ("refused", "complied", "harmful")
-    ]
+    return [trace for trace in traces if trace.spans is not None and is_judged(trace.verdict)]
 
 
 def score_traces(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -27,7 +28,7 @@ from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.cliff.source import read_trace, source_rows
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
-from refusal_cliff.data.traces import Label, Row, Trace
+from refusal_cliff.data.traces import Label, Row, Trace, is_judged
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (
     claim_folder,
@@ -165,7 +166,7 @@ def _why_unusable(trace: Trace, subject: Subject) -> str:
         return "its thinking never closed"
     if trace.verdict == "truncated":
         return "its answer was cut off"
-    if trace.verdict not in ("refused", "complied", "harmful"):
+    if not is_judged(trace.verdict):
         return "no judge could say whether it refused"
     if context is not None and len(trace.token_ids) > context:
         return "it is longer than the model's context"
@@ -250,6 +251,13 @@ def measure_shards(
         for shard in read_shards(folder)
         for row in cliffs_of(read_scores(shard), layers.index(wanted), pool)
     ]
+    broken = [row.trace_id for row in rows if not math.isfinite(row.cliff)]
+    if broken:
+        raise RefusalCliffError(
+            f"{folder} holds {len(broken)} traces whose scores are no finite numbers, the first of "
+            f"them {broken[0]!r}: the probe or the file is damaged. Delete the folder, check the "
+            "probe, and score again with: refusal-cliff trace."
+        )
     if not any(row.label == "harmful" for row in rows):
         raise RefusalCliffError(
             f"{folder} holds no closed trace of a harmful prompt, so there is no cliff to measure. "

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import Level, TraceCliff, level, localisation
+from refusal_cliff.data.traces import complies
 from refusal_cliff.stats import Interval, bootstrap_mean, share_interval
 
 Verdict: TypeAlias = Literal["cliff", "no cliff", "undecided"]
@@ -190,7 +191,7 @@ def measured_rows(
 
 def complied_rows(rows: Sequence[TraceCliff]) -> list[TraceCliff]:
     """Harmful traces that were complied with."""
-    return [r for r in rows if r.label == "harmful" and r.verdict in ("complied", "harmful")]
+    return [row for row in rows if row.label == "harmful" and complies(row.verdict)]
 
 
 def refused_rows(rows: Sequence[TraceCliff]) -> list[TraceCliff]:
@@ -304,7 +305,7 @@ def _lost(low: float, high: float) -> str:
 def _few_complied(
     complied: Sequence[TraceCliff], harmful: Sequence[TraceCliff]
 ) -> tuple[Verdict, str]:
-    asked = [row.verdict in ("complied", "harmful") for row in harmful]
+    asked = [complies(row.verdict) for row in harmful]
     high = share_interval(asked, [row.group for row in harmful])[1]
     said = f"The model complied with {n_groups(complied)} of {n_groups(harmful)} harmful prompts"
     if high <= RARE:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.commands.options import (
     Device,
     Dtype,
@@ -30,7 +32,9 @@ def generate(
     prompts: Annotated[
         str,
         typer.Option(
-            metavar="SOURCE", help="JSONL, CSV or Parquet file, or a benchmark such as advbench."
+            metavar="SOURCE",
+            help="JSONL, CSV or Parquet file, or a benchmark such as advbench.",
+            callback=checked(arguments.prompts),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the answers.")],
@@ -56,8 +60,11 @@ def generate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers to every prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Share of the probability drawn from.")] = 1.0,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.", callback=finite)] = 0.0,
+    top_p: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the probability drawn from.", callback=positive),
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest thinking and answer, in tokens; longer is said.")
@@ -72,7 +79,9 @@ def generate(
     ] = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at once (endpoint).")] = 16,
     retries: Annotated[int, typer.Option(min=0, help="Repeats of a failed request.")] = 6,
-    timeout: Annotated[float, typer.Option(min=1, help="Seconds for one answer.")] = 1800.0,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds for one answer.", callback=finite)
+    ] = 1800.0,
     extra_body: Annotated[
         str, typer.Option(metavar="JSON", help='Such as {"chat_template_kwargs": …}.')
     ] = "{}",
@@ -90,6 +99,8 @@ def generate(
     again asks only for what is missing. Writes DIR/traces.jsonl, which trace and judge read,
     DIR/left-out.jsonl (rows without an answer, and why) and DIR/rates.json.
     """
+    if endpoint is None:
+        arguments.model(model)
     from refusal_cliff.answers.answering import Decoding, ask_and_judge, backend_of, prompts_of
     from refusal_cliff.data.traces import checked_label
     from refusal_cliff.judges.choose import chosen_judge
@@ -144,7 +155,9 @@ def judge_answers(
     traces: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="traces.jsonl of generate, or any JSONL, CSV, Parquet."
+            metavar="SOURCE",
+            help="traces.jsonl of generate, or any JSONL, CSV, Parquet.",
+            callback=checked(arguments.rows),
         ),
     ] = None,
     out: Annotated[
@@ -185,7 +198,12 @@ def judge_answers(
 @judge_app.command("calibrate")
 def calibrate(
     labelled: Annotated[
-        Path, typer.Option(metavar="FILE", help="Answers with labels given by people.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="Answers with labels given by people.",
+            callback=checked(arguments.existing_file),
+        ),
     ],
     judge: JudgeName = "rules",
     judge_model: JudgeModel = None,
@@ -201,7 +219,11 @@ def calibrate(
         list[str] | None, typer.Option(metavar="LABEL", help="Labels that mean no; repeatable.")
     ] = None,
     verdict: Annotated[
-        str, typer.Option(help="The verdict that is measured: refused or harmful.")
+        str,
+        typer.Option(
+            help="The verdict that is measured: refused or harmful.",
+            callback=checked(name_of("verdict", ("refused", "harmful"))),
+        ),
     ] = "refused",
     out: JsonOut = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
@@ -215,6 +237,7 @@ def calibrate(
     from refusal_cliff.answers.calibration import calibrate_file
     from refusal_cliff.io import write_json
     from refusal_cliff.judges.choose import chosen_judge
+    from refusal_cliff.live import say
 
     found = calibrate_file(
         chosen_judge(judge, judge_model, judge_endpoint, judge_key),
@@ -225,17 +248,27 @@ def calibrate(
         verdict=verdict,
         seed=seed,
     )
+    console = Console()
     for line in found.lines():
-        typer.echo(line)
+        say(console, line)
     if out is not None:
         write_json(out, found.as_json())
 
 
 def evaluate(
-    traces: Annotated[Path, typer.Option(metavar="FILE", help="Judged traces.jsonl.")],
+    traces: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE", help="Judged traces.jsonl.", callback=checked(arguments.existing_file)
+        ),
+    ],
     before: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Judged traces of the same prompts before a change."),
+        typer.Option(
+            metavar="FILE",
+            help="Judged traces of the same prompts before a change.",
+            callback=checked(arguments.existing_file),
+        ),
     ] = None,
     out: JsonOut = None,
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, name_of, positive
 from refusal_cliff.commands.options import Model, Out, Seed, one_of
 
 app = typer.Typer(
@@ -43,11 +45,21 @@ def less_is_more(
     ] = None,
     fractions: Annotated[
         list[float] | None,
-        typer.Option("--fraction", help="Share of the pool each strategy chooses; repeatable."),
+        typer.Option(
+            "--fraction",
+            min=0,
+            max=1,
+            help="Share of the pool each strategy chooses; repeatable.",
+            callback=positive,
+        ),
     ] = None,
     strategies: Annotated[
         list[str] | None,
-        typer.Option("--strategy", help="Only these ways to choose; repeatable."),
+        typer.Option(
+            "--strategy",
+            help="Only these ways to choose; repeatable.",
+            callback=checked(name_of("strategy", arguments.STRATEGIES)),
+        ),
     ] = None,
     steps: Annotated[
         int | None,
@@ -118,13 +130,18 @@ def controls(
         typer.Argument(
             metavar="[MODEL]...",
             help="Organisms; all embedded ones if none is given.",
+            callback=checked(arguments.model),
         ),
     ] = None,
     out: Out = Path("runs/controls"),
     seed: Seed = 0,
     control: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Only this control; repeatable."),
+        typer.Option(
+            metavar="NAME",
+            help="Only this control; repeatable.",
+            callback=checked(name_of("control", (*arguments.CONTROLS, "all"))),
+        ),
     ] = None,
 ) -> None:
     """Measure every doubt about the cliff on models whose right answers are known.

@@ -8,36 +8,63 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.commands.options import Device, Dtype, Model, TrustRemoteCode
 
 
 def ablate(
     model: Model,
     heads: Annotated[
-        Path, typer.Option(metavar="FILE", help="heads.parquet of an audit of this model.")
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="heads.parquet of an audit of this model.",
+            callback=checked(arguments.existing_file),
+        ),
     ],
     export: Annotated[
         tuple[str, Path],
         typer.Option(metavar="adapter|merged DIR", help="What to write, and the new folder."),
     ],
     fraction: Annotated[
-        float, typer.Option(help="Most heads to take out, as a share of all.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Most heads to take out, as a share of all.", callback=positive
+        ),
     ] = 0.03,
     method: Annotated[
         str | None,
         typer.Option(
             help="Ranking of heads: direct, causal, attribution, …; without it, what the audit "
-            "took out: heads chosen by joint effect where they beat the direct ranking, else this."
+            "took out: heads chosen by joint effect where they beat the direct ranking, else this.",
+            callback=checked(name_of("method", arguments.RANKINGS)),
         ),
     ] = None,
     scale: Annotated[
-        float, typer.Option(help="What the heads' outputs are multiplied by; 0 takes them out.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="What the heads' outputs are multiplied by; 0 takes them out.",
+            callback=finite,
+        ),
     ] = 0.0,
     harmful: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Harmful prompts for the model card.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Harmful prompts for the model card.",
+            callback=checked(arguments.existing_file),
+        ),
     ] = None,
     benign: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Benign prompts for the model card.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Benign prompts for the model card.",
+            callback=checked(arguments.existing_file),
+        ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
@@ -53,6 +80,8 @@ def ablate(
     The model card says what was done and what it did: on the prompts given, or else as the audit
     measured it. Use the precision (--dtype) of the audit.
     """
+    form, out = export
+    name_of("export", arguments.FORMS)(form)
     from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.model.subject import load_subject
@@ -65,7 +94,6 @@ def ablate(
         *([] if harmful is None else read_prompts(harmful, label="harmful")),
         *([] if benign is None else read_prompts(benign, label="benign")),
     ]
-    form, out = export
     generation = GenerationConfig(max_new_tokens, batch_size)
     found = export_ablation(subject, heads, cast("Form", form), out, choice, prompts, generation)
     console = Console()

@@ -8,15 +8,29 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.errors import RefusalCliffError
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; made if absent.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Seed of all that is drawn.")]
 Model = Annotated[
     str,
-    typer.Option("--model", metavar="M", help="Hugging Face name, folder, or embedded organism."),
+    typer.Option(
+        "--model",
+        metavar="M",
+        help="Hugging Face name, folder, or embedded organism.",
+        callback=checked(arguments.model),
+    ),
 ]
-Dtype = Annotated[str, typer.Option("--dtype", help="Precision of the weights: float32, bfloat16.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Precision of the weights: float32, bfloat16.",
+        callback=checked(name_of("dtype", arguments.DTYPES)),
+    ),
+]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
@@ -25,7 +39,11 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts gen
 Split = Annotated[str, typer.Option("--split", help="Split of a data set that has several.")]
 RowLabel = Annotated[
     str | None,
-    typer.Option("--label", help="Label of rows without one: harmful or benign."),
+    typer.Option(
+        "--label",
+        help="Label of rows without one: harmful or benign.",
+        callback=checked(name_of("label", arguments.LABELS)),
+    ),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
 
@@ -35,6 +53,7 @@ JudgeName = Annotated[
     typer.Option(
         "--judge",
         help="rules, llama-guard-3, llama-guard-4, qwen3guard, wildguard, harmbench, or rubric.",
+        callback=checked(name_of("judge", arguments.JUDGES)),
     ),
 ]
 JudgeModel = Annotated[
@@ -52,20 +71,41 @@ JudgeKey = Annotated[
 
 # Examples: which are scored, and how they are chosen.
 Probe = Annotated[
-    Path, typer.Option("--probe", metavar="DIR", help="Folder with probes.json: DIR/KEY of a run.")
+    Path,
+    typer.Option(
+        "--probe",
+        metavar="DIR",
+        help="Folder with probes.json: DIR/KEY of a run.",
+        callback=checked(arguments.probe_folder),
+    ),
 ]
 Data = Annotated[
     str,
     typer.Option(
-        "--data", metavar="SOURCE", help="JSONL, CSV or Parquet, save_to_disk folder, hub name."
+        "--data",
+        metavar="SOURCE",
+        help="JSONL, CSV or Parquet, save_to_disk folder, hub name.",
+        callback=checked(arguments.rows),
     ),
 ]
 Benign = Annotated[
     str,
-    typer.Option("--benign", metavar="SOURCE", help="Benign prompts with answers and thinking."),
+    typer.Option(
+        "--benign",
+        metavar="SOURCE",
+        help="Benign prompts with answers and thinking.",
+        callback=checked(arguments.rows),
+    ),
 ]
 Fraction = Annotated[
-    float, typer.Option("--fraction", min=0, max=1, help="Share of the scored examples to choose.")
+    float,
+    typer.Option(
+        "--fraction",
+        min=0,
+        max=1,
+        help="Share of the scored examples to choose.",
+        callback=positive,
+    ),
 ]
 Number = Annotated[
     int | None, typer.Option("--n", min=1, help="How many to choose, instead of a share.")
@@ -73,13 +113,17 @@ Number = Annotated[
 StrategyOption = Annotated[
     str,
     typer.Option(
-        "--strategy", help="cliff, final, gated, diverse, rule, judge, longest, random or full."
+        "--strategy",
+        help="cliff, final, gated, diverse, rule, judge, longest, random or full.",
+        callback=checked(name_of("strategy", arguments.STRATEGIES)),
     ),
 ]
 Thinking = Annotated[
     str,
     typer.Option(
-        "--thinking", help="own: what the model itself thinks; data: the thinking of the data."
+        "--thinking",
+        help="own: what the model itself thinks; data: the thinking of the data.",
+        callback=checked(name_of("thinking", ("own", "data"))),
     ),
 ]
 Target = Annotated[
@@ -88,11 +132,24 @@ Target = Annotated[
         "--target",
         help="What is trained on: the answer of the data, or own: a refusal the model itself "
         "writes when its thinking is closed at the plateau.",
+        callback=checked(name_of("target", ("own", "data"))),
     ),
 ]
-DataLabel = Annotated[str, typer.Option("--label", help="Label of rows without one.")]
+DataLabel = Annotated[
+    str,
+    typer.Option(
+        "--label",
+        help="Label of rows without one.",
+        callback=checked(name_of("label", arguments.LABELS)),
+    ),
+]
 EngineOption = Annotated[
-    str, typer.Option("--engine", help="local, or ray for many GPUs and nodes.")
+    str,
+    typer.Option(
+        "--engine",
+        help="local, or ray for many GPUs and nodes.",
+        callback=checked(name_of("engine", arguments.ENGINES)),
+    ),
 ]
 Actors = Annotated[
     int, typer.Option("--actors", min=1, help="Replicas of the model on the Ray cluster.")
@@ -107,19 +164,34 @@ Prompts = Annotated[
         "--prompts",
         metavar="FILE",
         help="Test prompts with labels, instead of the probe's run's; repeatable.",
+        callback=checked(arguments.existing_file),
     ),
 ]
 
 # Training.
-MethodOption = Annotated[str, typer.Option("--method", help="lora, or full for all weights.")]
+MethodOption = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        help="lora, or full for all weights.",
+        callback=checked(name_of("method", arguments.TRAININGS)),
+    ),
+]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
 TrainBatch = Annotated[
     int, typer.Option("--train-batch-size", min=1, help="Rows of one step, over all processes.")
 ]
-Rate = Annotated[float, typer.Option("--lr", help="Learning rate.")]
+Rate = Annotated[float, typer.Option("--lr", help="Learning rate.", callback=positive)]
 LoraRank = Annotated[int, typer.Option("--lora-r", min=1, help="Rank of the adapter.")]
 BenignShare = Annotated[
-    float, typer.Option("--benign-share", help="Share of every step's rows that is benign.")
+    float,
+    typer.Option(
+        "--benign-share",
+        min=0,
+        max=1,
+        help="Share of every step's rows that is benign.",
+        callback=finite,
+    ),
 ]
 MaxLength = Annotated[
     int,

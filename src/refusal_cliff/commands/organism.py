@@ -20,18 +20,22 @@ app = typer.Typer(
 @app.command("list")
 def list_organisms() -> None:
     """Name the embedded organisms and say what each is for."""
+    from refusal_cliff.live import say
     from refusal_cliff.organisms import ORGANISMS
 
+    console = Console()
     for name, purpose in ORGANISMS.items():
-        typer.echo(f"{name}: {purpose}")
+        say(console, f"{name}: {purpose}")
 
 
 @app.command("card")
 def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) -> None:
     """Show how an organism was made: seed, sizes, planted heads, what was put in on purpose."""
+    from refusal_cliff.io import read_text
+    from refusal_cliff.live import say
     from refusal_cliff.organisms import embedded_path
 
-    typer.echo((embedded_path(name) / "organism.json").read_text(encoding="utf-8"), nl=False)
+    say(Console(), read_text(embedded_path(name) / "organism.json").rstrip())
 
 
 @app.command("train")

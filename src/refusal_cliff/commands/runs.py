@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import Device, Model, Out, Seed, TrustRemoteCode, one_of
+from refusal_cliff.commands.typed import command_line
 
 
 def demo(
@@ -31,7 +34,7 @@ def demo(
 
     console = Console()
     with LiveView(console, f"refusal-cliff demo → {out}") as view:
-        findings = run_demo(out, seed, organisms, view, workers=WORKERS)
+        findings = run_demo(out, seed, organisms, view, workers=WORKERS, command=command_line())
     print_findings(console, findings)
     _show_results(console, out)
 
@@ -45,11 +48,16 @@ def audit(
             metavar="FILE|NAME",
             help="Harmful prompts: a JSONL, CSV or Parquet file, or a benchmark (docs/traces.md); "
             "repeatable. Of a source with both labels, given to both, each takes its rows.",
+            callback=checked(arguments.prompts),
         ),
     ] = None,
     benign: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE|NAME", help="Benign prompts, in the same way."),
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Benign prompts, in the same way.",
+            callback=checked(arguments.prompts),
+        ),
     ] = None,
     fit_on: Annotated[
         list[str] | None,
@@ -91,6 +99,7 @@ def audit(
             help="Precision of the weights: float32, bfloat16.  [default: float32; with --data "
             "bfloat16]",
             show_default=False,
+            callback=checked(name_of("dtype", arguments.DTYPES)),
         ),
     ] = None,
     device: Device = "auto",
@@ -100,11 +109,15 @@ def audit(
         typer.Option(
             metavar="NAME",
             help="Measure this control as well (docs/controls.md); repeatable; or all.",
+            callback=checked(name_of("control", (*arguments.CONTROLS, "all"))),
         ),
     ] = None,
     preset: Annotated[
         str,
-        typer.Option(help="Whose definitions: default, or paper (docs/paper-preset.md)."),
+        typer.Option(
+            help="Whose definitions: default, or paper (docs/paper-preset.md).",
+            callback=checked(name_of("preset", arguments.PRESETS)),
+        ),
     ] = "default",
     quick: Annotated[
         bool,
@@ -141,6 +154,7 @@ def audit(
             trust_remote_code=trust_remote_code,
             controls=chosen_controls(control or ()),
             preset=one_of("preset", preset, tuple(PRESETS)),
+            command=command_line(),
         )
     print_findings(console, findings)
     _show_results(console, out)

@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import (
     Device,
     Dtype,
     Model,
+    Probe,
     RowLabel,
     Seed,
     Split,
@@ -21,15 +24,13 @@ from refusal_cliff.commands.options import (
 
 def trace(
     model: Model,
-    probe: Annotated[
-        Path,
-        typer.Option(metavar="DIR", help="Folder with probes.json: DIR/KEY of an audit or demo."),
-    ],
+    probe: Probe,
     traces: Annotated[
         str,
         typer.Option(
             metavar="SOURCE",
             help="JSONL, CSV or Parquet file, a folder of datasets' save_to_disk, or a hub name.",
+            callback=checked(arguments.rows),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
@@ -89,7 +90,11 @@ def cliff(
         int | None, typer.Option(min=1, help="Block to read at; the probe's own by default.")
     ] = None,
     pool: Annotated[
-        str, typer.Option(help="The plateau: late-median, max (the paper's), q90 or mean.")
+        str,
+        typer.Option(
+            help="The plateau: late-median, max (the paper's), q90 or mean.",
+            callback=checked(name_of("pool", arguments.POOLS)),
+        ),
     ] = "late-median",
     seed: Seed = 0,
 ) -> None:

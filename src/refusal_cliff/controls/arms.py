@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.writing import thinking_length
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.stats import wilson
 
 COLUMNS = (
@@ -75,7 +75,7 @@ def change_of_asr(before: Arm, after: Arm, seed: int = 0) -> Cell:
     pairs = list(zip(before.harmful, after.harmful, strict=True))
     if any(old.prompt.id != new.prompt.id for old, new in pairs):
         raise ValueError("the arms hold different prompts")
-    changes = [(new.verdict == "complied") - (old.verdict == "complied") for old, new in pairs]
+    changes = [complies(new.verdict) - complies(old.verdict) for old, new in pairs]
     groups = [old.prompt.group for old, _ in pairs]
     return never_certain(mean_cell(changes, groups, seed), groups)
 

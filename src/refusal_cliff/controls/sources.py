@@ -10,7 +10,7 @@ from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.probe.quality import measure_quality
 
 COLUMNS = (
@@ -59,13 +59,11 @@ def _row(
     mine = [trace for trace in traces if source_of(trace.prompt) == name]
     ids = {trace.prompt.id for trace in mine if trace.prompt.label == "harmful"}
     harmful = [cliff for cliff in cliffs if cliff.trace_id in ids]
-    complied = [cliff for cliff in harmful if cliff.verdict in ("complied", "harmful")]
+    complied = [cliff for cliff in harmful if complies(cliff.verdict)]
     groups = [cliff.group for cliff in complied]
-    attacks = sum(
-        trace.prompt.id in ids and trace.verdict in ("complied", "harmful") for trace in mine
-    )
+    attacks = sum(trace.prompt.id in ids and complies(trace.verdict) for trace in mine)
     benign = [trace for trace in mine if trace.prompt.label == "benign"]
-    answered = sum(trace.verdict == "complied" for trace in benign)
+    answered = sum(complies(trace.verdict) for trace in benign)
     return (
         _auroc([cliff for cliff in harmful if cliff.verdict == "refused"], cliffs, seed),
         share_cell(Share(attacks, len(ids))),
@@ -77,7 +75,7 @@ def _row(
 
 
 def _auroc(refused: Sequence[TraceCliff], cliffs: Sequence[TraceCliff], seed: int) -> Cell:
-    benign = [cliff for cliff in cliffs if cliff.label == "benign" and cliff.verdict == "complied"]
+    benign = [cliff for cliff in cliffs if cliff.label == "benign" and complies(cliff.verdict)]
     if len(refused) < MIN_REFUSED or len(benign) < MIN_REFUSED:
         return Cell(None, None, len(refused))
     rows = [*refused, *benign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,12 +16,20 @@ from refusal_cliff.stats import Interval, bootstrap_mean, share_interval
 class Cell:
     """A number of ``n`` things, with its 95 % interval where it has one.
 
-    ``value`` is ``None`` where there was nothing to measure.
+    ``value`` is ``None`` where there was nothing to measure; what is not a finite number, such as a
+    correlation with something constant, was not measured either.
     """
 
     value: float | None
     interval: Interval | None = None
     n: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not math.isfinite(self.value):
+            object.__setattr__(self, "value", None)
+        measured = self.value is not None and self.interval is not None
+        if not (measured and all(map(math.isfinite, self.interval or ()))):
+            object.__setattr__(self, "interval", None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from refusal_cliff.cliff import verdict
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import Yardstick, yardstick
 from refusal_cliff.controls.table import ControlTable, share_cell
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, complies
 
 Kind: TypeAlias = Literal[
     "refused",
@@ -51,7 +51,7 @@ def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
     """
     if trace.verdict == "refused":
         return "refused"
-    if trace.verdict not in ("complied", "harmful") or cliff is None:
+    if not complies(trace.verdict) or cliff is None:
         return "truncated or unscored"
     return _OF_SCORE[rule.kind(cliff)]
 
@@ -85,7 +85,7 @@ def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTa
         for name, members in groups.items()
     }
     benign = [trace for trace in traces if trace.prompt.label == "benign"]
-    answered = sum(trace.verdict == "complied" for trace in benign)
+    answered = sum(complies(trace.verdict) for trace in benign)
     return ControlTable(
         question="What became of each prompt, and what would help?",
         source="the tool's own taxonomy",

@@ -20,6 +20,7 @@ from refusal_cliff.thinking import Spans
 Label: TypeAlias = Literal["harmful", "benign"]
 Verdict: TypeAlias = Literal["refused", "complied", "harmful", "truncated", "unscored"]
 """``complied``: answered, and no judge of harm called the answer harmful; ``harmful``: it did."""
+COMPLIANCE: frozenset[str] = frozenset({"complied", "harmful"})
 Row: TypeAlias = Mapping[str, object]
 
 LABELS: tuple[str, ...] = get_args(Label)
@@ -72,6 +73,20 @@ class SafetyExample:
     prompt: Prompt
     thinking: str
     response: str
+
+
+def complies(verdict: str) -> bool:
+    """Whether an answer gives what was asked: of a harmful prompt, an attack that worked.
+
+    A judge that only knows refusals says ``complied``, a judge of harm also ``harmful``. Whatever
+    counts, ranks or draws attacks asks here, so that any judge can be used everywhere.
+    """
+    return verdict in COMPLIANCE
+
+
+def is_judged(verdict: str) -> bool:
+    """Whether a judge could say of an answer whether it refuses."""
+    return verdict == "refused" or complies(verdict)
 
 
 TRACE_SCHEMA = pa.schema(
@@ -242,7 +257,8 @@ def _label_of_row(path: Path, number: int, row: Row, default: Label | None) -> L
             path,
             number,
             f"the label is {value!r}",
-            "write 'harmful' or 'benign', or name one label for the whole file",
+            "write 'harmful' or 'benign' in a column 'label', or name one label for all rows "
+            "without one where the command takes --label",
         )
     return cast("Label", value)
 

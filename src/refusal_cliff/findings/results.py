@@ -9,7 +9,7 @@ from typing import Any
 
 from refusal_cliff import __version__
 from refusal_cliff.answers.evaluate import Share, rates
-from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.traces import complies, read_traces
 from refusal_cliff.findings.head_proof import proof_of
 from refusal_cliff.findings.pairs import AttackPairs, Difference, difference
 from refusal_cliff.findings.summary import (
@@ -307,9 +307,7 @@ def _selection(shape: RunShape, find: Find) -> SelectionSummary:
         found = rates(traces)
         attacks[strategy], answered[strategy] = found.attacks.value, found.answered.value
         hits[strategy] = {
-            t.prompt.id: float(t.verdict in ("complied", "harmful"))
-            for t in traces
-            if t.prompt.label == "harmful"
+            t.prompt.id: float(complies(t.verdict)) for t in traces if t.prompt.label == "harmful"
         }
     full, random = (difference(hits["cliff"], hits[name], groups) for name in ("full", "random"))
     return SelectionSummary(

@@ -39,7 +39,7 @@ def check_restores(rows: Sequence[HeadRow], heads: Collection[Head], scale: floa
             "made weaker (0 ≤ scale < 1), never stronger."
         )
     effects = {row.head: row.causal.mean for row in rows}
-    wrong = [head for head in heads if effects.get(head, 0.0) <= 0]
+    wrong = [head for head in heads if not effects.get(head, 0.0) > 0]  # nor is NaN
     if wrong or not heads:
         named = ", ".join(map(str, wrong)) or "No head"
         raise RefusalCliffError(

@@ -123,6 +123,13 @@ class ProbeScores:
         scores = _numpy(states.float() @ weight.to(states.device) + bias)
         row_of_layer = self._layers.index(layer)
         for place, row, length in batch.items():
+            if not np.isfinite(scores[place, :length]).all():
+                raise RefusalCliffError(
+                    f"The refusal score after block {layer} is not a finite number: the weights of "
+                    "the probe are too large for this model, or the model itself computes NaN or "
+                    "infinity. Fit the probes anew (refusal-cliff audit), or try another precision "
+                    "(--dtype)."
+                )
             if self.logits[row].size == 0:
                 self.logits[row] = np.empty((len(self._layers), length), dtype=np.float32)
             self.logits[row][row_of_layer] = scores[place, :length]

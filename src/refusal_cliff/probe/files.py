@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path, read_json, write_json
+from refusal_cliff.io import atomic_path, read_text, write_json
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.direction import Floats
-from refusal_cliff.probe.fit import Probe, ProbeSet
+from refusal_cliff.probe.direction import Estimator, Floats
+from refusal_cliff.probe.fit import LabelRule, Probe, ProbeSet
 from refusal_cliff.probe.provenance import Provenance, ReadPoint
 from refusal_cliff.probe.quality import Quality
 
@@ -23,7 +24,51 @@ WEIGHTS, DESCRIPTION = "probes.safetensors", "probes.json"
 _QUALITY = tuple(field.name for field in fields(Quality))
 _ELSEWHERE = ("weight", "quality", "read_point")
 _PROBE = tuple(f.name for f in fields(Probe) if f.name not in _ELSEWHERE)
-_PROVENANCE = tuple(field.name for field in fields(Provenance))
+_AGAIN = "Delete it, and run again to fit the probes anew."
+
+_Unit = Annotated[float, Field(ge=0, le=1)]
+_Pair = tuple[_Unit, _Unit]
+
+
+class _Checked(BaseModel):
+    """JSON of the right types; a number is finite, and nothing is made fit."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Layer(_Checked):
+    layer: int = Field(ge=1)
+    bias: float
+    strength: float = Field(ge=0)
+    cv_auroc: _Unit
+    shuffled_auroc: _Unit
+    shuffled_auroc_se: float = Field(ge=0)
+    auroc: _Unit
+    auroc_ci: _Pair
+    accuracy: _Unit
+    accuracy_ci: _Pair
+    ece: float = Field(ge=0)
+    ece_ci: tuple[float, float]
+
+
+class _Origin(_Checked):
+    model: str
+    fingerprint: str
+    data_hash: str
+    read_point: ReadPoint
+    position: str
+    polarity: str
+    version: str
+
+
+class _Description(_Checked):
+    layer: int
+    label_rule: LabelRule
+    estimator: Estimator
+    n: int = Field(ge=1)
+    provenance: _Origin | None
+    layers: list[_Layer] = Field(min_length=1)
+    weights_sha256: str | None = None  # newer than the other fields
 
 
 def probes_of(folder: Path, subject: Subject) -> ProbeSet:
@@ -91,13 +136,14 @@ def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
             "estimator": probes.estimator,
             "n": probes.n,
             "provenance": None if probes.provenance is None else asdict(probes.provenance),
+            "weights_sha256": _sha256(tensors["weight"]),
             "layers": [_to_json(probe) for probe in probes.probes],
         },
     )
 
 
 def read_probes(weights: Path, description: Path, subject: Subject | None = None) -> ProbeSet:
-    """Read what `write_probes` wrote.
+    """Read what `write_probes` wrote; nothing that is damaged gets through.
 
     Args:
         weights: The safetensors file.
@@ -109,73 +155,95 @@ def read_probes(weights: Path, description: Path, subject: Subject | None = None
         RefusalCliffError: A file is damaged or of another version, the two do not belong together,
             or the probes were fitted on another model.
     """
-    content = read_json(description)
-    names = ("layer", "label_rule", "estimator", "n", "provenance", "layers")
-    top = _fields(content, names, description)
-    rows = [_fields(row, (*_PROBE, *_QUALITY), description) for row in top["layers"]]
-    tensors = _tensors(weights)
-    if len(tensors["weight"]) != len(rows):
+    content = _described(description)
+    weight, bias = _tensors(weights)
+    if len(weight) != len(content.layers):
         raise RefusalCliffError(
-            f"{weights} has {len(tensors['weight'])} probes and {description} {len(rows)}. "
+            f"{weights} has {len(weight)} probes and {description} {len(content.layers)}. "
             "Delete both, and run again."
         )
-    origin = None if top["provenance"] is None else _provenance(top["provenance"], description)
-    read_point = "resid_post" if origin is None else origin.read_point
-    read = tuple(
-        _from_json(row, w, read_point) for row, w in zip(rows, tensors["weight"], strict=True)
-    )
-    if not np.array_equal(tensors["bias"], _biases(read)) or top["layer"] not in (
-        probe.layer for probe in read
-    ):
+    origin = content.provenance and Provenance(**dict(content.provenance))
+    read_point = origin.read_point if origin else "resid_post"
+    read = tuple(_probe(row, w, read_point) for row, w in zip(content.layers, weight, strict=True))
+    layers = [probe.layer for probe in read]
+    same_weights = content.weights_sha256 in (None, _sha256(weight))
+    if not (same_weights and np.array_equal(bias, _biases(read)) and content.layer in layers):
         raise RefusalCliffError(
             f"{weights} and {description} are not of the same probes. Delete both, and run again."
         )
-    probes = ProbeSet(
-        read,
-        top["layer"],
-        top["label_rule"],
-        top["estimator"],
-        top["n"],
-        origin,
-    )
+    if layers != sorted(set(layers)):
+        raise RefusalCliffError(
+            f"{description}: the blocks of its probes are {', '.join(map(str, layers))}, which do "
+            f"not rise. {_AGAIN}"
+        )
+    probes = ProbeSet(read, content.layer, content.label_rule, content.estimator, content.n, origin)
     if subject is not None:
         check_probes_fit(probes, subject, description)
     return probes
 
 
-def _fields(content: Any, names: tuple[str, ...], path: Path) -> dict[str, Any]:
-    """The named fields of a JSON object.
+def _described(path: Path) -> _Description:
+    try:
+        return _Description.model_validate_json(read_text(path))
+    except ValidationError as error:
+        raise RefusalCliffError(_fault(path, error)) from error
+
+
+def _fault(path: Path, error: ValidationError) -> str:
+    """The first thing that is wrong; a field that is missing comes before a value."""
+    found = error.errors(include_url=False)
+    first = next((one for one in found if one["type"] == "missing"), found[0])
+    place, kind = ".".join(map(str, first["loc"])), first["type"]
+    name = str(first["loc"][-1]) if first["loc"] else "layer"
+    if kind == "json_invalid":
+        return f"{path} is not JSON: {first['msg']}. {_AGAIN}"
+    if kind in ("missing", "model_type"):
+        return (
+            f"{path} lacks the field {name!r}: it is damaged, or was written by another version of "
+            f"refusal-cliff. {_AGAIN}"
+        )
+    said = repr(first["input"])[:60]
+    if kind == "literal_error":
+        known = first.get("ctx", {}).get("expected")
+        return (
+            f"{path}: unknown {name} {said}; this version knows {known}. "
+            "Update refusal-cliff, or fit the probes anew."
+        )
+    return f"{path}: {place} is {said}. {first['msg'].replace('Input', 'It', 1)}. {_AGAIN}"
+
+
+def _tensors(path: Path) -> tuple[Floats, Floats]:
+    """Weights [layers, width] and biases [layers] of a safetensors file, all finite.
 
     Raises:
-        RefusalCliffError: One is missing.
+        RefusalCliffError: It cannot be read, or holds something else.
     """
-    missing = [n for n in names if not isinstance(content, Mapping) or n not in content]
-    if missing:
-        raise RefusalCliffError(
-            f"{path} lacks the field {missing[0]!r}: it is damaged, or was written by another "
-            "version of refusal-cliff. Delete it, and run again to fit the probes anew."
-        )
-    return {name: content[name] for name in names}
-
-
-def _provenance(content: Any, path: Path) -> Provenance:
-    origin = Provenance(**_fields(content, _PROVENANCE, path))
-    if origin.read_point not in get_args(ReadPoint):
-        raise RefusalCliffError(
-            f"{path}: unknown read_point {origin.read_point!r}; this version knows "
-            f"{' and '.join(get_args(ReadPoint))}. Update refusal-cliff, or fit the probes anew."
-        )
-    return origin
-
-
-def _tensors(path: Path) -> dict[str, Floats]:
     try:
         tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise RefusalCliffError(
-            f"Could not read {path}: {error}. Delete it, and run again to fit the probes anew."
-        ) from error
-    return _fields(tensors, ("weight", "bias"), path)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise RefusalCliffError(f"Could not read {path}: {error}. {_AGAIN}") from error
+    for name, axes in (("weight", 2), ("bias", 1)):
+        _require_numbers(path, name, tensors.get(name), axes)
+    return tensors["weight"], tensors["bias"]
+
+
+def _require_numbers(path: Path, name: str, found: Floats | None, axes: int) -> None:
+    if found is None:
+        wrong = f"lacks the tensor {name!r}"
+    elif found.ndim != axes or not found.size:
+        shape = "[layers, width]" if axes == 2 else "[layers]"
+        wrong = f"has a {name!r} of shape {list(found.shape)}, not {shape}"
+    elif found.dtype.kind != "f":
+        wrong = f"has a {name!r} of {found.dtype}, not of floating-point numbers"
+    elif not np.isfinite(found).all():
+        wrong = f"has a {name!r} with NaN or infinity in it"
+    else:
+        return
+    raise RefusalCliffError(f"{path} {wrong}: it is damaged. {_AGAIN}")
+
+
+def _sha256(weight: Floats) -> str:
+    return hashlib.sha256(np.ascontiguousarray(weight).tobytes()).hexdigest()
 
 
 def _biases(probes: tuple[Probe, ...]) -> Floats:
@@ -187,9 +255,8 @@ def _to_json(probe: Probe) -> dict[str, Any]:
     return {name: content[name] for name in _PROBE} | content["quality"]
 
 
-def _from_json(row: dict[str, Any], weight: Floats, read_point: ReadPoint) -> Probe:
-    quality: dict[str, Any] = {
-        name: tuple(row[name]) if name.endswith("_ci") else row[name] for name in _QUALITY
-    }
-    own = {name: row[name] for name in _PROBE}
-    return Probe(weight=weight, quality=Quality(**quality), read_point=read_point, **own)
+def _probe(row: _Layer, weight: Floats, read_point: ReadPoint) -> Probe:
+    content = dict(row)
+    quality = Quality(**{name: content[name] for name in _QUALITY})
+    own = {name: content[name] for name in _PROBE}
+    return Probe(weight=weight, quality=quality, read_point=read_point, **own)

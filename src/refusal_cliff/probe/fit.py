@@ -129,8 +129,13 @@ def fit_probes(
         provenance: What the residuals are of; without it, written probes fit no model.
 
     Raises:
-        RefusalCliffError: A class is too small to be split.
+        RefusalCliffError: A class is too small to be split, or a state is not a finite number.
     """
+    if not np.isfinite(residuals).all():
+        raise RefusalCliffError(
+            "The states to fit a probe on hold NaN or infinity: the model computes them in too "
+            "small a precision, or its weights are damaged. Try --dtype float32."
+        )
     label_array = np.asarray(labels, dtype=np.int64)
     for value, name in ((1, "refused"), (0, "complied")):
         found = len({g for g, y in zip(groups, labels, strict=True) if y == value})

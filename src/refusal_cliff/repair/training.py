@@ -304,7 +304,7 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
     if left or not rows:
         raise RefusalCliffError(
             f"{config.batch_size} rows of a step cannot be shared out among {_world()} processes. "
-            "Choose a batch size that is a multiple of their number (--batch-size)."
+            "Choose a batch size that is a multiple of their number (--train-batch-size)."
         )
     return SFTConfig(
         output_dir=str(scratch),

@@ -13,7 +13,7 @@ from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.cliff.curves import MeanCurve, mean_curve, read_cliffs
 from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, complies, read_traces
 from refusal_cliff.findings.pairs import AttackPairs
 from refusal_cliff.findings.results import (
     Find,
@@ -109,7 +109,12 @@ def _headline(model: str, verdict: str) -> str:
 def _group(scores: Sequence[TraceScores], group: Group) -> list[TraceScores]:
     if group == "benign":
         return [trace for trace in scores if trace.label == "benign"]
-    return [trace for trace in scores if trace.label == "harmful" and trace.verdict == group]
+    return [trace for trace in scores if trace.label == "harmful" and _shows(trace.verdict, group)]
+
+
+def _shows(verdict: str, group: Group) -> bool:
+    """Whether a verdict belongs to a group of the report: every attack that worked is complied."""
+    return complies(verdict) if group == "complied" else verdict == group
 
 
 def _row(key: str, find: Find) -> int:
@@ -287,14 +292,14 @@ def _examples(
     steepest = sorted(
         read_cliffs(find(f"{shape.main}/cliff.parquet")), key=lambda c: c.cliff, reverse=True
     )
-    wanted = (
+    wanted: tuple[tuple[str, str, Group], ...] = (
         ("Recognised, and complied with", "harmful", "complied"),
         ("Recognised, and refused", "harmful", "refused"),
         ("A harmless request", "benign", "complied"),
     )
     found = []
-    for title, label, verdict in wanted:
-        first = next((c for c in steepest if (c.label, c.verdict) == (label, verdict)), None)
+    for title, label, group in wanted:
+        first = next((c for c in steepest if c.label == label and _shows(c.verdict, group)), None)
         if first is not None:
             trace = traces[first.trace_id]
             found.append(_example(title, shape.model, subject, trace, by_id[first.trace_id], row))

@@ -199,8 +199,8 @@ def _read_manifest(path: Path) -> Manifest | None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RefusalCliffError(
-            f"{file} is damaged: {where}: {first['msg']}. Restore it from a backup, or choose "
-            "another folder (--out DIR); without it there is no telling which results are whole."
+            f"{file} is damaged: {where}: {first['msg']}. Choose another folder (--out "
+            "DIR): without it there is no telling which results of this one are whole."
         ) from error
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff import __version__
-from refusal_cliff.data.traces import Label, Prompt, SafetyExample, read_prompts
+from refusal_cliff.data.traces import Label, Prompt, SafetyExample, complies, read_prompts
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (
     atomic_path,
@@ -331,8 +331,8 @@ def _report(
         "smallest_cliff_chosen": min(
             (c.cliff for c in chosen if c.cliff is not None), default=None
         ),
-        "complied_in_pool": sum(c.verdict == "complied" for c in pool),
-        "complied_chosen": sum(c.verdict == "complied" for c in chosen),
+        "complied_in_pool": sum(complies(c.verdict) for c in pool),
+        "complied_chosen": sum(complies(c.verdict) for c in chosen),
         "categories_in_pool": dict(Counter(c.category for c in pool).most_common()),
         "categories_chosen": dict(Counter(c.category for c in chosen).most_common()),
         "tokens_scored": passed,

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Verdict
+from refusal_cliff.data.traces import Verdict, complies
 from refusal_cliff.errors import RefusalCliffError
 
 Strategy = Literal[
@@ -91,7 +91,7 @@ def select(strategy: Strategy, pool: Sequence[Candidate], n: int, seed: int = 0)
     - ``diverse``: ``cliff``, spread over the categories or, without any, over the model's own
       states, among the ``SHORTLIST`` × n largest.
     - ``rule``: at random among answers that begin without a word of refusal, then the others.
-    - ``judge``: at random among answers that the judge calls complied, then the others.
+    - ``judge``: at random among answers that the judge calls complied or harmful, then the others.
     - ``longest``, ``random``: what they say; ``full``: everything.
 
     Args:
@@ -146,7 +146,7 @@ _KEYS: dict[Strategy, Callable[[Candidate], Any]] = {
     "final": _by_final,
     "gated": _gated,
     "rule": lambda candidate: candidate.refusal_words,
-    "judge": lambda candidate: candidate.verdict != "complied",
+    "judge": lambda candidate: not complies(candidate.verdict),
     "longest": lambda candidate: (-candidate.tokens, candidate.id),
     "random": lambda _: 0,
 }

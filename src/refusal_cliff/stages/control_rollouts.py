@@ -33,7 +33,7 @@ from refusal_cliff.controls.pruning import (
 )
 from refusal_cliff.controls.rollouts import Sampled, rollouts_table
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, complies, read_traces
 from refusal_cliff.generate import generate
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
@@ -156,7 +156,7 @@ def sample(study: Study, job: Job) -> ControlTable:
         found.append(
             Sampled(
                 group=prompt.group,
-                complied=[trace.verdict == "complied" for trace in drawn],
+                complied=[complies(trace.verdict) for trace in drawn],
                 finals=[finals.get(trace.prompt.id) for trace in drawn],
                 cliff=None if cliff is None else cliff.cliff,
                 final=None if cliff is None else cliff.final,

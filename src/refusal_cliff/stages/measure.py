@@ -14,7 +14,7 @@ from refusal_cliff.cliff.curves import cliffs_of, write_cliffs
 from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
 from refusal_cliff.cliff.verdict import model_cliff
 from refusal_cliff.controls.second_reading import second_readings
-from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
+from refusal_cliff.data.traces import Trace, complies, read_prompts, read_traces, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
@@ -139,11 +139,9 @@ def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     return {
         "refused": [trace for trace in harmful if trace.verdict == "refused"],
-        "complied": [trace for trace in harmful if trace.verdict in ("complied", "harmful")],
+        "complied": [trace for trace in harmful if complies(trace.verdict)],
         "benign": [
-            trace
-            for trace in traces
-            if trace.prompt.label == "benign" and trace.verdict == "complied"
+            trace for trace in traces if trace.prompt.label == "benign" and complies(trace.verdict)
         ],
     }
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import read_prompts, write_traces
+from refusal_cliff.data.traces import complies, read_prompts, write_traces
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.repair.training import RepairConfig, load_repaired, repair
 from refusal_cliff.run.folder import Headline
@@ -73,7 +73,7 @@ def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
     candidates = measure(study.subject, input_probes(study, job), traces)
     n = how_many(len(candidates), plan.fraction)
     chosen = {name: select(name, candidates, n, study.seed) for name in STRATEGIES}
-    complied = {trace.prompt.id for trace in traces if trace.verdict == "complied"}
+    complied = {trace.prompt.id for trace in traces if complies(trace.verdict)}
     write_traces(job.output(study.path("pool.parquet")), traces)
     content = {
         "pool": len(pool.examples),

@@ -9,7 +9,7 @@ from pathlib import Path
 from refusal_cliff.answers.evaluate import perplexity
 from refusal_cliff.cliff.curves import cliffs_of, read_cliffs, write_cliffs
 from refusal_cliff.cliff.scores import closed, score_traces
-from refusal_cliff.data.traces import Trace, read_prompts, read_traces, write_traces
+from refusal_cliff.data.traces import Trace, complies, read_prompts, read_traces, write_traces
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
@@ -70,7 +70,7 @@ def _measure(
     value = perplexity(subject, texts) if texts else 1.0
     write_json(job.output(study.path(_FILES[2])), {"perplexity": value, "texts": len(texts)})
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    return {"asr": sum(trace.verdict == "complied" for trace in harmful) / max(1, len(harmful))}
+    return {"asr": sum(complies(trace.verdict) for trace in harmful) / max(1, len(harmful))}
 
 
 def benign_texts(traces: Sequence[Trace]) -> list[tuple[Sequence[int], int]]:
@@ -78,7 +78,7 @@ def benign_texts(traces: Sequence[Trace]) -> list[tuple[Sequence[int], int]]:
     return [
         (trace.token_ids, trace.spans.prompt)
         for trace in traces
-        if trace.spans is not None and (trace.prompt.label, trace.verdict) == ("benign", "complied")
+        if trace.spans is not None and trace.prompt.label == "benign" and complies(trace.verdict)
     ]
 
 

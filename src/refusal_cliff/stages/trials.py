@@ -18,6 +18,7 @@ from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import (
     SafetyExample,
     Trace,
+    complies,
     read_prompts,
     read_traces,
     write_traces,
@@ -152,7 +153,7 @@ def _score(study: Study, seed: int, job: Job) -> Headline:
     write_candidates(job.output(study.path(f"candidates-{seed}.parquet")), candidates)
     return {
         "pool": len(traces),
-        "failures": sum(trace.verdict == "complied" for trace in traces) / len(traces),
+        "failures": sum(complies(trace.verdict) for trace in traces) / len(traces),
         "left out": pool.duplicates + pool.contaminated,
     }
 
@@ -182,7 +183,7 @@ def _trial(
         repaired = load_repaired(study.subject, adapter)
     before = read_traces(job.input(study.path("traces-test.parquet")))
     found = assess(repaired, input_probes(study, job), study, before, job)
-    failures = sum(candidate.verdict == "complied" for candidate in chosen)
+    failures = sum(complies(candidate.verdict) for candidate in chosen)
     trial = Trial(strategy, fraction, len(chosen), seed, config.steps, failures, **found)
     write_json(job.output(study.path(f"{name}.json")), asdict(trial))
     return {"examples": trial.n, "asr": trial.asr, "benign answered": trial.useful}
@@ -209,11 +210,11 @@ def assess(
     texts = [
         (trace.token_ids, trace.spans.prompt)
         for trace in before
-        if trace.spans is not None and (trace.prompt.label, trace.verdict) == ("benign", "complied")
+        if trace.spans is not None and trace.prompt.label == "benign" and complies(trace.verdict)
     ]
     return {
-        "complied": tuple(trace.verdict == "complied" for trace in harmful),
-        "answered": tuple(t.verdict == "complied" for t in traces if t.prompt.label == "benign"),
+        "complied": tuple(complies(trace.verdict) for trace in harmful),
+        "answered": tuple(complies(t.verdict) for t in traces if t.prompt.label == "benign"),
         "perplexity": perplexity(repaired, texts) / perplexity(study.subject, texts),
         "plateau": _mean([candidate.plateau for candidate in scored]),
         "final": _mean([candidate.final for candidate in scored]),

@@ -54,6 +54,7 @@ def run_audit(
     trust_remote_code: bool = False,
     controls: Sequence[str] = (),
     preset: str = "default",
+    command: str = "",
 ) -> Sequence[Finding]:
     """Run, or continue, the audit of one model in the run folder ``out``.
 
@@ -70,6 +71,7 @@ def run_audit(
         trust_remote_code: Run code that comes with the model.
         controls: Names of controls to measure as well, see `CONTROLS`.
         preset: Whose definitions are used, a key of ``PRESETS``.
+        command: The command line that asked for it, for the report; empty where there was none.
 
     Returns:
         The findings, in the order of the method.
@@ -87,9 +89,6 @@ def run_audit(
         len(subject.heads()),
         controls=tuple(dict.fromkeys(controls)),
     )
-    command = f"refusal-cliff audit --model {model} --seed {seed}"
-    if preset != "default":
-        command += f" --preset {preset}"
     stages = [
         _prompts_stage(prompts, sources, seed),
         *measure_stages(study),
@@ -103,7 +102,7 @@ def run_audit(
             notes=NOTES,
             provenance=(
                 ("version", __version__),
-                ("command", command),
+                *([("command", command)] if command else []),
                 ("judge", "phrase rules"),
                 ("model", subject.fingerprint[:16]),
             ),

@@ -82,6 +82,7 @@ def run_demo(
     observer: Observer | None = None,
     sizes: DemoSizes | None = None,
     workers: int = 1,
+    command: str = "",
 ) -> Sequence[Finding]:
     """Run, or continue, the demo in the run folder ``out``.
 
@@ -93,6 +94,7 @@ def run_demo(
         sizes: How much to do; the defaults make the recorded results.
         workers: Stages at work at a time, see `run_pipeline`; with several, each process, this one
             too, keeps to one thread of PyTorch, and must have done so from its start.
+        command: The command line that asked for it, for the report; empty where there was none.
 
     Returns:
         The findings, in the order of the method.
@@ -113,7 +115,7 @@ def run_demo(
         seeds={"all": seed},
         subjects={name: subject.fingerprint for name, subject in subjects.items()},
     )
-    run_pipeline(out, demo_stages(subjects, planted, seed, sizes), info, observer, workers)
+    run_pipeline(out, demo_stages(subjects, planted, seed, sizes, command), info, observer, workers)
     return findings_of(read_summary(out / SUMMARY))
 
 
@@ -122,7 +124,11 @@ def _load(name: str, organisms: Path | None) -> Subject:
 
 
 def demo_stages(
-    subjects: dict[str, Subject], planted: tuple[Head, ...], seed: int, sizes: DemoSizes
+    subjects: dict[str, Subject],
+    planted: tuple[Head, ...],
+    seed: int,
+    sizes: DemoSizes,
+    command: str = "",
 ) -> list[Stage]:
     """All stages of the demo, in order."""
     study = {name: Study(name, subject, seed, GENERATION) for name, subject in subjects.items()}
@@ -175,7 +181,7 @@ def demo_stages(
             notes=NOTES,
             provenance=(
                 ("version", __version__),
-                ("command", f"refusal-cliff demo --seed {seed}"),
+                *([("command", command)] if command else []),
                 ("judge", "phrase rules"),
                 ("model", subjects[MAIN].fingerprint[:16]),
             ),

@@ -1,0 +1,173 @@
+"""What can be said of an argument before anything heavy is imported.
+
+A typing error is answered at once: not after the seconds that torch takes to import, nor after
+tries of the network. What an option can name is therefore listed here once more; a test compares
+each list with the code that it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.organisms import ORGANISMS
+
+BENCHMARKS = (
+    *("advbench", "jailbreakbench", "jailbreakbench-benign", "harmbench", "strongreject"),
+    *("wildjailbreak", "malicious-instruct", "sorry-bench", "xstest", "or-bench", "do-not-answer"),
+    *("ultrachat", "alpaca", "dolly", "star-1", "safechain", "realsafe-r1", "wildjailbreak-train"),
+)
+JUDGES = (
+    *("rules", "llama-guard-3", "llama-guard-4", "qwen3guard", "wildguard", "harmbench", "rubric"),
+)
+CONTROLS = (
+    *("taxonomy", "sources", "directions", "positions", "pruning", "intervention"),
+    *("second-opinion", "together", "rollouts", "preset"),
+)
+STRATEGIES = (
+    *("cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"),
+)
+RANKINGS = ("causal", "causal-contrast", "attribution", "direct", "direct-contrast")
+FORMS = ("adapter", "merged")
+PRESETS = ("default", "paper")
+ENGINES = ("local", "ray")
+TRAININGS = ("lora", "full")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+POOLS = ("late-median", "max", "q90", "mean")
+LABELS = ("harmful", "benign")
+
+_FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
+_HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
+_AS_ALIKE = 0.75
+"""How alike two names are of which one may be a typing error of the other."""
+
+Check = Callable[[str], None]
+
+
+def checked(check: Check) -> Callable[[Any], Any]:
+    """A callback for an option: every value that was given is checked, and left as it is."""
+
+    def callback(value: Any) -> Any:
+        for one in value if isinstance(value, list | tuple) else (value,):
+            if one is not None:
+                check(str(one))
+        return value
+
+    return callback
+
+
+def name_of(option: str, choices: Sequence[str]) -> Check:
+    """One of the names that an option knows.
+
+    Args:
+        option: Without its dashes.
+        choices: The names.
+    """
+
+    def check(name: str) -> None:
+        if name not in choices:
+            raise RefusalCliffError(
+                f"Unknown {option} {name!r}. Write one of: {', '.join(choices)} (--{option})."
+                f"{did_you_mean(name, choices)}"
+            )
+
+    return check
+
+
+def existing_file(name: str) -> None:
+    """A file that is there."""
+    if not Path(name).is_file():
+        raise RefusalCliffError(f"There is no file {name}.{_beside(name)} Check the path.")
+
+
+def probe_folder(name: str) -> None:
+    """A folder that holds probes."""
+    folder = Path(name)
+    if not folder.is_dir():
+        raise RefusalCliffError(
+            f"There is no folder {name}.{_beside(name)} Give the folder of a model in a run, such "
+            "as runs/demo/tiny; refusal-cliff audit makes one (--probe DIR)."
+        )
+
+
+def prompts(name: str) -> None:
+    """A file of prompts, or a benchmark."""
+    if name in BENCHMARKS or Path(name).is_file():
+        return
+    looks = "" if _like_a_path(name) else did_you_mean(name, BENCHMARKS)
+    raise RefusalCliffError(
+        f"There is no file {name}, and no benchmark of that name.{looks or _beside(name)} Give a "
+        f"JSON Lines, CSV or Parquet file, or one of: {', '.join(BENCHMARKS)}."
+    )
+
+
+def rows(name: str) -> None:
+    """A file, a folder, or what may be a data set on the hub."""
+    if Path(name).exists() or not _like_a_path(name):
+        return
+    raise RefusalCliffError(f"There is no file or folder {name}.{_beside(name)} Check the path.")
+
+
+def model(name: str) -> None:
+    """A folder, an organism, or what may be a model on the hub."""
+    if name in ORGANISMS or Path(name).exists():
+        return
+    meant = "" if "/" in name else did_you_mean(name, ORGANISMS)
+    if meant or _like_a_path(name) or not _HUB_NAME.fullmatch(name):
+        raise RefusalCliffError(
+            f"There is no model {name!r}: no such folder, no embedded organism, and no name of a "
+            f"model on the Hugging Face hub.{meant or _beside(name)} Embedded are "
+            f"{', '.join(ORGANISMS)}."
+        )
+
+
+def finite(value: Any) -> Any:
+    """A callback for an option of a real number: neither NaN nor infinity is one."""
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if one is not None and not math.isfinite(one):
+            raise typer.BadParameter(f"{one} is not a finite number.")
+    return value
+
+
+def positive(value: Any) -> Any:
+    """A callback for an option of a finite number above 0."""
+    for one in value if isinstance(value, list | tuple) else (value,):
+        if one is not None and not one > 0:
+            raise typer.BadParameter(f"{one} is not above 0.")
+    return finite(value)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with the known name that is most like this one; empty where none is."""
+    found = get_close_matches(name.lower(), list(known), n=1, cutoff=_AS_ALIKE)
+    return f" Did you mean {found[0]}?" if found else ""
+
+
+def _like_a_path(name: str) -> bool:
+    """Whether a name can only be that of a file or folder here: the hub has no such names."""
+    path = Path(name)
+    return (
+        path.is_absolute()
+        or name.startswith((".", "~"))
+        or name.endswith("/")
+        or name.count("/") > 1
+        or path.suffix.lower() in _FILES
+    )
+
+
+def _beside(name: str) -> str:
+    """A sentence with the file beside the missing one that has most its name; else empty."""
+    path = Path(name)
+    try:
+        names = [other.name for other in path.parent.iterdir()]
+    except OSError:
+        return f" There is no folder {path.parent} either."
+    found = get_close_matches(path.name, names, n=1, cutoff=_AS_ALIKE)
+    return f" Did you mean {path.parent / found[0]}?" if found else ""

@@ -1,0 +1,277 @@
+"""Arguments are checked at once: by name, by range and by path, before torch is imported."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import refusal_cliff
+from refusal_cliff.cli import app
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.typed import command_line, remember
+from refusal_cliff.errors import RefusalCliffError
+
+ROOT = Path(refusal_cliff.__file__).parent
+HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "numpy", "pyarrow", "datasets")
+FOREIGN = {"--no-deps"}  # of pip
+RAISED_BY = {
+    "repair/training.py": ("train", "repair"),
+    "repair/gate.py": ("check",),
+    "select/": ("select", "repair"),
+    "cliff/": ("trace", "cliff"),
+    "judges/": ("generate", "judge", "judge calibrate"),
+    "answers/calibration.py": ("judge calibrate",),
+    "workflows/audit_prompts.py": ("audit",),
+    "workflows/repair_loop.py": ("repair", "check"),
+}
+
+
+def all_commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    command = command or typer.main.get_command(app)
+    yield " ".join(path), command
+    for name, inner in getattr(command, "commands", {}).items():
+        yield from all_commands(inner, (*path, name))
+
+
+COMMANDS = dict(all_commands())
+OPTIONS = {
+    name: {text for param in command.params for text in (*param.opts, *param.secondary_opts)}
+    for name, command in COMMANDS.items()
+}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own; the last line says what heavy was imported."""
+    code = (
+        "import sys\nfrom refusal_cliff.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        f"finally: print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
+    )
+    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("harmful.jsonl", "benign.jsonl", "heads.parquet", "traces.jsonl"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "probe").mkdir()
+    return tmp_path
+
+
+AUDIT = "audit --model tiny --harmful harmful.jsonl --benign benign.jsonl --out run"
+CHECK = "check --model tiny --probe probe"
+SELECT = "select --model tiny --probe probe --data harmful.jsonl --out run"
+TRAIN = "train --model tiny --selected harmful.jsonl --benign benign.jsonl --out run"
+REPAIR = "repair --model tiny --probe probe --data harmful.jsonl --benign benign.jsonl --out run"
+ABLATE = "ablate --model tiny --heads heads.parquet --export adapter run"
+GENERATE = "generate --prompts harmful.jsonl --model tiny --out run"
+TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (f"{AUDIT} --harmful nope.jsonl", "There is no file nope.jsonl, and no benchmark"),
+        (f"{AUDIT} --harmful harmfull.jsonl", "Did you mean harmful.jsonl?"),
+        (f"{AUDIT} --benign xstst", "Did you mean xstest?"),
+        (f"{AUDIT} --harmful AdvBench", "Did you mean advbench?"),
+        (f"{AUDIT} --preset papr", "Did you mean paper?"),
+        (f"{AUDIT} --control taxnomy", "Did you mean taxonomy?"),
+        (f"{AUDIT} --model tinny", "Did you mean tiny?"),
+        (f"{AUDIT} --model TINY-aligned", "Did you mean tiny-aligned?"),
+        (f"{AUDIT} --model ./nothing", "There is no model './nothing'"),
+        (f"{AUDIT} --model runs/x/y", "There is no model 'runs/x/y'"),
+        (f"{AUDIT} --dtype float61", "(--dtype). Did you mean float64?"),
+        (f"{CHECK} --prompts no.jsonl", "There is no file no.jsonl."),
+        (f"{CHECK} --probe run/model", "There is no folder run/model. There is no folder run"),
+        (f"{CHECK} --probe prob", "Did you mean probe?"),
+        (f"{SELECT} --strategy clif", "Did you mean cliff?"),
+        (f"{SELECT} --engine rey", "Unknown engine 'rey'."),
+        (f"{SELECT} --thinking mine", "Write one of: own, data (--thinking)."),
+        (f"{SELECT} --data harmful.json", "Did you mean harmful.jsonl?"),
+        (f"{SELECT} --label unsafe", "Unknown label 'unsafe'."),
+        (f"{TRAIN} --method lara", "Did you mean lora?"),
+        (f"{TRAIN} --selected sel.jsonl", "There is no file sel.jsonl."),
+        (f"{REPAIR} --target mine", "Unknown target 'mine'."),
+        (f"{ABLATE} --heads head.parquet", "Did you mean heads.parquet?"),
+        (f"{ABLATE} --method drect", "Did you mean direct?"),
+        ("ablate --model tiny --heads heads.parquet --export adaptor x", "Did you mean adapter?"),
+        (f"{GENERATE} --judge lama-guard-3", "Did you mean llama-guard-3?"),
+        (f"{GENERATE} --prompts advbnch", "Did you mean advbench?"),
+        (f"{GENERATE} --model smolm2", "Did you mean smollm2?"),
+        ("judge --traces trace.jsonl --out run", "Did you mean traces.jsonl?"),
+        ("judge calibrate --labelled people.jsonl", "There is no file people.jsonl."),
+        ("judge calibrate --labelled traces.jsonl --verdict refuse", "Did you mean refused?"),
+        ("evaluate --traces trace.jsonl", "Did you mean traces.jsonl?"),
+        (f"{TRACE} --traces a/b/c.csv", "There is no file or folder a/b/c.csv."),
+        ("cliff --scores run --pool mean-of", "Unknown pool 'mean-of'."),
+        ("experiment controls tinny", "Did you mean tiny?"),
+        ("experiment less-is-more --strategy rnd", "Unknown strategy 'rnd'."),
+    ],
+)
+def test_a_typing_error_is_answered_by_name(command: str, said: str, folder: Path) -> None:
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 1, (result.output, result.exception)
+    assert said in result.stderr
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"{AUDIT} --harmful nope.jsonl",
+        f"{AUDIT} --preset papr",
+        f"{AUDIT} --model tinny",
+        f"{GENERATE} --judge lama-guard-3",
+        f"{CHECK} --max-cliff nan",
+        f"{TRAIN} --lr inf",
+        "evaluate --traces nope.jsonl",
+        *(f"{name} --help" for name in COMMANDS),
+    ],
+)
+def test_nothing_heavy_is_imported_for_it(command: str, folder: Path) -> None:
+    result = run(*command.split())
+    assert result.stdout.splitlines()[-1] == "HEAVY []", result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def numbers() -> list[tuple[str, str]]:
+    """Every option of a real number, by the annotation of its parameter."""
+    return [
+        (name, param.opts[0])
+        for name, command in COMMANDS.items()
+        if command.callback is not None
+        for param in command.params
+        if "float" in str(get_type_hints(inspect.unwrap(command.callback)).get(param.name))
+    ]
+
+
+@pytest.mark.parametrize(("name", "option"), numbers())
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-5", "1e999"])
+def test_a_number_that_is_none_is_refused_at_the_door(
+    name: str, option: str, value: str, folder: Path
+) -> None:
+    line = {
+        "check": CHECK, "select": SELECT, "train": TRAIN, "repair": REPAIR, "ablate": ABLATE,
+        "generate": GENERATE,
+    }.get(name, name)  # fmt: skip
+    result = CliRunner().invoke(app, [*line.split(), option, value])
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert option in result.stderr
+
+
+def test_all_commands_with_numbers_were_met() -> None:
+    assert {name for name, _ in numbers()} == {
+        *("check", "select", "train", "repair", "ablate", "generate"),
+        "experiment less-is-more",
+    }
+
+
+def test_the_names_are_those_of_the_code() -> None:
+    from refusal_cliff.answers.benchmarks import BENCHMARKS
+    from refusal_cliff.cliff.curves import POOLS
+    from refusal_cliff.data.traces import LABELS
+    from refusal_cliff.heads.table import METHODS as RANKINGS
+    from refusal_cliff.judges.choose import NAMES
+    from refusal_cliff.model.subject import DTYPES
+    from refusal_cliff.repair.training_run import METHODS
+    from refusal_cliff.select.engine import ENGINES
+    from refusal_cliff.select.strategies import STRATEGIES
+    from refusal_cliff.stages.control import CONTROLS
+    from refusal_cliff.stages.study import PRESETS
+    from refusal_cliff.workflows.export import WRITERS
+
+    assert tuple(BENCHMARKS) == arguments.BENCHMARKS
+    assert tuple(POOLS) == arguments.POOLS
+    assert arguments.LABELS == LABELS
+    assert tuple(RANKINGS) == arguments.RANKINGS
+    assert arguments.JUDGES == NAMES
+    assert tuple(DTYPES) == arguments.DTYPES
+    assert tuple(METHODS) == arguments.TRAININGS
+    assert tuple(ENGINES) == arguments.ENGINES
+    assert arguments.STRATEGIES == STRATEGIES
+    assert tuple(CONTROLS) == arguments.CONTROLS
+    assert tuple(PRESETS) == arguments.PRESETS
+    assert tuple(WRITERS) == arguments.FORMS
+
+
+@pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-8B", "tiny", "smollm2-planted", "org/tiny"])
+def test_a_name_that_may_be_on_the_hub_is_left_to_it(name: str) -> None:
+    arguments.model(name)
+    arguments.rows(name)
+
+
+@pytest.mark.parametrize("name", ["a b", "ä/b", "x/y/z", "~/m", "/nowhere", "m.safetensors", ""])
+def test_a_name_that_cannot_be_on_the_hub_is_refused(name: str, folder: Path) -> None:
+    if name:
+        with pytest.raises(RefusalCliffError, match="There is no model"):
+            arguments.model(name)
+
+
+def named_options() -> list[tuple[str, int, str]]:
+    """Options in the texts of the package, docstrings apart."""
+    found: list[tuple[str, int, str]] = []
+    for path in sorted(ROOT.rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        documentation = {
+            id(node.body[0].value)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef)
+            and node.body
+            and isinstance(node.body[0], ast.Expr)
+        }
+        for node in ast.walk(tree):
+            text = getattr(node, "value", None)
+            if not isinstance(node, ast.Constant) or not isinstance(text, str):
+                continue
+            if id(node) not in documentation and path.name != "palette.py":
+                options = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)
+                found += [(str(path.relative_to(ROOT)), node.lineno, o) for o in options]
+    return found
+
+
+def test_every_option_that_a_message_names_exists() -> None:
+    known = set().union(*OPTIONS.values()) | FOREIGN
+    assert [place for place in named_options() if place[2] not in known] == []
+    assert len(named_options()) > 50
+
+
+def test_a_message_names_an_option_of_a_command_that_can_show_it() -> None:
+    wrong = [
+        (place, line, option)
+        for place, line, option in named_options()
+        for start, names in RAISED_BY.items()
+        if place.startswith(start) and not any(option in OPTIONS[name] for name in names)
+    ]
+    assert wrong == []
+
+
+def test_a_command_line_is_quoted_and_holds_no_secret() -> None:
+    remember(["audit", "--model", "my model", "--harmful", "a;b.jsonl", "--seed", "3"])
+    assert command_line() == "refusal-cliff audit --model 'my model' --harmful 'a;b.jsonl' --seed 3"
+    secret = "sk-proj-" + "a" * 20
+    remember(
+        [
+            *("generate", "--key", secret, f"--judge-key={secret}", "--key", "MY_KEY"),
+            *("--endpoint", f"https://me:{secret}@host/v1", "--extra-body", f'{{"k": "{secret}"}}'),
+        ]
+    )
+    line = command_line()
+    assert secret not in line and "me:" not in line
+    assert "MY_KEY" in line and "@host/v1" in line
+
+
+def test_what_was_typed_is_remembered(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    CliRunner().invoke(app, ["evaluate", "--traces", "no such file.jsonl"])
+    assert command_line() == "refusal-cliff evaluate --traces 'no such file.jsonl'"
