@@ -99,11 +99,11 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     monkeypatch.setattr(SFTTrainer, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(root, subject, out, replace(CONFIG, save_every=2))
-    assert not out.exists()
-    assert (tmp_path / "adapter.checkpoints" / "checkpoint-2").is_dir()
+    assert sorted(path.name for path in out.iterdir()) == [".tmp-training", "train.json"]
+    assert (out / ".tmp-training" / "checkpoint-2").is_dir()
     train(root, subject, out, replace(CONFIG, save_every=2))
     assert steps == 4 + 2, "it began from the beginning"
-    assert not (tmp_path / "adapter.checkpoints").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     got, expected = (load_file(folder / WEIGHTS) for folder in (out, adapter))
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6)

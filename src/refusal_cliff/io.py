@@ -13,14 +13,18 @@ from typing import Any
 
 from refusal_cliff.errors import RefusalCliffError
 
-_FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+_IN_WORDS = (*map(os.strerror, _FULL_OR_READ_ONLY), "PytorchStreamWriter failed writing")
+"""Libraries in other languages have exceptions of their own, which give the reason as text."""
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # it can only be asked by setting it
 
 
 def is_storage_error(error: BaseException) -> bool:
     """Whether a full or read-only disk caused the error, whichever library raised it."""
     if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
         return True
-    return os.strerror(errno.ENOSPC) in str(error)  # safetensors has its own exception
+    return any(words in str(error) for words in _IN_WORDS)
 
 
 def storage_error(path: Path, error: BaseException) -> RefusalCliffError:
@@ -34,6 +38,21 @@ def storage_error(path: Path, error: BaseException) -> RefusalCliffError:
 
 
 @contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing ``path``, whichever library raises it, into the paragraph.
+
+    Raises:
+        RefusalCliffError: The path cannot be written, or the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or is_storage_error(error):
+            raise storage_error(path, error) from error
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary neighbour of ``path``; rename it to ``path`` if the body succeeds.
 
@@ -42,13 +61,45 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise storage_error(path, error) from error
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            move_file(temporary, path)
+            sync_folder(path.parent)
     finally:
         remove_quietly(temporary)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename a file into place once all of it is on the disk, readable as any other file.
+
+    Some libraries write files that only their owner may read; what is whole under its own name is
+    meant for everyone whom the umask lets read it.
+    """
+    source.chmod(0o666 & ~_UMASK)
+    sync_file(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the operating system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network disks cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_quietly(path: Path) -> None:
@@ -83,47 +134,16 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RefusalCliffError(
             f"Could not read {path}: {error}. Delete it, or restore it from a backup, "
             "and run again."
         ) from error
 
 
-def claim_folder(path: Path, described: dict[str, Any], holds: str) -> None:
-    """Write what a folder is about into ``path``, or check that it is about the same.
-
-    Args:
-        path: The description, a JSON file of the folder.
-        described: All that the folder's other files depend on.
-        holds: What these files are, for the message: ``scores``.
-
-    Raises:
-        RefusalCliffError: The folder is about something else, or cannot be written.
-    """
-    if not path.is_file():
-        write_json(path, described)
-        return
-    found = read_json(path)
-    other = [key for key, value in described.items() if found.get(key) != value]
-    if other:
-        raise RefusalCliffError(
-            f"{path.parent} holds {holds} made otherwise: {', '.join(other)} differ from {path}. "
-            "Choose a new folder (--out DIR), or delete this one."
-        )
-
-
-def require_new(path: Path) -> None:
-    """Refuse a folder that has files but not its description ``path``: it is not one of ours.
-
-    Raises:
-        RefusalCliffError: There is something in it, and no description.
-    """
-    folder = path.parent
-    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise RefusalCliffError(
-            f"{folder} is not empty and holds no {path.name}. Choose a new folder (--out DIR)."
-        )
+def without_folder(name: str) -> str:
+    """What a user called a model, without where that lies: for files that may be published."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def sha256_file(path: Path) -> str:

@@ -54,18 +54,20 @@ def ablate(
     measured it. Use the precision (--dtype) of the audit.
     """
     from refusal_cliff.data.traces import read_prompts
+    from refusal_cliff.folders import require_output
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
+    form, out = export
+    require_output(out, "ablate", (model, heads, harmful, benign), option="--export FORM DIR")
     choice = Choice(fraction, method, scale)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = [
         *([] if harmful is None else read_prompts(harmful, label="harmful")),
         *([] if benign is None else read_prompts(benign, label="benign")),
     ]
-    form, out = export
     generation = GenerationConfig(max_new_tokens, batch_size)
     found = export_ablation(subject, heads, cast("Form", form), out, choice, prompts, generation)
     console = Console()
