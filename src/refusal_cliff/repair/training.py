@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,11 +22,19 @@ from transformers.utils import logging as transformers_logging
 
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.folders import TEMPORARY, claim, remove_temporary, staged, staging
+from refusal_cliff.folders import (
+    DESCRIPTIONS,
+    TEMPORARY,
+    claim,
+    remove_temporary,
+    staged,
+    staging,
+)
 from refusal_cliff.io import storage_errors
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
 from refusal_cliff.repair.plan import RepairConfig, digest, made_from, training_plan
+from refusal_cliff.select.engine import Rank
 from refusal_cliff.thinking import render_prompt
 
 ADAPTER, CHECKPOINT = "adapter_config.json", "config.json"
@@ -79,11 +86,22 @@ def repair(
     plan = training_plan(len(rows), len(benign_rows), config)
     dataset = [benign_rows[index] if is_benign else rows[index] for is_benign, index in plan]
     origin = made_from(subject, safety, benign, config)
-    if first_process():
-        claim(out, COMMAND, origin, "a training")
+    claim_training(out, origin)
     with _quiet(), storage_errors(out), _scratch(out) as scratch:
         _save(_trained(subject, dataset, config, scratch, origin), out, beside or {})
     return out
+
+
+def claim_training(out: Path, origin: Mapping[str, Any]) -> None:
+    """Claim a folder by what its training is made from; other processes wait for the first.
+
+    Raises:
+        RefusalCliffError: It is not ours, or holds another training.
+    """
+    if first_process():
+        claim(out, COMMAND, origin, "a training")
+    else:
+        Rank.here().wait_for(out / DESCRIPTIONS[COMMAND])
 
 
 def load_repaired(subject: Subject, adapter: Path) -> Subject:
@@ -192,12 +210,12 @@ def _scratch(out: Path) -> Iterator[Path]:
 
 
 def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return Rank.here().world
 
 
 def first_process() -> bool:
     """Whether this process writes what several have trained."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return Rank.here().first
 
 
 def _trained(

@@ -16,11 +16,11 @@ from refusal_cliff.cliff.source import source_rows
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.folders import claim, require_output, require_same
+from refusal_cliff.folders import require_output, require_same
 from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.repair.plan import Method, RepairConfig, made_from, settings, training_plan
-from refusal_cliff.repair.training import COMMAND, first_process, repair, trainable
+from refusal_cliff.repair.training import COMMAND, claim_training, repair, trainable
 from refusal_cliff.select.safety_data import read_candidate
 
 REPORT, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
@@ -66,8 +66,7 @@ def train_from_files(
         CARD: model_card(subject, config, len(rows), len(helpful)),
         REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
-    if first_process():
-        claim(out, COMMAND, origin, "a training")
+    claim_training(out, origin)
     return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside)
 
 
