@@ -70,13 +70,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
         remove_quietly(temporary)
 
 
-def move_file(source: Path, target: Path) -> None:
-    """Rename a file into place once all of it is on the disk, readable as any other file.
+def make_readable(path: Path) -> None:
+    """Give a file, or a folder with its files, the mode that the umask says.
 
     Some libraries write files that only their owner may read; what is whole under its own name is
-    meant for everyone whom the umask lets read it.
+    meant for everyone.
     """
-    source.chmod(0o666 & ~_UMASK)
+    if path.is_dir():
+        for child in path.iterdir():
+            make_readable(child)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename a file into place once all of it is on the disk, readable as any other file."""
+    make_readable(source)
     sync_file(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     os.replace(source, target)

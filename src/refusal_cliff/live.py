@@ -148,12 +148,12 @@ def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int]
     """Show how many are done of a number that nobody knows."""
     columns = (
         SpinnerColumn(),
-        TextColumn(plain(title), markup=False),
+        TextColumn("{task.fields[title]}", markup=False),
         TextColumn("{task.completed:,} " + unit),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=None)
+        task = progress.add_task("", total=None, title=plain(title))
         yield lambda done: progress.update(task, completed=done)
 
 
@@ -162,12 +162,12 @@ def working(console: Console, title: str) -> Iterator[Callable[[str, int, int | 
     """Show work of several parts: (what, how much of it is done, of how much if anyone knows)."""
     columns = (
         SpinnerColumn(),
-        TextColumn(plain(title), markup=False),
+        TextColumn("{task.fields[title]}", markup=False),
         TextColumn("{task.fields[amount]} {task.description}"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=None, amount="")
+        task = progress.add_task("", total=None, title=plain(title), amount="")
 
         def show(what: str, done: int, total: int | None) -> None:
             amount = f"{done:,}" if total is None else f"{done:,} of {total:,}"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path, read_json, write_json
+from refusal_cliff.io import atomic_path, read_json, without_folder, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Floats
 from refusal_cliff.probe.fit import Probe, ProbeSet
@@ -90,7 +90,7 @@ def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
             "label_rule": probes.label_rule,
             "estimator": probes.estimator,
             "n": probes.n,
-            "provenance": None if probes.provenance is None else asdict(probes.provenance),
+            "provenance": None if probes.provenance is None else _published(probes.provenance),
             "layers": [_to_json(probe) for probe in probes.probes],
         },
     )
@@ -156,6 +156,11 @@ def _fields(content: Any, names: tuple[str, ...], path: Path) -> dict[str, Any]:
             "version of refusal-cliff. Delete it, and run again to fit the probes anew."
         )
     return {name: content[name] for name in names}
+
+
+def _published(origin: Provenance) -> dict[str, Any]:
+    """Probes are passed on: where the model lay on this machine stays here."""
+    return {**asdict(origin), "model": without_folder(origin.model)}
 
 
 def _provenance(content: Any, path: Path) -> Provenance:

@@ -22,7 +22,7 @@ from refusal_cliff.heads.table import (
     read_heads,
     select_heads,
 )
-from refusal_cliff.io import read_json
+from refusal_cliff.io import read_json, without_folder
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.stages.study import answers
 from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
@@ -96,7 +96,7 @@ def export_ablation(
         measured = None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
     card = model_card(
         form,
-        subject.name,
+        without_folder(subject.name),
         subject.fingerprint,
         rows,
         heads,
