@@ -112,7 +112,9 @@ def test_modes_are_those_of_the_umask(tmp_path: Path) -> None:
     assert modes["plain"] == modes["a.safetensors"]
 
 
-@pytest.mark.parametrize("text", ["No space left on device (os error 28)", "File too large"])
+@pytest.mark.parametrize(
+    "text", ["No space left on device (os error 28)", "File too large", "unexpected pos 12 vs 3"]
+)
 def test_the_words_of_other_libraries_are_known(tmp_path: Path, text: str) -> None:
     with pytest.raises(RefusalCliffError, match="Could not write"), storage_errors(tmp_path):
         raise SafetensorError(f"I/O error: {text}")

@@ -14,8 +14,10 @@ from typing import Any
 from refusal_cliff.errors import RefusalCliffError
 
 _FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
-_IN_WORDS = (*map(os.strerror, _FULL_OR_READ_ONLY), "PytorchStreamWriter failed writing")
+_IN_WORDS = tuple(map(os.strerror, _FULL_OR_READ_ONLY))
 """Libraries in other languages have exceptions of their own, which give the reason as text."""
+_OF_TORCH = ("PytorchStreamWriter failed", "iostream error", "unexpected pos ")
+"""What ``torch.save`` says on a full disk: no reason at all."""
 _UMASK = os.umask(0)
 os.umask(_UMASK)  # it can only be asked by setting it
 
@@ -24,12 +26,14 @@ def is_storage_error(error: BaseException) -> bool:
     """Whether a full or read-only disk caused the error, whichever library raised it."""
     if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
         return True
-    return any(words in str(error) for words in _IN_WORDS)
+    return any(words in str(error) for words in (*_IN_WORDS, *_OF_TORCH))
 
 
 def storage_error(path: Path, error: BaseException) -> RefusalCliffError:
     """The paragraph for a file or folder that could not be written."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if any(words in reason for words in _OF_TORCH):
+        reason = f"{os.strerror(errno.ENOSPC)}, as it seems ({reason})"
     return RefusalCliffError(
         f"Could not write {path}: {reason}. Nothing was left half-written. "
         "Choose a folder that you may write to and that has free space (--out DIR), "

@@ -205,7 +205,7 @@ def _scratch(out: Path) -> Iterator[Path]:
         yield folder
         finished = True
     finally:
-        if first_process() and (finished or not any(folder.iterdir())):
+        if first_process() and (finished or not any(folder.glob("checkpoint-*"))):
             remove_temporary(folder)
 
 
