@@ -19,6 +19,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from refusal_cliff.data.examples import write_examples
 from refusal_cliff.data.traces import Label, Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import locked
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.repair.checkpoints import _vouch, last_complete
 from refusal_cliff.repair.training import RepairConfig, load_repaired, trainable
@@ -203,6 +204,21 @@ def test_a_checkpoint_of_another_training_is_never_continued(
         train_from_files(subject, tmp_path / "fewer.jsonl", str(root / "benign.jsonl"), config, out)
     (out / "train.json").unlink()
     assert last_complete(out / ".tmp-training", "another") is None
+
+
+def test_one_training_at_a_time_in_a_folder(root: Path, subject: Subject, tmp_path: Path) -> None:
+    with locked(tmp_path / "adapter" / ".tmp-training"):
+        (tmp_path / "adapter" / "train.json").write_text('{"command": "train"}')
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(RefusalCliffError, match=r"made otherwise"):
+            train(root, subject, tmp_path / "adapter", CONFIG)
+        assert sorted(tmp_path.rglob("*")) == before
+    out = tmp_path / "other"
+    origin = train(root, subject, tmp_path / "first", CONFIG) / "train.json"
+    with locked(out / ".tmp-training"):
+        (out / "train.json").write_text(origin.read_text())
+        with pytest.raises(RefusalCliffError, match="Another process"):
+            train(root, subject, out, CONFIG)
 
 
 def test_a_checkpoint_counts_once_it_is_vouched_for(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from refusal_cliff.folders import (
     DESCRIPTIONS,
     TEMPORARY,
     claim,
+    locked,
     remove_temporary,
     staged,
     staging,
@@ -200,13 +201,17 @@ def _scratch(out: Path) -> Iterator[Path]:
     """The trainer's folder: with checkpoints, it outlives a training that is killed or fails."""
     folder = out / f"{TEMPORARY}training"
     folder.mkdir(parents=True, exist_ok=True)
-    finished = False
-    try:
+    if not first_process():
         yield folder
-        finished = True
-    finally:
-        if first_process() and (finished or not any(folder.glob("checkpoint-*"))):
-            remove_temporary(folder)
+        return
+    finished = False
+    with locked(folder):  # its lock goes with it: an adapter has none
+        try:
+            yield folder
+            finished = True
+        finally:
+            if finished or not any(folder.glob("checkpoint-*")):
+                remove_temporary(folder)
 
 
 def _world() -> int:
