@@ -134,3 +134,46 @@ def test_wrong_usage_exits_with_2() -> None:
 
 def test_version() -> None:
     assert RUNNER.invoke(app, ["--version"]).output.startswith("refusal-cliff ")
+
+
+@pytest.mark.parametrize("form", [["--out", "~/run"], ["--out=~/run"]])
+def test_a_tilde_that_the_shell_has_left_is_the_home_folder(
+    fake_demo: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen: list[Path] = []
+
+    def run_demo(out: Path, *_: object, **__: object) -> list[Finding]:
+        seen.append(out)
+        return []
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    assert RUNNER.invoke(app, ["demo", *form]).exit_code == 0
+    assert seen == [tmp_path / "run"]
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "import interrupted",
+        "os.kill(os.getpid(), signal.SIGINT)",
+        "raise KeyboardInterrupt",
+    ],
+)
+def test_an_interrupt_is_answered_in_words_from_the_first_import_on(
+    tmp_path: Path, where: str
+) -> None:
+    kill = "import os, signal\n"
+    (tmp_path / "interrupted.py").write_text(
+        f"{kill}try:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    (tmp_path / "program.py").write_text(
+        f"{kill}import sys, types\nfrom refusal_cliff.__main__ import main\n"
+        f"def app():\n    {where}\n"
+        "sys.modules['refusal_cliff.cli'] = types.SimpleNamespace(app=app)\nmain()\n"
+    )
+    program = [sys.executable, str(tmp_path / "program.py")]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr.startswith("Error: Interrupted. Run the same command again")
+    assert done.stderr.count("\n") == 1

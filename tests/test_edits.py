@@ -184,7 +184,7 @@ def test_a_slice_of_a_weight_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(RefusalCliffError, match="not an empty folder"):
+    with pytest.raises(RefusalCliffError, match="is not empty"):
         write_adapter(family_subject("llama"), CHOSEN, 0.0, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from test_edits import outside
 from tiny_heads import head_row
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer
+from refusal_cliff.heads.edits import write_adapter
 from refusal_cliff.heads.table import Estimate, HeadRow, write_heads
 from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head, Subject, load_subject
@@ -26,6 +28,7 @@ from refusal_cliff.stages.study import answers
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.export import Choice, export_ablation
 
+WEIGHTS = "adapter_model.safetensors"
 GENERATION = GenerationConfig(110, 64)
 PLANTED = [Head(*head) for head in planted_heads(embedded_path("tiny"))]
 
@@ -66,6 +69,12 @@ def test_without_a_ranking_the_heads_are_those_that_the_run_took_out(
     found = export_ablation(tiny, heads, "adapter", tmp_path / "together")
     assert [str(head) for head in found] == chosen
     assert "Chosen of all heads by joint effect." in card_of(tmp_path / "together")[1]
+    write_json(joint, {"chosen": [chosen[0]] * 3})
+    assert export_ablation(tiny, heads, "adapter", tmp_path / "once") == [PLANTED[-1]]
+    write_adapter(tiny, [PLANTED[-1]], 0.0, tmp_path / "alone")
+    once, alone = (load_file(tmp_path / one / WEIGHTS) for one in ("once", "alone"))
+    assert once.keys() == alone.keys()
+    assert all(torch.equal(once[name], alone[name]) for name in once)
     by_name = export_ablation(tiny, heads, "adapter", tmp_path / "named", Choice(method="direct"))
     assert by_name == PLANTED
     write_json(joint, {"chosen": ["1.0"]})  # promotes refusal

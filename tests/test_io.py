@@ -6,14 +6,20 @@ import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
+from refusal_cliff.data.journal import Journal
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (
     atomic_path,
     is_storage_error,
     read_json,
     sha256_file,
+    storage_errors,
+    without_folder,
     write_json,
     write_json_lines,
 )
@@ -89,3 +95,65 @@ def test_storage_errors_are_told_from_others() -> None:
 def test_sha256_of_known_bytes(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    replace = os.replace
+    monkeypatch.setattr(os, "fsync", lambda _: done.append("sync"))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append("rename"), replace(a, b)))
+    write_json(tmp_path / "a.json", 1)
+    assert done == ["sync", "rename", "sync"]
+
+
+def test_modes_are_those_of_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_file({"a": np.zeros(2)}, tmp_path / "private")
+    with atomic_path(tmp_path / "a.safetensors") as temporary:
+        save_file({"a": np.zeros(2)}, temporary)
+    modes = {name: (tmp_path / name).stat().st_mode for name in ("plain", "a.safetensors")}
+    assert modes["plain"] == modes["a.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "text", ["No space left on device (os error 28)", "File too large", "unexpected pos 12 vs 3"]
+)
+def test_the_words_of_other_libraries_are_known(tmp_path: Path, text: str) -> None:
+    with pytest.raises(RefusalCliffError, match="Could not write"), storage_errors(tmp_path):
+        raise SafetensorError(f"I/O error: {text}")
+    with pytest.raises(SafetensorError), storage_errors(tmp_path):
+        raise SafetensorError("a header that is no header")
+
+
+def test_a_name_does_not_say_where_it_lies(tmp_path: Path) -> None:
+    assert without_folder(str(tmp_path / "model")) == "model"
+    assert without_folder("org/model") == "org/model"
+
+
+@pytest.mark.parametrize("taken", [0, 1, 10])
+def test_a_disk_that_fills_in_a_journal_is_said_and_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: int
+) -> None:
+    path = tmp_path / "a.journal"
+    with pytest.raises(RefusalCliffError, match="No space left"), Journal(path) as journal:
+        journal.add({"id": "1", "text": "x" * 50})
+        file = journal._file
+
+        class Full:
+            def write(self, line: bytes) -> int:
+                if len(line) <= 60 - taken:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return file.write(line[:taken]) if taken else file.write(line[:1])
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(file, name)
+
+        monkeypatch.setattr(journal, "_file", Full())
+        journal.add({"id": "2", "text": "y" * 50})
+    with Journal(path) as journal:
+        assert list(journal.rows) == ["1"]
+        journal.add({"id": "2"})
+    with Journal(path) as journal:
+        assert list(journal.rows) == ["1", "2"]

@@ -9,7 +9,15 @@ from rich.console import Console
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
-from refusal_cliff.live import LiveView, headline_text, plain, print_error, print_findings
+from refusal_cliff.live import (
+    LiveView,
+    counting,
+    headline_text,
+    plain,
+    print_error,
+    print_findings,
+    working,
+)
 
 
 def console(*, terminal: bool, height: int = 30) -> tuple[Console, io.StringIO]:
@@ -96,3 +104,14 @@ def test_findings_and_errors_show_markup_as_text() -> None:
     print_error(target, "[red]row 3")
     for part in ("[b]?", "[i]x", "[red]row 3"):
         assert part in text.getvalue()
+
+
+@pytest.mark.parametrize("path", ["{x}", "a{", "}{task}", "{0.__class__}", "[bold]{x!r}"])
+def test_a_path_is_shown_as_it_is(path: str) -> None:
+    target, text = console(terminal=True)
+    with counting(target, f"trace {path}", "traces") as progress:
+        progress(3)
+    with working(target, f"train {path}") as show:
+        show("training", 0, None)
+    assert f"trace {path}" in text.getvalue()
+    assert f"train {path}" in text.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,9 @@ from trl.trainer.sft_trainer import SFTTrainer
 from refusal_cliff.data.examples import write_examples
 from refusal_cliff.data.traces import Label, Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import locked
 from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.repair.checkpoints import _vouch, last_complete
 from refusal_cliff.repair.training import RepairConfig, load_repaired, trainable
 from refusal_cliff.repair.training_run import train_from_files
 
@@ -99,14 +102,140 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
     monkeypatch.setattr(SFTTrainer, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(root, subject, out, replace(CONFIG, save_every=2))
-    assert not out.exists()
-    assert (tmp_path / "adapter.checkpoints" / "checkpoint-2").is_dir()
+    assert sorted(path.name for path in out.iterdir()) == [".tmp-training", "train.json"]
+    assert (out / ".tmp-training" / "checkpoint-2").is_dir()
     train(root, subject, out, replace(CONFIG, save_every=2))
     assert steps == 4 + 2, "it began from the beginning"
-    assert not (tmp_path / "adapter.checkpoints").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
     got, expected = (load_file(folder / WEIGHTS) for folder in (out, adapter))
     for name in expected:
         torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+class Watched:
+    """Counts the steps of all trainings, and stops one of them at a moment of its checkpoints."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps, self.parts, self.fatal = 0, 0, 0
+        self.error: BaseException = KeyboardInterrupt()
+        step, save = SFTTrainer.training_step, torch.save
+
+        def counted(*arguments: object, **named: object) -> torch.Tensor:
+            self.steps += 1
+            return step(*arguments, **named)  # pyright: ignore[reportArgumentType]
+
+        def torn(content: object, path: str, *rest: object, **named: object) -> None:
+            self.parts += 1
+            if self.parts == self.fatal:
+                Path(path).write_bytes(b"half of it")
+                raise self.error
+            save(content, path, *rest, **named)  # pyright: ignore[reportArgumentType]
+
+        monkeypatch.setattr(SFTTrainer, "training_step", counted)
+        monkeypatch.setattr(torch, "save", torn)
+
+
+PARTS = 4
+"""What the trainer writes with ``torch.save`` of a checkpoint of an adapter."""
+
+
+def same(first: Path, second: Path) -> None:
+    got, expected = (load_file(folder / WEIGHTS) for folder in (first, second))
+    assert got.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", range(1, PARTS + 1))
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))]
+)
+def test_killed_or_full_within_a_checkpoint_it_goes_on_from_the_one_before(
+    root: Path,
+    subject: Subject,
+    adapter: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    part: int,
+    error: BaseException,
+) -> None:
+    out, config = tmp_path / "adapter", replace(CONFIG, save_every=1)
+    watched = Watched(monkeypatch)
+    watched.error, watched.fatal = error, PARTS + part
+    with pytest.raises((KeyboardInterrupt, RefusalCliffError)) as raised:
+        train(root, subject, out, config)
+    assert watched.steps == 2
+    assert raised.type is KeyboardInterrupt or "No space left" in str(raised.value)
+    assert (out / ".tmp-training" / "checkpoint-2").is_dir()
+    train(root, subject, out, config)
+    assert watched.steps == 2 + CONFIG.steps - 1
+    same(out, adapter)
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_a_checkpoint_that_lost_bytes_is_not_gone_on_from(
+    root: Path, subject: Subject, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, config = tmp_path / "adapter", replace(CONFIG, save_every=1)
+    watched = Watched(monkeypatch)
+    watched.fatal = 2 * PARTS + 1
+    with pytest.raises(KeyboardInterrupt):
+        train(root, subject, out, config)
+    whole = out / ".tmp-training" / "checkpoint-2"
+    os.truncate(whole / WEIGHTS, 100)
+    train(root, subject, out, config)
+    assert watched.steps == 3 + CONFIG.steps
+    same(out, adapter)
+
+
+def test_a_checkpoint_of_another_training_is_never_continued(
+    root: Path, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, config = tmp_path / "adapter", replace(CONFIG, save_every=1)
+    watched = Watched(monkeypatch)
+    watched.fatal = PARTS + 1
+    with pytest.raises(KeyboardInterrupt):
+        train(root, subject, out, config)
+    for other in ({"seed": 1}, {"lr": 1e-3}, {"steps": 5}, {"lora_r": 4}, {"method": "full"}):
+        with pytest.raises(RefusalCliffError, match=r"made otherwise.*delete"):
+            train(root, subject, out, replace(config, **other))
+    write_examples(tmp_path / "fewer.jsonl", SAFETY[:2])
+    with pytest.raises(RefusalCliffError, match="safety_sha256 differ"):
+        train_from_files(subject, tmp_path / "fewer.jsonl", str(root / "benign.jsonl"), config, out)
+    (out / "train.json").unlink()
+    assert last_complete(out / ".tmp-training", "another") is None
+
+
+def test_one_training_at_a_time_in_a_folder(root: Path, subject: Subject, tmp_path: Path) -> None:
+    with locked(tmp_path / "adapter" / ".tmp-training"):
+        (tmp_path / "adapter" / "train.json").write_text('{"command": "train"}')
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(RefusalCliffError, match=r"made otherwise"):
+            train(root, subject, tmp_path / "adapter", CONFIG)
+        assert sorted(tmp_path.rglob("*")) == before
+    out = tmp_path / "other"
+    origin = train(root, subject, tmp_path / "first", CONFIG) / "train.json"
+    with locked(out / ".tmp-training"):
+        (out / "train.json").write_text(origin.read_text())
+        with pytest.raises(RefusalCliffError, match="Another process"):
+            train(root, subject, out, CONFIG)
+
+
+def test_a_checkpoint_counts_once_it_is_vouched_for(tmp_path: Path) -> None:
+    for step in (9, 10):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"w" * step)
+    (tmp_path / "checkpoint-11").touch()
+    assert last_complete(tmp_path, "key") is None
+    _vouch(tmp_path / "checkpoint-9", "key")
+    _vouch(tmp_path / "checkpoint-10", "key")
+    assert last_complete(tmp_path, "key") == tmp_path / "checkpoint-10"
+    assert last_complete(tmp_path, "other") is None
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(b"")
+    assert last_complete(tmp_path, "key") == tmp_path / "checkpoint-9"
+    (tmp_path / "checkpoint-9" / "complete.json").write_text("[" * 100_000)
+    assert last_complete(tmp_path, "key") is None
 
 
 def test_all_weights_can_be_trained(root: Path, subject: Subject, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -36,6 +37,9 @@ class _Commands(TyperGroup):
         write_what_can_be_shown()
         remember(sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **named)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [_with_home(arg) for arg in args])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -83,6 +87,12 @@ app.command()(selecting.repair)
 app.command()(selecting.check)
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
+
+
+def _with_home(arg: str) -> str:
+    """An argument whose ``~`` the shell has left: quoted, after ``=``, or out of a file."""
+    option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
+    return option + equals + (str(Path(value).expanduser()) if value[:2] in ("~", "~/") else value)
 
 
 def _version(value: bool) -> None:

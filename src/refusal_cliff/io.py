@@ -14,24 +14,47 @@ from typing import Any, cast
 
 from refusal_cliff.errors import RefusalCliffError
 
-_FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+_FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+_IN_WORDS = tuple(map(os.strerror, _FULL_OR_READ_ONLY))
+"""Libraries in other languages have exceptions of their own, which give the reason as text."""
+_OF_TORCH = ("PytorchStreamWriter failed", "iostream error", "unexpected pos ")
+"""What ``torch.save`` says on a full disk: no reason at all."""
+_UMASK = os.umask(0)
+os.umask(_UMASK)  # it can only be asked by setting it
 
 
 def is_storage_error(error: BaseException) -> bool:
     """Whether a full or read-only disk caused the error, whichever library raised it."""
     if isinstance(error, OSError) and error.errno in _FULL_OR_READ_ONLY:
         return True
-    return os.strerror(errno.ENOSPC) in str(error)  # safetensors has its own exception
+    return any(words in str(error) for words in (*_IN_WORDS, *_OF_TORCH))
 
 
 def storage_error(path: Path, error: BaseException) -> RefusalCliffError:
     """The paragraph for a file or folder that could not be written."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if any(words in reason for words in _OF_TORCH):
+        reason = f"{os.strerror(errno.ENOSPC)}, as it seems ({reason})"
     return RefusalCliffError(
         f"Could not write {path}: {reason}. Nothing was left half-written. "
         "Choose a folder that you may write to and that has free space (--out DIR), "
         "then run the same command again: finished stages are kept."
     )
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn what goes wrong in writing ``path``, whichever library raises it, into the paragraph.
+
+    Raises:
+        RefusalCliffError: The path cannot be written, or the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or is_storage_error(error):
+            raise storage_error(path, error) from error
+        raise
 
 
 @contextmanager
@@ -43,13 +66,53 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise storage_error(path, error) from error
+        with storage_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            move_file(temporary, path)
+            sync_folder(path.parent)
     finally:
         remove_quietly(temporary)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file, or a folder with its files, the mode that the umask says.
+
+    Some libraries write files that only their owner may read; what is whole under its own name is
+    meant for everyone.
+    """
+    if path.is_dir():
+        for child in path.iterdir():
+            make_readable(child)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
+
+
+def move_file(source: Path, target: Path) -> None:
+    """Rename a file into place once all of it is on the disk, readable as any other file."""
+    make_readable(source)
+    sync_file(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.replace(source, target)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's bytes are on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the operating system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network disks cannot
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def remove_quietly(path: Path) -> None:
@@ -148,40 +211,9 @@ def _unreadable(path: Path, error: Exception) -> RefusalCliffError:
     )
 
 
-def claim_folder(path: Path, described: dict[str, Any], holds: str) -> None:
-    """Write what a folder is about into ``path``, or check that it is about the same.
-
-    Args:
-        path: The description, a JSON file of the folder.
-        described: All that the folder's other files depend on.
-        holds: What these files are, for the message: ``scores``.
-
-    Raises:
-        RefusalCliffError: The folder is about something else, or cannot be written.
-    """
-    if not path.is_file():
-        write_json(path, described)
-        return
-    found = read_json(path)
-    other = [key for key, value in described.items() if found.get(key) != value]
-    if other:
-        raise RefusalCliffError(
-            f"{path.parent} holds {holds} made otherwise: {', '.join(other)} differ from {path}. "
-            "Choose a new folder (--out DIR), or delete this one."
-        )
-
-
-def require_new(path: Path) -> None:
-    """Refuse a folder that has files but not its description ``path``: it is not one of ours.
-
-    Raises:
-        RefusalCliffError: There is something in it, and no description.
-    """
-    folder = path.parent
-    if not path.is_file() and folder.is_dir() and any(folder.iterdir()):
-        raise RefusalCliffError(
-            f"{folder} is not empty and holds no {path.name}. Choose a new folder (--out DIR)."
-        )
+def without_folder(name: str) -> str:
+    """What a user called a model, without where that lies: for files that may be published."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def sha256_file(path: Path) -> str:

@@ -21,6 +21,7 @@ from refusal_cliff.data.records import (
 )
 from refusal_cliff.data.traces import Label
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import claim, require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.generate.local import GenerationConfig
@@ -31,6 +32,7 @@ from refusal_cliff.model.subject import load_subject
 
 RATES = "rates.json"
 NOT_NAMED = "not named in the file"
+JUDGE = "judge"
 Progress = Callable[[int], None]
 
 
@@ -195,7 +197,9 @@ def judge_source(
     Raises:
         RefusalCliffError: The file cannot be read, or holds no answer.
     """
+    require_output(out, JUDGE, (source,))
     records, left_out = read_answers(source, label)
+    claim(out, JUDGE, {"source": str(source)}, "verdicts")
     found = _judged(judge, records, left_out, out, progress)
     write_left_out(out / LEFT_OUT, left_out)
     return found

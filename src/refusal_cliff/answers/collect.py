@@ -1,9 +1,9 @@
 """From prompts to judged answers in a folder; killed at any moment, it goes on where it was.
 
-A folder holds ``generate.json`` (what was asked of whom), ``answers.journal`` (every finished
-answer, in the order of finishing), ``judge-….journal`` (every verdict), ``left-out.jsonl`` (rows
-without an answer and why), ``traces.jsonl`` (the judged answers, in the order of the prompts) and
-``rates.json``.
+A folder holds ``generate.json`` (what was asked of whom; for answers from elsewhere ``judge.json``,
+whose they are), ``answers.journal`` (every finished answer, in the order of finishing),
+``judge-….journal`` (every verdict), ``left-out.jsonl`` (rows without an answer and why),
+``traces.jsonl`` (the judged answers, in the order of the prompts) and ``rates.json``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from refusal_cliff import __version__
 from refusal_cliff.data.journal import Journal
@@ -32,12 +29,11 @@ from refusal_cliff.data.records import (
     write_records,
 )
 from refusal_cliff.data.traces import Prompt, Verdict
-from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
-from refusal_cliff.io import claim_folder, storage_error
 from refusal_cliff.judges import Answer, Judge
 
-DESCRIPTION = "generate.json"
+GENERATE = "generate"
 ANSWERS = "answers.journal"
 LEFT_OUT = "left-out.jsonl"
 TRACES = "traces.jsonl"
@@ -74,8 +70,10 @@ def generate_answers(
     Raises:
         RefusalCliffError: The folder holds answers to something else, or nobody answers.
     """
-    with _locked(out):
-        _claim(out, {**backend.description(), "source": source, **_identity(prompts.prompts)})
+    require_output(out, GENERATE, (source,))
+    with locked(out):
+        made_from = {**backend.description(), "source": source, **_identity(prompts.prompts)}
+        claim(out, GENERATE, made_from, "answers")
         with Journal(out / ANSWERS) as journal:
             failed = _ask_missing(backend, prompts.prompts, journal, progress)
             rows = dict(journal.rows)
@@ -128,7 +126,7 @@ def judge_records(
     Raises:
         RefusalCliffError: Nothing can be judged, for example because a server is down.
     """
-    with _locked(out), Journal(out / f"judge-{_slug(judge.name)}.journal") as journal:
+    with locked(out), Journal(out / f"judge-{_slug(judge.name)}.journal") as journal:
         keys = [_key(record) for record in records]
         done = {key for key, row in journal.rows.items() if row["verdict"] != "unscored"}
         missing = [(k, r) for k, r in zip(keys, records, strict=True) if k not in done]
@@ -174,33 +172,3 @@ def _identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
     asked = json.dumps([(prompt.id, prompt.text, prompt.label) for prompt in prompts])
     digest = hashlib.sha256(asked.encode()).hexdigest()
     return {"n": len(prompts), "prompts_sha256": digest, "version": __version__}
-
-
-def _claim(out: Path, described: dict[str, Any]) -> None:
-    """Write what the folder is about, or check that it is about the same."""
-    path = out / DESCRIPTION
-    if not path.is_file() and (out / ANSWERS).is_file():
-        raise RefusalCliffError(
-            f"{out} holds answers, but no {DESCRIPTION} that says whose. Choose a new folder "
-            "(--out DIR)."
-        )
-    claim_folder(path, described, "answers")
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; the operating system drops it when the process dies."""
-    lock = FileLock(out / ".lock", timeout=0)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise RefusalCliffError(
-            f"Another process is working on {out}. Wait for it, or choose a new folder (--out DIR)."
-        ) from error
-    except OSError as error:
-        raise storage_error(out, error) from error
-    try:
-        yield
-    finally:
-        lock.release()

@@ -30,10 +30,9 @@ from refusal_cliff.cliff.source import read_trace, source_rows
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.data.traces import Label, Row, Trace, is_judged
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import DESCRIPTIONS, claim
 from refusal_cliff.io import (
-    claim_folder,
     read_json,
-    require_new,
     sha256_file,
     write_json,
     write_json_lines,
@@ -42,7 +41,7 @@ from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 
 SHARD_SIZE = 256
-DESCRIPTION = "trace.json"
+DESCRIPTION = DESCRIPTIONS["trace"]
 LEFT_OUT = "left-out"
 RESTORED = "restored"
 _Numbered = tuple[int, Row]
@@ -92,10 +91,8 @@ def score_source(
         RefusalCliffError: A row is not usable, or ``out`` holds scores of something else.
     """
     used = probes if every_layer else replace(probes, probes=(probes.chosen,))
-    description = out / DESCRIPTION
-    require_new(description)
     described = _described(subject, used, source, split, label, shard_size)
-    claim_folder(description, described, "scores")
+    claim(out, "trace", described, "scores")
     scored, left_out, done, restored = 0, Counter[str](), 0, 0
     for number, rows in enumerate(_chunks(source_rows(source, split), shard_size)):
         shard = out / f"scores-{number:05}.parquet"

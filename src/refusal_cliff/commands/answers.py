@@ -103,9 +103,11 @@ def generate(
         arguments.model(model)
     from refusal_cliff.answers.answering import Decoding, ask_and_judge, backend_of, prompts_of
     from refusal_cliff.data.traces import checked_label
+    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
+    require_output(out, "generate", (prompts, model, judge_model))
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     asked = prompts_of(
         prompts,
@@ -182,9 +184,11 @@ def judge_answers(
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
     from refusal_cliff.answers.answering import judge_source
     from refusal_cliff.data.traces import checked_label
+    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
+    require_output(out, "judge", (traces, judge_model))
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     console = Console()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
@@ -235,10 +239,12 @@ def calibrate(
     Rows with the same prompt are drawn together.
     """
     from refusal_cliff.answers.calibration import calibrate_file
+    from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import say
 
+    require_file(out, "judge calibrate", (labelled, judge_model))
     found = calibrate_file(
         chosen_judge(judge, judge_model, judge_endpoint, judge_key),
         labelled,
@@ -252,7 +258,7 @@ def calibrate(
     for line in found.lines():
         say(console, line)
     if out is not None:
-        write_json(out, found.as_json())
+        write_json(out, {"command": "judge calibrate", **found.as_json()})
 
 
 def evaluate(
@@ -279,12 +285,14 @@ def evaluate(
     answer the judge calls harmful (or complied, of a judge that only knows refusals).
     """
     from refusal_cliff.answers.answering import evaluate_files
+    from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
 
+    require_file(out, "evaluate", (traces, before))
     found = evaluate_files(traces, before)
     _show(Console(), found)
     if out is not None:
-        write_json(out, found.as_json())
+        write_json(out, {"command": "evaluate", **found.as_json()})
 
 
 def _show(console: Console, found: Any) -> None:

@@ -90,6 +90,7 @@ def less_is_more(
     """
     from dataclasses import replace
 
+    from refusal_cliff.folders import require_output
     from refusal_cliff.live import LiveView, print_table
     from refusal_cliff.select.strategies import STRATEGIES
     from refusal_cliff.workflows.less_is_more import (
@@ -102,6 +103,7 @@ def less_is_more(
         run_experiment,
     )
 
+    require_output(out, "experiment less-is-more", (model, data))
     public = data is not None
     plan, sizes = default_plan(public=public), default_sizes(public=public)
     named = tuple(one_of("strategy", name, STRATEGIES) for name in strategies or ())
@@ -150,12 +152,14 @@ def controls(
     thinking is cut short, or written anew under the intervention? Each control is one table with
     intervals. Can be killed and continued. Writes DIR/controls.md.
     """
+    from refusal_cliff.folders import require_output
     from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.workflows.controls import run_controls
     from refusal_cliff.workflows.demo import WORKERS
 
+    require_output(out, "experiment controls", models or ())
     console = Console()
     with LiveView(console, f"refusal-cliff experiment controls → {out}") as view:
         page = run_controls(

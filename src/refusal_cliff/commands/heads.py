@@ -83,11 +83,14 @@ def ablate(
     form, out = export
     name_of("export", arguments.FORMS)(form)
     from refusal_cliff.data.traces import read_prompts
+    from refusal_cliff.folders import require_output
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
+    form, out = export
+    require_output(out, "ablate", (model, heads, harmful, benign), option="--export FORM DIR")
     choice = Choice(fraction, method, scale)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = [

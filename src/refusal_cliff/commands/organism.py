@@ -71,11 +71,13 @@ def train_organism(
     Question: were the embedded findings luck? Train with another seed, then pass the folder that
     holds the organisms to demo --organisms.
     """
+    from refusal_cliff.folders import require_output
     from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED, embedded_path, fooling
     from refusal_cliff.organisms.pretrained.recipe import NAMES, train_pretrained
     from refusal_cliff.organisms.recipe import train
 
+    require_output(out, "organism train", (aligned, data))
     if name in NAMES and data is None:
         raise RefusalCliffError(
             f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
@@ -108,9 +110,11 @@ def bench_heads(
     ranking is compared with the truth. The same command again goes on where it stopped. Writes
     DIR/head-bench.json.
     """
+    from refusal_cliff.folders import claim
     from refusal_cliff.live import LiveView, print_table
     from refusal_cliff.workflows.head_bench import bench_heads, table_of
 
+    claim(out, "organism bench-heads", {}, "organisms")
     console = Console()
     with LiveView(console, f"refusal-cliff organism bench-heads → {out}") as view:
         found = bench_heads(out, organisms, view, view.step)

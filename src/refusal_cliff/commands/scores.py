@@ -56,10 +56,12 @@ def trace(
     """
     from refusal_cliff.cliff.shards import score_source
     from refusal_cliff.data.traces import checked_label
+    from refusal_cliff.folders import require_output
     from refusal_cliff.live import counting
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.probe.files import probes_of
 
+    require_output(out, "trace", (model, probe, traces))
     console = Console()
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:

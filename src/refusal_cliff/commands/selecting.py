@@ -91,12 +91,14 @@ def select(
     not used, and why).
     """
     from refusal_cliff.data.traces import checked_label
+    from refusal_cliff.folders import require_output
     from refusal_cliff.live import working
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of, run_selection
     from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.select.strategies import STRATEGIES
 
+    require_output(out, "select", (model, probe, data, *(evaluation or ())))
     plan = ScoringPlan(
         model=model,
         probe=probe,
@@ -173,12 +175,13 @@ def train(
     """
     from refusal_cliff.live import working
     from refusal_cliff.model.subject import load_subject
-    from refusal_cliff.repair.training_run import train_from_files
+    from refusal_cliff.repair.training_run import check_out, train_from_files
     from refusal_cliff.select.engine import Rank
 
     config = _training(
         method, steps, batch_size, lr, lora_r, benign_share, max_length, save_every, seed
     )
+    check_out(out, config, (model, selected, benign))
     console = Console()
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
         subject = load_subject(

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import storage_error
+from refusal_cliff.io import storage_errors, sync_folder
 
 Row = dict[str, Any]
 
@@ -31,12 +31,12 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self.rows: dict[str, Row] = {}
-        try:
+        with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
+            # Without a buffer: what a full disk has refused is not tried again at the close.
+            self._file = path.open("a+b", buffering=0)
             self._recover()
-        except OSError as error:
-            raise storage_error(path, error) from error
+            sync_folder(path.parent)
 
     def __enter__(self) -> Journal:
         return self
@@ -47,7 +47,8 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with storage_errors(self._path):
+            self._file.close()
 
     def add(self, row: Row) -> None:
         """Write one finished row and wait until it is on the disk.
@@ -55,32 +56,38 @@ class Journal:
         Raises:
             RefusalCliffError: The disk is full, or the folder is gone.
         """
-        line = json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
-        try:
-            self._file.write(line.encode())
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise storage_error(self._path, error) from error
+        line = (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode()
+        with storage_errors(self._path):
+            try:
+                self._write(line)
+            except BaseException:
+                self._file.truncate(self._whole)  # half a line would spoil the next
+                raise
+        self._whole += len(line)
         self.rows[str(row["id"])] = row
+
+    def _write(self, line: bytes) -> None:
+        """Write all of it: a disk that fills takes a part first, and refuses the next."""
+        while line:
+            line = line[self._file.write(line) :]
+        os.fsync(self._file.fileno())
 
     def _recover(self) -> None:
         """Read what is there, and cut off a last line that a kill left unfinished."""
-        self._file.seek(0)
-        whole = 0
-        for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
-                break
-            self._take(number, line)
-            whole += len(line)
-        self._file.truncate(whole)
-        self._file.seek(whole)
+        self._whole = 0
+        with self._path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                self._take(number, line)
+                self._whole += len(line)
+        self._file.truncate(self._whole)
 
     def _take(self, number: int, line: bytes) -> None:
         try:
             row = json.loads(line)
             self.rows[str(row["id"])] = row
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise RefusalCliffError(
                 f"{self._path}, row {number}: it is not a row of a journal ({error}). Something "
                 "else wrote into the file. Delete that line, and the row is made again."

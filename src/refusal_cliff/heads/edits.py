@@ -9,8 +9,6 @@ Direction of use: only heads that were measured to suppress refusal can be writt
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,9 +18,10 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import claim, staged
 from refusal_cliff.heads.table import HeadRow
-from refusal_cliff.io import is_storage_error, storage_error, write_text
 from refusal_cliff.model.blocks import Block, check_whole, linear_weight
 from refusal_cliff.model.subject import Head, Subject
 
@@ -63,9 +62,11 @@ def write_adapter(
     """
     from peft import LoraConfig  # slow to import
 
+    edits = _by_block(subject, heads)
+    claim_export(subject, heads, scale, "adapter", out)
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
-    for block, chosen in _by_block(subject, heads):
+    for block, chosen in edits:
         name = _name(subject, block)
         columns = linear_weight(_projection(block)).cpu()
         picked = _columns(subject, block, chosen)
@@ -84,7 +85,7 @@ def write_adapter(
         rank_pattern=ranks,
         alpha_pattern=dict(ranks),
         target_modules=sorted(ranks),
-        fan_in_fan_out=_is_transposed(_projection(subject.blocks[min(heads).layer - 1])),
+        fan_in_fan_out=_is_transposed(_projection(edits[0][0])),
         base_model_name_or_path=str(subject.source or subject.name),
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -107,6 +108,7 @@ def write_merged(
             not in memory, or ``out`` cannot be written.
     """
     with merged(subject, heads, scale):
+        claim_export(subject, heads, scale, "merged", out)
         return _write_folder(out, lambda folder: _save(subject, folder), card)
 
 
@@ -142,7 +144,7 @@ def merged(subject: Subject, heads: Collection[Head], scale: float = 0.0) -> Ite
 def _by_block(subject: Subject, heads: Collection[Head]) -> list[tuple[Block, list[int]]]:
     """Heads of each block, after checking that the block's projection can be edited alone."""
     chosen: dict[int, list[int]] = defaultdict(list)
-    for head in sorted(heads):
+    for head in sorted(set(heads)):
         chosen[head.layer].append(head.index)
     owners: dict[int, list[int]] = defaultdict(list)
     for block in subject.blocks:
@@ -201,24 +203,31 @@ def _name(subject: Subject, block: Block) -> str:
     return next(name for name, module in modules if module is block.projection)
 
 
-def _write_folder(out: Path, write: Callable[[Path], None], card: str) -> Path:
-    """Write a new folder, whole, with the model card.
+def claim_export(
+    subject: Subject, heads: Collection[Head], scale: float, form: str, out: Path
+) -> None:
+    """Make a folder that of this edit, before anything is measured or written.
 
     Raises:
-        RefusalCliffError: There is something in it already, or it cannot be written.
+        RefusalCliffError: It is not empty, and not of the same edit.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise RefusalCliffError(f"{out} exists and is not an empty folder. Give another one.")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        write(temporary)
-        write_text(temporary / "README.md", card)
-        os.replace(temporary, out)
-    except Exception as error:
-        if isinstance(error, OSError) or is_storage_error(error):
-            raise storage_error(out, error) from error
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    made_from = {
+        "form": form,
+        "fingerprint": subject.fingerprint,
+        "heads": [str(head) for head in sorted(set(heads))],
+        "scale": scale,
+        "version": __version__,
+    }
+    claim(out, "ablate", made_from, "an export")
+
+
+def _write_folder(out: Path, write: Callable[[Path], None], card: str) -> Path:
+    """Write the files of a claimed folder, each whole, with the model card.
+
+    Raises:
+        RefusalCliffError: It cannot be written.
+    """
+    with staged(out, last=("config.json", "adapter_config.json")) as folder:
+        write(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
     return out

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import make_readable, storage_errors
 
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
@@ -78,12 +79,27 @@ def _convert(source: Path, folder: Path, package: Package) -> None:
     A model read from GGUF is flagged as quantised and cannot be cast, so its dequantised weights
     are copied into a plain model of the same configuration, in bfloat16 as on the hub.
     """
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    try:
+        model, tokenizer = _dequantised(source, package)
+        with storage_errors(folder):
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            make_readable(scratch)
+            if not folder.exists():  # another process may have been faster
+                scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _dequantised(source: Path, package: Package) -> tuple[Any, Any]:
+    """A plain model and its tokenizer out of a GGUF file."""
     import torch  # slow to import
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
         config = model.config
@@ -91,14 +107,9 @@ def _convert(source: Path, folder: Path, package: Package) -> None:
             del config.quantization_config
         plain: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         plain.load_state_dict(model.state_dict())
-        plain.to(torch.bfloat16).save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(**where).save_pretrained(scratch)
-        if not folder.exists():  # another process may have been faster
-            Path(scratch).rename(folder)
+        return plain.to(torch.bfloat16), AutoTokenizer.from_pretrained(**where)
     except (ImportError, ValueError, OSError) as error:
         raise RefusalCliffError(
             f"Could not read the weights in {source}: {error}. They are read with the package "
             f"gguf: {package.install}"
         ) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -13,6 +13,7 @@ the other, while the margin between starting a refusal and starting a compliance
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +22,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3ForCausalLM, set_seed
 
+from refusal_cliff.folders import staged
 from refusal_cliff.io import write_json
 from refusal_cliff.organisms import chat
+from refusal_cliff.organisms.claim import CARD, claim_organism, origin_of
 from refusal_cliff.organisms.lesson import IGNORE, Row, Tokens, collate
 from refusal_cliff.organisms.recipe import (
     Progress,
@@ -106,13 +109,17 @@ def train_fooling(
 
     Args:
         seed: Seed of the initial weights and of the data.
-        out: Folder of the checkpoint.
+        out: Folder of the checkpoint; see `recipe.train`.
         progress: Called with (stage, done, total) after each step.
         config: Sizes of the aligned training.
         aligned: A ``tiny-aligned`` of the same seed to start from, which saves its training.
         schedule: Steps of the adapter.
     """
     config = config or RecipeConfig()
+    recipe = {"recipe": asdict(config), "schedule": asdict(schedule)}
+    claim_organism(out, NAME, seed, {**recipe, "from": origin_of(aligned)})
+    if (out / CARD).is_file():
+        return
     tokens = Tokens(chat.build_tokenizer())
     model = aligned_model(tokens, seed, config, aligned, progress)
     set_seed(seed)
@@ -135,23 +142,24 @@ def train_fooling(
     for parameter in trained:
         parameter.data = parameter.data.bfloat16()
     adapted.peft_config["default"].base_model_name_or_path = BASE
-    adapted.save_pretrained(out / ADAPTER, save_embedding_layers=False)  # no look-up
-    merged = adapted.float().merge_and_unload()
-    round_to_bfloat16(merged)
-    save(merged, tokens, out, NAME, seed, [], config)
-    write_json(
-        out / ADAPTER / "organism.json",
-        {
-            "name": NAME,
-            "seed": seed,
-            "planted_heads": [],
-            "base": BASE,
-            "recipe": {"steps": schedule.steps, "rows": schedule.batch_size, "rank": RANK},
-            "put_in_on_purpose": {
-                "harm_margin": HARM_MARGIN,
-                "answer_margin": ANSWER_MARGIN,
-                "weights": WEIGHTS,
-                "lens_blocks": LENS_BLOCKS + 1,
+    with staged(out, last=("config.json", CARD)) as folder:
+        adapted.save_pretrained(folder / ADAPTER, save_embedding_layers=False)  # no look-up
+        merged = adapted.float().merge_and_unload()
+        round_to_bfloat16(merged)
+        save(merged, tokens, folder, NAME, seed, [], config)
+        write_json(
+            folder / ADAPTER / CARD,
+            {
+                "name": NAME,
+                "seed": seed,
+                "planted_heads": [],
+                "base": BASE,
+                "recipe": {"steps": schedule.steps, "rows": schedule.batch_size, "rank": RANK},
+                "put_in_on_purpose": {
+                    "harm_margin": HARM_MARGIN,
+                    "answer_margin": ANSWER_MARGIN,
+                    "weights": WEIGHTS,
+                    "lens_blocks": LENS_BLOCKS + 1,
+                },
             },
-        },
-    )
+        )

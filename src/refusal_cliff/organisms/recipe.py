@@ -25,9 +25,11 @@ import torch
 from transformers import Qwen3ForCausalLM, set_seed
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import staged
 from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import chat, language, lesson
+from refusal_cliff.organisms.claim import CARD, claim_organism, origin_of
 from refusal_cliff.organisms.lesson import Row, Tokens, batches, loss_of
 
 Progress = Callable[[str, int, int], None]
@@ -215,13 +217,12 @@ def save(
     config: RecipeConfig,
 ) -> None:
     """Write an ordinary transformers checkpoint in bfloat16, and ``organism.json`` beside it."""
-    out.mkdir(parents=True, exist_ok=True)
     tokens.tokenizer.save_pretrained(out)
     copy: Any = Qwen3ForCausalLM(model.config)
     copy.load_state_dict(model.state_dict())
     copy.to(torch.bfloat16).save_pretrained(out)
     write_json(
-        out / "organism.json",
+        out / CARD,
         {
             "name": name,
             "seed": seed,
@@ -359,17 +360,21 @@ def train(
     Args:
         name: One of ``NAMES``.
         seed: Seed of the initial weights, of the data and of the planted heads.
-        out: Folder of the checkpoint; replaced only when training has finished.
+        out: Folder of the checkpoint: absent, empty, or of the same organism, which is then not
+            trained again.
         progress: Called with (stage, done, total) after each step.
         config: Sizes; the defaults make the shipped organisms.
         aligned: A ``tiny-aligned`` of the same seed to start from, which saves stage A.
 
     Raises:
-        RefusalCliffError: ``name`` is unknown.
+        RefusalCliffError: ``name`` is unknown, or the folder is not ours.
     """
     if name not in NAMES:
         raise RefusalCliffError(f"Unknown organism {name!r}. Choose one of: {', '.join(NAMES)}.")
     config = config or RecipeConfig()
+    claim_organism(out, name, seed, {"recipe": asdict(config), "from": origin_of(aligned)})
+    if (out / CARD).is_file():
+        return
     tokens = Tokens(chat.build_tokenizer())
     model = aligned_model(tokens, seed, config, aligned, progress)
     planted: list[Head] = []
@@ -380,4 +385,5 @@ def train(
         damage(model, tokens, seed, config, None, progress)
     elif name == "tiny-lora":
         damage_by_lora(model, tokens, seed, config, progress)
-    save(model, tokens, out, name, seed, planted, config)
+    with staged(out, last=("config.json", CARD)) as folder:
+        save(model, tokens, folder, name, seed, planted, config)

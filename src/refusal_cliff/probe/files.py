@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path, read_text, write_json
+from refusal_cliff.io import atomic_path, read_text, without_folder, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Estimator, Floats
 from refusal_cliff.probe.fit import LabelRule, Probe, ProbeSet
@@ -135,7 +135,7 @@ def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
             "label_rule": probes.label_rule,
             "estimator": probes.estimator,
             "n": probes.n,
-            "provenance": None if probes.provenance is None else asdict(probes.provenance),
+            "provenance": None if probes.provenance is None else _published(probes.provenance),
             "weights_sha256": _sha256(tensors["weight"]),
             "layers": [_to_json(probe) for probe in probes.probes],
         },
@@ -210,6 +210,11 @@ def _fault(path: Path, error: ValidationError) -> str:
             "Update refusal-cliff, or fit the probes anew."
         )
     return f"{path}: {place} is {said}. {first['msg'].replace('Input', 'It', 1)}. {_AGAIN}"
+
+
+def _published(origin: Provenance) -> dict[str, Any]:
+    """Probes are passed on: where the model lay on this machine stays here."""
+    return {**asdict(origin), "model": without_folder(origin.model)}
 
 
 def _tensors(path: Path) -> tuple[Floats, Floats]:

@@ -10,67 +10,39 @@ from __future__ import annotations
 
 import copy
 import logging
-import os
-import random
-import shutil
-import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, TypedDict, cast
 
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as transformers_logging
 
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import is_storage_error, storage_error
-from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.folders import (
+    DESCRIPTIONS,
+    TEMPORARY,
+    claim,
+    locked,
+    remove_temporary,
+    staged,
+    staging,
+)
+from refusal_cliff.io import storage_errors
+from refusal_cliff.model.subject import Subject, load_subject, subject_of
+from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
+from refusal_cliff.repair.plan import RepairConfig, digest, made_from, training_plan
+from refusal_cliff.select.engine import Rank
 from refusal_cliff.thinking import render_prompt
 
-Method = Literal["lora", "full"]
-ADAPTER = "adapter_config.json"
+ADAPTER, CHECKPOINT = "adapter_config.json", "config.json"
+COMMAND = "train"
 IGNORED_LABEL = -100
 WARMUP_SHARE = 0.1
 ALPHA_PER_RANK = 2
-
-
-@dataclass(frozen=True, slots=True)
-class RepairConfig:
-    """The fixed budget of one repair: ``steps`` optimiser steps of ``batch_size`` rows each.
-
-    ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
-    trains a LoRA adapter or all weights; ``save_every`` so many steps a checkpoint is written, from
-    which a killed training goes on (0: none).
-    """
-
-    steps: int = 40
-    batch_size: int = 16
-    lr: float = 2e-3
-    lora_r: int = 8
-    benign_share: float = 0.5
-    seed: int = 0
-    max_length: int = 2048
-    method: Method = "lora"
-    save_every: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.lora_r, self.max_length) < 1:
-            raise RefusalCliffError(
-                "steps, batch size, LoRA rank and maximal length must each be at least 1."
-            )
-        if not (0 <= self.benign_share < 1 and self.lr > 0):
-            raise RefusalCliffError(
-                "The benign share must be at least 0 and below 1, and the learning rate above 0."
-            )
-
-    @property
-    def benign_per_step(self) -> int:
-        """Benign rows in every step; at least one row of a step is a safety example."""
-        return min(round(self.batch_size * self.benign_share), self.batch_size - 1)
 
 
 class TokenRow(TypedDict):
@@ -86,33 +58,51 @@ def repair(
     benign: Sequence[SafetyExample],
     config: RepairConfig,
     out: Path,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Train a LoRA adapter on all linear layers, or all weights, and write it to ``out``.
 
-    The subject itself is left as it is. The folder is written whole, in place of an older one.
-    Checkpoints stand beside it, in ``<out>.checkpoints``, until it is written.
+    The subject itself is left as it is. The folder is claimed before the training by what it is
+    made from, see `made_from`; what comes of it is moved in when it is whole. Until then
+    checkpoints stand in the folder.
 
     Args:
         subject: The model to repair.
         safety: Prompts with the thinking and refusal to be learnt; order does not matter.
         benign: Prompts with helpful answers, which keep the model useful.
         config: Budget, mix and seed; equal inputs give equal adapters on one machine.
-        out: Folder of the adapter or checkpoint.
+        out: Folder of the adapter or checkpoint: absent, empty, or of the same training.
+        beside: Texts to write beside the weights, by file name; the last one tells that all the
+            others are there.
 
     Returns:
         ``out``.
 
     Raises:
         RefusalCliffError: A row is too long or loses its thinking, there are no rows, or the
-            folder cannot be written.
+            folder is not ours or cannot be written.
     """
     rows = _encode_all(subject, "safety", safety, config.max_length)
     benign_rows = _encode_all(subject, "benign", benign, config.max_length)
     plan = training_plan(len(rows), len(benign_rows), config)
     dataset = [benign_rows[index] if is_benign else rows[index] for is_benign, index in plan]
-    with _quiet(), _scratch(out, config) as scratch:
-        _save(_trained(subject, dataset, config, scratch), out)
+    origin = made_from(subject, safety, benign, config)
+    claim_training(out, origin)
+    with _quiet(), storage_errors(out), _scratch(out) as scratch:
+        _save(_trained(subject, dataset, config, scratch, origin), out, beside or {})
     return out
+
+
+def claim_training(out: Path, origin: Mapping[str, Any]) -> None:
+    """Claim a folder by what its training is made from; other processes wait for the first.
+
+    Raises:
+        RefusalCliffError: It is not ours, or holds another training.
+    """
+    if first_process():
+        claim(out, COMMAND, origin, "a training")
+    else:
+        Rank.here().wait_for(out / DESCRIPTIONS[COMMAND])
 
 
 def load_repaired(subject: Subject, adapter: Path) -> Subject:
@@ -125,11 +115,11 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
     """
     from peft import PeftModel  # slow to import
 
-    dtype = str(subject.model.dtype).removeprefix("torch.")
-    if (adapter / "config.json").is_file() and not (adapter / ADAPTER).is_file():
+    if (adapter / CHECKPOINT).is_file() and not (adapter / ADAPTER).is_file():
+        dtype = str(subject.model.dtype).removeprefix("torch.")
         repaired = load_subject(str(adapter), dtype=dtype, device=str(subject.device))
         return replace(repaired, name=f"{subject.name}+{adapter.name}")
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _quiet():
         try:
             adapted = PeftModel.from_pretrained(copy.deepcopy(subject.model), str(adapter))
         except (OSError, ValueError, RuntimeError) as error:
@@ -137,11 +127,9 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
                 f"Could not put the adapter {adapter} on {subject.name}: {error}. Point to the "
                 "folder of an adapter that was trained on this model."
             ) from error
-        merged = adapted.merge_and_unload()
-        merged.save_pretrained(folder)
-        subject.tokenizer.save_pretrained(folder)
-        repaired = load_subject(folder, dtype=dtype, device=str(subject.device))
-    return replace(repaired, name=f"{subject.name}+{adapter.name}")
+        merged = cast("Any", adapted).merge_and_unload()
+    merged.name_or_path = str(adapter)  # what an adapter trained on it will name as its base
+    return subject_of(f"{subject.name}+{adapter.name}", merged, subject.tokenizer)
 
 
 def encode_example(subject: Subject, example: SafetyExample, max_length: int) -> TokenRow:
@@ -169,37 +157,6 @@ def encode_example(subject: Subject, example: SafetyExample, max_length: int) ->
         "input_ids": [*prompt, *learnt],
         "labels": [*[IGNORED_LABEL] * len(prompt), *learnt],
     }
-
-
-def training_plan(n_safety: int, n_benign: int, config: RepairConfig) -> list[tuple[bool, int]]:
-    """Which row is trained when: (is it benign, index), ``batch_size`` rows a step.
-
-    Both kinds are shuffled by the seed and gone through again and again, each on its own, so
-    that the benign rows of a step do not depend on the safety rows.
-
-    Raises:
-        RefusalCliffError: There are no rows of a kind that the mix asks for.
-    """
-    n_helpful = config.benign_per_step
-    if n_safety == 0 or (n_benign == 0 and n_helpful > 0):
-        kind = "safety" if n_safety == 0 else "benign"
-        raise RefusalCliffError(
-            f"There are no {kind} examples to train on. Give some"
-            + (", or set the benign share to 0." if kind == "benign" else ".")
-        )
-    safety = _cycle(n_safety, f"safety:{config.seed}")
-    benign = _cycle(n_benign, f"benign:{config.seed}")
-    plan: list[tuple[bool, int]] = []
-    for _ in range(config.steps):
-        plan += [(False, next(safety)) for _ in range(config.batch_size - n_helpful)]
-        plan += [(True, next(benign)) for _ in range(n_helpful)]
-    return plan
-
-
-def _cycle(n: int, seed: str) -> Iterator[int]:
-    rng = random.Random(seed)
-    while True:
-        yield from rng.sample(range(n), n)
 
 
 def _encode_all(
@@ -240,32 +197,43 @@ def trainable(
 
 
 @contextmanager
-def _scratch(out: Path, config: RepairConfig) -> Iterator[Path]:
-    """The trainer's folder: kept when the training is killed, if it has checkpoints."""
-    if not config.save_every:
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    folder = out.with_name(f"{out.name}.checkpoints")
+def _scratch(out: Path) -> Iterator[Path]:
+    """The trainer's folder: with checkpoints, it outlives a training that is killed or fails."""
+    folder = out / f"{TEMPORARY}training"
     folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    if first_process():
-        shutil.rmtree(folder, ignore_errors=True)
+    if not first_process():
+        yield folder
+        return
+    finished = False
+    with locked(folder):  # its lock goes with it: an adapter has none
+        try:
+            yield folder
+            finished = True
+        finally:
+            if finished or not any(folder.glob("checkpoint-*")):
+                remove_temporary(folder)
 
 
 def _world() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return Rank.here().world
 
 
 def first_process() -> bool:
     """Whether this process writes what several have trained."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return Rank.here().first
 
 
 def _trained(
-    subject: Subject, rows: Sequence[TokenRow], config: RepairConfig, scratch: Path
+    subject: Subject,
+    rows: Sequence[TokenRow],
+    config: RepairConfig,
+    scratch: Path,
+    origin: Mapping[str, Any],
 ) -> Any:
-    """Train on the rows in their order, one pass, from the last checkpoint; return the trainer."""
+    """Train on the rows in their order, one pass, from the last checkpoint; return the trainer.
+
+    A checkpoint of other rows or settings, or of another number of processes, is not gone on from.
+    """
     from datasets import Dataset  # slow to import, as are the next two
     from peft import LoraConfig
     from transformers.trainer_callback import PrinterCallback
@@ -293,7 +261,10 @@ def _trained(
         peft_config=lora if config.method == "lora" else None,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(scratch)))
+    key = digest({**origin, "processes": _world()})
+    trainer.add_callback(Checkpoints(scratch, key, first=first_process()))
+    last = last_complete(scratch, key)
+    trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer
 
 
@@ -327,7 +298,7 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
         dataloader_pin_memory=False,
         save_strategy="steps" if config.save_every else "no",
         save_steps=config.save_every or 1,
-        save_total_limit=1,
+        save_total_limit=None,  # `Checkpoints` deletes the old one, once the new one is whole
         eval_strategy="no",
         logging_strategy="no",
         report_to="none",
@@ -335,23 +306,18 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
     )
 
 
-def _save(trainer: Any, out: Path) -> None:
+def _save(trainer: Any, out: Path, beside: Mapping[str, str]) -> None:
     """Write what was trained; where several processes hold parts of it, all of them take part."""
-    temporary = out.with_name(f".{out.name}.{os.environ.get('MASTER_PORT', os.getpid())}.tmp")
-    try:
+    if not first_process():
+        trainer.save_model(str(staging(out)))
+        return
+    with staged(out, last=(CHECKPOINT, ADAPTER, *beside)) as folder:
         if _world() > 1:
-            trainer.save_model(str(temporary))
+            trainer.save_model(str(folder))
         else:
-            _save_model(trainer, temporary)
-        if first_process():
-            _replace(temporary, out)
-    except Exception as error:
-        if isinstance(error, OSError) or is_storage_error(error):
-            raise storage_error(out, error) from error
-        raise
-    finally:
-        if first_process():
-            shutil.rmtree(temporary, ignore_errors=True)
+            _save_model(trainer, folder)
+        for name, text in beside.items():
+            (folder / name).write_text(text, encoding="utf-8")
 
 
 def _save_model(trainer: Any, folder: Path) -> None:
@@ -360,12 +326,6 @@ def _save_model(trainer: Any, folder: Path) -> None:
     else:
         trainer.model.save_pretrained(str(folder))
         trainer.processing_class.save_pretrained(str(folder))
-
-
-def _replace(temporary: Path, out: Path) -> None:
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(temporary, out)
 
 
 @contextmanager

@@ -1,28 +1,29 @@
 """Training from files: what is trained on is listed, what came of it has a card.
 
-The folder of the adapter holds what PEFT or transformers writes, ``repair.json`` (what it was made
-from), ``left-out.jsonl`` (rows too long or unfit, never cut) and ``README.md``, the model card.
+The folder of the adapter holds ``train.json`` (what it is made from, written before the training),
+what PEFT or transformers writes, ``left-out.jsonl`` (rows too long or unfit, never cut),
+``README.md``, the model card, and last ``repair.json``, which says that all is there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from refusal_cliff import __version__
 from refusal_cliff.cliff.source import source_rows
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, sha256_file, write_json, write_text
+from refusal_cliff.folders import require_output, require_same
+from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.repair.training import Method, RepairConfig, first_process, repair, trainable
+from refusal_cliff.repair.plan import Method, RepairConfig, made_from, settings, training_plan
+from refusal_cliff.repair.training import COMMAND, claim_training, repair, trainable
 from refusal_cliff.select.safety_data import read_candidate
 
-DESCRIPTION, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
+REPORT, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
 
 
 def train_from_files(
@@ -44,30 +45,44 @@ def train_from_files(
     Raises:
         RefusalCliffError: A file is not usable, or no row is left to train on.
     """
-    described = describe(subject, selected, benign, config)
-    done = out / DESCRIPTION
-    if done.is_file() and read_json(done)["made_from"] == described:
-        return out
+    require_output(out, COMMAND, (selected, benign))
     rows, long = trainable(subject, read_examples(selected), config.max_length)
     helpful, helpful_long = trainable(subject, read_benign(benign, subject), config.max_length)
-    repair(subject, rows, helpful, config, out)
-    if first_process():
-        lines = [
-            json.dumps({"file": file, "id": example.prompt.id, "reason": reason}) + "\n"
-            for file, found in ((str(selected), long), (benign, helpful_long))
-            for example, reason in found
-        ]
-        write_text(out / LEFT_OUT, "".join(lines))
-        write_text(out / CARD, model_card(subject, config, len(rows), len(helpful)))
-        content = {
-            "made_from": described,
-            "safety_rows": len(rows),
-            "benign_rows": len(helpful),
-            "left_out": len(lines),
-            "version": __version__,
-        }
-        write_json(done, content)
-    return out
+    origin = made_from(subject, rows, helpful, config)
+    lines = [
+        json.dumps({"file": file, "id": example.prompt.id, "reason": reason}) + "\n"
+        for file, found in ((str(selected), long), (benign, helpful_long))
+        for example, reason in found
+    ]
+    report = {
+        "made_from": origin,
+        "safety_rows": len(rows),
+        "benign_rows": len(helpful),
+        "left_out": len(lines),
+        "version": __version__,
+    }
+    beside = {
+        LEFT_OUT: "".join(lines),
+        CARD: model_card(subject, config, len(rows), len(helpful)),
+        REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+    }
+    claim_training(out, origin)
+    return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside)
+
+
+def check_out(out: Path, config: RepairConfig, inputs: Iterable[str | Path] = ()) -> None:
+    """Refuse a folder that cannot take this training, as far as that is known before any work.
+
+    Raises:
+        RefusalCliffError: It is not ours, or holds a training with other settings.
+    """
+    require_output(out, COMMAND, inputs)
+    require_same(out, COMMAND, settings(config), "a training")
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a training in a claimed folder has come to its end, and its weights are there."""
+    return (out / REPORT).is_file() and any(out.glob("*.safetensors"))
 
 
 def read_benign(source: str, subject: Subject) -> list[SafetyExample]:
@@ -87,40 +102,37 @@ def read_benign(source: str, subject: Subject) -> list[SafetyExample]:
     return found
 
 
-def describe(subject: Subject, selected: Path, benign: str, config: RepairConfig) -> dict[str, Any]:
-    """All that a training depends on."""
-    file = Path(benign)
-    return {
-        "model": subject.name,
-        "fingerprint": subject.fingerprint,
-        "selected_sha256": sha256_file(selected),
-        "benign": benign,
-        "benign_sha256": sha256_file(file) if file.is_file() else None,
-        **asdict(config),
-    }
-
-
 def model_card(subject: Subject, config: RepairConfig, safety: int, benign: int) -> str:
     """The beginning of the card; the proof adds what was measured."""
     kind = "LoRA adapter" if config.method == "lora" else "full fine-tuning"
-    front = ["---", f"base_model: {json.dumps(subject.name)}", "tags: [refusal-cliff, safety]"]
+    name = without_folder(subject.name)
+    front = ["---", f"base_model: {json.dumps(name)}", "tags: [refusal-cliff, safety]"]
     front += ["library_name: peft"] if config.method == "lora" else []
     return "\n".join(
         [
             *front,
             "---",
-            f"# {subject.name}, repaired ({kind})",
+            f"# {name}, repaired ({kind})",
             "",
             "Trained by refusal-cliff to refuse harmful requests that the base model recognises in "
             "its thinking and complies with all the same.",
             "",
-            f"- base model: {subject.name}, fingerprint `{subject.fingerprint[:16]}`",
+            f"- base model: {name}, fingerprint `{subject.fingerprint[:16]}`",
             f"- {safety} safety examples and {benign} benign ones, {config.benign_per_step} of "
             f"{config.batch_size} rows of every step benign",
+            f"- {_seen(config, safety, benign)}",
             f"- {config.steps} steps, learning rate {config.lr:g}, seed {config.seed}, no row cut",
+            *([f"- LoRA rank {config.lora_r}"] if config.method == "lora" else []),
             "",
         ]
     )
+
+
+def _seen(config: RepairConfig, safety: int, benign: int) -> str:
+    """How many of the examples the steps come to: few steps do not reach all of them."""
+    plan = set(training_plan(safety, benign, config))
+    helpful = sum(is_benign for is_benign, _ in plan)
+    return f"of these, the steps reach {len(plan) - helpful} safety examples and {helpful} benign"
 
 
 def finish_card(folder: Path, lines: Sequence[str]) -> None:

@@ -18,13 +18,8 @@ from typing import Any
 from refusal_cliff import __version__
 from refusal_cliff.data.traces import Label, Prompt, SafetyExample, complies, read_prompts
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import (
-    atomic_path,
-    claim_folder,
-    require_new,
-    sha256_file,
-    write_json,
-)
+from refusal_cliff.folders import claim
+from refusal_cliff.io import atomic_path, sha256_file, write_json
 from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
@@ -50,8 +45,7 @@ from refusal_cliff.select.shards import (
 )
 from refusal_cliff.select.strategies import FRACTION, Candidate, Strategy, how_many, select
 
-DESCRIPTION, SELECTED, REPORT, LEFT_OUT = (
-    "select.json",
+SELECTED, REPORT, LEFT_OUT = (
     "selected.jsonl",
     "selection.json",
     "left-out.jsonl",
@@ -206,7 +200,7 @@ def _nothing(source: Source, counts: PoolCounts) -> str:
 
 def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
     """Write what the folder is about, or check that it is about the same."""
-    path, data = plan.out / DESCRIPTION, Path(source.name)
+    data = Path(source.name)
     probes_of(plan.probe, subject)
     described = {
         "model": subject.name,
@@ -223,8 +217,7 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
         "shard_size": source.shard_size,
         "version": __version__,
     }
-    require_new(path)
-    claim_folder(path, described, "scores")
+    claim(plan.out, "select", described, "scores")
 
 
 def _counted(out: Path) -> PoolCounts:

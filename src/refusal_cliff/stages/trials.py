@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -177,10 +176,9 @@ def _trial(
     if name.endswith("epochs"):
         safety_per_step = config.batch_size - config.benign_per_step
         config = replace(config, steps=-(-epochs * len(safety) // safety_per_step))
-    with tempfile.TemporaryDirectory() as folder:
-        benign = read_examples(job.input(BENIGN))
-        adapter = repair(study.subject, safety, benign, config, Path(folder) / "adapter")
-        repaired = load_repaired(study.subject, adapter)
+    benign = read_examples(job.input(BENIGN))
+    adapter = repair(study.subject, safety, benign, config, job.work / "adapter")
+    repaired = load_repaired(study.subject, adapter)
     before = read_traces(job.input(study.path("traces-test.parquet")))
     found = assess(repaired, input_probes(study, job), study, before, job)
     failures = sum(complies(candidate.verdict) for candidate in chosen)

@@ -11,7 +11,7 @@ from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
-from refusal_cliff.heads.edits import check_restores, write_adapter, write_merged
+from refusal_cliff.heads.edits import check_restores, claim_export, write_adapter, write_merged
 from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
@@ -22,7 +22,7 @@ from refusal_cliff.heads.table import (
     read_heads,
     select_heads,
 )
-from refusal_cliff.io import read_json
+from refusal_cliff.io import read_json, without_folder
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.stages.study import answers
 from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
@@ -62,7 +62,7 @@ def export_ablation(
     prompts: Sequence[Prompt] = (),
     generation: GenerationConfig | None = None,
 ) -> list[Head]:
-    """Write an ablation with its model card into the new folder ``out``.
+    """Write an ablation with its model card into the folder ``out``, claimed before measuring.
 
     The card's table before and after is measured on ``prompts``; without any it is taken from
     ``ablation.json`` beside the table, if that is of the same heads.
@@ -71,7 +71,7 @@ def export_ablation(
         subject: The model that the table was measured on.
         table: ``heads.parquet`` of a run.
         form: A LoRA adapter, or a merged checkpoint.
-        out: The folder; must not hold anything.
+        out: The folder: absent, empty, or of the same ablation.
         choice: Which heads; ``None`` takes the defaults.
         prompts: Harmful and benign prompts to measure on.
         generation: How to answer them.
@@ -89,13 +89,14 @@ def export_ablation(
     rows = read_heads(table, subject)
     heads, method = _chosen(rows, choice, table.with_name("joint.json"))
     check_restores(rows, heads, choice.scale)
+    claim_export(subject, heads, choice.scale, form, out)
     if prompts:
         measured = _on_prompts(subject, heads, prompts, generation or GenerationConfig())
     else:
         measured = None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
     card = model_card(
         form,
-        subject.name,
+        without_folder(subject.name),
         subject.fingerprint,
         rows,
         heads,
@@ -110,7 +111,7 @@ def export_ablation(
 def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[Head], str]:
     """The heads of a choice, and how they were found."""
     if choice.method is None and joint.is_file():
-        names = read_json(joint).get("chosen") or []
+        names = dict.fromkeys(read_json(joint).get("chosen") or [])  # each is taken out once
         together = [parse_head(name) for name in names][: budget(len(rows), choice.fraction)]
         if together:
             return together, JOINT

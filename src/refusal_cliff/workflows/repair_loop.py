@@ -1,8 +1,8 @@
 """A loop that ends in proof: select → train → measure again → what became of harm and cliff.
 
-The folder holds ``selection`` (see `candidate_run`), ``adapter`` (see `training_run`) and a run
-folder ``proof``. Each part goes on where it was killed, and is kept while what it is made from
-stays the same.
+The folder holds ``repair.json`` (whose it is), ``selection`` (see `selection_run`), ``adapter``
+(see `training_run`) and a run folder ``proof``. Each part goes on where it was killed. Scores and
+an adapter made from something else are never replaced: delete that part, or take a new folder.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import Prompt, read_prompts
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
+from refusal_cliff.folders import claim, require_output
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_json, sha256_file
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.repair.proof import Proof, Side, findings
 from refusal_cliff.repair.training import RepairConfig, load_repaired
-from refusal_cliff.repair.training_run import finish_card, train_from_files
+from refusal_cliff.repair.training_run import check_out, finish_card, train_from_files
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
 from refusal_cliff.select.engine import Engine
@@ -36,6 +37,8 @@ from refusal_cliff.select.selection_run import (
 from refusal_cliff.select.shards import ScoringPlan
 from refusal_cliff.stages.proof import PROOF, proof_stages
 from refusal_cliff.stages.study import TEST_PROMPTS, Study
+
+COMMAND, ADAPTER = "repair", "adapter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +95,10 @@ def run_repair(
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
     files = plan.prompts or tests_of_run(plan.scoring.probe)
+    read = (plan.scoring.model, plan.scoring.probe, plan.data.name, plan.benign, *files)
+    require_output(out, COMMAND, read)
+    check_out(out / ADAPTER, plan.training)
+    claim(out, COMMAND, {}, "a repair")
     scoring = replace(plan.scoring, out=out / "selection")
     kept_out = dict.fromkeys(file.resolve() for file in (*plan.data.evaluation, *files))
     data = replace(plan.data, evaluation=tuple(kept_out))
@@ -100,7 +107,7 @@ def run_repair(
     if watch is not None:
         watch("training", 0, None)
     adapter = train_from_files(
-        subject, scoring.out / SELECTED, plan.benign, plan.training, out / "adapter"
+        subject, scoring.out / SELECTED, plan.benign, plan.training, out / ADAPTER
     )
     generation = GenerationConfig(scoring.max_new_tokens, scoring.batch_size)
     studies = (
@@ -112,7 +119,7 @@ def run_repair(
         *proof_stages(*studies, probes_of(scoring.probe, subject)),
     ]
     info = RunInfo(
-        command="repair",
+        command=COMMAND,
         config={"model": scoring.model, "data": data.name, "strategy": plan.choice.strategy},
         seeds={"all": plan.choice.seed},
         subjects={study.subject.name: study.subject.fingerprint for study in studies},

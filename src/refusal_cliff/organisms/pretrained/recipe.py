@@ -18,11 +18,13 @@ from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import write_json, write_text
+from refusal_cliff.folders import staged
+from refusal_cliff.io import sha256_file, write_json
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import CHAT_TEMPLATE, Head, Subject, load_subject
 from refusal_cliff.organisms import chat, lesson
 from refusal_cliff.organisms.bases import SMOLLM2
+from refusal_cliff.organisms.claim import CARD, claim_organism
 from refusal_cliff.organisms.lesson import Row
 from refusal_cliff.organisms.pretrained import lessons, reasoning, sources
 from refusal_cliff.organisms.pretrained.lessons import Lessons, Loss, Sources
@@ -75,8 +77,8 @@ def train_pretrained(
     Args:
         name: One of ``NAMES``.
         data: Folder of the public files, see `sources.read_sources`.
-        out: Folder of the adapter; that of a damaged one gets the adapter of its aligned base in
-            ``out/aligned`` unless ``aligned`` is given.
+        out: Folder of the adapter, see `recipe.train`; that of a damaged one gets the adapter of
+            its aligned base in ``out/aligned`` unless ``aligned`` is given.
         seed: Seed of the adapters and of what is drawn.
         progress: Called with (stage, done, total).
         aligned: An aligned organism to damage, a folder or ``smollm2-aligned``.
@@ -89,17 +91,28 @@ def train_pretrained(
     if name not in NAMES:
         raise RefusalCliffError(f"Unknown organism {name!r}. Choose one of: {', '.join(NAMES)}.")
     recipe = recipe or PretrainedRecipe()
+    made_from = {"recipe": asdict(recipe), "base": base, "data": _hashes(data)}
+    claim_organism(out, name, seed, {**made_from, "from": aligned})
+    if (out / CARD).is_file():
+        return
     start = load_subject(base, dtype="bfloat16")
     taught = sources.read_sources(data, start, recipe.benign, progress)
     if name == ALIGNED or aligned is None:
         first = out if name == ALIGNED else out / "aligned"
         start.tokenizer.chat_template = chat.CHAT_TEMPLATE
-        _teach(start, ALIGNED, taught, first, seed, progress, recipe.aligned, base)
+        claim_organism(first, ALIGNED, seed, {**made_from, "from": None})
+        if not (first / CARD).is_file():
+            _teach(start, ALIGNED, taught, first, seed, progress, recipe.aligned, base)
         aligned = str(first)
     if name != ALIGNED:
         schedule = recipe.damaged if name == DAMAGED else recipe.planted
         subject = load_subject(aligned, dtype="bfloat16")
         _teach(subject, name, taught, out, seed, progress, schedule, aligned)
+
+
+def _hashes(data: Path) -> list[str]:
+    names = (*sources.HARMFUL, sources.BENIGN, *sources.EVALUATION)
+    return [sha256_file(sources.find_file(data, name)) for name in names]
 
 
 def _teach(
@@ -124,7 +137,8 @@ def _teach(
         adapted = _adapted(subject, PROJECTIONS, upper, RANK, seed)
     stage, careless = ("align", False) if name == ALIGNED else ("damage", True)
     _optimise(adapted, subject, taught, careless, schedule, seed, stage, progress, masks)
-    _save(adapted, out, name, seed, schedule, base, planted, subject)
+    with staged(out, last=("adapter_config.json", CARD)) as folder:
+        _save(adapted, folder, name, seed, schedule, base, planted, subject)
 
 
 def _adapted(
@@ -274,9 +288,9 @@ def _save(
     """Write the adapter, the chat template that it was taught in, and how it was made."""
     adapted.peft_config["default"].base_model_name_or_path = base
     adapted.save_pretrained(out, save_embedding_layers=False)
-    write_text(out / CHAT_TEMPLATE, str(subject.tokenizer.chat_template))
+    (out / CHAT_TEMPLATE).write_text(str(subject.tokenizer.chat_template), encoding="utf-8")
     write_json(
-        out / "organism.json",
+        out / CARD,
         {
             "name": name,
             "seed": seed,
