@@ -192,7 +192,7 @@ def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int]
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=None, title=plain(title))
+        task = progress.add_task("", total=None)
         yield lambda done: progress.update(task, completed=done)
 
 
@@ -206,7 +206,7 @@ def working(console: Console, title: str) -> Iterator[Callable[[str, int, int | 
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task("", total=None, title=plain(title), amount="")
+        task = progress.add_task("", total=None, amount="")
 
         def show(what: str, done: int, total: int | None) -> None:
             amount = f"{done:,}" if total is None else f"{done:,} of {total:,}"
