@@ -20,6 +20,16 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_json_lines
 from refusal_cliff.thinking import Spans
 
+REFUSAL_FIELD = "the server says that it is a refusal"
+EMPTY = "the answer is empty"
+TOOL_CALL = "a call of a tool instead of an answer"
+FILTERED = "stopped by a content filter"
+NO_ANSWER = "thinking without an answer"
+UNANSWERED = (EMPTY, TOOL_CALL, FILTERED, NO_ANSWER)
+"""Why there is nothing to judge: such an answer is unscored, whoever judges."""
+UNTOLD = "not told"
+"""The ``finish`` of an answer of which the server did not say why it ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -37,7 +47,8 @@ class Record:
         spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
             endpoint are split where its tokenizer is known.
         thinking_cut: Whether a budget closed the thinking.
-        finish: Why an endpoint stopped, in its own word.
+        finish: Why an endpoint stopped, in its own word, or ``UNTOLD``.
+        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
         tokens: How many tokens prompt and answer had, as the endpoint counted; a text that does
             not give back as many has lost some.
         prompt_tokens: How many of them the prompt had.
@@ -57,6 +68,7 @@ class Record:
     spans: Spans | None = None
     thinking_cut: bool = False
     finish: str = ""
+    status: str = ""
     tokens: int | None = None
     prompt_tokens: int | None = None
     verdict: Verdict = "unscored"
@@ -84,9 +96,31 @@ def record_of_trace(trace: Trace) -> Record:
         complete=trace.complete,
         token_ids=trace.token_ids,
         spans=trace.spans,
+        status=status_of_trace(trace),
         thinking_cut=trace.thinking_cut,
         verdict=trace.verdict,
     )
+
+
+def status_of_trace(trace: Trace) -> str:
+    """The `Record.status` of a trace."""
+    return status_of(trace.thinking, trace.response, trace.spans is not None, trace.complete)
+
+
+def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
+    """Why there is no answer, where the model ended by itself; else empty.
+
+    Args:
+        thinking: Its thinking.
+        response: Its answer.
+        closed: Whether the thinking ended.
+        complete: Whether the model ended by itself, or nothing else is known.
+    """
+    if response.strip() or not complete:
+        return ""
+    if not thinking.strip():
+        return EMPTY
+    return NO_ANSWER if closed else ""
 
 
 def row_of_record(record: Record) -> dict[str, Any]:
@@ -128,6 +162,7 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         spans=None if spans is None else Spans(**spans),
         thinking_cut=bool(row.get("thinking_cut")),
         finish=str(row.get("finish") or ""),
+        status=_status(row),
         tokens=cast("int | None", row.get("tokens")),
         prompt_tokens=cast("int | None", row.get("prompt_tokens")),
         verdict=cast("Verdict", verdict),
@@ -135,6 +170,11 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         score=cast("float | None", row.get("score")),
         reason=str(row.get("reason") or ""),
     )
+
+
+def _status(row: Row) -> str:
+    status = str(row.get("status") or "")
+    return status if status in (*UNANSWERED, REFUSAL_FIELD) else ""
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -255,10 +255,10 @@ def _unmarked(thinking: str, formats: Sequence[_Format]) -> str:
     """A thought without any marker that it does not only speak of."""
     for _ in formats:  # what one pass leaves may change what stands between quotes
         found = _present(thinking, formats)
-        mentions = Mentions(thinking) if found else None
-        marks = [s for f in found for p in (f.opener, f.closer) for s in mentions.without(p)]
-        if not marks:
+        if not found:
             break
+        mentions = Mentions(thinking)
+        marks = [s for f in found for p in (f.opener, f.closer) for s in mentions.without(p)]
         thinking = _joined(_pieces(thinking, sorted(marks)))
     return thinking
 
