@@ -27,11 +27,11 @@ from refusal_cliff.data.records import (
     Record,
     record_of_row,
     row_of_record,
-    status_of,
     with_verdict,
     write_left_out,
     write_records,
 )
+from refusal_cliff.data.said import status_of
 from refusal_cliff.data.traces import Prompt, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Backend

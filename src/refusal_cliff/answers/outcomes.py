@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.records import UNANSWERED, UNTOLD, Record
+from refusal_cliff.data.records import Record
+from refusal_cliff.data.said import UNANSWERED, UNTOLD
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.stats import Interval, bootstrap_mean, mcnemar, wilson
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from refusal_cliff.data.said import known_status, status_of
 from refusal_cliff.data.traces import (
     VERDICTS,
     Prompt,
@@ -19,16 +20,6 @@ from refusal_cliff.data.traces import (
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_json_lines
 from refusal_cliff.thinking import Spans
-
-REFUSAL_FIELD = "the server says that it is a refusal"
-EMPTY = "the answer is empty"
-TOOL_CALL = "a call of a tool instead of an answer"
-FILTERED = "stopped by a content filter"
-NO_ANSWER = "thinking without an answer"
-UNANSWERED = (EMPTY, TOOL_CALL, FILTERED, NO_ANSWER)
-"""Why there is nothing to judge: such an answer is unscored, whoever judges."""
-UNTOLD = "not told"
-"""The ``finish`` of an answer of which the server did not say why it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,22 +98,6 @@ def status_of_trace(trace: Trace) -> str:
     return status_of(trace.thinking, trace.response, trace.spans is not None, trace.complete)
 
 
-def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
-    """Why there is no answer, where the model ended by itself; else empty.
-
-    Args:
-        thinking: Its thinking.
-        response: Its answer.
-        closed: Whether the thinking ended.
-        complete: Whether the model ended by itself, or nothing else is known.
-    """
-    if response.strip() or not complete:
-        return ""
-    if not thinking.strip():
-        return EMPTY
-    return NO_ANSWER if closed else ""
-
-
 def row_of_record(record: Record) -> dict[str, Any]:
     """A record as a row of JSON; the tokens only where there are some."""
     row = asdict(record)
@@ -162,7 +137,7 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         spans=None if spans is None else Spans(**spans),
         thinking_cut=bool(row.get("thinking_cut")),
         finish=str(row.get("finish") or ""),
-        status=_status(row),
+        status=known_status(row.get("status")),
         tokens=cast("int | None", row.get("tokens")),
         prompt_tokens=cast("int | None", row.get("prompt_tokens")),
         verdict=cast("Verdict", verdict),
@@ -170,11 +145,6 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         score=cast("float | None", row.get("score")),
         reason=str(row.get("reason") or ""),
     )
-
-
-def _status(row: Row) -> str:
-    status = str(row.get("status") or "")
-    return status if status in (*UNANSWERED, REFUSAL_FIELD) else ""
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

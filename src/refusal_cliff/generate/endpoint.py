@@ -6,16 +6,16 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeGuard
 from urllib.parse import SplitResult, urlsplit
 
 from refusal_cliff.data.records import LeftOut, Record, shortened
+from refusal_cliff.data.said import said_in
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
-from refusal_cliff.generate.message import record_of_choice
 from refusal_cliff.thinking.parts import read_parts
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -178,9 +178,21 @@ class EndpointBackend:
         await self._ask_all(jobs, keep)
 
     def _record(self, prompt: Prompt, choice: Choice, tokens: Tokens) -> Record:
-        record = record_of_choice(prompt, choice, thinks=self._config.thinks)
-        return replace(
-            record, token_ids=tokens.ids, tokens=tokens.total, prompt_tokens=tokens.prompt
+        message = choice.get("message")
+        message = {"content": choice.get("text")} if message is None else message
+        said = said_in(message, choice.get("finish_reason"), thinks=self._config.thinks)
+        return Record(
+            prompt,
+            said.thinking,
+            said.response,
+            closed=said.closed,
+            complete=said.complete,
+            written=said.written,
+            finish=said.finish,
+            status=said.status,
+            token_ids=tokens.ids,
+            tokens=tokens.total,
+            prompt_tokens=tokens.prompt,
         )
 
     async def _ask_all(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from refusal_cliff.data.records import EMPTY, REFUSAL_FIELD, UNANSWERED, status_of_trace
+from refusal_cliff.data.records import status_of_trace
+from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED
 from refusal_cliff.data.traces import Trace, Verdict
 
 
