@@ -33,6 +33,8 @@ class Record:
         closed: Whether the thinking ended. A model that does not think has always ended it.
         complete: Whether the model ended its answer itself.
         written: All that the model wrote, where it came in one text; what is scored later.
+        beside: The text beside a thought that came in a field of its own, where it holds more than
+            the answer, see `Said`; what is scored later.
         token_ids: The tokens, prompt first, of a model that ran here, or of an endpoint that tells
             them.
         spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
@@ -55,6 +57,7 @@ class Record:
     closed: bool
     complete: bool
     written: str | None = None
+    beside: str = ""
     token_ids: tuple[int, ...] = ()
     spans: Spans | None = None
     thinking_cut: bool = False
@@ -133,6 +136,7 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         closed=bool(row.get("closed", row.get("spans", True) is not None)),
         complete=bool(row.get("complete", True)),
         written=cast("str | None", row.get("written")),
+        beside=str(row.get("beside") or ""),
         token_ids=tuple(cast("list[int]", row.get("token_ids") or ())),
         spans=None if spans is None else Spans(**spans),
         thinking_cut=bool(row.get("thinking_cut")),
