@@ -124,6 +124,8 @@ def _tokenised(source: Path, number: int, row: Row, subject: Subject, label: Lab
         told, thinking, response = "", None, written
     elif told and row.get("closed") is False:  # a thought that never ended, in a field of its own
         thinking, response = None, subject.format.opening + told
+    elif told and isinstance(row.get("beside"), str):
+        response = str(row["beside"]) or response
     tokenizer = subject.tokenizer
     ids, spans = _ids_and_spans(row, subject, prompt.text, thinking, response)
     if spans is not None and row.get("closed") is False:

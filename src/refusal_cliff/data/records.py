@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
+from refusal_cliff.data.said import known_status, status_of
 from refusal_cliff.data.traces import (
     VERDICTS,
     Prompt,
@@ -32,12 +33,15 @@ class Record:
         closed: Whether the thinking ended. A model that does not think has always ended it.
         complete: Whether the model ended its answer itself.
         written: All that the model wrote, where it came in one text; what is scored later.
+        beside: The text beside a thought that came in a field of its own, where it holds more than
+            the answer, see `Said`; what is scored later.
         token_ids: The tokens, prompt first, of a model that ran here, or of an endpoint that tells
             them.
         spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
             endpoint are split where its tokenizer is known.
         thinking_cut: Whether a budget closed the thinking.
-        finish: Why an endpoint stopped, in its own word.
+        finish: Why an endpoint stopped, in its own word, or ``UNTOLD``.
+        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
         tokens: How many tokens prompt and answer had, as the endpoint counted; a text that does
             not give back as many has lost some.
         prompt_tokens: How many of them the prompt had.
@@ -53,10 +57,12 @@ class Record:
     closed: bool
     complete: bool
     written: str | None = None
+    beside: str = ""
     token_ids: tuple[int, ...] = ()
     spans: Spans | None = None
     thinking_cut: bool = False
     finish: str = ""
+    status: str = ""
     tokens: int | None = None
     prompt_tokens: int | None = None
     verdict: Verdict = "unscored"
@@ -84,9 +90,15 @@ def record_of_trace(trace: Trace) -> Record:
         complete=trace.complete,
         token_ids=trace.token_ids,
         spans=trace.spans,
+        status=status_of_trace(trace),
         thinking_cut=trace.thinking_cut,
         verdict=trace.verdict,
     )
+
+
+def status_of_trace(trace: Trace) -> str:
+    """The `Record.status` of a trace."""
+    return status_of(trace.thinking, trace.response, trace.spans is not None, trace.complete)
 
 
 def row_of_record(record: Record) -> dict[str, Any]:
@@ -124,10 +136,12 @@ def record_of_row(source: Path, number: int, row: Row) -> Record:
         closed=bool(row.get("closed", row.get("spans", True) is not None)),
         complete=bool(row.get("complete", True)),
         written=cast("str | None", row.get("written")),
+        beside=str(row.get("beside") or ""),
         token_ids=tuple(cast("list[int]", row.get("token_ids") or ())),
         spans=None if spans is None else Spans(**spans),
         thinking_cut=bool(row.get("thinking_cut")),
         finish=str(row.get("finish") or ""),
+        status=known_status(row.get("status")),
         tokens=cast("int | None", row.get("tokens")),
         prompt_tokens=cast("int | None", row.get("prompt_tokens")),
         verdict=cast("Verdict", verdict),

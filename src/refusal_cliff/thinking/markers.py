@@ -9,6 +9,7 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking.rendering import REASONING_FIELDS, past_thought
 
 _LITERAL = re.compile(r"(?:\\[^\w\s]|[^\\.*+?()\[\]{}^$|])*")
@@ -58,6 +59,15 @@ KNOWN: tuple[Markers, ...] = (
     _tags("[THINK]", "[/THINK]"),
     _tags("<seed:think>", "</seed:think>"),
     _tags("<thought>", "</thought>"),
+    _tags("<thinking>", "</thinking>"),
+    _tags("<reasoning>", "</reasoning>"),
+    Markers("<Thought>", "</Thought>", "<Thought>\n", "\n</Thought>\n\n<Output>\n"),
+    Markers(
+        "<|begin_of_thought|>",
+        "<|end_of_thought|>",
+        "<|begin_of_thought|>\n\n",
+        "\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n",
+    ),
     _tags("◁think▷", "◁/think▷"),
     Markers(
         "<|START_THINKING|>",
@@ -69,6 +79,22 @@ KNOWN: tuple[Markers, ...] = (
     _channels(" to=self<|message|>", "<|eom|>", " to=user<|message|>"),
     Markers("<|channel>thought", "<channel|>", "<|channel>thought\n", "\n<channel|>"),
 )
+
+
+def markers_of(named: str) -> Markers:
+    """The markers that a user named, ``OPEN CLOSE`` with a blank between.
+
+    Raises:
+        RefusalCliffError: These are not two different words.
+    """
+    words = named.split()
+    if len(words) != 2 or words[0] == words[1]:
+        raise RefusalCliffError(
+            f"{named!r} does not name the two markers around a thought. Write the one that "
+            "opens it and the one that closes it with a blank between: "
+            "--thinking-markers '<think> </think>'."
+        )
+    return _tags(*words)
 
 
 def find_markers(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | None:

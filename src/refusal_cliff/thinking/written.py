@@ -1,10 +1,30 @@
-"""What an endpoint's message says: thinking apart, or inside the text between known markers."""
+"""One splitter of thought and answer: of whatever a server, a file or a model wrote as text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 
 from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.mentions import Mentions
+
+_HEADER_END = "<|message|>"
+_SEAM = re.compile(r"<\|start\|>assistant|<\|(?:end|return|call|eom|eot)\|>")
+_ENDS = re.compile(r"(?:<\|(?:end|return|call|eom|eot)\|>\s*)+\Z")
+_MOST_ENDS = 200
+"""Characters at the end of an answer in which these are looked for."""
+_WRAPPERS = ("output", "answer", "solution", "response")
+_WRAPS = re.compile(
+    rf"(?:(?:<(?:{'|'.join(_WRAPPERS)})>|<\|(?:begin_of_solution|START_RESPONSE)\|>)\s*)+",
+    re.IGNORECASE,
+)
+_UNWRAPS = re.compile(
+    rf"</(?:{'|'.join(_WRAPPERS)})>|<\|(?:end_of_solution|END_RESPONSE)\|>", re.IGNORECASE
+)
+_LEAST_REPEATED = 40
+"""Characters of a thought that an answer repeats word for word by no chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,10 +32,12 @@ class Message:
     """Thinking and answer of one message.
 
     Attributes:
-        thinking: Without markers.
-        response: The answer; empty where the thinking never closed.
+        thinking: Without markers, and without blanks at its ends.
+        response: The answer, without the wrapper of a solution and without blanks at its ends;
+            empty where the thinking never closed.
         closed: Whether the thinking ended.
-        written: The whole text, where thinking did not come in a field of its own.
+        written: The whole text, where it is exactly what a model wrote in one piece, so that its
+            tokens can be kept.
     """
 
     thinking: str
@@ -24,40 +46,243 @@ class Message:
     written: str | None
 
 
-def read_message(content: str | None, reasoning: str | None, *, thinks: bool = False) -> Message:
-    """Split what a server sent into thinking and answer.
+def read_message(
+    content: str | None,
+    reasoning: str | None,
+    *,
+    thinks: bool = False,
+    markers: Sequence[Markers] = KNOWN,
+) -> Message:
+    """Split what a server sent, or a file holds, into thinking and answer.
 
-    - Thinking in its own field and an answer: both as they are. Without any answer the thinking
-      never closed: servers send an unfinished thought alone.
-    - Inline markers: the answer is what follows the last closer; a closer without an opener ends
-      thinking that the prompt opened; an opener after the last closer, or without one, is a thought
-      that never closed.
+    - Markers in the text, in any case of letters: the answer is what follows the last closer. A
+      closer without an opener ends thinking that the prompt opened; text before an opener, and
+      all between two thoughts, is thinking; an opener after the last closer, or without one, is a
+      thought that never closed, and never an answer.
+    - A marker that is only spoken of is none, see `Mentions`: so an answer may quote the markers,
+      and stays whole.
+    - A text that begins with ``think`` on a line of its own (s1) is a thought up to the line
+      ``answer``; one that begins with ``analysis`` and goes on without a blank (harmony whose
+      markers were stripped) is a thought up to ``assistantfinal``.
+    - Thinking in a field of its own and an answer: both as they are, tags in the field aside. A
+      thought in both stands once: where one holds the other, blanks aside, the longer one is taken;
+      where they differ, the field's comes first and the text's after it, so that nothing is lost
+      and no thought is in the answer. Without any answer the thinking never closed: servers send
+      an unfinished thought alone.
+    - An answer that first repeats a long thought word for word loses the repetition.
     - No marker at all: an answer without thinking, unless the model always thinks.
+
+    What was read and is read again, thinking and answer apart, stays as it is.
 
     Args:
         content: The message's text.
-        reasoning: Its ``reasoning_content`` or ``reasoning``.
+        reasoning: Its ``reasoning_content``, ``reasoning`` or ``thinking``.
         thinks: The model always thinks, so that a text without the end of a thought is a thought.
+        markers: Formats to look for; where a text holds several, the first in this order. Put the
+            model's own, or those that a user named, in front of ``KNOWN``.
     """
-    text = content or ""
-    if reasoning is not None and reasoning.strip():
-        answer = text.strip()
-        return Message(reasoning.strip(), answer, closed=bool(answer), written=None)
-    for markers in KNOWN:
-        if markers.opener in text or (markers.answer or markers.closer) in text:
-            return _inline(text, markers)
-    if thinks:
-        return Message(text.strip(), "", closed=False, written=text)
-    return Message("", text.strip(), closed=True, written=text)
+    formats = _formats(tuple(markers))
+    field = (reasoning or "").strip()
+    if not field:
+        text = _split(content or "", formats, alone=True)
+        if thinks and not text.marked:
+            return Message(text.response, "", closed=False, written=content)
+        thinking = _unmarked(text.thinking, formats)
+        response = _unrepeated(thinking, text.response)
+        return Message(thinking, response, text.closed, written=content)
+    text = _split(_unwrapped(content or ""), formats, alone=False)
+    told = _split(field, formats, alone=False)
+    if told.closed and told.marked and not (text.response or text.marked):
+        text, told = told, replace(told, response="")
+    thinking = _once(_joined((told.thinking, told.response)), text.thinking)
+    thinking = _unmarked(thinking, formats)
+    response = _unrepeated(thinking, text.response)
+    return Message(thinking, response, text.closed and bool(response), written=None)
 
 
-def _inline(text: str, markers: Markers) -> Message:
-    closer = markers.answer or markers.closer
-    before, found, after = text.rpartition(closer)
-    if not found or markers.opener in after:
-        unfinished = text.replace(markers.opener, "", 1).replace(closer, "")
-        return Message(unfinished.strip(), "", closed=False, written=text)
-    thinking = before.replace(markers.opener, "", 1)
-    if markers.ender:
-        thinking = thinking.partition(markers.ender)[0]
-    return Message(thinking.strip(), after.strip(), closed=True, written=text)
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A text in two; ``marked`` says whether there was any marker in it."""
+
+    thinking: str
+    response: str
+    closed: bool
+    marked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """A format as patterns.
+
+    Attributes:
+        opener: Matches what opens a thought.
+        closer: Matches what begins the answer.
+        heads: Small letters, one of which every text with a marker holds: looked for first, for
+            most texts have none, and patterns are slow.
+        seam: Matches what stands between the messages of a format of channels, and after them.
+    """
+
+    opener: re.Pattern[str]
+    closer: re.Pattern[str]
+    heads: tuple[str, ...] = ()
+    seam: re.Pattern[str] | None = None
+
+
+_BARE = (
+    _Format(
+        re.compile(r"\A(?:<\|im_start\|>)?think\r?\n"),
+        re.compile(r"(?:\r?\n|<\|im_start\|>)answer(?:\r?\n|\Z)"),
+    ),
+    _Format(
+        re.compile(r"\A(?:analysis|commentary)(?=[^\sa-z]|.*?assistantfinal)", re.DOTALL),
+        re.compile(r"assistantfinal|\Afinal(?=[A-Z])"),
+        seam=re.compile(r"assistant(?:analysis|commentary)"),
+    ),
+)
+"""s1, and harmony without its markers: they count at the very beginning of a text alone."""
+
+
+@cache
+def _formats(markers: tuple[Markers, ...]) -> tuple[_Format, ...]:
+    return tuple(map(_format, markers))
+
+
+def _format(markers: Markers) -> _Format:
+    opener, closer = markers.opener.strip(), (markers.answer or markers.closer).strip()
+    heads = tuple(map(_head, (opener, closer)))
+    seam = _SEAM if markers.answer else None
+    return _Format(_pattern(opener), _pattern(closer), heads, seam)
+
+
+def _pattern(mark: str) -> re.Pattern[str]:
+    """Matches a marker in any case; a channel's header may say more before it ends.
+
+    What harmony calls commentary are words between thoughts, or to a tool: no answer.
+    """
+    head = re.escape(mark.removesuffix(_HEADER_END)).replace("analysis", "(?:analysis|commentary)")
+    more = rf"\b[^\n]{{0,64}}?{re.escape(_HEADER_END)}" if mark.endswith(_HEADER_END) else ""
+    return re.compile(head + more, re.IGNORECASE)
+
+
+def _head(mark: str) -> str:
+    return mark.removesuffix(_HEADER_END).removesuffix("analysis").lower()
+
+
+def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
+    """Cut off thoughts until what is left holds no marker of any format.
+
+    Args:
+        text: What was written.
+        formats: To look for.
+        alone: Nothing is known of a thought beside it, so that the opening word of a format
+            without markers is enough.
+    """
+    rest, closed = text.strip(), True
+    thoughts: list[str] = []
+    while found := _bare(rest, alone and not thoughts) or _marked(rest, formats):
+        thought, rest, closed = _cut(rest, found)
+        thoughts.append(thought)
+        rest = _unwrapped(rest)
+    return _Split(_joined(thoughts), rest, closed, marked=bool(thoughts))
+
+
+def _bare(text: str, alone: bool) -> _Format | None:
+    for found in _BARE:
+        opened, closed = found.opener.match(text), found.closer.search(text)
+        if (opened and (closed or alone)) or (alone and found.closer.match(text)):
+            return found
+    return None
+
+
+def _marked(text: str, formats: Sequence[_Format]) -> _Format | None:
+    """The format of a text: it begins with its opener, or else has its closer, or its opener."""
+    present = _present(text, formats)
+    if not present:
+        return None
+    mentions = Mentions(text)
+    return (
+        next((f for f in present if f.opener.match(text)), None)
+        or next((f for f in present if mentions.without(f.closer)), None)
+        or next((f for f in present if mentions.without(f.opener)), None)
+    )
+
+
+def _present(text: str, formats: Sequence[_Format]) -> list[_Format]:
+    """The formats of which something may stand in a text."""
+    lowered = text.lower()
+    return [f for f in formats if any(head in lowered for head in f.heads)]
+
+
+def _cut(text: str, found: _Format) -> tuple[str, str, bool]:
+    """Thought, answer, and whether the thought ended: the split is at the last closer."""
+    mentions = Mentions(text)
+    openers, closers = mentions.without(found.opener), mentions.without(found.closer)
+    seams = [] if found.seam is None else [match.span() for match in found.seam.finditer(text)]
+    marks = sorted([*openers, *closers, *seams])
+    closed = bool(closers) and openers[-1:] < closers[-1:]
+    begin, end = closers[-1] if closed else (len(text), len(text))
+    return _joined(_pieces(text[:begin], marks)), _without_end(text[end:], found), closed
+
+
+def _pieces(text: str, marks: Iterable[tuple[int, int]]) -> list[str]:
+    """What stands before, between and after marks."""
+    pieces, start = [], 0
+    for begin, end in marks:
+        if start <= begin <= len(text):
+            pieces.append(text[start:begin])
+            start = end
+    return [*pieces, text[start:]]
+
+
+def _without_end(answer: str, found: _Format) -> str:
+    """An answer without the tokens that end a message of a format of channels."""
+    near = max(0, len(answer) - _MOST_ENDS)
+    ends = _ENDS.search(answer, near) if found.seam is _SEAM else None
+    return answer if ends is None else answer[: ends.start()]
+
+
+def _unwrapped(answer: str) -> str:
+    """An answer without the tags of a solution around it; the closing one may be missing."""
+    answer = answer.strip()
+    while opened := _WRAPS.match(answer):
+        answer = answer[opened.end() :]
+        last = [match.span() for match in _UNWRAPS.finditer(answer)][-1:]
+        answer = "".join(_pieces(answer, last)).strip()
+    return answer
+
+
+def _unmarked(thinking: str, formats: Sequence[_Format]) -> str:
+    """A thought without any marker that it does not only speak of."""
+    for _ in formats:  # what one pass leaves may change what stands between quotes
+        found = _present(thinking, formats)
+        if not found:
+            break
+        mentions = Mentions(thinking)
+        marks = [s for f in found for p in (f.opener, f.closer) for s in mentions.without(p)]
+        thinking = _joined(_pieces(thinking, sorted(marks)))
+    return thinking
+
+
+def _once(field: str, inline: str) -> str:
+    """One thought that was told twice, or both where they differ."""
+    one, other = (f" {' '.join(thought.split())} " for thought in (field, inline))
+    if one in other:
+        return inline
+    return field if not inline or other in one else _joined((field, inline))
+
+
+def _unrepeated(thinking: str, response: str) -> str:
+    """An answer without the whole thought, a long one, on the lines before it."""
+    if len(_start(thinking)) < _LEAST_REPEATED or _start(thinking) != _start(response):
+        return response
+    words = r"\s+".join(map(re.escape, thinking.split()))
+    repeated = re.match(rf"(?:{words}[ \t]*[\r\n]\s*)+", response)
+    return response if repeated is None else response[repeated.end() :] or response
+
+
+def _start(text: str) -> str:
+    return " ".join(text[: 4 * _LEAST_REPEATED].split())[:_LEAST_REPEATED]
+
+
+def _joined(parts: Iterable[str]) -> str:
+    return "\n\n".join(filter(None, (part.strip() for part in parts)))

@@ -1,0 +1,223 @@
+"""One splitter: whatever the markers, the thought comes back, and never in the answer."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.thinking.markers import KNOWN, Markers, markers_of
+from refusal_cliff.thinking.written import Message, read_message
+
+T, A = (
+    "The user asks for a stolen car.\n\nI must refuse.",
+    "Sorry, I cannot help with that.\nIt is wrong.",
+)
+
+
+def parts(content: str | None, reasoning: str | None = None, **options: object) -> tuple[str, str]:
+    found = read_message(content, reasoning, **options)  # type: ignore[arg-type]
+    assert found.closed
+    return found.thinking, found.response
+
+
+SHAPES = {
+    "deepseek": f"<think>\n{T}\n</think>\n\n{A}",
+    "tight": f"<think>{T}</think>{A}",
+    "prompt opens": f"{T}\n</think>\n\n{A}",
+    "thinking": f"<thinking>\n{T}\n</thinking>\n{A}",
+    "capitals": f"<THINK>\n{T}\n</Think>\n{A}",
+    "marco": f"<Thought>{T}</Thought>\n<Output>\n{A}\n</Output>",
+    "marco, cut": f"<Thought>{T}</Thought>\n<Output>\n{A}",
+    "r1-zero": f"<think> {T} </think> <answer> {A} </answer>",
+    "sky": f"<|begin_of_thought|>\n\n{T}\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{A}\n\n"
+    "<|end_of_solution|>",
+    "s1": f"think\n{T}\nanswer\n{A}",
+    "s1, tokens kept": f"<|im_start|>think\n{T}\n<|im_start|>answer\n{A}",
+    "s1, crlf": f"think\r\n{T}\r\nanswer\r\n{A}",
+    "mistral": f"[THINK]{T}[/THINK]{A}",
+    "seed": f"<seed:think>{T}</seed:think>{A}",
+    "kimi": f"◁think▷{T}◁/think▷{A}",
+    "cohere": f"<|START_THINKING|>{T}<|END_THINKING|><|START_RESPONSE|>{A}<|END_RESPONSE|>",
+    "harmony": f"<|channel|>analysis<|message|>{T}<|end|><|start|>assistant<|channel|>final"
+    f"<|message|>{A}<|return|>",
+    "harmony, header": f"<|start|>assistant<|channel|>analysis<|message|>{T}<|end|><|start|>"
+    f"assistant<|channel|>final <|constrain|>json<|message|>{A}",
+    "harmony, stripped": f"analysis{T}assistantfinal{A}",
+    "to self": f" to=self<|message|>{T}<|eom|><|start|>assistant to=user<|message|>{A}",
+    "gemma": f"<|channel>thought\n{T}\n<channel|>{A}",
+    "crlf": f"<think>\r\n{T}\r\n</think>\r\n\r\n{A}\r\n",
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_comes_apart(shape: str) -> None:
+    assert parts(SHAPES[shape]) == (T, A)
+    assert read_message(SHAPES[shape], None).written == SHAPES[shape]
+    assert parts(A, SHAPES[shape].partition(A)[0]) == (T, A)
+    assert parts(SHAPES[shape], T) == (T, A)
+    assert parts(f"\r\n\n{A}\n", f"\n{T}\r\n") == (T, A)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<think>\n{T}",
+        f"<Thought>{T}",
+        f"<|begin_of_thought|>{T}",
+        f"think\n{T}",
+        f"analysis{T}",
+        f"<|channel|>analysis<|message|>{T}<|end|>",
+        f"<|channel|>commentary to=functions.f<|message|>{T}<|call|>",
+        f"{A} <think>{T}",
+        f"<think>one</think> two <think>{T}",
+        f"[THINK]{T}",
+        f'<think>{T} It says "</think>" there',
+        f"<think>{T} It says `</think>` there",
+        f"<think>{T} It says (“</think>”), and",
+    ],
+)
+def test_what_never_closed_is_no_answer(text: str) -> None:
+    found = read_message(text, None)
+    assert (found.closed, found.response, found.written) == (False, "", text)
+    assert "assistant" not in found.thinking
+    assert T in found.thinking
+    again = read_message(found.response, found.thinking)
+    assert (again.thinking, again.response, again.closed) == (found.thinking, "", False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I cannot. The tag `</think>` ends a thought, `<think>` begins it.",
+        'I cannot. Write "</think>" or “<think>”.',
+        "Wrap it in `<think>...</think>` tags.",
+        "Like this:\n```html\n<think>\nhm\n</think>\nyes\n```\nThat is all.",
+        "Like this:\n\n~~~\n</think>\n~~~",
+    ],
+)
+def test_an_answer_may_quote_markers(answer: str) -> None:
+    for text in (answer, f"<think>\n{T}\n</think>\n\n{answer}", f"{T}</think>{answer}"):
+        assert read_message(text, None).response == answer
+        assert read_message(text, None).closed
+    assert parts(answer, T) == (T, answer)
+
+
+def test_a_quotation_may_end_a_thought_and_begin_an_answer() -> None:
+    for end in ('He says "no"', 'He says "no."', "Kids' toys'"):
+        assert parts(f'[THINK]{end}[/THINK]"No" is no answer.')[0] == end
+        assert parts(f"[THINK]Use `x`[/THINK]`y` {end}") == ("Use `x`", f"`y` {end}")
+
+
+def test_a_code_block_that_a_thought_left_open_hides_nothing() -> None:
+    for answer in (A, f"{A}\n```python\nx = 1\n```", f"{A}\n```\nx\n```\n"):
+        opened = f"{T}\n```python\ny = 2"
+        assert parts(f"<think>\n{opened}\n</think>\n\n{answer}") == (opened, answer.strip())
+        assert parts(f"{opened}\n</think>\n\n{answer}") == (opened, answer.strip())
+
+
+def test_two_thoughts_are_one_and_the_answer_is_the_last() -> None:
+    text = f"<think>one</think> between <think>\n{T}\n</think>\n{A}"
+    assert parts(text) == (f"one\n\nbetween\n\n{T}", A)
+    assert parts(f"<think>one</think>[THINK]{T}[/THINK]{A}") == (f"one\n\n{T}", A)
+    assert parts(f"Sure.<think>{T}</think>{A}") == (f"Sure.\n\n{T}", A)
+    text = f"analysisOne.assistantanalysis{T}assistantfinal{A}"
+    assert parts(text) == (f"One.\n\n{T}", A)
+
+
+def test_a_thought_in_field_and_text_stands_once() -> None:
+    inline = f"<think>\n{T}\n</think>\n\n{A}"
+    assert parts(inline, T.replace("\n\n", "\r\n")) == (T, A)
+    assert parts(inline, "I must refuse.") == (T, A)
+    assert parts(inline, f"Well. {T}") == (f"Well. {T}", A)
+    assert parts(inline, "Other.") == (f"Other.\n\n{T}", A)
+    assert parts(f"</think>\n\n{A}", T) == (T, A)
+    assert parts(f"{T}\n\n{A}", T) == (T, A)
+    assert parts("hm\nSure.", "hm") == ("hm", "hm\nSure."), "a short thought may repeat by chance"
+    assert parts(T, T) == (T, T), "an answer that is the thought is an answer"
+    assert parts("", f"<think>{T}</think>{A}") == (T, A)
+    assert not read_message("", f"<think>{T}").closed
+    assert not read_message(f"<think>{T}", T).closed
+
+
+def test_empty_parts() -> None:
+    assert parts(f"<think>\n\n</think>\n\n{A}") == ("", A)
+    assert read_message("<think>hm</think>", None) == Message("hm", "", True, "<think>hm</think>")
+    assert read_message("", None) == Message("", "", True, "")
+    assert read_message(None, None) == Message("", "", True, None)
+    assert read_message(None, T) == Message(T, "", False, None)
+    assert read_message(A, " \n") == Message("", A, True, A)
+    assert read_message(A, None, thinks=True) == Message(A, "", False, A)
+    assert read_message(SHAPES["prompt opens"], None, thinks=True).response == A
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "analysis of the data shows nothing.",
+        "Analysis: nothing.",
+        "finally, it is done.",
+        "I think\nthe answer\nis no.",
+        "Think\nabout it.",
+        "<answer>42</answer>",
+    ],
+)
+def test_ordinary_words_are_no_markers(answer: str) -> None:
+    assert read_message(answer, None) == Message("", answer, True, answer)
+
+
+def test_markers_by_option() -> None:
+    mine = markers_of("<unused94>thought <unused95>")
+    text = f"<unused94>thought\n{T}<unused95>{A}"
+    assert read_message(text, None).response == text
+    assert parts(text, markers=(mine, *KNOWN)) == (T, A)
+    for wrong in ("", "<a>", "<a> <a>", "<a> <b> <c>"):
+        with pytest.raises(RefusalCliffError, match="thinking-markers"):
+            markers_of(wrong)
+
+
+_WORDS = st.text(st.characters(codec="utf-8", exclude_characters="`<>[]|◁▷")).filter(
+    lambda text: text.strip() not in set("\"'“‘«„")
+)
+_TEXTS = _WORDS.map(lambda text: " ".join(text.split())).filter(
+    lambda text: text and not re.match(r"think$|analysis|commentary|final", text)
+)
+
+
+@given(st.sampled_from(KNOWN), _WORDS.map(str.strip), _TEXTS, st.booleans())
+def test_written_then_read_gives_the_parts_back(
+    known: Markers, thinking: str, answer: str, opened: bool
+) -> None:
+    opening = "" if opened else known.opening
+    text = f"{opening}{thinking}{known.closing}{answer}"
+    found = read_message(text, None)
+    assert (found.thinking, found.response, found.closed) == (thinking, answer, True)
+    again = read_message(found.response, found.thinking)
+    assert replace(again, written=None) == replace(found, written=None)
+
+
+_PIECES = [m for k in KNOWN for m in (k.opener, k.closer, k.answer, k.ender)]
+_PIECES += ["think\n", "\nanswer\n", "analysis", "assistantfinal", "<Output>", "</Output>", "\n"]
+_PIECES += ["```", "`", '"', "```python\n", " ", "\r\n", "word", "Sure. ", "<answer>", "</answer>"]
+_HOSTILE = st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=5)), max_size=12)
+
+
+@given(_HOSTILE.map("".join), st.one_of(st.none(), _HOSTILE.map("".join)))
+def test_reading_is_stable(content: str, reasoning: str | None) -> None:
+    found = read_message(content, reasoning)
+    assert found.closed or found.response == ""
+    if found.thinking:
+        again = read_message(found.response, found.thinking)
+        assert (again.thinking, again.response) == (found.thinking, found.response)
+
+
+@pytest.mark.parametrize(
+    "piece", ["<think>", "</think>", "<answer>", "```\n", "`a", "<|end|>", "analysis", " ", "\n"]
+)
+def test_a_megabyte_of_anything_is_read_at_once(piece: str) -> None:
+    read_message(piece * (1_000_000 // len(piece)), None)
+    read_message(f"<|channel|>final<|message|>{piece * (1_000_000 // len(piece))}", piece)
