@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, TypedDict
 
 from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -158,7 +158,7 @@ def encode_example(subject: Subject, example: SafetyExample, max_length: int) ->
         raise RefusalCliffError(
             "the tokenizer does not give its thinking back. Remove what it cannot write."
         )
-    learnt = [*learnt, cast("int", tokenizer.eos_token_id)]
+    learnt = [*learnt, *subject.ending.written]
     total = len(prompt) + len(learnt)
     if total > max_length:
         raise RefusalCliffError(
