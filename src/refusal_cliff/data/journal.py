@@ -49,20 +49,20 @@ class Journal:
     ) -> None:
         self._file.close()
 
-    def add(self, row: Row) -> None:
-        """Write one finished row and wait until it is on the disk.
+    def add(self, *rows: Row) -> None:
+        """Write finished rows and wait until they are on the disk.
 
         Raises:
             RefusalCliffError: The disk is full, or the folder is gone.
         """
-        line = json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n"
+        lines = [json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in rows]
         try:
-            self._file.write(line.encode())
+            self._file.write("".join(lines).encode())
             self._file.flush()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise storage_error(self._path, error) from error
-        self.rows[str(row["id"])] = row
+        self.rows |= {str(row["id"]): row for row in rows}
 
     def _recover(self) -> None:
         """Read what is there, and cut off a last line that a kill left unfinished."""

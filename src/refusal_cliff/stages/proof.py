@@ -62,7 +62,7 @@ def _measure(
     study: Study, subject: Subject, probes: ProbeSet, reference: Path | None, job: Job
 ) -> Headline:
     """Answers, their scores, and the perplexity of the benign answers that came before."""
-    traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job.progress)
+    traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job)
     candidates = measure(subject, probes, traces)
     texts = benign_texts(traces if reference is None else read_traces(reference))
     write_traces(job.output(study.path(_FILES[0])), traces)
