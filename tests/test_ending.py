@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from test_thinking_templates import NAMES
+from test_thinking_templates import tokenizer_of as published
 from tiny_chat import tiny_tokenizer
 from transformers import AddedToken, GenerationConfig, PreTrainedTokenizerFast
 
@@ -17,6 +19,7 @@ from refusal_cliff.generate import generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language
 from refusal_cliff.repair.training import encode_example
+from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.ending import find_ending
 
 SPECIAL = (
@@ -109,6 +112,25 @@ def test_the_ending_is_found_by_rendering(case: str) -> None:
     ids = {text: number for number, text in enumerate(SPECIAL)}
     assert ending.stops == {ids["<|endoftext|>"], *(ids[text] for text in stops)}
     assert ending.written == tuple(ids[text] for text in written)
+
+
+OF_FAMILY = {
+    "gptoss": "<|return|>",
+    "muse_glimmer": "<|eot|>",
+    "phi3": "<|end|>",
+    "gemma4": "<turn|>",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_published_template_ends_its_turns(name: str) -> None:
+    tokenizer = published(name)
+    tokenizer.eos_token = None
+    (stop,) = find_ending(tokenizer, None).stops
+    text = tokenizer.convert_ids_to_tokens(stop)
+    fmt = ThinkingFormat.from_tokenizer(tokenizer)
+    assert text not in fmt.opening + fmt.closing
+    assert text == OF_FAMILY.get(name.removesuffix("_training"), text)
 
 
 def test_tokens_of_the_generation_config_count_too() -> None:
