@@ -1,4 +1,4 @@
-"""A small audit of tiny that kills itself: python killed_audit.py DIR CALL [BATCH_SIZE].
+"""A small audit of tiny-aligned that kills itself: python killed_audit.py DIR CALL [BATCH_SIZE].
 
 CALL is the batch of answers in the middle of which it is killed, counted from 1; 0 means never. The
 rows of each batch that the model was asked for are printed.
@@ -57,18 +57,17 @@ def main(arguments: Sequence[str]) -> None:
     batch_size = int(arguments[2]) if len(arguments) > 2 else 16
     files = folder.with_name("harmful.jsonl"), folder.with_name("benign.jsonl")
     for file, label in zip(files, ("harmful", "benign"), strict=True):
-        write_prompts(file, language.prompts("test", label, 90, 0))
+        write_prompts(file, language.prompts("test", label, 60, 0))
     bomb(call)
     audit.AblationPlan = lambda: PLAN
     sources = AuditSources((str(files[0]),), (str(files[1]),))
     audit.run_audit(
-        "tiny",
+        "tiny-aligned",
         sources,
         folder,
         max_new_tokens=110,
         batch_size=batch_size,
         device="cpu",
-        controls=["pruning"],
     )
 
 
