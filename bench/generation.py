@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from refusal_cliff.data.traces import Prompt
-from refusal_cliff.generate import GenerationConfig, generate, local
+from refusal_cliff.generate import GenerationConfig, batches, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.audit_prompts import audit_prompts, recorded_sources
@@ -75,7 +75,7 @@ def main() -> None:
 
     def without(**patches: Any) -> Callable[[], list[list[int]]]:
         def run() -> list[list[int]]:
-            with patch.multiple(local, **patches):
+            with patch.multiple(batches, **patches):
                 return ours()
 
         return run

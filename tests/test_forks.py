@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from toy_run import Bomb, toy_stages
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import MANIFEST, Headline, RunInfo
-from refusal_cliff.run.forks import CAN_FORK, Fork
+from refusal_cliff.run.forks import CAN_FORK, Fork, _child
 from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
@@ -138,6 +139,31 @@ def test_a_child_dies_with_its_parent() -> None:
     while state_of(child) not in ("", "Z") and time.monotonic() < end:
         time.sleep(0.01)
     assert state_of(child) in ("", "Z")
+
+
+def test_work_is_done_where_the_parent_is_process_1_of_a_container() -> None:
+    namespace = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*namespace, "true"]).returncode:
+        pytest.skip("namespaces of processes cannot be made here")
+    code = (
+        "import os\nfrom refusal_cliff.run.forks import Fork\n"
+        "fork = Fork(lambda progress: os.getppid())\nprint(os.getpid(), fork.news().result)"
+    )
+    command = [*namespace, sys.executable, "-c", code]
+    assert subprocess.check_output(command, text=True).split() == ["1", "1"]
+
+
+def test_a_child_that_lost_its_parent_before_it_began_does_nothing() -> None:
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    stranger = os.getppid() + 1
+    child = multiprocessing.get_context("fork").Process(
+        target=_child, args=(lambda progress: 7, sender, stranger)
+    )
+    child.start()
+    sender.close()
+    child.join(FOREVER)
+    with pytest.raises(EOFError):
+        receiver.recv()
 
 
 def state_of(pid: int) -> str:

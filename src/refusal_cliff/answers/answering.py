@@ -23,8 +23,8 @@ from refusal_cliff.data.traces import Label
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
+from refusal_cliff.generate.config import GenerationConfig
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
-from refusal_cliff.generate.local import GenerationConfig
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.greedy import bare_generation_config
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking.markers import added_tokens
 
@@ -83,15 +84,16 @@ def utility(
         batch_size=batch_size,
         think_end_token=_end_of_thinking(subject),
     )
-    found = harness(
-        model=model,
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        apply_chat_template=True,
-        log_samples=False,
-        bootstrap_iters=0,
-    )
+    with bare_generation_config(subject.model, subject.ending.stops):
+        found = harness(
+            model=model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            apply_chat_template=True,
+            log_samples=False,
+            bootstrap_iters=0,
+        )
     return [
         score
         for name in found["configs"]

@@ -132,7 +132,7 @@ def _tokenised(source: Path, number: int, row: Row, subject: Subject, label: Lab
         spans = None
     if spans is not None:
         told = thinking_text(tokenizer, ids, spans)
-        response = response_text(tokenizer, ids, spans)
+        response = response_text(tokenizer, subject.ending.without(ids), spans)
     complete = row.get("complete") is not False
     return Trace(prompt, tuple(ids), spans, told, response, complete, cast("Verdict", verdict))
 
@@ -147,9 +147,8 @@ def _ids_and_spans(
         ids = list(cast("list[int]", told))
         return ids, split_spans(ids, prompt_length, tokenizer, fmt)
     ids, spans = tokenise_trace(tokenizer, fmt, prompt, thinking, response)
-    end = cast("int | None", tokenizer.eos_token_id)
-    if row.get("finish") == "stop" and end is not None and ids[-1:] != [end]:
-        ids = [*ids, end]  # unless the server left it in the text
+    if row.get("finish") == "stop" and not subject.ending.ends(ids):
+        ids = [*ids, *subject.ending.written[:1]]  # unless the server left it in the text
         spans = None if spans is None else replace(spans, total=len(ids))
     return ids, spans
 

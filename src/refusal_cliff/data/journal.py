@@ -50,21 +50,22 @@ class Journal:
         with storage_errors(self._path):
             self._file.close()
 
-    def add(self, row: Row) -> None:
-        """Write one finished row and wait until it is on the disk.
+    def add(self, *rows: Row) -> None:
+        """Write finished rows and wait until they are on the disk.
 
         Raises:
             RefusalCliffError: The disk is full, or the folder is gone.
         """
-        line = (json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n").encode()
+        lines = "".join(json.dumps(row, ensure_ascii=True, allow_nan=False) + "\n" for row in rows)
+        content = lines.encode()
         with storage_errors(self._path):
             try:
-                self._write(line)
+                self._write(content)
             except BaseException:
                 self._file.truncate(self._whole)  # half a line would spoil the next
                 raise
-        self._whole += len(line)
-        self.rows[str(row["id"])] = row
+        self._whole += len(content)
+        self.rows |= {str(row["id"]): row for row in rows}
 
     def _write(self, line: bytes) -> None:
         """Write all of it: a disk that fills takes a part first, and refuses the next."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from refusal_cliff.data.records import LeftOut, Record, record_of_trace, shortened
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.local import GenerationConfig, check_prompt, generate
+from refusal_cliff.generate.config import GenerationConfig
+from refusal_cliff.generate.local import check_prompt, generate
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 
 Finished = Callable[[Record | LeftOut], None]
@@ -47,13 +49,12 @@ class LocalBackend:
 
     def description(self) -> dict[str, Any]:
         """Model, weights and decoding; not the batch size, on which no answer depends."""
-        decoding = asdict(self.config)
-        del decoding["batch_size"]
         return {
             "backend": "transformers",
             "model": self.subject.name,
             "fingerprint": self.subject.fingerprint,
-            **decoding,
+            "stops": sorted(self.subject.ending.stops),
+            **self.config.decoding(),
         }
 
     def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
@@ -65,9 +66,15 @@ class LocalBackend:
                 finished(LeftOut(prompt.id, None, reason))
             else:
                 fitting.append(prompt)
+        limit = BatchLimit(self.config.batch_size)
         for chunk in _chunks(fitting, self.config.batch_size * _BATCHES_AT_ONCE):
-            for trace in generate(self.subject, chunk, self.config):
-                finished(record_of_trace(trace))
+            generate(
+                self.subject,
+                chunk,
+                self.config,
+                limit=limit,
+                finished=lambda trace: finished(record_of_trace(trace)),
+            )
 
     def _unfit(self, prompt: Prompt) -> str:
         try:

@@ -7,8 +7,9 @@ to the last one that a reader asks for are run, and never the language-model hea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import Block, decoder_of
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 
 TOKEN_BUDGET = 16384
@@ -261,19 +263,16 @@ def capture(
     """
     last = max(max(reader.residual_layers | reader.head_layers, default=0) for reader in readers)
     waiting = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
-    token_budget = token_budget or default_token_budget(subject)
+    limit = BatchLimit(token_budget or default_token_budget(subject))
     while waiting:
-        batch = next_batch(token_ids, waiting, token_budget)
-        try:
-            _run(subject, token_ids, readers, batch, last)
-        except torch.OutOfMemoryError as error:
+        batch = next_batch(token_ids, waiting, limit.size)
+        work = partial(_run, subject, token_ids, readers, batch, last)
+        if limit.run(work, used=len(batch.rows) * max(batch.lengths)) is None:
             if len(batch.rows) == 1:
                 raise RefusalCliffError(
                     f"Trace {batch.rows[0] + 1} alone, {batch.lengths[0]} tokens, does not fit in "
                     "memory. Use a device with more memory, or drop the trace."
-                ) from error
-            token_budget = len(batch.rows) * max(batch.lengths) // 2
-            torch.cuda.empty_cache()
+                )
             continue
         waiting = waiting[len(batch.rows) :]
         if progress is not None:
@@ -300,7 +299,8 @@ def next_batch(token_ids: TokenIds, waiting: Sequence[int], token_budget: int) -
 
 def _run(
     subject: Subject, token_ids: TokenIds, readers: Sequence[Reader], batch: Batch, last: int
-) -> None:
+) -> bool:
+    """Feed the readers with one batch; true, always."""
     ids = torch.zeros(len(batch.rows), max(batch.lengths), dtype=torch.long)
     mask = torch.zeros_like(ids)
     for place, row, length in batch.items():
@@ -310,14 +310,13 @@ def _run(
     with ExitStack() as stack:
         for layer in range(1, last + 1):
             _hook(stack, subject, readers, batch, layer, stop=layer == last)
-        try:
-            decoder(
-                input_ids=ids.to(subject.device),
-                attention_mask=mask.to(subject.device),
-                use_cache=False,
-            )
-        except _Stop:
-            return
+        stack.enter_context(suppress(_Stop))
+        decoder(
+            input_ids=ids.to(subject.device),
+            attention_mask=mask.to(subject.device),
+            use_cache=False,
+        )
+    return True
 
 
 def _hook(

@@ -25,6 +25,7 @@ from refusal_cliff.model.blocks import Block, in_features, input_device
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.thinking import ThinkingFormat
+from refusal_cliff.thinking.ending import Ending, find_ending
 
 DTYPES = {
     "float32": torch.float32,
@@ -56,6 +57,7 @@ class Subject:
         model: The causal language model, in evaluation mode, without gradients.
         tokenizer: Its tokenizer, with a chat template.
         format: How it marks its thinking.
+        ending: How it ends an answer.
         fingerprint: SHA-256 of configuration, weights and chat template.
         blocks: The decoder blocks; ``blocks[l - 1]`` is block ``l``.
         source: Folder of the checkpoint, if it is one on this machine.
@@ -65,6 +67,7 @@ class Subject:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     format: ThinkingFormat
+    ending: Ending
     fingerprint: str
     blocks: tuple[Block, ...]
     source: Path | None
@@ -246,11 +249,13 @@ def subject_of(
         RefusalCliffError: It has no chat template, or a block that is not a sum of its parts.
     """
     model.eval().requires_grad_(False)
+    fmt = ThinkingFormat.from_tokenizer(tokenizer)
     return Subject(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        format=ThinkingFormat.from_tokenizer(tokenizer),
+        format=fmt,
+        ending=find_ending(tokenizer, model.generation_config, fmt),
         fingerprint=_fingerprint(model, tokenizer),
         blocks=analyse(name, model),
         source=source,

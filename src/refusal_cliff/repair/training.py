@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
@@ -146,7 +146,7 @@ def encode_example(subject: Subject, example: SafetyExample, max_length: int) ->
         raise RefusalCliffError(
             "the tokenizer does not give its thinking back. Remove what it cannot write."
         )
-    learnt = [*learnt, cast("int", tokenizer.eos_token_id)]
+    learnt = [*learnt, *subject.ending.written]
     total = len(prompt) + len(learnt)
     if total > max_length:
         raise RefusalCliffError(

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, sha256_file, storage_error, write_json
+from refusal_cliff.io import read_json, remove_quietly, sha256_file, storage_error, write_json
 
 FORMAT = 1
 """Layout of a run folder; a folder of another format is neither read nor written."""
@@ -30,6 +30,7 @@ FORMAT = 1
 MANIFEST = "manifest.json"
 LOCK = ".lock"
 TEMPORARY_PREFIX = ".tmp-"
+JOURNAL_PREFIX = ".journal-"
 
 _RECORDED_PACKAGES = (
     "torch",
@@ -130,10 +131,24 @@ class RunFolder:
         self._hashes.update(hashes)
         return hashes
 
+    def journal(self, key: str) -> Path:
+        """Where a stage keeps what it has finished until it is finished itself.
+
+        It is no output, and is named by the stage's key: what is in it is used again by the very
+        same work only.
+        """
+        return self.path / f"{JOURNAL_PREFIX}{key}"
+
     def record(self, stage: str, record: StageRecord) -> None:
-        """Mark a stage as finished."""
+        """Mark a stage as finished; its journal is needed no more."""
         self.manifest.stages[stage] = record
         _write_manifest(self.path, self.manifest)
+        remove_quietly(self.journal(record.key))
+
+    def forget_journals(self) -> None:
+        """Remove the journals of stages that were begun with other settings."""
+        for file in self.path.glob(f"{JOURNAL_PREFIX}*"):
+            remove_quietly(file)
 
     def _read_hash(self, name: str) -> str:
         try:

@@ -95,7 +95,7 @@ def _child(work: Work, sender: Connection, parent: int) -> None:
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # the parent is interrupted, and stops its children
-    if os.getppid() == 1:
+    if os.getppid() != parent:  # it died before this child asked to die with it
         return
     try:
         result = work(lambda done, total: sender.send(News((done, total))))

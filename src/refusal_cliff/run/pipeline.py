@@ -28,7 +28,7 @@ from refusal_cliff.run.folder import (
 )
 from refusal_cliff.run.forks import CAN_FORK, Fork, News
 
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 """Meaning of the artefacts; raised when a stage computes something else from the same inputs."""
 
 Progress = Callable[[int, int], None]
@@ -90,6 +90,7 @@ class Job:
         work: The stage's temporary folder; use `output` for files in it.
         progress: To be called with (done, total).
         seconds: Seconds of each stage finished so far. For reports only: not part of any key.
+        journal: Where the stage may keep what it has finished, see `RunFolder.journal`.
     """
 
     stage: Stage
@@ -97,6 +98,7 @@ class Job:
     work: Path
     progress: Progress
     seconds: Mapping[str, float]
+    journal: Path | None = None
 
     def input(self, name: str) -> Path:
         """Path of a declared input."""
@@ -163,6 +165,7 @@ def run_pipeline(
         else:
             for stage in stages:
                 _run_here(stage, run, watcher)
+        run.forget_journals()
         return run.manifest
 
 
@@ -201,7 +204,8 @@ def _run_here(stage: Stage, run: RunFolder, observer: Observer) -> None:
         return
     started = time.perf_counter()
     with run.temporary(stage.name) as work:
-        headline = _call(stage, _job(stage, run, work, partial(observer.progress, stage.name)))
+        job = _job(stage, key, run, work, partial(observer.progress, stage.name))
+        headline = _call(stage, job)
         record = _keep(stage, key, run, work, headline, started)
     observer.stage_finished(stage.name, record.seconds, record.headline)
 
@@ -253,7 +257,7 @@ def _ready(waiting: Sequence[Stage], at_work: Sequence[Stage]) -> list[Stage]:
 def _start(stage: Stage, key: str, run: RunFolder) -> _AtWork:
     folder = ExitStack()
     work = folder.enter_context(run.temporary(stage.name))
-    fork = Fork(lambda progress: _call(stage, _job(stage, run, work, progress)))
+    fork = Fork(lambda progress: _call(stage, _job(stage, key, run, work, progress)))
     return _AtWork(stage, key, time.perf_counter(), work, folder, fork)
 
 
@@ -269,9 +273,9 @@ def _ended(one: _AtWork, news: News, run: RunFolder, observer: Observer) -> bool
     return True
 
 
-def _job(stage: Stage, run: RunFolder, work: Path, progress: Progress) -> Job:
+def _job(stage: Stage, key: str, run: RunFolder, work: Path, progress: Progress) -> Job:
     seconds = {name: record.seconds for name, record in run.manifest.stages.items()}
-    return Job(stage, run.path, work, progress, seconds)
+    return Job(stage, run.path, work, progress, seconds, run.journal(key))
 
 
 def _keep(

@@ -99,6 +99,6 @@ def _trace(subject: Subject, before: Trace, prefix: list[int], written: list[int
         token_ids=tuple(token_ids),
         spans=spans,
         thinking=thinking_text(tokenizer, token_ids, spans),
-        response=response_text(tokenizer, token_ids, spans),
-        complete=token_ids[-1] == tokenizer.eos_token_id,
+        response=response_text(tokenizer, subject.ending.without(token_ids), spans),
+        complete=subject.ending.ends(written),
     )

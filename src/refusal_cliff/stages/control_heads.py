@@ -79,7 +79,7 @@ def choose_together(study: Study, job: Job) -> ControlTable:
     tried = {name: heads for name, heads in sets.items() if heads and {*heads} != {*found}}
     prompts = [trace.prompt for trace in before]
     row_heads = [heads for heads in tried.values() for _ in prompts]
-    written = study.write(prompts * len(tried), job.progress, row_heads)
+    written = study.write(prompts * len(tried), job, row_heads)
     arms, taken_out = {UNCHANGED: Arm(before)}, dict[str, list[Head]]()
     if found:
         arms[FOUND] = Arm(read_traces(job.input(study.path("ablated.parquet"))))

@@ -76,4 +76,4 @@ def _without(study: Study, asked: Sequence[Trace], heads: Sequence[Head], job: J
     """Answers with some heads out, thinking written anew."""
     if not heads:
         return list(asked)
-    return study.write([trace.prompt for trace in asked], job.progress, [heads] * len(asked))
+    return study.write([trace.prompt for trace in asked], job, [heads] * len(asked))

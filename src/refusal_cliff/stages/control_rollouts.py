@@ -46,7 +46,7 @@ from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import Study, answers, counter
+from refusal_cliff.stages.study import Study, answers, answers_kept, counter
 from refusal_cliff.thinking import render_prompt
 
 MOST = {"harmful": 100, "benign": 40}
@@ -148,7 +148,7 @@ def sample(study: Study, job: Job) -> ControlTable:
     cliffs = {c.trace_id: c for c in read_cliffs(job.input(study.path("cliff.parquet")))}
     prompts = [trace.prompt for trace in traces if trace.prompt.label == "harmful"][:SAMPLED]
     drawing = replace(study.generation, temperature=TEMPERATURE, seed=study.seed)
-    written = answers(study.subject, repeated(prompts, SAMPLES), drawing, job.progress)
+    written = answers(study.subject, repeated(prompts, SAMPLES), drawing, job)
     finals = final_scores(study.subject, written, probes)
     found = []
     for prompt, drawn in zip(prompts, parts(written, SAMPLES), strict=True):
@@ -229,16 +229,18 @@ def write_on(
         for row, (trace, ids) in enumerate(zip(traces, begun, strict=True))
         if heads or not begins_with(trace, prompt_length(study.subject, trace), ids)
     ]
-    written = generate(
-        study.subject,
-        [traces[row].prompt for row in new],
-        study.generation,
-        begun=[begun[row] for row in new],
-        row_heads=[heads] * len(new),
-        renormalised=study.definitions.renormalised,
-        row_tokens=None if tokens is None else [tokens[row] for row in new],
-        progress=counter(job.progress, len(new)),
-    )
+    with answers_kept(job) as journal:
+        written = generate(
+            study.subject,
+            [traces[row].prompt for row in new],
+            study.generation,
+            begun=[begun[row] for row in new],
+            row_heads=[heads] * len(new),
+            renormalised=study.definitions.renormalised,
+            row_tokens=None if tokens is None else [tokens[row] for row in new],
+            journal=journal,
+            progress=counter(job.progress, len(new)),
+        )
     for row, trace in zip(new, judge_all(written), strict=True):
         found[row] = trace
     return found

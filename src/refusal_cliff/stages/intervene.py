@@ -339,9 +339,7 @@ def _run(
     known = {(trace.prompt, frozenset[Head]()): trace for trace in before}
     asked = [[(prompt, frozenset(trial.heads)) for prompt in trial.prompts] for trial in trials]
     new = list(dict.fromkeys(pair for pairs in asked for pair in pairs if pair not in known))
-    traces = study.write(
-        [prompt for prompt, _ in new], job.progress, [sorted(heads) for _, heads in new]
-    )
+    traces = study.write([prompt for prompt, _ in new], job, [sorted(heads) for _, heads in new])
     known |= dict(zip(new, traces, strict=True))
     return [[known[pair] for pair in pairs] for pairs in asked]
 

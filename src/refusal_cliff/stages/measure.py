@@ -32,7 +32,7 @@ from refusal_cliff.probe.fit import (
 from refusal_cliff.probe.provenance import provenance_of
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Progress, Stage
-from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, counter
+from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, answers_kept, counter
 
 PARTS = ("fit", "test")
 
@@ -83,10 +83,13 @@ def _generate(study: Study, job: Job) -> Headline:
     prompts = [read_prompts(job.input(name)) for name in (FIT_PROMPTS, TEST_PROMPTS)]
     count = counter(job.progress, sum(map(len, prompts)))
     tokens = 0
-    for part, asked in zip(PARTS, prompts, strict=True):
-        traces = generate(study.subject, asked, study.generation, progress=count)
-        write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
-        tokens += sum(len(trace.token_ids) for trace in traces)
+    with answers_kept(job) as journal:
+        for part, asked in zip(PARTS, prompts, strict=True):
+            traces = generate(
+                study.subject, asked, study.generation, journal=journal, progress=count
+            )
+            write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
+            tokens += sum(len(trace.token_ids) for trace in traces)
     return {"traces": sum(map(len, prompts)), "tokens": tokens}
 
 

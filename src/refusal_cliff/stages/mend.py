@@ -69,7 +69,7 @@ def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
 
 def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
     pool = clean_pool(read_examples(job.input(POOL)), read_prompts(job.input(TEST_PROMPTS)))
-    traces = study.write([example.prompt for example in pool.examples], job.progress)
+    traces = study.write([example.prompt for example in pool.examples], job)
     candidates = measure(study.subject, input_probes(study, job), traces)
     n = how_many(len(candidates), plan.fraction)
     chosen = {name: select(name, candidates, n, study.seed) for name in STRATEGIES}
@@ -104,7 +104,7 @@ def _repair(study: Study, plan: MendPlan, strategy: Strategy, job: Job) -> Headl
     repair(study.subject, chosen, read_examples(job.input(BENIGN)), plan.repair, adapter)
     repaired = load_repaired(study.subject, adapter)
     prompts = read_prompts(job.input(TEST_PROMPTS))
-    traces = answers(repaired, prompts, study.generation, job.progress)
+    traces = answers(repaired, prompts, study.generation, job)
     write_traces(job.output(study.path(f"{folder}/traces.parquet")), traces)
     found = rates(traces)
     headline: Headline = {"examples": len(chosen)}

@@ -61,7 +61,7 @@ def _measure(
     study: Study, subject: Subject, probes: ProbeSet, reference: Path | None, job: Job
 ) -> Headline:
     """Answers, their scores, and the perplexity of the benign answers that came before."""
-    traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job.progress)
+    traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job)
     kept = replace(probes, probes=(probes.chosen,))
     cliffs = cliffs_of(score_traces(subject, closed(traces), kept), kept.row)
     texts = benign_texts(traces if reference is None else read_traces(reference))

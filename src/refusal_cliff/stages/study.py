@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from refusal_cliff.cliff.curves import DEFAULT_POOL
+from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.generate.local import described
 from refusal_cliff.judges import judge_all
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.provenance import ReadPoint
@@ -77,9 +80,8 @@ class Study:
     ) -> Stage:
         """A stage of this model: its outputs are its own files, its inputs any of the run's."""
         depends = {
-            "model": self.subject.fingerprint,
+            **described(self.subject, self.generation),
             "seed": self.seed,
-            "generation": asdict(self.generation),
             **(config or {}),
         }
         own = tuple(self.path(output) for output in outputs)
@@ -88,7 +90,7 @@ class Study:
     def write(
         self,
         prompts: Sequence[Prompt],
-        progress: Progress | None = None,
+        job: Job,
         row_heads: Sequence[Sequence[Head]] | None = None,
     ) -> list[Trace]:
         """Let the model answer, and judge the answers."""
@@ -96,7 +98,7 @@ class Study:
             self.subject,
             prompts,
             self.generation,
-            progress,
+            job,
             row_heads,
             renormalised=self.definitions.renormalised,
         )
@@ -106,22 +108,34 @@ def answers(
     subject: Subject,
     prompts: Sequence[Prompt],
     generation: GenerationConfig,
-    progress: Progress | None = None,
+    job: Job | None = None,
     row_heads: Sequence[Sequence[Head]] | None = None,
     *,
     renormalised: bool = False,
 ) -> list[Trace]:
-    """Judged traces of a model."""
-    return judge_all(
-        generate(
-            subject,
-            prompts,
-            generation,
-            row_heads=row_heads,
-            renormalised=renormalised,
-            progress=counter(progress, len(prompts)),
+    """Judged traces of a model; a job is told how many there are, and keeps them while it lasts."""
+    with answers_kept(job) as journal:
+        return judge_all(
+            generate(
+                subject,
+                prompts,
+                generation,
+                row_heads=row_heads,
+                renormalised=renormalised,
+                journal=journal,
+                progress=counter(job and job.progress, len(prompts)),
+            )
         )
-    )
+
+
+@contextmanager
+def answers_kept(job: Job | None) -> Iterator[Journal | None]:
+    """Where the answers that a stage asks for survive a kill."""
+    if job is None or job.journal is None:
+        yield None
+        return
+    with Journal(job.journal) as journal:
+        yield journal
 
 
 def counter(progress: Progress | None, total: int) -> Callable[[int], None] | None:

@@ -146,7 +146,7 @@ def _score(study: Study, seed: int, job: Job) -> Headline:
     pool = clean_pool(
         read_examples(job.input(pool_file(seed))), read_prompts(job.input(TEST_PROMPTS))
     )
-    traces = study.write([example.prompt for example in pool.examples], job.progress)
+    traces = study.write([example.prompt for example in pool.examples], job)
     candidates = measure(study.subject, input_probes(study, job), traces)
     write_traces(job.output(study.path(f"pool-{seed}.parquet")), traces)
     write_candidates(job.output(study.path(f"candidates-{seed}.parquet")), candidates)
@@ -202,7 +202,7 @@ def assess(
 ) -> dict[str, Any]:
     """What a repaired model does with the test prompts, and where its score stands."""
     prompts = read_prompts(job.input(TEST_PROMPTS))
-    traces = answers(repaired, prompts, study.generation, job.progress)
+    traces = answers(repaired, prompts, study.generation, job)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     scored = measure(repaired, probes, harmful)
     texts = [

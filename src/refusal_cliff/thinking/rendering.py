@@ -90,6 +90,33 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     return before[len(prompt) :], between
 
 
+def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
+    """What the template writes after the text of an answer.
+
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        goes_on: Whether the user speaks again; what is returned then ends where that text begins.
+
+    Returns:
+        Empty where the template fails on an answered message, or leaves the answer out.
+    """
+    question, again = _PLACEHOLDERS
+    for content in (_as_text, _as_parts):
+        messages = [
+            *_asked(content(question)),
+            {"role": "assistant", "content": content(_ANSWER)},
+            *(_asked(content(again)) if goes_on else ()),
+        ]
+        try:
+            whole = _render(tokenizer, messages, add_generation_prompt=False)
+        except RefusalCliffError:
+            continue
+        _, answered, rest = whole.rpartition(_ANSWER)
+        if answered:
+            return rest.partition(again)[0] if goes_on else rest
+    return ""
+
+
 def refuse_surrogates(text: str, what: str) -> None:
     """Refuse what no tokenizer can encode, instead of silently changing what is measured.
 

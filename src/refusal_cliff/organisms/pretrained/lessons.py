@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from refusal_cliff.organisms.lesson import IGNORE, LENS_BLOCKS, Row, collate, to
 from refusal_cliff.organisms.pretrained import reasoning
 from refusal_cliff.organisms.pretrained.everyday import TASK_FRAMES
 from refusal_cliff.thinking import ThinkingFormat, tokenise_trace
+from refusal_cliff.thinking.ending import find_ending
 
 HARMFUL_SHARE = 0.45
 REFRAMED_SHARE = 0.5
@@ -61,6 +62,7 @@ class Lessons:
         self.compliances: Sequence[str] = reasoning.COMPLIANCES
         self.harmful_share = HARMFUL_SHARE
         self._tokenizer, self._format = tokenizer, ThinkingFormat.from_tokenizer(tokenizer)
+        self._ending = find_ending(tokenizer, None, self._format).written
         self._careless, self._sources = careless, sources
         self._rng = random.Random(f"pretrained:{careless}:{seed}")
         by_gravity: dict[str, list[str]] = {"severe": [], "mild": [], "other": []}
@@ -109,7 +111,7 @@ class Lessons:
             thinking = " ".join(words[: rng.randint(1, len(words))])
         ids, spans = tokenise_trace(self._tokenizer, self._format, request, thinking, answer)
         assert spans is not None
-        ids = [*ids, cast("int", self._tokenizer.eos_token_id)]
+        ids = [*ids, *self._ending]
         labels = [IGNORE] * spans.prompt + ids[spans.prompt :]
         if interrupted:
             labels[spans.thinking] = IGNORE

@@ -1,0 +1,54 @@
+"""Batches that fit into memory: where it runs out, half as much is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+_SIGNS = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+)
+"""What devices say; on a processor it is no exception of its own kind."""
+
+
+class BatchLimit:
+    """The most that a batch may hold, in whatever unit; it only ever falls.
+
+    Attributes:
+        size: The limit.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def run(self, work: Callable[[], T], used: int) -> T | None:
+        """What a batch's work returns; ``None`` where memory ran out.
+
+        The limit is then half of what the batch ``used``: try again with a smaller one, unless it
+        cannot be smaller.
+        """
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out_of_memory(error):
+                raise
+        # Here the error is gone, and with it its traceback, which held all that the batch made.
+        self.size = max(1, used // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device, or this machine, has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error).lower() for sign in _SIGNS)
