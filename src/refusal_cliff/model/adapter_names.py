@@ -35,7 +35,7 @@ class ModuleNames:
         names = {module: name for name, module in model.named_modules()}
         parts = [*decoder_of(model).modules(), model.get_output_embeddings()]
         self._lists = {name for part, name in names.items() if isinstance(part, nn.ModuleList)}
-        self._leaves = {name for part, name in names.items() if any(part.parameters(recurse=False))}
+        self._leaves = {name for part, name in names.items() if [*part.parameters(recurse=False)]}
         self._language = sorted({names[part] for part in parts if names.get(part)})
         count = Counter(map(_place, self._language))
         self._at = {_place(n): n for n in self._language if count[_place(n)] == 1}

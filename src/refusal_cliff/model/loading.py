@@ -84,24 +84,19 @@ def read_checkpoint(
     *adapters, root = chain(location, _location)
     if Path(root).is_dir():
         check_files(Path(root))
-    mark = b""
     try:
         tokenizer = _tokenizer(adapters, root, trust_remote_code)
         model = _whole_model(name, root, dtype, device_map, trust_remote_code)
-        for adapter in reversed(adapters):
-            put = merged(model, Path(adapter))
-            model, mark = put.model, put.mark and mark + put.mark
-        if device_map is None:
-            model.to(torch.device(device))
     except RefusalCliffError:
         raise
-    except torch.OutOfMemoryError as error:
-        raise RefusalCliffError(
-            f"The model {name!r} does not fit into the memory of {device}. Load it in a smaller "
-            "precision (--dtype bfloat16), on another device (--device), or choose a smaller one."
-        ) from error
     except Exception as error:  # whatever libraries do with the files of a folder
         raise RefusalCliffError(_not_loaded(name, root, error)) from error
+    mark = b""
+    for adapter in reversed(adapters):
+        put = merged(model, Path(adapter))
+        model, mark = put.model, put.mark and mark + put.mark
+    if device_map is None:
+        _move(name, model, device)
     folder = Path(location)
     return Checkpoint(model, tokenizer, folder if folder.exists() else None, mark)
 
@@ -134,6 +129,16 @@ def _device(device: str) -> str:
             "https://pytorch.org/get-started) and its driver."
         ) from error
     return chosen
+
+
+def _move(name: str, model: PreTrainedModel, device: str) -> None:
+    try:
+        model.to(torch.device(device))
+    except (RuntimeError, ValueError) as error:  # a quantised model stays where it is
+        raise RefusalCliffError(
+            f"The model {name!r} cannot be put on {device}: {reason(error)} If its memory is too "
+            "small, load it in a smaller precision (--dtype bfloat16) or choose another device."
+        ) from error
 
 
 def _location(name: str) -> str:

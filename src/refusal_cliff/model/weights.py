@@ -152,30 +152,28 @@ class _Spare:
 
 
 def weight_hashes(name: str, model: PreTrainedModel) -> Iterator[tuple[str, bytes]]:
-    """SHA-256 of every weight and saved buffer; one module at a time is brought back from disk.
+    """SHA-256 of every weight and saved buffer.
 
     Raises:
         RefusalCliffError: Some hold NaN or infinity. Found in the same pass, since reading the
             weights of a large model takes long.
     """
     damaged: list[str] = []
-    for prefix, module in model.named_modules():
-        with align_module_device(module):
-            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            for key, value in own:
-                if key not in module._non_persistent_buffers_set:
-                    whole = f"{prefix}.{key}"
-                    content = value.detach().cpu().contiguous()
-                    if not is_finite(content):
-                        damaged.append(whole)
-                    flat = content.reshape(-1).view(torch.uint8)
-                    yield whole, hashlib.sha256(flat.numpy()).digest()
-    if damaged:
-        raise RefusalCliffError(
-            f"Weights of {name!r} hold NaN or infinity: {named(damaged)}. Nothing that such a "
-            "model says can be measured. Download it again, or save it from the training again; "
-            "weights that overflow in float16 may fit with --dtype bfloat16 or float32."
-        )
+    for key, value in _saved(model):
+        content = value.cpu().contiguous()
+        if not is_finite(content):
+            damaged.append(key)
+        yield key, hashlib.sha256(content.reshape(-1).view(torch.uint8).numpy()).digest()
+    _refuse_damaged(name, damaged)
+
+
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model with weights that are NaN or infinite.
+
+    Raises:
+        RefusalCliffError: Some are.
+    """
+    _refuse_damaged(name, [key for key, value in _saved(model) if not is_finite(value)])
 
 
 def is_finite(value: torch.Tensor) -> bool:
@@ -184,6 +182,25 @@ def is_finite(value: torch.Tensor) -> bool:
         return True
     wide = value if value.element_size() > 1 else value.float()
     return all(bool(end.isfinite()) for end in torch.aminmax(wide))
+
+
+def _saved(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight and saved buffer; one module at a time is brought back from disk."""
+    for prefix, module in model.named_modules():
+        with align_module_device(module):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, value in own:
+                if name not in module._non_persistent_buffers_set:
+                    yield f"{prefix}.{name}", value.detach()
+
+
+def _refuse_damaged(name: str, damaged: Collection[str]) -> None:
+    if damaged:
+        raise RefusalCliffError(
+            f"Weights of {name!r} hold NaN or infinity: {named(damaged)}. Nothing that such a "
+            "model says can be measured. Download it again, or save it from the training again; "
+            "weights that overflow in float16 may fit with --dtype bfloat16 or float32."
+        )
 
 
 def _check_shards(folder: Path) -> None:
