@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -353,3 +356,24 @@ def test_a_base_is_named_from_the_adapter_on(tmp_path: Path, base: Path) -> None
     moved = Path(str(tmp_path) + "-moved")
     assert load(moved / "a").n_layers == 2
     assert json.loads((moved / "a" / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
+def test_an_adapter_of_the_hub_is_merged_too(base: Path, adapter: Path, tmp_path: Path) -> None:
+    """Without the network: both stand in a cache, as downloading leaves them."""
+    for name, source in (("base", base), ("adapter", adapter)):
+        repository = tmp_path / f"models--someone--{name}"
+        shutil.copytree(source, repository / "snapshots" / ("0" * 40))
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text("0" * 40)
+    card = tmp_path / "models--someone--adapter" / "snapshots" / ("0" * 40)
+    with_config(card, "adapter_config.json", base_model_name_or_path="someone/base")
+    code = (
+        "from refusal_cliff.model.subject import load_subject\n"
+        "for name in ('someone/base', 'someone/adapter'):\n"
+        "    print(load_subject(name, device='cpu').fingerprint)"
+    )
+    offline = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == [load(base).fingerprint, load(adapter).fingerprint], done.stderr

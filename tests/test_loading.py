@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -337,3 +339,19 @@ def test_a_configuration_of_nonsense_is_said(
 def test_a_folder_without_weights_passes_the_files_and_is_named(tmp_path: Path) -> None:
     check_files(tmp_path)
     assert "safetensors" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a\0b", "a/" * 600, "", "..", "/dev/null", "org/na me"]
+)
+def test_any_name_may_be_given(name: str) -> None:
+    with pytest.raises(RefusalCliffError):
+        load_subject(name, device="cpu")
+
+
+def test_docstrings_are_needed() -> None:
+    code = "from refusal_cliff.model.subject import load_subject; load_subject('tiny')"
+    done = subprocess.run(
+        [sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert "RefusalCliffError: Python runs without docstrings (PYTHONOPTIMIZE=2" in done.stderr

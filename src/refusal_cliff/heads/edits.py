@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.io import is_storage_error, storage_error, write_text
+from refusal_cliff.model.adapters import base_name
 from refusal_cliff.model.blocks import Block, check_whole, linear_weight
 from refusal_cliff.model.subject import Head, Subject
 
@@ -85,7 +86,7 @@ def write_adapter(
         alpha_pattern=dict(ranks),
         target_modules=sorted(ranks),
         fan_in_fan_out=_is_transposed(_projection(subject.blocks[min(heads).layer - 1])),
-        base_model_name_or_path=str(subject.source or subject.name),
+        base_model_name_or_path=base_name(subject.source, subject.name, out),
         task_type="CAUSAL_LM",
         inference_mode=True,
     )

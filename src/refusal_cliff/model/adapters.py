@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
@@ -30,6 +32,7 @@ from refusal_cliff.model.weights import is_finite, named, tensor_names
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*", "*.jinja", "*.model", "vocab*", "merges*")
 _WHOLE_WEIGHT = (".weight", ".base_layer.weight")
 _NAME = ".default"
 _LAST_TOKENS = 4
@@ -71,6 +74,28 @@ def chain(location: str, locate: Callable[[str], str]) -> list[str]:
     return found
 
 
+def on_disk(name: str | Path) -> bool:
+    """Whether there is a file or folder of that name; any text may be asked for."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
+def downloaded(name: str) -> str:
+    """The folder of an adapter on the Hugging Face hub, with its files; other names as they are.
+
+    transformers would load it beside its base without a word, so that heads would be those of
+    neither.
+    """
+    try:
+        if find_adapter_config_file(name) is None:
+            return name
+        return snapshot_download(name, allow_patterns=_FILES)
+    except (OSError, ValueError):  # no such name, or no network: loading the model says so
+        return name
+
+
 def base_name(source: Path | None, name: str, folder: Path) -> str:
     """How an adapter in ``folder`` should name its base: portable, and without private paths.
 
@@ -82,7 +107,7 @@ def base_name(source: Path | None, name: str, folder: Path) -> str:
     Returns:
         The name, unless it is that of a folder; then the way to it from the adapter's own folder.
     """
-    if source is None or not Path(name).exists():
+    if source is None or not on_disk(name):
         return name
     return Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()
 
@@ -127,7 +152,7 @@ def reason(error: BaseException) -> str:
 
 def _base_of(folder: Path, locate: Callable[[str], str]) -> str:
     """Where the base of a PEFT adapter is; empty where the folder is no adapter."""
-    if not (folder / ADAPTER_CONFIG).is_file():
+    if not on_disk(folder) or not (folder / ADAPTER_CONFIG).is_file():
         return ""
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     if not base or not (folder / ADAPTER_WEIGHTS).is_file():

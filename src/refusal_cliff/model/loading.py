@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.adapters import chain, merged, reason
+from refusal_cliff.model.adapters import chain, downloaded, merged, on_disk, reason
 from refusal_cliff.model.weights import check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
@@ -82,7 +82,7 @@ def read_checkpoint(
     device = _device(device)
     location = _location(name)
     *adapters, root = chain(location, _location)
-    if Path(root).is_dir():
+    if on_disk(root):
         check_files(Path(root))
     try:
         tokenizer = _tokenizer(adapters, root, trust_remote_code)
@@ -97,8 +97,8 @@ def read_checkpoint(
         model, mark = put.model, put.mark and mark + put.mark
     if device_map is None:
         _move(name, model, device)
-    folder = Path(location)
-    return Checkpoint(model, tokenizer, folder if folder.exists() else None, mark)
+    folder = Path(location) if on_disk(location) else None
+    return Checkpoint(model, tokenizer, folder, mark)
 
 
 def _refuse_missing_docstrings() -> None:
@@ -143,9 +143,10 @@ def _move(name: str, model: PreTrainedModel, device: str) -> None:
 
 def _location(name: str) -> str:
     """A folder, that of an embedded organism or of its base, or a name; a folder wins."""
-    if Path(name).exists():
+    if on_disk(name):
         return name
-    return str(embedded_path(name)) if name in ORGANISMS else base_location(name)
+    found = str(embedded_path(name)) if name in ORGANISMS else base_location(name)
+    return found if on_disk(found) else downloaded(found)
 
 
 def _whole_model(
@@ -198,7 +199,7 @@ def _not_loaded(name: str, root: str, error: Exception) -> str:
     said = f"Could not load the model {name!r}: {reason(error)} "
     if isinstance(error, ImportError):
         return f"{said}Install what it asks for."
-    if (Path(root) / "config.json").is_file():
+    if on_disk(root) and (Path(root) / "config.json").is_file():
         return (
             f"{said}The folder {root} must hold a whole transformers checkpoint of a decoder, with "
             "its tokenizer and safetensors weights. Download it again, or save it again with "

@@ -23,6 +23,7 @@ from refusal_cliff.heads.table import (
     select_heads,
 )
 from refusal_cliff.io import read_json
+from refusal_cliff.model.adapters import on_disk
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.stages.study import answers
 from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
@@ -95,7 +96,7 @@ def export_ablation(
         measured = None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
     card = model_card(
         form,
-        subject.name,
+        _public_name(subject.name),
         subject.fingerprint,
         rows,
         heads,
@@ -105,6 +106,11 @@ def export_ablation(
     )
     WRITERS[form](subject, heads, choice.scale, out, card)
     return heads
+
+
+def _public_name(name: str) -> str:
+    """The name of a model without the private path to its folder."""
+    return Path(name).resolve().name if on_disk(name) else name
 
 
 def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[Head], str]:
