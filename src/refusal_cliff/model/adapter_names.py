@@ -70,7 +70,7 @@ class ModuleNames:
         """What stands around the place, the place, and what follows it; empty where unknown."""
         parts = _bare(key).split(".")
         number = _numbered(_bare(key))
-        starts = range(len(parts)) if number is None else (number - 1,)
+        starts = range(len(parts)) if number is None else (max(number - 1, 0),)
         for start in starts:
             for end in range(len(parts), start, -1):
                 if (place := ".".join(parts[start:end])) in self._at:
@@ -94,11 +94,8 @@ class ModuleNames:
             for field in ("rank_pattern", "alpha_pattern"):
                 pattern = getattr(config, field, None) or {}
                 keys = {n: get_pattern_key(pattern.keys(), theirs[n]) for n in chosen}
-                setattr(
-                    found,
-                    field,
-                    {re.escape(n): pattern[k] for n, k in keys.items() if k in pattern},
-                )
+                ours = {re.escape(n): pattern[k] for n, k in keys.items() if k in pattern}
+                setattr(found, field, ours)
             for field in ("layers_to_transform", "layers_pattern", "exclude_modules"):
                 setattr(found, field, None)
         return found

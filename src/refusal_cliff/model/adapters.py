@@ -26,7 +26,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
-from refusal_cliff.model.architecture import TOLERANCE, few_tokens
+from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
 from refusal_cliff.model.weights import is_finite, named, tensor_names
 
@@ -35,6 +35,8 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*", "*.jinja", "*.model", "vocab*", "merges*")
 _WHOLE_WEIGHT = (".weight", ".base_layer.weight")
 _NAME = ".default"
+_ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
+"""What rounding may cost in all blocks together, relative to the logits."""
 _LAST_TOKENS = 4
 
 
@@ -154,20 +156,25 @@ def _base_of(folder: Path, locate: Callable[[str], str]) -> str:
     """Where the base of a PEFT adapter is; empty where the folder is no adapter."""
     if not on_disk(folder) or not (folder / ADAPTER_CONFIG).is_file():
         return ""
-    base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
+    card = read_json(folder / ADAPTER_CONFIG)
+    base = card.get("base_model_name_or_path") if isinstance(card, dict) else None
     if not base or not (folder / ADAPTER_WEIGHTS).is_file():
         raise RefusalCliffError(
             f"{folder} is an adapter that names no base model or holds no {ADAPTER_WEIGHTS}. "
             "Save it with PEFT's save_pretrained, from its base model."
         )
     beside = folder / str(base)
-    return str(beside.resolve()) if beside.is_dir() else locate(str(base))
+    return str(beside.resolve()) if on_disk(beside) else locate(str(base))
 
 
 def _config(folder: Path) -> Any:
     """The adapter's configuration, of a kind that can be merged."""
     from peft import PeftConfig  # slow to import
 
+    if not (folder / ADAPTER_CONFIG).is_file():  # PEFT would look for it on the network
+        raise RefusalCliffError(
+            f"There is no {ADAPTER_CONFIG} in {folder}. Give an adapter's folder."
+        )
     try:
         config: Any = PeftConfig.from_pretrained(str(folder))
     except Exception as error:  # whatever PEFT does with values that it did not write
@@ -326,7 +333,7 @@ def _check_equal(
     The median over tokens is taken, since rounding can send one token to another expert.
     """
     error = float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median())
-    if not error <= TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16]):
+    if not error <= _ROUNDING.get(model.dtype, _ROUNDING[torch.bfloat16]):
         raise RefusalCliffError(
             f"The adapter {folder} does something else when it is merged than when PEFT runs it: "
             f"the logits differ by {error:.1%}. It cannot be measured as weights. Use an adapter "

@@ -28,7 +28,8 @@ from transformers.utils import logging as transformers_logging
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import is_storage_error, storage_error
-from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.model.adapters import merged
+from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.thinking import render_prompt
 
 Method = Literal["lora", "full"]
@@ -123,25 +124,19 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
     Raises:
         RefusalCliffError: The adapter is missing or does not fit the subject.
     """
-    from peft import PeftModel  # slow to import
-
-    dtype = str(subject.model.dtype).removeprefix("torch.")
+    name = f"{subject.name}+{adapter.name}"
     if (adapter / "config.json").is_file() and not (adapter / ADAPTER).is_file():
+        dtype = str(subject.model.dtype).removeprefix("torch.")
         repaired = load_subject(str(adapter), dtype=dtype, device=str(subject.device))
-        return replace(repaired, name=f"{subject.name}+{adapter.name}")
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        return replace(repaired, name=name)
+    with _quiet():
         try:
-            adapted = PeftModel.from_pretrained(copy.deepcopy(subject.model), str(adapter))
-        except (OSError, ValueError, RuntimeError) as error:
+            put = merged(copy.deepcopy(subject.model), adapter)
+        except RefusalCliffError as error:
             raise RefusalCliffError(
-                f"Could not put the adapter {adapter} on {subject.name}: {error}. Point to the "
-                "folder of an adapter that was trained on this model."
+                f"Could not put the adapter {adapter} on {subject.name}: {error}"
             ) from error
-        merged = adapted.merge_and_unload()
-        merged.save_pretrained(folder)
-        subject.tokenizer.save_pretrained(folder)
-        repaired = load_subject(folder, dtype=dtype, device=str(subject.device))
-    return replace(repaired, name=f"{subject.name}+{adapter.name}")
+        return subject_of(name, put.model, subject.tokenizer, mark=put.mark)
 
 
 def encode_example(subject: Subject, example: SafetyExample, max_length: int) -> TokenRow:
