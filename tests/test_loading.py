@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,6 +27,7 @@ from refusal_cliff.cli import app
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.local import check_prompt
+from refusal_cliff.model import loading
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.model.weights import check_files, is_finite
 
@@ -345,9 +344,7 @@ def test_any_name_may_be_given(name: str) -> None:
         load_subject(name, device="cpu")
 
 
-def test_docstrings_are_needed() -> None:
-    code = "from refusal_cliff.model.subject import load_subject; load_subject('tiny')"
-    done = subprocess.run(
-        [sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False
-    )
-    assert "RefusalCliffError: Python runs without docstrings (PYTHONOPTIMIZE=2" in done.stderr
+def test_docstrings_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "__doc__", None)  # as under python -OO
+    with pytest.raises(RefusalCliffError, match=r"without docstrings \(PYTHONOPTIMIZE=2"):
+        load_subject("tiny")

@@ -93,7 +93,7 @@ class ModuleNames:
             found.target_modules = chosen
             for field in ("rank_pattern", "alpha_pattern"):
                 pattern = getattr(config, field, None) or {}
-                keys = {n: get_pattern_key(pattern.keys(), theirs[n]) for n in chosen}
+                keys = {n: get_pattern_key(list(pattern), theirs[n]) for n in chosen}
                 ours = {re.escape(n): pattern[k] for n, k in keys.items() if k in pattern}
                 setattr(found, field, ours)
             for field in ("layers_to_transform", "layers_pattern", "exclude_modules"):

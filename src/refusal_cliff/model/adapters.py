@@ -28,11 +28,11 @@ from refusal_cliff.io import read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
-from refusal_cliff.model.weights import is_finite, named, tensor_names
+from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_names
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*", "*.jinja", "*.model", "vocab*", "merges*")
+_FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*", "*.jinja", "*.model", "vocab*", "merges*"]
 _WHOLE_WEIGHT = (".weight", ".base_layer.weight")
 _NAME = ".default"
 _ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
@@ -217,7 +217,8 @@ def _resize(folder: Path, model: PreTrainedModel, tensors: Tensors) -> None:
         RefusalCliffError: The adapter does not hold the new rows.
     """
     modules = {module: name for name, module in model.named_modules()}
-    inner, outer = modules[model.get_input_embeddings()], modules.get(model.get_output_embeddings())
+    head: Any = model.get_output_embeddings()
+    inner, outer = modules[model.get_input_embeddings()], modules.get(head)
     wholes = [_whole(tensors, name) for name in filter(None, (inner, outer))]
     rows = {int(whole.shape[0]) for whole in wholes if whole is not None}
     rows |= {v.shape[1] for k, v in tensors.items() if k == f"{ROOT}{inner}.lora_embedding_A"}
@@ -225,7 +226,7 @@ def _resize(folder: Path, model: PreTrainedModel, tensors: Tensors) -> None:
     weight: Any = model.get_input_embeddings().weight
     if rows <= {weight.shape[0]}:
         return
-    tied = outer is not None and model.get_output_embeddings().weight is weight
+    tied = head is not None and head.weight is weight
     needed = wholes[:1] if tied else wholes
     if len(rows) > 1 or any(whole is None for whole in needed):
         raise RefusalCliffError(
@@ -345,5 +346,5 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
     digest = hashlib.sha256()
     for key, value in sorted(tensors.items()):
         digest.update(key.encode())
-        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(as_bytes(value))
     return digest.digest()

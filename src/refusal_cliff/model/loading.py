@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -34,8 +33,6 @@ DTYPES = {
 }
 CHAT_TEMPLATE = "chat_template.jinja"
 """File beside an adapter's weights; the name that transformers gives it, too."""
-_NO_DOCSTRINGS = 2
-"""The level of PYTHONOPTIMIZE that drops docstrings."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def read_checkpoint(
 
 
 def _refuse_missing_docstrings() -> None:
-    if sys.flags.optimize >= _NO_DOCSTRINGS:
+    if __doc__ is None:
         raise RefusalCliffError(
             "Python runs without docstrings (PYTHONOPTIMIZE=2, or python -OO), from which "
             "transformers builds its models, so none can be loaded. Unset PYTHONOPTIMIZE, or set "
@@ -133,7 +130,7 @@ def _device(device: str) -> str:
 
 def _move(name: str, model: PreTrainedModel, device: str) -> None:
     try:
-        model.to(torch.device(device))
+        cast("Any", model).to(device)
     except (RuntimeError, ValueError) as error:  # a quantised model stays where it is
         raise RefusalCliffError(
             f"The model {name!r} cannot be put on {device}: {reason(error)} If its memory is too "

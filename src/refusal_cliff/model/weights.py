@@ -160,10 +160,10 @@ def weight_hashes(name: str, model: PreTrainedModel) -> Iterator[tuple[str, byte
     """
     damaged: list[str] = []
     for key, value in _saved(model):
-        content = value.cpu().contiguous()
+        content = value.cpu()
         if not is_finite(content):
             damaged.append(key)
-        yield key, hashlib.sha256(content.reshape(-1).view(torch.uint8).numpy()).digest()
+        yield key, hashlib.sha256(as_bytes(content)).digest()
     _refuse_damaged(name, damaged)
 
 
@@ -174,6 +174,11 @@ def check_finite(name: str, model: PreTrainedModel) -> None:
         RefusalCliffError: Some are.
     """
     _refuse_damaged(name, [key for key, value in _saved(model) if not is_finite(value)])
+
+
+def as_bytes(value: torch.Tensor) -> Any:
+    """The bytes of a tensor in memory, as a buffer."""
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy()
 
 
 def is_finite(value: torch.Tensor) -> bool:
