@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.stages.study import answers
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.export import Choice, export_ablation
+from refusal_cliff.workflows.model_card import Form
 
 WEIGHTS = "adapter_model.safetensors"
 GENERATION = GenerationConfig(110, 64)
@@ -186,3 +188,17 @@ def test_names_cannot_act_in_the_card(tiny: Subject, tmp_path: Path) -> None:
     assert front["base_model"] == hostile.name
     assert "<script>" not in text.split("\n---\n", 1)[1]
     assert asdict(Choice())["scale"] == 0
+
+
+@pytest.mark.parametrize("form", ["adapter", "merged"])
+def test_no_private_path_is_written(tiny: Subject, tmp_path: Path, form: Form) -> None:
+    assert tiny.source is not None
+    shutil.copytree(tiny.source, tmp_path / "private" / "mine")
+    subject = load_subject(str(tmp_path / "private" / "mine"), device="cpu")
+    heads = table(subject, tmp_path / "heads.parquet", PLANTED)
+    for model, out in ((subject, tmp_path / "private" / "out"), (tiny, tmp_path / "tiny-out")):
+        export_ablation(model, heads, form, out)
+        written = b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file())
+        assert b"private" not in written
+        assert str(tiny.source.parent).encode() not in written
+        assert load_subject(str(out), device="cpu").fingerprint != tiny.fingerprint

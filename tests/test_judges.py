@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from checkpoints import edited, save_adapter, with_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_chat import save_tiny
+from tiny_chat import save_tiny, tiny_model
 
 from refusal_cliff.data.records import LeftOut
 from refusal_cliff.errors import RefusalCliffError
@@ -171,6 +176,54 @@ def test_a_local_model_says_what_it_says_alone(tmp_path: Path) -> None:
     together = speaker.say(requests)
     assert together == [speaker.say([request])[0] for request in requests]
     assert GuardJudge("llama-guard-3", speaker).judge([ANSWER])[0].verdict == "unscored"
+
+
+def test_no_code_of_a_judges_folder_runs(tmp_path: Path) -> None:
+    """Not even where the user would say yes: nobody is asked."""
+    folder = save_tiny(tmp_path / "judge")
+    mark = tmp_path / "ran"
+    (folder / "hostile.py").write_text(f"open({str(mark)!r}, 'w')\nConfig = Model = None\n")
+    auto = {"AutoConfig": "hostile.Config", "AutoModelForCausalLM": "hostile.Model"}
+    with_config(folder, model_type="hostile", auto_map=auto)
+    with_config(
+        folder, "tokenizer_config.json", auto_map={"AutoTokenizer": ["hostile.Model", None]}
+    )
+    code = (
+        f"from refusal_cliff.judges.speakers import LocalSpeaker; LocalSpeaker({str(folder)!r}, 4)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input="y\n" * 9, capture_output=True, text=True, check=False
+    )
+    assert "RefusalCliffError: Could not load the judge" in done.stderr
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda t: {k: v for k, v in t.items() if "lm_head" not in k}, "1 .lm_head.* are missing"),
+        (lambda t: {k: v * float("nan") for k, v in t.items()}, "NaN or infinity"),
+    ],
+)
+def test_a_judge_has_all_its_weights(tmp_path: Path, edit: Any, said: str) -> None:
+    save_tiny(tmp_path / "whole")
+    with pytest.raises(RefusalCliffError, match=f"Could not load the judge .*{said}"):
+        LocalSpeaker(str(edited(tmp_path / "whole", tmp_path / "judge", edit)), 4)
+
+
+def test_a_pickle_is_no_judge(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "judge")
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(RefusalCliffError, match="safetensors"):
+        LocalSpeaker(str(folder), 4)
+
+
+def test_an_adapter_can_be_the_judge(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path / "base")
+    save_adapter(tiny_model(), base, tmp_path / "judge")
+    speaker = LocalSpeaker(str(tmp_path / "judge"), 6)
+    assert speaker.say(["x"]) != LocalSpeaker(str(base), 6).say(["x"])
 
 
 def test_choosing(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from tiny_families import FAMILIES, HEAD_WIDTH, HEADS, LAYERS, WIDTH, family_sub
 from transformers import MambaConfig, MambaForCausalLM
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.subject import DTYPES, Head, Subject, load_subject, parse_head, subject_of
+from refusal_cliff.model.loading import DTYPES
+from refusal_cliff.model.subject import Head, Subject, load_subject, parse_head, subject_of
 
 
 @pytest.fixture(scope="module")

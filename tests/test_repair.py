@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import edited, save_adapter
 from safetensors.torch import load_file
 from tiny_chat import save_tiny
 
@@ -117,6 +119,19 @@ def test_unusable_budgets_and_adapters_are_said(subject: Subject, tmp_path: Path
         RepairConfig(benign_share=1.0)
     with pytest.raises(RefusalCliffError, match="Could not put the adapter"):
         load_repaired(subject, tmp_path / "nothing")
+
+
+def test_an_adapter_that_does_not_fit_is_no_repair(subject: Subject, tmp_path: Path) -> None:
+    """It would have been measured as if it were one that does nothing."""
+    save_adapter(copy.deepcopy(subject.model), "base", tmp_path / "good")
+    assert load_repaired(subject, tmp_path / "good").fingerprint != subject.fingerprint
+    other = edited(
+        tmp_path / "good",
+        tmp_path / "other",
+        lambda tensors: {key.replace("self_attn", "attention"): v for key, v in tensors.items()},
+    )
+    with pytest.raises(RefusalCliffError, match="belong to no module of the base"):
+        load_repaired(subject, other)
 
 
 def test_a_repair_of_a_repair_stands_on_the_first(subject: Subject, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def _why_left_out(trace: Trace, subject: Subject, row: Row) -> str:
 
 
 def _why_unusable(trace: Trace, subject: Subject) -> str:
-    context = getattr(subject.model.config.get_text_config(), "max_position_embeddings", None)
+    context = subject.context
     if trace.spans is None:
         return "its thinking never closed"
     if trace.verdict == "truncated":

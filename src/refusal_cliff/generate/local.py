@@ -141,10 +141,17 @@ def check_prompt(subject: Subject, prompt: Prompt, max_new_tokens: int) -> list[
     """Token ids of a prompt that the model can answer.
 
     Raises:
-        RefusalCliffError: It and its answer would not fit the context, or cannot be rendered.
+        RefusalCliffError: It and its answer would not fit the context, it holds a token that the
+            model does not know, or it cannot be rendered.
     """
     prefix = render_prompt(subject.tokenizer, prompt.text)
-    context = getattr(subject.model.config, "max_position_embeddings", None)
+    if max(prefix) >= subject.vocabulary:
+        token = subject.tokenizer.convert_ids_to_tokens(max(prefix))
+        raise RefusalCliffError(
+            f"Prompt {prompt.id!r} holds the token {token!r}, for which the model has no "
+            "embedding. Drop the prompt, or write the token in another way."
+        )
+    context = subject.context
     if context is not None and len(prefix) + max_new_tokens > context:
         raise RefusalCliffError(
             f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "

@@ -22,6 +22,7 @@ from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, staged
 from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.model.adapters import base_name
 from refusal_cliff.model.blocks import Block, check_whole, linear_weight
 from refusal_cliff.model.subject import Head, Subject
 
@@ -86,7 +87,7 @@ def write_adapter(
         alpha_pattern=dict(ranks),
         target_modules=sorted(ranks),
         fan_in_fan_out=_is_transposed(_projection(edits[0][0])),
-        base_model_name_or_path=str(subject.source or subject.name),
+        base_model_name_or_path=base_name(subject.source, subject.name, out),
         task_type="CAUSAL_LM",
         inference_mode=True,
     )

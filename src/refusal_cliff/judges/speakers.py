@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 import torch
-from jinja2 import TemplateError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.data.records import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.model.loading import read_checkpoint
+from refusal_cliff.model.weights import check_finite
+from refusal_cliff.thinking.limits import bounded
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Request: TypeAlias = str | Messages
@@ -57,23 +59,22 @@ class LocalSpeaker:
         max_new_tokens: Longest reply.
 
     Raises:
-        RefusalCliffError: It cannot be loaded.
+        RefusalCliffError: It cannot be loaded, or some of its weights are missing or damaged.
     """
 
     def __init__(self, name: str, max_new_tokens: int) -> None:
         self.name = name
         self._limit = max_new_tokens
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name, padding_side="left")
-            self._model = AutoModelForCausalLM.from_pretrained(
-                name, dtype="auto", device_map="auto"
-            ).eval()
-        except (OSError, ValueError, ImportError) as error:
+            loaded = read_checkpoint(name, dtype="auto", device="auto", device_map="auto")
+            check_finite(name, loaded.model)
+        except RefusalCliffError as error:
             raise RefusalCliffError(
-                f"Could not load the judge {name!r}: {str(error).splitlines()[0]} Give a Hugging "
-                "Face name or a folder (--judge-model); for a gated model, ask for access on its "
-                "page and log in with: hf auth login. Or serve it and give --judge-endpoint."
+                f"Could not load the judge {name!r}. {error} Or serve the judge elsewhere and give "
+                "--judge-endpoint."
             ) from error
+        self._model, self._tokenizer = loaded.model.eval(), loaded.tokenizer
+        self._tokenizer.padding_side = "left"
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
 
@@ -125,10 +126,10 @@ def _rendered(tokenizer: PreTrainedTokenizerBase, conversation: Messages) -> str
     for in_parts in (False, True):
         try:
             written = _written(tokenizer, probes, in_parts)
-        except (TypeError, ValueError, TemplateError):
+            if all(probe["content"] in written for probe in probes):
+                return _written(tokenizer, conversation, in_parts)
+        except Exception:  # whatever a template does with a form that it does not know
             continue
-        if all(probe["content"] in written for probe in probes):
-            return _written(tokenizer, conversation, in_parts)
     raise RefusalCliffError(
         f"The chat template of the judge {tokenizer.name_or_path!r} leaves out what is to be "
         "judged, or fails on it. Use the tokenizer that the judge was published with, or serve "
@@ -141,5 +142,6 @@ def _written(tokenizer: PreTrainedTokenizerBase, conversation: Messages, in_part
     if in_parts:
         for message in messages:
             message["content"] = [{"type": "text", "text": message["content"]}]
-    found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    with bounded():
+        found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     return cast("str", found)

@@ -88,7 +88,7 @@ def _visible_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _analyse(name: str, model: PreTrainedModel, layers: list[nn.Module]) -> tuple[Block, ...]:
-    rows = _few_tokens(model)
+    rows = few_tokens(int(model.config.get_text_config().vocab_size))
     calls = _run(model, layers, rows)
     tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
     if getattr(model, "is_quantized", False):  # 8-bit layers round activations too
@@ -114,9 +114,8 @@ def _analyse(name: str, model: PreTrainedModel, layers: list[nn.Module]) -> tupl
     return tuple(blocks)
 
 
-def _few_tokens(model: PreTrainedModel) -> list[torch.Tensor]:
+def few_tokens(vocabulary: int) -> list[torch.Tensor]:
     """Two short rows of tokens that are not special."""
-    vocabulary = int(model.config.get_text_config().vocab_size)
     drawn = torch.Generator().manual_seed(0)
     low = min(vocabulary // 2, 64)
     return [torch.randint(low, vocabulary, (length,), generator=drawn) for length in _LENGTHS]
@@ -198,7 +197,15 @@ def _run(
             stack.enter_context(_recorded(_watched(layer), width, shape, seen)) for layer in layers
         ]
         stack.enter_context(seen)
-        decoder_of(model)(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+        try:
+            decoder_of(model)(**inputs, use_cache=False)
+        except (RuntimeError, ValueError, TypeError, LookupError) as error:
+            raise RefusalCliffError(
+                f"The model ({type(model).__name__}) cannot read {shape[1]} tokens: {error}. Its "
+                "config.json describes something else than its weights are, or the architecture "
+                "needs other inputs than text."
+            ) from error
     return recorded
 
 

@@ -3,38 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
-from accelerate.utils import align_module_device
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json
 from refusal_cliff.model.architecture import analyse
 from refusal_cliff.model.blocks import Block, in_features, input_device
-from refusal_cliff.organisms import ORGANISMS, embedded_path
-from refusal_cliff.organisms.bases import base_location, how_to_get
+from refusal_cliff.model.loading import DTYPES, read_checkpoint
+from refusal_cliff.model.weights import named, weight_hashes
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.ending import Ending, find_ending
-
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-CHAT_TEMPLATE = "chat_template.jinja"
-"""File beside an adapter's weights; the name that transformers gives it, too."""
+from refusal_cliff.thinking.rendering import render_prompt
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -58,7 +41,8 @@ class Subject:
         tokenizer: Its tokenizer, with a chat template.
         format: How it marks its thinking.
         ending: How it ends an answer.
-        fingerprint: SHA-256 of configuration, weights and chat template.
+        fingerprint: SHA-256 of configuration, weights and chat template; where an adapter changes
+            no weight, of the adapter too, so that it never is that of its base.
         blocks: The decoder blocks; ``blocks[l - 1]`` is block ``l``.
         source: Folder of the checkpoint, if it is one on this machine.
     """
@@ -94,8 +78,17 @@ class Subject:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids."""
-        return int(self.model.config.get_text_config().vocab_size)
+        """Number of token ids that the model has an embedding for."""
+        return _rows(self.model)
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens that the model was made for; ``None`` where its configuration says nothing.
+
+        Multimodal models say it in the configuration of their text part.
+        """
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(found) if found else None
 
     @property
     def n_heads(self) -> int:
@@ -149,92 +142,10 @@ def load_subject(
     """
     if dtype not in DTYPES:
         raise RefusalCliffError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
-    location = _location(name)
-    *adapters, root = _chain(location)
-    try:
-        tokenizer = _tokenizer(adapters, root, trust_remote_code)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            root, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-        for adapter in reversed(adapters):
-            model = _merged(model, adapter)
-        model.to(_device(device))
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise RefusalCliffError(
-            f"Could not load the model {name!r}: {_first_line(error)} Check the spelling; give a "
-            "folder that holds a transformers checkpoint with safetensors weights, a Hugging Face "
-            "name (this needs the network), or an embedded organism: "
-            f"{', '.join(ORGANISMS)}." + how_to_get(root)
-        ) from error
-    folder = Path(location)
-    return subject_of(name, model, tokenizer, folder if folder.exists() else None)
-
-
-def _location(name: str) -> str:
-    """A folder, that of an embedded organism or of its base, or a name; a folder wins."""
-    if Path(name).exists():
-        return name
-    return str(embedded_path(name)) if name in ORGANISMS else base_location(name)
-
-
-def _base_of(location: str) -> str:
-    """Where the base of a PEFT adapter is; empty where the folder is no adapter.
-
-    Raises:
-        RefusalCliffError: The adapter's weights are not safetensors, or it names no base.
-    """
-    card = Path(location) / "adapter_config.json"
-    if not card.is_file():
-        return ""
-    base = read_json(card).get("base_model_name_or_path")
-    if not base or not card.with_name("adapter_model.safetensors").is_file():
-        raise RefusalCliffError(
-            f"{location} is an adapter that names no base model or holds no "
-            "adapter_model.safetensors. Save it with PEFT's save_pretrained, from its base model."
-        )
-    return _location(str(base))
-
-
-def _chain(location: str) -> list[str]:
-    """An adapter, what it stands on, and so on, down to the checkpoint.
-
-    Raises:
-        RefusalCliffError: An adapter stands on itself, or see `_base_of`.
-    """
-    chain = [location]
-    while base := _base_of(chain[-1]):
-        if base in chain:
-            raise RefusalCliffError(
-                f"The adapter {chain[-1]} names {base} as its base, which stands on it. Correct "
-                "base_model_name_or_path in adapter_config.json."
-            )
-        chain.append(base)
-    return chain
-
-
-def _tokenizer(
-    adapters: Sequence[str], root: str, trust_remote_code: bool
-) -> PreTrainedTokenizerBase:
-    """The first adapter's own tokenizer, or that of what it stands on with its chat template."""
-    own = next((a for a in adapters if (Path(a) / "tokenizer_config.json").is_file()), root)
-    tokenizer = AutoTokenizer.from_pretrained(own, trust_remote_code=trust_remote_code)
-    above = adapters[: adapters.index(own)] if own in adapters else adapters
-    templates = (Path(adapter) / CHAT_TEMPLATE for adapter in above)
-    template = next(filter(Path.is_file, templates), None)
-    if template is not None:
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-    return tokenizer
-
-
-def _merged(model: Any, adapter: str) -> Any:
-    """The model with a PEFT adapter in its weights; an adapter trained on it will name this one."""
-    from peft import PeftModel  # slow to import
-
-    with warnings.catch_warnings():  # of what PEFT asks transformers, nothing that a user can mend
-        warnings.simplefilter("ignore", FutureWarning)
-        merged: Any = cast("Any", PeftModel.from_pretrained(model, adapter)).merge_and_unload()
-    merged.name_or_path = adapter
-    return merged
+    found = read_checkpoint(
+        name, dtype=DTYPES[dtype], device=device, trust_remote_code=trust_remote_code
+    )
+    return subject_of(name, found.model, found.tokenizer, found.folder, found.mark)
 
 
 def subject_of(
@@ -242,21 +153,31 @@ def subject_of(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     source: Path | None = None,
+    mark: bytes = b"",
 ) -> Subject:
     """Look at a loaded model.
 
+    Args:
+        name: What the user called it.
+        model: The model.
+        tokenizer: Its tokenizer.
+        source: Folder of the checkpoint, if it is one on this machine.
+        mark: Hashed into the fingerprint, see `Checkpoint`.
+
     Raises:
-        RefusalCliffError: It has no chat template, or a block that is not a sum of its parts.
+        RefusalCliffError: It has no chat template, weights that are not finite, a block that is
+            not a sum of its parts, or no embedding for tokens that every conversation has.
     """
     model.eval().requires_grad_(False)
-    fmt = ThinkingFormat.from_tokenizer(tokenizer)
+    thinking = ThinkingFormat.from_tokenizer(tokenizer)
+    _check_vocabulary(name, model, tokenizer, thinking)
     return Subject(
         name=name,
         model=model,
         tokenizer=tokenizer,
-        format=fmt,
-        ending=find_ending(tokenizer, model.generation_config, fmt),
-        fingerprint=_fingerprint(model, tokenizer),
+        format=thinking,
+        ending=find_ending(tokenizer, model.generation_config, thinking),
+        fingerprint=_fingerprint(name, model, tokenizer, mark),
         blocks=analyse(name, model),
         source=source,
     )
@@ -274,38 +195,45 @@ def parse_head(text: str) -> Head:
     return Head(int(layer), int(index))
 
 
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _rows(model: PreTrainedModel) -> int:
+    """Rows of the embedding matrix."""
+    return int(cast("torch.Tensor", model.get_input_embeddings().weight).shape[0])
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".") + "."
+def _check_vocabulary(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, thinking: ThinkingFormat
+) -> None:
+    """Refuse a tokenizer that writes tokens into every conversation that the model does not know.
+
+    Others may be unknown (the text model Gemma 3 has no embedding for the image token of its
+    tokenizer); a text that holds one is refused when it is read.
+    """
+    written = thinking.opener + thinking.closing + thinking.answer + thinking.ender
+    ids = {*render_prompt(tokenizer, "Hello"), *tokenizer.encode(written, add_special_tokens=False)}
+    ids |= {cast("int", tokenizer.eos_token_id)} - {None}
+    unknown = [token for token in ids if token >= _rows(model)]
+    if unknown:
+        tokens = [repr(token) for token in tokenizer.convert_ids_to_tokens(unknown)]
+        raise RefusalCliffError(
+            f"The tokenizer of {name!r} has {len(tokenizer)} tokens and the model embeddings for "
+            f"{_rows(model)}. Every conversation would hold tokens that the model does not know: "
+            f"{named(tokens)}. Use the tokenizer that the model was trained with, or weights whose "
+            "embeddings were resized to it (resize_token_embeddings) and trained."
+        )
 
 
-def _fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> str:
+def _fingerprint(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, mark: bytes
+) -> str:
     """SHA-256 over configuration, chat template, vocabulary and every weight's bytes."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(mark)
     config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_")}
     for written_by_saving in ("transformers_version", "architectures", "dtype"):
         config.pop(written_by_saving, None)
     digest.update(repr(sorted(config.items(), key=lambda item: item[0])).encode())
     digest.update(str(tokenizer.chat_template).encode())
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    for key, weights in sorted(_weight_hashes(model)):
+    for key, weights in sorted(weight_hashes(name, model)):
         digest.update(key.encode())
         digest.update(weights)
     return digest.hexdigest()
-
-
-def _weight_hashes(model: PreTrainedModel) -> Iterator[tuple[str, bytes]]:
-    """SHA-256 of every weight and saved buffer; one module at a time is brought back from disk."""
-    for prefix, module in model.named_modules():
-        with align_module_device(module):
-            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-            for name, value in own:
-                if name not in module._non_persistent_buffers_set:
-                    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                    yield f"{prefix}.{name}", hashlib.sha256(content.numpy()).digest()

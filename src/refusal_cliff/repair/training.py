@@ -32,6 +32,7 @@ from refusal_cliff.folders import (
     staging,
 )
 from refusal_cliff.io import storage_errors
+from refusal_cliff.model.adapters import merged
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
 from refusal_cliff.repair.plan import RepairConfig, digest, made_from, training_plan
@@ -113,23 +114,19 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
     Raises:
         RefusalCliffError: The adapter is missing or does not fit the subject.
     """
-    from peft import PeftModel  # slow to import
-
+    name = f"{subject.name}+{adapter.name}"
     if (adapter / CHECKPOINT).is_file() and not (adapter / ADAPTER).is_file():
         dtype = str(subject.model.dtype).removeprefix("torch.")
         repaired = load_subject(str(adapter), dtype=dtype, device=str(subject.device))
-        return replace(repaired, name=f"{subject.name}+{adapter.name}")
+        return replace(repaired, name=name)
     with _quiet():
         try:
-            adapted = PeftModel.from_pretrained(copy.deepcopy(subject.model), str(adapter))
-        except (OSError, ValueError, RuntimeError) as error:
+            put = merged(copy.deepcopy(subject.model), adapter)
+        except RefusalCliffError as error:
             raise RefusalCliffError(
-                f"Could not put the adapter {adapter} on {subject.name}: {error}. Point to the "
-                "folder of an adapter that was trained on this model."
+                f"Could not put the adapter {adapter} on {subject.name}: {error}"
             ) from error
-        merged = cast("Any", adapted).merge_and_unload()
-    merged.name_or_path = str(adapter)  # what an adapter trained on it will name as its base
-    return subject_of(f"{subject.name}+{adapter.name}", merged, subject.tokenizer)
+        return subject_of(name, put.model, subject.tokenizer, mark=put.mark)
 
 
 def encode_example(subject: Subject, example: SafetyExample, max_length: int) -> TokenRow:

@@ -203,15 +203,12 @@ class ShardScorer:
             return LeftOut("other format", str(error))
         if spans is None:
             return LeftOut("thinking never closes", "the model's markers stand in the texts")
-        if len(ids) > self._context():
+        context = self._subject.context
+        if context is not None and len(ids) > context:
             return _too_long(f"with {len(ids)} tokens it")
         return Trace(
             example.prompt, tuple(ids), spans, example.thinking, example.response, complete=True
         )
-
-    def _context(self) -> int:
-        config = self._subject.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
 
 def scores_path(out: Path, number: int) -> Path:

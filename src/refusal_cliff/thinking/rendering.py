@@ -9,11 +9,14 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.thinking.limits import bounded
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _PLACEHOLDERS = ("Hello", "Good morning!")
 _PROBE = "Where is 4711?"
 _THOUGHT, _ANSWER = "Considered.", "Answered."
+_MOST_ADDED = 1_000_000
+"""Characters that a template may write around a message."""
 _Messages = Sequence[Mapping[str, object]]
 
 
@@ -159,16 +162,22 @@ def _render(
             "instruction-tuned version of the model."
         )
     try:
-        rendered = tokenizer.apply_chat_template(
-            cast("Any", [dict(message) for message in messages]),
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            enable_thinking=True,
-            thinking=True,
-        )
+        with bounded():
+            rendered = str(
+                tokenizer.apply_chat_template(
+                    cast("Any", [dict(message) for message in messages]),
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    enable_thinking=True,
+                    thinking=True,
+                )
+            )
+        if len(rendered) > _MOST_ADDED + 2 * len(str(messages)):
+            raise ValueError(f"it wrote {len(rendered):,} characters")
     except Exception as error:
+        said = str(error) or type(error).__name__  # MemoryError says nothing
         raise RefusalCliffError(
-            f"The chat template of {_name(tokenizer)} failed on a single user message: {error}. "
+            f"The chat template of {_name(tokenizer)} failed on a single user message: {said}. "
             "Repair the template, or use another tokenizer."
         ) from error
-    return str(rendered)
+    return rendered

@@ -21,7 +21,8 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import staged
 from refusal_cliff.io import sha256_file, write_json
 from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.subject import CHAT_TEMPLATE, Head, Subject, load_subject
+from refusal_cliff.model.loading import CHAT_TEMPLATE
+from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import chat, lesson
 from refusal_cliff.organisms.bases import SMOLLM2
 from refusal_cliff.organisms.claim import CARD, claim_organism

@@ -1,0 +1,256 @@
+"""The weights of a checkpoint: whole on the disk, all of them used, none missing, all finite."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from transformers import PreTrainedModel
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json
+from refusal_cliff.model.blocks import decoder_of
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_POINTER = b"version https://git-lfs.github.com/spec"
+_MAY_BE_POINTERS = (INDEX, "config.json", "tokenizer.json", "tokenizer.model")
+_NAMED = 4
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library itself."""
+
+
+def named(names: Collection[str]) -> str:
+    """The first few names, and how many there are."""
+    first = ", ".join(sorted(names)[:_NAMED])
+    return f"{len(names)} ({first}{', …' if len(names) > _NAMED else ''})"
+
+
+def check_files(folder: Path) -> None:
+    """Refuse a folder of a checkpoint whose files are not what they should be.
+
+    Only the headers of weights are read. A folder without safetensors weights passes: transformers
+    says what it lacks.
+
+    Raises:
+        RefusalCliffError: A file is a Git LFS pointer, is cut short, or is no safetensors file; the
+            index names a shard or a tensor that is not there.
+    """
+    for name in _MAY_BE_POINTERS:
+        _refuse_pointer(folder / name)
+    if (folder / WEIGHTS).is_file():
+        tensor_names(folder / WEIGHTS)
+    elif (folder / INDEX).is_file():
+        _check_shards(folder)
+
+
+def tensor_names(file: Path) -> set[str]:
+    """Names of the tensors in a safetensors file, which is whole.
+
+    Raises:
+        RefusalCliffError: It is a Git LFS pointer, is cut short, or is no safetensors file.
+    """
+    _refuse_pointer(file)
+    again = f"Download {file.name} again, or copy it again from where the model was saved."
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+            header = stream.read(length) if length <= _LONGEST_HEADER else b""
+        if length <= _LONGEST_HEADER and size < _LENGTH_BYTES + length:
+            raise RefusalCliffError(f"{file} is cut short: it ends in its own header. {again}")
+        tensors = json.loads(header)
+        tensors.pop("__metadata__", None)
+        end = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise RefusalCliffError(f"{file} is not a safetensors file. {again}") from error
+    if size < (whole := _LENGTH_BYTES + length + end):
+        raise RefusalCliffError(f"{file} is cut short: {size} of {whole} bytes are there. {again}")
+    return set(tensors)
+
+
+def check_loaded(
+    name: str, model: PreTrainedModel, config: Any, report: Mapping[str, Collection[Any]]
+) -> None:
+    """Refuse a model some of whose weights are not those of the checkpoint.
+
+    Args:
+        name: What the user called it.
+        model: As it was loaded.
+        config: The checkpoint's own configuration, of all its parts.
+        report: What transformers says about loading: tied weights, and what the architecture lists
+            as safe to ignore, are no longer in it.
+
+    Raises:
+        RefusalCliffError: Weights are missing, have another shape, or belong to nothing.
+    """
+    spare = _Spare(model, config)
+    unexpected = [key for key in report["unexpected_keys"] if not spare.announced(key)]
+    shapes = [
+        f"{key}: {tuple(found)} where the model has {tuple(wanted)}"
+        for key, found, wanted in report["mismatched_keys"]
+    ]
+    faults = {
+        "are missing, so that they would be random": report["missing_keys"],
+        "have another shape": shapes,
+        "are in the files, but not in the model": unexpected,
+    }
+    found = [f"{named(keys)} {what}" for what, keys in faults.items() if keys]
+    if found:
+        raise RefusalCliffError(
+            f"The weights of {name!r} do not fit the model that its config.json describes "
+            f"({type(model).__name__}). Of its tensors, {'; '.join(found)}. Nothing was measured. "
+            "Download the checkpoint again, save it again with save_pretrained, or give it the "
+            "config.json that it was saved with."
+        )
+
+
+class _Spare:
+    """Which tensors belong to a part that the configuration announces and no text needs.
+
+    Two kinds of parts are: those of another modality (a configuration of their own, such as
+    ``vision_config``), and layers that predict further tokens (``num_nextn_predict_layers``,
+    ``mtp_num_hidden_layers``). Such a tensor lies outside the decoder and its head, or, where it
+    predicts, in a layer after the last one.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: Any) -> None:
+        text = config.get_text_config()
+        parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+        self._modalities = any(part is not None and part is not text for part in parts)
+        self._predicting = max(_predicting(text.to_dict()), _predicting(config.to_dict()))
+        self._layers = int(text.num_hidden_layers)
+        names = {module: name for name, module in model.named_modules()}
+        decoder, self._head = decoder_of(model), names.get(model.get_output_embeddings(), "")
+        self._prefix = f"{names[decoder]}." if names.get(decoder) else ""
+        self._children = {name for name, _ in decoder.named_children()}
+
+    def announced(self, key: str) -> bool:
+        """Whether the tensor of that name may be left out."""
+        outside = not self._inside(key)
+        return (outside and (self._modalities or self._predicting > 0)) or self._predicts(key)
+
+    def _inside(self, key: str) -> bool:
+        if self._head and key.startswith(f"{self._head}."):
+            return True
+        return key.startswith(self._prefix) and self._rest(key).partition(".")[0] in self._children
+
+    def _rest(self, key: str) -> str:
+        return key.removeprefix(self._prefix)
+
+    def _predicts(self, key: str) -> bool:
+        number = re.match(r"\w+\.(\d+)\.", self._rest(key))
+        last = self._layers + self._predicting
+        return number is not None and self._layers <= int(number[1]) < last
+
+
+def weight_hashes(name: str, model: PreTrainedModel) -> Iterator[tuple[str, bytes]]:
+    """SHA-256 of every weight and saved buffer.
+
+    Raises:
+        RefusalCliffError: Some hold NaN or infinity. Found in the same pass, since reading the
+            weights of a large model takes long.
+    """
+    damaged: list[str] = []
+    for key, value in _saved(model):
+        content = value.cpu()
+        if not is_finite(content):
+            damaged.append(key)
+        yield key, hashlib.sha256(as_bytes(content)).digest()
+    _refuse_damaged(name, damaged)
+
+
+def check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse a model with weights that are NaN or infinite.
+
+    Raises:
+        RefusalCliffError: Some are.
+    """
+    _refuse_damaged(name, [key for key, value in _saved(model) if not is_finite(value)])
+
+
+def as_bytes(value: torch.Tensor) -> Any:
+    """The bytes of a tensor in memory, as a buffer."""
+    return value.contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def is_finite(value: torch.Tensor) -> bool:
+    """Whether a tensor holds no NaN and no infinity; needs no copy of it."""
+    if not value.is_floating_point() or value.numel() == 0:
+        return True
+    wide = value if value.element_size() > 1 else value.float()
+    return all(bool(end.isfinite()) for end in torch.aminmax(wide))
+
+
+def _saved(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight and saved buffer; one module at a time is brought back from disk."""
+    for prefix, module in model.named_modules():
+        with align_module_device(module):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            for name, value in own:
+                if name not in module._non_persistent_buffers_set:
+                    yield f"{prefix}.{name}", value.detach()
+
+
+def _refuse_damaged(name: str, damaged: Collection[str]) -> None:
+    if damaged:
+        raise RefusalCliffError(
+            f"Weights of {name!r} hold NaN or infinity: {named(damaged)}. Nothing that such a "
+            "model says can be measured. Download it again, or save it from the training again; "
+            "weights that overflow in float16 may fit with --dtype bfloat16 or float32."
+        )
+
+
+def _check_shards(folder: Path) -> None:
+    index = folder / INDEX
+    places = _weight_map(index)
+    shards = set(places.values())
+    held = {s: tensor_names(folder / s) for s in shards if (folder / s).is_file()}
+    if absent := shards - held.keys():
+        raise RefusalCliffError(
+            f"{index} names shards that are not there: {named(absent)}. Download the missing files "
+            "into the folder, or save the model again."
+        )
+    if lost := [key for key, shard in places.items() if key not in held[shard]]:
+        raise RefusalCliffError(
+            f"{index} names tensors that its shards do not hold: {named(lost)}. Index and shards "
+            "are of different models: download both again, or save the model again."
+        )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise RefusalCliffError(
+            f"{index} has no weight_map from tensors to files. Download it again, or save the "
+            "model again."
+        )
+    return places
+
+
+def _refuse_pointer(file: Path) -> None:
+    try:
+        with file.open("rb") as stream:
+            pointer = stream.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return
+    if pointer:
+        raise RefusalCliffError(
+            f"{file} is a Git LFS pointer, not the file itself: the repository was cloned without "
+            "its large files. Run git lfs pull in the folder, or download the model with: "
+            "hf download NAME --local-dir FOLDER"
+        )
+
+
+def _predicting(fields: Mapping[str, Any]) -> int:
+    """Number of layers that predict further tokens."""
+    counts: Sequence[Any] = [value for key, value in fields.items() if re.search("mtp|nextn", key)]
+    return max((value for value in counts if isinstance(value, int)), default=0)
