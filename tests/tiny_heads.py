@@ -15,7 +15,7 @@ def head_row(
     direct: float = 0.0,
     refused: float | None = None,
 ) -> HeadRow:
-    """A head of block 1; its interval begins at ``low``, or at its effect, and so does its proof."""
+    """A head of block 1; its interval begins at ``low``, or at its effect, and proves it if > 0."""
     nothing = Estimate(0.0, 0.0, 0.0, 1.0, 5)
     others = ("layer", "index", "proof")
     measured = {name: nothing for name in HeadRow.__annotations__ if name not in others}

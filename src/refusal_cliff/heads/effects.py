@@ -158,7 +158,9 @@ def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
     NaN where a trace has neither thinking nor a closing token before the last: no plateau.
     """
     found = np.full(len(traces), np.nan)
-    for row, (trace, logits) in enumerate(zip(traces, _logits(subject, traces, probe), strict=True)):
+    for row, (trace, logits) in enumerate(
+        zip(traces, _logits(subject, traces, probe), strict=True)
+    ):
         spans = closed_spans(trace)
         if spans.last_closing > spans.prompt:
             scores = TraceScores("", "", "", trace.verdict, spans, logits)

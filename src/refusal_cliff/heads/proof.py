@@ -1,9 +1,9 @@
 """Which single heads are proven to suppress refusal: all heads judged at once, and by how much.
 
-A head's effect is measured against the fall that it should explain: the share of it that comes back
-when the head alone is taken out. Effect and fall are read by one probe, so the share does not depend
-on the probe's scale, bias or calibration. Two things are asked of a head beyond "its interval lies
-above zero", which more than a third of all heads can pass:
+A head's effect is measured against the fall that it should explain: the share of it that comes
+back when the head alone is taken out. Effect and fall are read by one probe, so the share does not
+depend on the probe's scale, bias or calibration. Two things are asked of a head beyond "its
+interval lies above zero", which more than a third of all heads can pass:
 
 - **Size.** It undoes more than `SMALLEST_SHARE` of the fall.
 - **All heads at once.** The lower bounds hold for all heads together in 95 % of the cases: the
@@ -71,7 +71,8 @@ def prove(
         return [NOTHING] * effects.shape[1]
     acting = np.flatnonzero(effect.any(0))  # a head after the probe is no hypothesis
     found = [Proof(0.0, 0.0, 1.0, proven=False)] * effects.shape[1]
-    for place, (share, low, p) in zip(acting, _max_t(effect[:, acting], fall, names, seed)):
+    bounds = _max_t(effect[:, acting], fall, names, seed)
+    for place, (share, low, p) in zip(acting, bounds, strict=True):
         found[place] = Proof(share, low, p, proven=low > SMALLEST_SHARE)
     return found
 
