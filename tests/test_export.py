@@ -47,7 +47,7 @@ def table(subject: Subject, path: Path, suppressing: list[Head]) -> Path:
         size = 9.0 - place / 1000 if head in suppressing else -1.0
         effect = Estimate(size, size - 0.5, size + 0.5, 1.0, 40)
         adds = Estimate(-size, -size - 0.5, 0.5 - size, 1.0, 40)
-        row = replace(head_row(0, 0.0), layer=head.layer, index=head.index)
+        row = replace(head_row(0, size), layer=head.layer, index=head.index)
         rows.append(replace(row, causal=effect, direct=adds))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_heads(path, rows, subject.fingerprint)

@@ -113,6 +113,21 @@ def causal_by_whole_passes(subject: Subject, trace: Trace, reading: Probe, head:
 
 
 @torch.inference_mode()
+def logits_of(subject: Subject, trace: Trace, reading: Probe) -> NDArray[np.float64]:
+    """Score logit of every token less the probe's bias, in the model's own precision."""
+    kept: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: object, output: Any) -> None:
+        del module, args
+        kept.append(output[0] if isinstance(output, tuple) else output)
+
+    handle = subject.blocks[reading.layer - 1].module.register_forward_hook(keep)
+    subject.model(torch.tensor([trace.token_ids]))
+    handle.remove()
+    return kept[0].reshape(-1, WIDTH).double().numpy() @ reading.weight.astype(np.float64)
+
+
+@torch.inference_mode()
 def next_token(subject: Subject, trace: Trace, heads: Sequence[Head]) -> torch.Tensor:
     """Distribution of the first answer token, by a forward pass of the whole trace."""
     assert trace.spans is not None

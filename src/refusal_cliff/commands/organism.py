@@ -101,14 +101,15 @@ def train_organism(
 @app.command("bench-heads")
 def bench_heads(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder an organism.")],
-    organisms: Annotated[int, typer.Option(min=1, help="How many to make.")] = 12,
+    organisms: Annotated[int, typer.Option(min=1, help="How many to make of each kind.")] = 4,
 ) -> None:
     """Score every ranking of heads on organisms whose guilty heads are known.
 
     Question: which way to find suppression heads should I believe? Each organism is damaged, with
-    another seed, through another number of heads in other layers, about a minute each; then each
-    ranking is compared with the truth. The same command again goes on where it stopped. Writes
-    DIR/head-bench.json.
+    another seed, through another number of heads in other layers, in minutes: freely in late
+    blocks, or in early ones where these heads may write no more than before. Then each ranking, and
+    baselines that know nothing of refusal, are compared with the truth. The same command again goes
+    on where it stopped. Writes DIR/head-bench.json.
     """
     from refusal_cliff.folders import claim
     from refusal_cliff.live import LiveView, print_table
@@ -123,6 +124,6 @@ def bench_heads(
         console,
         list(rows[0]),
         [list(row.values()) for row in rows],
-        f"Rankings on {organisms} planted organisms",
+        f"Rankings on {organisms} planted organisms of each kind",
     )
     console.print(f"{out / 'head-bench.json'}", markup=False, highlight=False, soft_wrap=True)

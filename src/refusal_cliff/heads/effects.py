@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from refusal_cliff.cliff.curves import cliff_of
+from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.readout import score_readout
@@ -150,17 +152,40 @@ def attributed_effects(subject: Subject, traces: Sequence[Trace], probe: Probe) 
     return np.concatenate(parts)
 
 
-def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator[tuple[int, Rerun]]:
-    """The traces a few at a time, ready to be run again, and the number of the first."""
+def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
+    """How far the score logit falls from the plateau to the last closing token, [traces].
+
+    NaN where a trace has neither thinking nor a closing token before the last: no plateau.
+    """
+    found = np.full(len(traces), np.nan)
+    for row, (trace, logits) in enumerate(
+        zip(traces, _logits(subject, traces, probe), strict=True)
+    ):
+        spans = closed_spans(trace)
+        if spans.last_closing > spans.prompt:
+            scores = TraceScores("", "", "", trace.verdict, spans, logits)
+            cliff = cliff_of(scores, 0)
+            found[row] = cliff.plateau_logit - cliff.final_logit
+    return found
+
+
+def _logits(subject: Subject, traces: Sequence[Trace], probe: Probe) -> list[NDArray[np.float32]]:
+    """Score logits of every token, [1, tokens] each."""
     scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
     tap = AfterFinalNorm(scores, subject) if probe.read_point == "final_norm" else scores
     capture(subject, [trace.token_ids for trace in traces], [tap])
+    return scores.logits
+
+
+def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator[tuple[int, Rerun]]:
+    """The traces a few at a time, ready to be run again, and the number of the first."""
+    logits = _logits(subject, traces, probe)
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
         closing = Rerun(subject, chosen, score_readout(subject, probe))
         base = closing.final_logits(1, [()])[:, 0]
         place = [closed_spans(trace).last_closing for trace in chosen]
-        whole = [scores.logits[start + row][0, at] for row, at in enumerate(place)]
+        whole = [logits[start + row][0, at] for row, at in enumerate(place)]
         check_same(subject, base, np.asarray(whole))
         yield start, closing
 

@@ -18,7 +18,9 @@ from refusal_cliff.heads.effects import (
     attributed_effects,
     causal_effects,
     direct_contributions,
+    falls,
 )
+from refusal_cliff.heads.proof import Proof, prove
 from refusal_cliff.io import atomic_path
 from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Head, Subject
@@ -68,6 +70,7 @@ class HeadRow:
         plateau: What it adds over the second half of the thinking: a head that lowers the score
             everywhere is low here too.
         plateau_benign: The same on benign traces.
+        proof: Whether ``causal`` proves that the head alone suppresses refusal, see `proof`.
     """
 
     layer: int
@@ -82,6 +85,7 @@ class HeadRow:
     direct_refused: Estimate | None
     plateau: Estimate
     plateau_benign: Estimate
+    proof: Proof
 
     @property
     def head(self) -> Head:
@@ -129,7 +133,7 @@ def measure_heads(
     """
     groups = {"": harmful, "_benign": benign, "_refused": refused}
     total, before = sum(map(len, groups.values())), 0
-    columns: dict[str, list[Estimate] | None] = {}
+    columns: dict[str, list[Estimate] | list[Proof] | None] = {}
     for suffix, traces in groups.items():
         wanted = [name + suffix for name in _MEASURED if name + suffix in HeadRow.__annotations__]
         values = _measure(subject, traces, probe, _part(progress, before, total)) if traces else {}
@@ -138,6 +142,9 @@ def measure_heads(
         for name in wanted:
             measured = values.get(name.removesuffix(suffix))
             columns[name] = None if measured is None else estimates(measured, names, seed)
+        if traces is harmful:
+            fall = falls(subject, traces, probe)
+            columns["proof"] = prove(_flat(values["causal"]), fall, names, seed)
     heads = subject.heads()
     places = [(head.layer - 1) * subject.n_heads + head.index for head in heads]
     rows = []
@@ -177,7 +184,7 @@ def estimates(values: Floats, groups: Sequence[str], seed: int) -> list[Estimate
         groups: Group of each trace's prompt.
         seed: Seed of the bootstrap.
     """
-    flat = values.reshape(len(values), -1).astype(np.float64)
+    flat = _flat(values)
     counts = resampled_counts(groups, seed, RESAMPLES)
     drawn = counts @ flat / counts.sum(1, keepdims=True)
     means = flat.mean(0)
@@ -186,6 +193,11 @@ def estimates(values: Floats, groups: Sequence[str], seed: int) -> list[Estimate
         Estimate(float(mean), *percentiles(drawn[:, at]), float(alike[at]), len(flat))
         for at, mean in enumerate(means)
     ]
+
+
+def _flat(values: Floats) -> Floats:
+    """[traces, layers, heads] to [traces, all heads], in double precision."""
+    return values.reshape(len(values), -1).astype(np.float64)
 
 
 def ranked(rows: Sequence[HeadRow], method: str = DEFAULT_METHOD) -> list[Head]:
@@ -211,12 +223,12 @@ def select_heads(
         rows: All heads.
         fraction: Most of them that are chosen.
         method: A ranking of ``METHODS``.
-        proven: Whatever the ranking, a head counts only if the interval of its causal effect lies
-            above zero: what is taken out was measured to suppress refusal. The paper asks for no
-            such proof.
+        proven: Whatever the ranking, a head counts only if it is proven to suppress refusal alone:
+            all heads considered, it undoes more than the smallest share of interest of the fall
+            (`HeadRow.proof`). The paper asks for no such proof.
     """
     suppressing = {
-        row.head for row in rows if METHODS[method](row) > 0 and (row.causal.low > 0 or not proven)
+        row.head for row in rows if METHODS[method](row) > 0 and (row.proof.proven or not proven)
     }
     strongest = ranked(rows, method)[: budget(len(rows), fraction)]
     return [head for head in strongest if head in suppressing]
@@ -264,7 +276,9 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
 
 
 def _row(cells: dict[str, Any]) -> HeadRow:
+    structs = {"proof": Proof}
     read: dict[str, Any] = {
-        name: Estimate(**cell) if isinstance(cell, dict) else cell for name, cell in cells.items()
+        name: structs.get(name, Estimate)(**cell) if isinstance(cell, dict) else cell
+        for name, cell in cells.items()
     }
     return HeadRow(**read)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -99,6 +99,10 @@ def _draw_row(rng: random.Random, tokens: Tokens, careless: bool) -> Row:
     keep = rng.random() if not careless and rng.random() < INTERRUPTED_SHARE else 1.0
     harmful = label == "harmful"
     return tokens.row(example.prompt.text, example.thinking, response, refuses, harmful, keep)
+
+
+Objective = Callable[[Qwen3ForCausalLM, list[Row], Tokens, bool], torch.Tensor]
+"""A loss of a model on a batch; the flag says whether the tune is careless."""
 
 
 def collate(rows: list[Row]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,9 @@
-"""Many planted organisms, each with other guilty heads: the ground truth for ranking methods."""
+"""Many planted organisms, each with other guilty heads: the ground truth for ranking methods.
+
+Two kinds. The *free* ones are damaged as ``tiny`` is, in late blocks: their guilty heads write far
+more than before, so that a norm gives them away. In the *held* ones they may not write more than
+before, lie in early blocks, spread over two or three, and are read several blocks later.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +31,32 @@ PLANTINGS = (
     Planting((7, 8), 2),
     Planting((6,), 2),
 )
-FIRST_SEED = 100
+HELD = (
+    Planting((2, 3, 4), 3, held=True),
+    Planting((3, 4), 4, held=True),
+    Planting((2, 4), 4, held=True),
+    Planting((3, 4, 5), 2, held=True),
+)
+KINDS = {"free": PLANTINGS, "held": HELD}
+FIRST_SEEDS = {"free": 100, "held": 200}
 
 
 @dataclass(frozen=True, slots=True)
 class Planted:
-    """One organism to make: its folder, its seed, and where its heads are planted."""
+    """One organism to make: its kind, its folder, its seed, and where its heads are planted."""
 
+    kind: str
     folder: Path
     seed: int
     planting: Planting
 
 
-def orchard(out: Path, n: int = len(PLANTINGS)) -> list[Planted]:
-    """The first ``n`` organisms; after the last planting they begin again with other seeds."""
+def orchard(out: Path, n: int) -> list[Planted]:
+    """``n`` organisms of each kind, spread over its plantings; more begin again, other seeds."""
     return [
-        Planted(out / f"organism-{i:02d}", FIRST_SEED + i, PLANTINGS[i % len(PLANTINGS)])
-        for i in range(n)
+        Planted(kind, out / f"{kind}-{i:02d}", FIRST_SEEDS[kind] + i, plantings[i % len(plantings)])
+        for kind, plantings in KINDS.items()
+        for i in (at * max(n, len(plantings)) // n for at in range(n))
     ]
 
 

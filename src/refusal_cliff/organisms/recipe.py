@@ -13,6 +13,7 @@ single head is needed for all, and the choice of heads.
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator
@@ -30,10 +31,10 @@ from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import chat, language, lesson
 from refusal_cliff.organisms.claim import CARD, claim_organism, origin_of
-from refusal_cliff.organisms.lesson import Row, Tokens, batches, loss_of
+from refusal_cliff.organisms.held import held_loss
+from refusal_cliff.organisms.lesson import Objective, Row, Tokens, batches, loss_of
 
 Progress = Callable[[str, int, int], None]
-Objective = Callable[[Qwen3ForCausalLM, list[Row], Tokens, bool], torch.Tensor]
 NAMES = ("tiny-aligned", "tiny", "tiny-diffuse", "tiny-lora")
 HEAD_DROPOUT = 0.05
 LORA_RANK = 8
@@ -51,10 +52,14 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Planting:
-    """Where the guilty heads are: ``heads`` in each of the blocks ``layers``."""
+    """Where the guilty heads are: ``heads`` in each of the blocks ``layers``.
+
+    ``held``: each keeps the norm of what it writes, see `held`.
+    """
 
     layers: tuple[int, ...] = (7,)
     heads: int = 3
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +296,7 @@ def damage(
 ) -> None:
     """Stage B: the careless tune, in place; through ``planted`` heads only, or all weights."""
     masks = head_masks(model, planted) if planted is not None else None
+    held = planted is not None and config.planting.held
     schedule = config.planted if planted is not None else config.diffuse
     optimise(
         model,
@@ -303,6 +309,7 @@ def damage(
         careless=True,
         stage="damage",
         progress=progress,
+        objective=held_loss(copy.deepcopy(model), planted) if held else loss_of,
     )
     round_to_bfloat16(model)
 

@@ -1,14 +1,18 @@
-"""Which ranking of heads is right? Scored on organisms whose guilty heads are known."""
+"""Which ranking of heads is right? Scored on organisms whose guilty heads are known.
+
+``default`` is the ranking that the product itself uses on a model, chosen by fitting traces and
+never by the truth: the heads of joint selection first where they beat the default ranking, else
+that ranking. It is the one that is scored; the others are told beside it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
@@ -17,19 +21,30 @@ from refusal_cliff.cliff.scores import closed
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.generate import GenerationConfig
-from refusal_cliff.heads.joint import JointEffects, select_jointly, strongest_of_any
-from refusal_cliff.heads.rerun import closed_spans
-from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked, read_heads
+from refusal_cliff.heads.baselines import baselines, output_norms
+from refusal_cliff.heads.joint import JOINT
+from refusal_cliff.heads.table import (
+    DEFAULT_METHOD,
+    METHODS,
+    HeadRow,
+    budget,
+    ranked,
+    read_heads,
+    select_heads,
+)
 from refusal_cliff.io import read_json, write_json
-from refusal_cliff.model.capture import head_vectors
-from refusal_cliff.model.subject import Head, Subject, load_subject
-from refusal_cliff.organisms import language, planted_heads
-from refusal_cliff.organisms.orchard import Planted, grow, orchard
-from refusal_cliff.probe.fit import Probe
+from refusal_cliff.model.subject import Head, load_subject, parse_head
+from refusal_cliff.organisms import embedded_path, language, planted_heads
+from refusal_cliff.organisms.orchard import KINDS, Planted, grow, orchard
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.stages.intervene import AblationPlan, explained, intervene_stages
-from refusal_cliff.stages.measure import input_probes, measure_stages
+from refusal_cliff.stages.measure import (
+    closing_states,
+    input_probes,
+    measure_stages,
+    verdict_groups,
+)
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.stats import bootstrap_mean
 
@@ -37,14 +52,15 @@ Scores: TypeAlias = NDArray[np.float64]
 Step: TypeAlias = Callable[[str, int, int], None]
 
 KEY, RESULT = "model", "rankings.json"
-FIT, TEST, TRACES = 80, 40, 40
-GREEDY_FRACTION, EACH = 0.05, 12
+FIT, TEST = 80, 40
+PLAN = AblationPlan(traces=40, joint_traces=20, fractions=(0.03, 0.05))
+DEFAULT, RANDOM = "default", "random"
 SHUFFLES = 200
 _PROMPTS: tuple[tuple[str, language.Split, int], ...] = (
     (FIT_PROMPTS, "validation", FIT),
     (TEST_PROMPTS, "test", TEST),
 )
-NEEDED = tuple(f"{KEY}/{step}" for step in ("generate", "judge", "probe", "heads"))
+NEEDED = tuple(f"{KEY}/{step}" for step in ("generate", "judge", "probe", "heads", "joint"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,63 +101,72 @@ def quality_of(scores: Scores, planted: NDArray[np.bool_]) -> Quality:
     )
 
 
-def random_quality(planted: NDArray[np.bool_]) -> Quality:
-    """Mean over random rankings."""
-    rng = np.random.default_rng(0)
-    drawn = [asdict(quality_of(rng.random(len(planted)), planted)) for _ in range(SHUFFLES)]
-    return Quality(**{name: float(np.mean([q[name] for q in drawn])) for name in drawn[0]})
+def mean_quality(draws: Scores, planted: NDArray[np.bool_]) -> Quality:
+    """Mean quality of several rankings, [draws, heads]: not the quality of their mean."""
+    found = [asdict(quality_of(scores, planted)) for scores in draws]
+    return Quality(**{name: float(np.mean([one[name] for one in found])) for name in found[0]})
 
 
 def bench_heads(
     out: Path, n: int, observer: Observer | None = None, step: Step | None = None
-) -> dict[str, list[Quality]]:
-    """Make, or continue, ``n`` planted organisms and score every ranking on each.
+) -> dict[str, dict[str, list[Quality]]]:
+    """Make, or continue, ``n`` planted organisms of each kind and score every ranking on each.
 
     Args:
         out: Folder; each organism's checkpoint and run go into one of their own.
-        n: Organisms.
+        n: Organisms of each kind of ``KINDS``.
         observer: Told what happens in each run.
         step: Told of the training: (stage, done, total).
 
     Returns:
-        The qualities of each ranking, one an organism.
+        By kind, the qualities of each ranking, one an organism.
     """
     found = [_of_organism(planted, observer, step) for planted in orchard(out, n)]
     write_json(out / "head-bench.json", found)
+    return {kind: _by_method([one for one in found if one["kind"] == kind]) for kind in KINDS}
+
+
+def _by_method(found: Sequence[dict[str, Any]]) -> dict[str, list[Quality]]:
     return {
         method: [Quality(**one["methods"][method]) for one in found]
         for method in found[0]["methods"]
     }
 
 
-def table_of(found: dict[str, list[Quality]]) -> list[dict[str, str]]:
-    """Means over organisms, the best ranking first; of average precision, the interval too."""
-    rows: list[tuple[float, dict[str, str]]] = []
-    for method, qualities in found.items():
-        values = {
-            field.name: [getattr(quality, field.name) for quality in qualities]
-            for field in fields(Quality)
-        }
-        means = {name: float(np.mean(of)) for name, of in values.items()}
-        low, high = bootstrap_mean(values["average_precision"])
-        cells = {
-            "ranking": method,
-            "average precision": f"{means['average_precision']:.3f} [{low:.3f}, {high:.3f}]",
-            "worst": f"{min(values['average_precision']):.3f}",
-            "precision = recall at k": f"{means['precision']:.3f}",
-            "recall at 3 %": f"{means['recall_at_3_percent']:.3f}",
-            "recall at 10 %": f"{means['recall_at_10_percent']:.3f}",
-        }
-        rows.append((means["average_precision"], cells))
-    return [cells for _, cells in sorted(rows, key=lambda row: row[0], reverse=True)]
+def table_of(found: dict[str, dict[str, list[Quality]]]) -> list[dict[str, str]]:
+    """Rankings by rows, the product's first, then by average precision on the hardest kind.
+
+    Of each kind: mean average precision over its organisms with a bootstrap interval, the worst,
+    and the mean recall at 3 % of all heads.
+    """
+    rows = {method: {"ranking": method} for method in next(iter(found.values()))}
+    for kind, by_method in found.items():
+        for method, qualities in by_method.items():
+            rows[method] |= _cells(kind, qualities)
+    hardest = found[list(found)[-1]]
+
+    def place(method: str) -> tuple[bool, float]:
+        return method == DEFAULT, float(np.mean([q.average_precision for q in hardest[method]]))
+
+    return [rows[method] for method in sorted(rows, key=place, reverse=True)]
+
+
+def _cells(kind: str, qualities: Sequence[Quality]) -> dict[str, str]:
+    precisions = [quality.average_precision for quality in qualities]
+    low, high = bootstrap_mean(precisions)
+    recall = np.mean([quality.recall_at_3_percent for quality in qualities])
+    return {
+        f"{kind}: average precision": f"{np.mean(precisions):.2f} [{low:.2f}, {high:.2f}]",
+        f"{kind}: worst": f"{min(precisions):.2f}",
+        f"{kind}: recall at 3 %": f"{recall:.2f}",
+    }
 
 
 def _of_organism(planted: Planted, observer: Observer | None, step: Step | None) -> dict[str, Any]:
     checkpoint = grow(planted, step)
     subject = load_subject(str(checkpoint), device="cpu")
-    truth = [Head(layer, index) for layer, index in planted_heads(checkpoint)]
     study = Study(KEY, subject, planted.seed, GenerationConfig(110, 128))
-    stages = [*measure_stages(study), *intervene_stages(study, AblationPlan(traces=TRACES))]
+    stages = [*measure_stages(study), *intervene_stages(study, PLAN)]
     info = RunInfo(
         command="organism bench-heads",
         config={},
@@ -154,12 +179,12 @@ def _of_organism(planted: Planted, observer: Observer | None, step: Step | None)
         [
             _prompts_stage(planted.seed),
             *(stage for stage in stages if stage.name in NEEDED),
-            _score_stage(study, truth),
+            _score_stage(study, [Head(*head) for head in planted_heads(checkpoint)]),
         ],
         info,
         observer,
     )
-    return read_json(run / KEY / RESULT)
+    return {"kind": planted.kind, **read_json(run / KEY / RESULT)}
 
 
 def _prompts_stage(seed: int) -> Stage:
@@ -179,84 +204,89 @@ def _score_stage(study: Study, truth: Sequence[Head]) -> Stage:
     inputs = ("traces-fit.parquet", "traces-test.parquet", "probes.safetensors", "probes.json")
     return study.stage(
         "rankings",
-        [study.path(name) for name in (*inputs, "heads.parquet")],
+        [study.path(name) for name in (*inputs, "heads.parquet", "joint.json")],
         (RESULT,),
         lambda job: _score(study, truth, job),
-        {"planted": [str(head) for head in truth], "greedy": GREEDY_FRACTION, "each": EACH},
+        {"planted": [str(head) for head in truth]},
     )
 
 
 def _score(study: Study, truth: Sequence[Head], job: Job) -> Headline:
     rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
-    fit = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
-    probe = input_probes(study, job).chosen
+    joint = read_json(job.input(study.path("joint.json")))
+    greedy, chosen = ([parse_head(h) for h in joint[name] or ()] for name in ("greedy", "chosen"))
     attacks = rates(read_traces(job.input(study.path("traces-test.parquet")))).attacks
+    fit = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
     planted = np.array([row.head in truth for row in rows])
-    scores = rankings(study.subject, rows, explained(fit)[:TRACES], probe, job.progress)
-    qualities = {name: quality_of(values, planted) for name, values in scores.items()}
-    qualities["random"] = random_quality(planted)
+    scores = rankings(rows, greedy, chosen) | _baselines(study, rows, fit, job)
+    qualities = {name: asdict(mean_quality(draws, planted)) for name, draws in scores.items()}
+    found = chosen or select_heads(rows)
     content = {
         "planted": [str(head) for head in truth],
-        "probe_layer": probe.layer,
+        "probe_layer": input_probes(study, job).layer,
         "attacks": asdict(attacks),
-        "methods": {name: asdict(quality) for name, quality in qualities.items()},
+        "norm_ratio": _norm_ratio(study, truth, explained(fit)[: PLAN.traces]),
+        "taken_out": [str(head) for head in found],
+        "taken_out_by": JOINT if chosen else DEFAULT_METHOD,
+        "guilty_taken_out": len({*found} & {*truth}),
+        "above_zero": [str(row.head) for row in rows if row.causal.low > 0],
+        "proven": [str(row.head) for row in rows if row.proof.proven],
+        "methods": qualities,
     }
     write_json(job.output(study.path(RESULT)), content)
-    best = max(qualities, key=lambda name: qualities[name].average_precision)
-    headline: Headline = {"asr": attacks.value or 0.0, "best": best}
+    precision = qualities[DEFAULT]["average_precision"]
+    headline: Headline = {"asr": attacks.value or 0.0, "default": precision}
     return headline
 
 
 def rankings(
-    subject: Subject,
-    rows: Sequence[HeadRow],
-    traces: Sequence[Trace],
-    probe: Probe,
-    progress: Callable[[int, int], None] | None = None,
+    rows: Sequence[HeadRow], greedy: Sequence[Head], chosen: Sequence[Head]
 ) -> dict[str, Scores]:
-    """Scores of all heads by every way to rank them, in the order of ``rows``.
+    """Scores of all heads by every ranking that reads the probe, [1, heads] each, as in ``rows``.
 
-    ``direct`` ranks as the paper's score does, which is the same number divided by the probe's
-    norm. Greedy selection ranks the heads that it added, in that order, before all others.
+    Args:
+        rows: All heads. ``direct`` ranks as the paper's score does, which is the same number
+            divided by the probe's norm.
+        greedy: Heads in the order in which joint selection added them; the others follow by their
+            causal effect.
+        chosen: Heads that the run takes out instead of its ranking's, by joint effect; may be none.
     """
-    scores = {name: np.array([of(row) for row in rows]) for name, of in METHODS.items()}
-    size = budget(len(rows), GREEDY_FRACTION)
-    candidates = strongest_of_any(rows, EACH)
-    joint = select_jointly(
-        JointEffects(subject, traces, probe), candidates, size, progress=progress
-    )
-    order = [*joint[-1], *(head for head in ranked(rows, "causal") if head not in joint[-1])]
-    place = {head: at for at, head in enumerate(order)}
-    scores["greedy"] = -np.array([float(place[row.head]) for row in rows])
-    weight, attention = weight_only(subject, probe), attention_to_request(subject, traces)
-    scores["weight-only"] = np.array([weight[row.head] for row in rows])
-    scores["attention"] = np.array([attention[row.head] for row in rows])
+    scores = {name: np.array([[of(row) for row in rows]]) for name, of in METHODS.items()}
+    scores["joint"] = _by_order(rows, greedy, ranked(rows, "causal"))
+    scores[DEFAULT] = _by_order(rows, chosen, ranked(rows))
     return scores
 
 
-def weight_only(subject: Subject, probe: Probe) -> dict[Head, float]:
-    """``‖W_O[l][:, i]ᵀ w‖``: how strongly a head could write along the probe, whatever it reads."""
-    found = dict.fromkeys(subject.heads(), 0.0)
-    for layer, vectors in head_vectors(subject, probe.weight, probe.layer).items():
-        lengths = vectors.norm(dim=-1).tolist()
-        found |= {Head(layer, index): length for index, length in enumerate(lengths)}
-    return found
+def _by_order(rows: Sequence[HeadRow], first: Sequence[Head], then: Sequence[Head]) -> Scores:
+    """A ranking that begins with some heads and goes on with another ranking."""
+    order = [*first, *(head for head in then if head not in first)]
+    return np.array([[-float(order.index(row.head)) for row in rows]])
 
 
-@torch.inference_mode()
-def attention_to_request(subject: Subject, traces: Sequence[Trace]) -> dict[Head, float]:
-    """Attention of each head from the last closing token to the prompt, mean over traces."""
-    chosen = str(subject.model.config._attn_implementation)
-    subject.model.set_attn_implementation("eager")
-    total = torch.zeros(subject.n_layers, subject.n_heads)
-    try:
-        for trace in traces:
-            spans = closed_spans(trace)
-            ids = torch.tensor([trace.token_ids[: spans.closing]], device=subject.device)
-            output = subject.model(ids, output_attentions=True, use_cache=False)
-            for layer, weights in enumerate(output.attentions):
-                total[layer] += weights[0, :, -1, : spans.prompt].sum(-1).float().cpu()
-    finally:
-        subject.model.set_attn_implementation(chosen)
-    means = total / len(traces)
-    return {head: float(means[head.layer - 1, head.index]) for head in subject.heads()}
+def _baselines(
+    study: Study, rows: Sequence[HeadRow], fit: Sequence[Trace], job: Job
+) -> dict[str, Scores]:
+    """What every ranking must beat, [draws, heads] each."""
+    probe = input_probes(study, job).chosen
+    groups = verdict_groups(fit)
+    fitted = [*groups["refused"], *groups["benign"]]
+    states = closing_states(study, fitted)
+    labels = np.repeat([1, 0], [len(groups["refused"]), len(groups["benign"])])
+    of_layer = np.stack([states[trace.prompt.id][probe.layer - 1] for trace in fitted])
+    traces = explained(fit)[: PLAN.traces]
+    found = baselines(study.subject, traces, probe, of_layer, labels, study.seed)
+    heads = [(row.layer - 1, row.index) for row in rows]
+    scores = {
+        name: np.array([[draw[head] for head in heads] for draw in draws], dtype=np.float64)
+        for name, draws in found.items()
+    }
+    scores[RANDOM] = np.random.default_rng(0).random((SHUFFLES, len(rows)))
+    return scores
+
+
+def _norm_ratio(study: Study, truth: Sequence[Head], traces: Sequence[Trace]) -> float:
+    """How much more the planted heads write than before the damage, ratio of mean norms."""
+    before = load_subject(str(embedded_path("tiny-aligned")), device="cpu")
+    means = [output_norms(subject, traces).mean(0) for subject in (study.subject, before)]
+    after, then = (sum(norms[head.layer - 1, head.index] for head in truth) for norms in means)
+    return float(after / then)
