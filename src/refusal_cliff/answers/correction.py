@@ -105,27 +105,28 @@ def corrected_rate(
         seed: Seed of the interval's draws.
 
     Returns:
-        The rate, clipped to 0 … 1, and the percentile interval of draws from the Jeffreys
-        posteriors of all three shares. Where the judge may well be no better than chance
-        (sensitivity + specificity ≤ 1 in more draws than the interval leaves out), it is 0 … 1.
+        The rate, clipped to 0 … 1, and the percentile interval of draws of all three shares from
+        their posteriors (uniform priors), widened to hold the rate. Where the judge may well be no
+        better than chance (sensitivity + specificity ≤ 1 in more draws than the interval leaves
+        out), it is 0 … 1.
     """
     if not (0 <= successes <= n and n > 0):
         raise ValueError(f"{successes} of {n} is not a share")
     gain = sensitivity.value + specificity.value - 1
     if gain <= 0:
         return Corrected(None, (0.0, 1.0))
-    value = (successes / n + specificity.value - 1) / gain
+    value = float(np.clip((successes / n + specificity.value - 1) / gain, 0, 1))
     rng = np.random.default_rng(seed)
     observed, found, spared = (
-        rng.beta(share.value * share.n + 0.5, (1 - share.value) * share.n + 0.5, DRAWS)
+        rng.beta(share.value * share.n + 1, (1 - share.value) * share.n + 1, DRAWS)
         for share in (Known(successes / n, n), sensitivity, specificity)
     )
-    gains = found + spared - 1
-    interval = (0.0, 1.0)
-    if (gains <= 0).mean() <= (1 - LEVEL) / 2:
-        kept = gains > 0
-        interval = percentiles(np.clip((observed + spared - 1)[kept] / gains[kept], 0, 1))
-    return Corrected(float(np.clip(value, 0, 1)), interval)
+    better = found + spared > 1
+    if (~better).mean() > (1 - LEVEL) / 2:
+        return Corrected(value, (0.0, 1.0))
+    rates = (observed + spared - 1)[better] / (found + spared - 1)[better]
+    low, high = percentiles(np.clip(rates, 0, 1))
+    return Corrected(value, (min(low, value), max(high, value)))
 
 
 def corrected(
