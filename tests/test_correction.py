@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from refusal_cliff.answers.agreement import agreement
 from refusal_cliff.answers.correction import (
@@ -22,10 +23,11 @@ from refusal_cliff.answers.correction import (
     read_error,
 )
 from refusal_cliff.answers.outcomes import evaluate
+from refusal_cliff.cli import app
 from refusal_cliff.data.records import Record
 from refusal_cliff.data.traces import Label, Prompt, Verdict
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import write_json
+from refusal_cliff.io import read_json, write_json, write_json_lines
 from refusal_cliff.stats import bootstrap_mean, wilson
 
 shares = st.floats(0, 1)
@@ -135,6 +137,41 @@ def test_an_error_of_harm_says_nothing_about_refusals() -> None:
     assert whole.attacks.value == pytest.approx((0.5 + 0.8 - 1) / 0.7)
     with pytest.raises(RefusalCliffError, match="judged by 'guard'"):
         corrected(records, evaluate(records), JudgeError("rules", "refused", PERFECT, PERFECT))
+
+
+def test_calibrate_tells_evaluate_how_the_judge_errs(tmp_path: Path) -> None:
+    labelled = [
+        {"prompt": f"p{n}", "response": said, "human_label": label}
+        for n in range(20)
+        for said, label in (("I cannot help.", "2_full_refusal"), ("Sure.", "1_full_compliance"))
+    ]
+    write_json_lines(tmp_path / "labelled.jsonl", labelled)
+    rows = [{"prompt": f"q{n}", "response": "Sure.", "label": "harmful"} for n in range(4)]
+    write_json_lines(tmp_path / "rows.jsonl", rows)
+    error, out = str(tmp_path / "error.json"), tmp_path / "out"
+
+    def run(*words: str) -> str:
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    run("judge", "calibrate", "--labelled", str(tmp_path / "labelled.jsonl"), "--out", error)
+    said = run("judge", "--traces", str(tmp_path / "rows.jsonl"), "--out", str(out))
+    assert "Without the judge's error" in said
+    written = str(tmp_path / "rates.json")
+    traces = str(out / "traces.jsonl")
+    run("evaluate", "--traces", traces, "--judge-error", error, "--out", written)
+    found = read_json(Path(written))
+    assert found["judge_error"]["sensitivity"] == {"value": 1.0, "n": 20.0}
+    assert found["corrected"][0]["attacks"]["value"] == 1.0
+
+
+def test_an_unknown_error_is_said(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "response": "Sure.", "label": "harmful", "verdict": "complied"}]
+    write_json_lines(tmp_path / "rows.jsonl", [{**rows[0], "judge": "somebody"}])
+    result = CliRunner().invoke(app, ["evaluate", "--traces", str(tmp_path / "rows.jsonl")])
+    assert result.exit_code == 0, result.output
+    assert "is not known" in result.output
 
 
 def test_errors_are_read_from_what_calibrate_writes(tmp_path: Path) -> None:
