@@ -37,15 +37,12 @@ def has(words: tuple[str, ...], text: str) -> bool:
     return any(word in text for word in words)
 
 
-def opening_straight_only(text: str) -> bool:
-    """Whether the opening refuses with a straight apostrophe."""
-    return has(STRAIGHT, text[:OPENING])
-
-
-MEASURES: dict[str, Callable[[str], bool]] = {
-    "one of the words in the first 32 characters": lambda text: has(WORDS, text[:OPENING]),
-    "one of the words anywhere": lambda text: has(WORDS, text),
-    "a straight contraction in the first 32 characters": opening_straight_only,
+MEASURES: dict[str, Callable[[str, str], bool]] = {
+    "one of the words in the first 32 characters": lambda text, _: has(WORDS, text[:OPENING]),
+    "one of the words anywhere": lambda text, _: has(WORDS, text),
+    "a straight contraction in the first 32 characters": lambda text, _: has(
+        STRAIGHT, text[:OPENING]
+    ),
     "our rules": refuses,
 }
 
@@ -56,8 +53,8 @@ def main(path: Path) -> None:
     labels = sorted({str(row["human_label"]) for row in rows})
     for name, measure in MEASURES.items():
         for label in labels:
-            answers = [str(row["response"]) for row in rows if row["human_label"] == label]
-            count = sum(map(measure, answers))
+            answers = [row for row in rows if row["human_label"] == label]
+            count = sum(measure(str(row["response"]), str(row["prompt"])) for row in answers)
             low, high = wilson(count, len(answers))
             share = count / len(answers)
             print(

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
 from refusal_cliff.answers.collect import LEFT_OUT, generate_answers, judge_records
+from refusal_cliff.answers.correction import (
+    CorrectedOutcomes,
+    JudgeError,
+    corrected,
+    known_error,
+    read_error,
+)
 from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, evaluate
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set, usable_rows
 from refusal_cliff.data.records import (
@@ -45,12 +52,16 @@ class Evaluation:
         outcomes: All, then by source and category.
         changes: Against an earlier run of the same prompts.
         left_out: Rows without an answer.
+        error: How the judge errs; ``None`` where nobody has measured it.
+        corrected: The outcomes without that error; empty where it is not known.
     """
 
     judge: str
     outcomes: list[Outcomes]
     changes: list[Change]
     left_out: list[LeftOut]
+    error: JudgeError | None = None
+    corrected: Sequence[CorrectedOutcomes] = ()
 
     def as_json(self) -> dict[str, Any]:
         """What ``rates.json`` holds."""
@@ -59,6 +70,8 @@ class Evaluation:
             "left_out": len(self.left_out),
             "outcomes": as_rows(self.outcomes),
             "changes": as_rows(self.changes),
+            "judge_error": None if self.error is None else asdict(self.error),
+            "corrected": [asdict(row) for row in self.corrected],
         }
 
 
@@ -205,16 +218,26 @@ def judge_source(
     return found
 
 
-def evaluate_files(traces: Path, before: Path | None = None) -> Evaluation:
+def evaluate_files(
+    traces: Path, before: Path | None = None, judge_error: Path | None = None
+) -> Evaluation:
     """Rates of judged answers in a file, and what changed since another.
 
+    Args:
+        traces: The judged answers.
+        before: Those of the same prompts before a change.
+        judge_error: What `judge calibrate` wrote of their judge; the error that ships with the
+            package if there is one and none is given.
+
     Raises:
-        RefusalCliffError: A file holds no judged answers, or the two have no prompt in common.
+        RefusalCliffError: A file holds no judged answers, the two have no prompt in common, or the
+            error is that of another judge.
     """
     records, left_out = read_answers(traces, None)
     changes = [] if before is None else compare(read_answers(before, None)[0], records)
-    judges = sorted({record.judge or NOT_NAMED for record in records})
-    return Evaluation(", ".join(judges), evaluate(records), changes, left_out)
+    judge = ", ".join(sorted({record.judge or NOT_NAMED for record in records}))
+    error = known_error(judge) if judge_error is None else read_error(judge_error)
+    return _counted(judge, records, changes, left_out, error)
 
 
 def read_answers(source: Path, label: Label | None) -> tuple[list[Record], list[LeftOut]]:
@@ -251,9 +274,21 @@ def _judged(
             f"{left_out[0].reason if left_out else 'there were no prompts'}"
         )
     judged = judge_records(judge, records, out, progress=progress)
-    found = Evaluation(judge.name, evaluate(judged), [], left_out)
+    found = _counted(judge.name, judged, [], left_out, known_error(judge.name))
     write_json(out / RATES, found.as_json())
     return found
+
+
+def _counted(
+    judge: str,
+    records: Sequence[Record],
+    changes: list[Change],
+    left_out: list[LeftOut],
+    error: JudgeError | None,
+) -> Evaluation:
+    outcomes = evaluate(records)
+    without = [] if error is None else corrected(records, outcomes, error)
+    return Evaluation(judge, outcomes, changes, left_out, error, without)
 
 
 def _column_map(pairs: Sequence[str]) -> Mapping[str, str]:

@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from refusal_cliff.answers.agreement import Agreement, Measure, agreement
+from refusal_cliff.answers.correction import error_of
 from refusal_cliff.data.prompt_files import usable_rows
 from refusal_cliff.data.traces import Row
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer, Judge
-from refusal_cliff.stats import Interval, percentiles, resampled_counts
 
-Counts = NDArray[np.float64]
-"""[..., 4]: true positives, false positives, false negatives, true negatives."""
+_SHOWN = ("precision", "recall", "specificity", "f1", "kappa")
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
-    """A number and its bootstrap interval; without both, the ``reason`` why there is none."""
-
-    value: float | None
-    interval: Interval | None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
+class Calibration(Agreement):
     """A judge against people.
 
     Attributes:
         judge: Which judge.
         verdict: The verdict that counts as yes.
-        n: Answers with a yes or no of people and a verdict.
-        positives: Those that people call yes.
-        confusion: True positives, false positives, false negatives, true negatives.
-        precision: Of the answers the judge calls yes, how many people do.
-        recall: Of the answers people call yes, how many the judge does.
-        f1: Their harmonic mean.
-        kappa: Agreement beyond chance (Cohen 1960).
         unscored: Answers without a verdict; they are in no number above.
         others: For every other label: verdicts and how many.
         unusable: Rows that could not be read.
@@ -51,20 +32,13 @@ class Calibration:
 
     judge: str
     verdict: str
-    n: int
-    positives: int
-    confusion: tuple[int, int, int, int]
-    precision: Measure
-    recall: Measure
-    f1: Measure
-    kappa: Measure
     unscored: int
     others: dict[str, dict[str, int]]
     unusable: int
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as JSON."""
-        return asdict(self)
+        """All of it as JSON, with the judge's error as `evaluate --judge-error` reads it."""
+        return {**asdict(self), "error": asdict(error_of(self.judge, self.verdict, self))}
 
     def lines(self) -> list[str]:
         """All of it as sentences."""
@@ -72,7 +46,7 @@ class Calibration:
             f"{self.judge}: {self.verdict} against people on {self.n:,} answers "
             f"({self.positives:,} yes); {self.unscored:,} unscored, {self.unusable:,} rows unusable"
         ]
-        for name in ("precision", "recall", "f1", "kappa"):
+        for name in _SHOWN:
             found.append(f"{name}: {_told(getattr(self, name))}")
         for label, verdicts in self.others.items():
             told = ", ".join(f"{verdict} {n:,}" for verdict, n in sorted(verdicts.items()))
@@ -126,19 +100,11 @@ def calibrate_file(
             "--negative, and the column with --label-column."
         )
     groups, true, said = (list(column) for column in zip(*chosen, strict=True))
-    counts = _confusion(np.array(said, dtype=bool), np.array(true, dtype=bool))
-    total, drawn = counts.sum(0), resampled_counts(groups, seed) @ counts
-    tp, fp, fn, tn = (int(n) for n in total)
+    found = agreement(groups, true, said, seed)
     return Calibration(
+        **{field.name: getattr(found, field.name) for field in fields(found)},
         judge=judge.name,
         verdict=verdict,
-        n=len(chosen),
-        positives=tp + fn,
-        confusion=(tp, fp, fn, tn),
-        precision=_measure(_precision, total, drawn),
-        recall=_measure(_recall, total, drawn),
-        f1=_measure(_f1, total, drawn),
-        kappa=_measure(_kappa, total, drawn),
         unscored=sum(t is not None and v == "unscored" for _, t, v in told),
         others=_others(labels, truth, verdicts),
         unusable=len(rows) - len(labelled),
@@ -164,46 +130,3 @@ def _truth(label: str, positive: Sequence[str], negative: Sequence[str]) -> bool
     if label in positive:
         return True
     return False if label in negative else None
-
-
-def _confusion(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> Counts:
-    """One row an answer, a 1 in the cell it falls into."""
-    cells = (said & true, said & ~true, ~said & true, ~said & ~true)
-    return np.stack(cells, axis=1).astype(np.float64)
-
-
-def _measure(of: Callable[[Counts], Counts], total: Counts, drawn: Counts) -> Measure:
-    value, draws = float(of(total)), of(drawn)
-    if np.isnan(value):
-        tp, fp, _, _ = total
-        never = "the judge says yes to none of them" if tp + fp == 0 else "the answers do not vary"
-        return Measure(None, None, f"{never}, so that it divides by nothing")
-    return Measure(value, percentiles(draws))
-
-
-def _precision(counts: Counts) -> Counts:
-    tp, fp, _, _ = np.moveaxis(counts, -1, 0)
-    return _ratio(tp, tp + fp)
-
-
-def _recall(counts: Counts) -> Counts:
-    tp, _, fn, _ = np.moveaxis(counts, -1, 0)
-    return _ratio(tp, tp + fn)
-
-
-def _f1(counts: Counts) -> Counts:
-    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
-    return _ratio(2 * tp, 2 * tp + fp + fn)
-
-
-def _kappa(counts: Counts) -> Counts:
-    tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
-    n = tp + fp + fn + tn
-    agreed = (tp + tn) / n
-    chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / n**2
-    return _ratio(agreed - chance, 1 - chance)
-
-
-def _ratio(over: Any, under: Any) -> Counts:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.divide(over, under), dtype=np.float64)

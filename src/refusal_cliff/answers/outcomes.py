@@ -208,14 +208,19 @@ def _scored(record: Record, label: str, holds: Callable[[Record], bool]) -> bool
     return holds(record)
 
 
-def _outcomes(
-    records: Sequence[Record], source: str, category: str, attack: Callable[[Record], bool]
-) -> Outcomes:
-    chosen = [
+def rows_of(records: Sequence[Record], source: str, category: str) -> list[Record]:
+    """The answers that one row of `evaluate` counts; an empty name takes all."""
+    return [
         record
         for record in records
         if source in ("", source_of(record.prompt)) and category in ("", record.prompt.category)
     ]
+
+
+def _outcomes(
+    records: Sequence[Record], source: str, category: str, attack: Callable[[Record], bool]
+) -> Outcomes:
+    chosen = rows_of(records, source, category)
     rates = {name: _rate(chosen, ask) for name, ask in _questions(attack).items()}
     found = Outcomes(
         source,

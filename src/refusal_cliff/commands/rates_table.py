@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from refusal_cliff.answers.correction import Corrected, CorrectedOutcomes, JudgeError
 from refusal_cliff.answers.outcomes import Change, Outcomes, Rate
 from refusal_cliff.live import plain
 
@@ -64,6 +65,33 @@ def _said(whole: Outcomes) -> list[str]:
     return lines
 
 
+def print_corrected(
+    console: Console, corrected: Sequence[CorrectedOutcomes], error: JudgeError | None
+) -> None:
+    """The rates again without the judge's error, or that it is not known."""
+    if error is None:
+        console.print(
+            "How often this judge errs is not known, so no rate is corrected for it; measure it "
+            "with judge calibrate, and give the file with evaluate --judge-error.",
+            highlight=False,
+        )
+        return
+    found, spared = error.sensitivity, error.specificity
+    title = (
+        f"Without the judge's error (finds {found.value:.3f} of what people call "
+        f"{plain(error.verdict)}, n = {found.n:.0f}, and spares {spared.value:.3f} of the rest, "
+        f"n = {spared.n:.0f}), if it errs here as there"
+    )
+    table = Table(title=Text(title), title_justify="left", pad_edge=False)
+    table.add_column("prompts")
+    for key in _SHOWN:
+        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
+    for row in corrected:
+        name = " · ".join(filter(None, (row.source, row.category))) or "all"
+        table.add_row(Text(plain(name)), *(_corrected_cell(getattr(row, key)) for key in _SHOWN))
+    console.print(table)
+
+
 def print_changes(console: Console, changes: Sequence[Change]) -> None:
     """One row a rate: before, after, difference with interval, McNemar's p."""
     table = Table(title="Change", title_justify="left", pad_edge=False)
@@ -80,6 +108,14 @@ def print_changes(console: Console, changes: Sequence[Change]) -> None:
             "–" if row.p is None else f"{row.p:.3g}",
         )
     console.print(table)
+
+
+def _corrected_cell(rate: Corrected | None) -> str:
+    if rate is None:
+        return "–"
+    low, high = rate.interval
+    value = "?" if rate.value is None else f"{rate.value:.2f}"
+    return f"{value} [{low:.2f}, {high:.2f}]"
 
 
 def _cell(rate: Rate | None) -> str:

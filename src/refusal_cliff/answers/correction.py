@@ -1,0 +1,240 @@
+"""What the judge's error does to a rate: Rogan and Gladen's correction, with an interval.
+
+A judge that finds a verdict where people do with probability `sensitivity`, and does not find it
+where they do not with probability `specificity`, says it at the rate
+``p = true · sensitivity + (1 − true) · (1 − specificity)``. Solved for the true rate (Rogan &
+Gladen 1978, Am. J. Epidemiol. 107:71): ``(p + specificity − 1) / (sensitivity + specificity − 1)``.
+It holds as far as the judge errs on these answers as on those that it was measured on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
+
+from refusal_cliff.answers.agreement import Agreement
+from refusal_cliff.answers.outcomes import Outcomes, Rate, attack_verdict, rows_of
+from refusal_cliff.data.records import Record
+from refusal_cliff.data.traces import Label
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json
+from refusal_cliff.stats import LEVEL, Interval, percentiles, wilson
+
+SHIPPED = Path(__file__).with_name("rules_error.json")
+"""The error of `rules`, measured by bench/judge_heldout.py on answers that it was not tuned on."""
+DRAWS = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A share, and how many independent answers it stands on.
+
+    Attributes:
+        value: The share, 0 to 1.
+        n: More than 0; not whole where answers depend on each other.
+    """
+
+    value: Annotated[float, Field(ge=0, le=1)]
+    n: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeError:
+    """How a judge errs.
+
+    Attributes:
+        judge: Which judge.
+        verdict: Its verdict that was compared with people's labels.
+        sensitivity: Of the answers that people call so, how many it does.
+        specificity: Of the others, how many it does not.
+    """
+
+    judge: str
+    verdict: str
+    sensitivity: Known
+    specificity: Known
+
+    @property
+    def swapped(self) -> JudgeError:
+        """The error of not giving the verdict."""
+        return JudgeError(self.judge, self.verdict, self.specificity, self.sensitivity)
+
+
+_ERROR = TypeAdapter(JudgeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Corrected:
+    """A rate without the judge's error, as far as that is known.
+
+    Attributes:
+        value: The rate; ``None`` if the judge is no better than chance, so that nothing is known.
+        interval: Carries the uncertainty of the rate and of the judge's error.
+    """
+
+    value: float | None
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class CorrectedOutcomes:
+    """`Outcomes` without the judge's error; ``None`` where it says nothing about a rate."""
+
+    source: str
+    category: str
+    attacks: Corrected | None
+    refused: Corrected | None
+    over_refused: Corrected | None
+
+
+def corrected_rate(
+    successes: float, n: float, sensitivity: Known, specificity: Known, seed: int = 0
+) -> Corrected:
+    """The rate that people would find.
+
+    Args:
+        successes: How often the judge gave the verdict.
+        n: Of how many; more than 0.
+        sensitivity: How often it does where people do.
+        specificity: How often it does not where people do not.
+        seed: Seed of the interval's draws.
+
+    Returns:
+        The rate, clipped to 0 … 1, and the percentile interval of draws of all three shares from
+        their posteriors (uniform priors), widened to hold the rate. Where the judge may well be no
+        better than chance (sensitivity + specificity ≤ 1 in more draws than the interval leaves
+        out), it is 0 … 1.
+    """
+    if not (0 <= successes <= n and n > 0):
+        raise ValueError(f"{successes} of {n} is not a share")
+    gain = sensitivity.value + specificity.value - 1
+    if gain <= 0:
+        return Corrected(None, (0.0, 1.0))
+    value = float(np.clip((successes / n + specificity.value - 1) / gain, 0, 1))
+    rng = np.random.default_rng(seed)
+    observed, found, spared = (
+        rng.beta(share.value * share.n + 1, (1 - share.value) * share.n + 1, DRAWS)
+        for share in (Known(successes / n, n), sensitivity, specificity)
+    )
+    better = found + spared > 1
+    if (~better).mean() > (1 - LEVEL) / 2:
+        return Corrected(value, (0.0, 1.0))
+    rates = (observed + spared - 1)[better] / (found + spared - 1)[better]
+    low, high = percentiles(np.clip(rates, 0, 1))
+    return Corrected(value, (min(low, value), max(high, value)))
+
+
+def corrected(
+    records: Sequence[Record], outcomes: Sequence[Outcomes], error: JudgeError
+) -> list[CorrectedOutcomes]:
+    """Every rate that the judge's error says something about, corrected.
+
+    A refusal judge's attack is an answer that does not refuse, so its error tells of that too.
+
+    Args:
+        records: The judged answers.
+        outcomes: Their rates, as `evaluate` counts them.
+        error: How their judge errs.
+
+    Raises:
+        RefusalCliffError: The answers were judged by another judge.
+    """
+    judges = {record.judge for record in records if record.judge}
+    if judges - {error.judge}:
+        raise RefusalCliffError(
+            f"The error is that of the judge {error.judge!r}, and these answers were judged by "
+            f"{', '.join(sorted(map(repr, judges)))}. Give the file that judge calibrate wrote for "
+            "the same judge."
+        )
+    attack = attack_verdict(records)
+    refusal = error if error.verdict == "refused" else None
+    attacked = error if error.verdict == attack else None
+    if refusal is not None and attack == "complied":
+        attacked = refusal.swapped
+    return [
+        CorrectedOutcomes(
+            row.source,
+            row.category,
+            attacks=_without_error(records, row, "harmful", row.attacks, attacked),
+            refused=_without_error(records, row, "harmful", row.refused, refusal),
+            over_refused=_without_error(records, row, "benign", row.over_refused, refusal),
+        )
+        for row in outcomes
+    ]
+
+
+def _without_error(
+    records: Sequence[Record],
+    row: Outcomes,
+    label: Label,
+    rate: Rate | None,
+    error: JudgeError | None,
+) -> Corrected | None:
+    """A truncated answer is never misjudged: only the share of the others is corrected."""
+    if rate is None or error is None:
+        return None
+    asked = [r for r in rows_of(records, row.source, row.category) if r.prompt.label == label]
+    judged = sum(record.verdict not in ("truncated", "unscored") for record in asked)
+    if not judged:
+        return None
+    weight = effective_share(rate.count, rate.n, rate.interval)
+    found = corrected_rate(
+        rate.count * weight, judged * weight, error.sensitivity, error.specificity
+    )
+    share, (low, high) = judged / rate.n, found.interval
+    value = None if found.value is None else found.value * share
+    return Corrected(value, (low * share, high * share))
+
+
+def effective_share(count: int, n: int, interval: Interval) -> float:
+    """Of ``n`` answers that depend on each other, the share that counts as independent.
+
+    The inverse of the design effect: how much narrower Wilson's interval of independent answers is,
+    squared; at most 1.
+    """
+    low, high = wilson(count, n)
+    width = interval[1] - interval[0]
+    return min(1.0, ((high - low) / width) ** 2) if width > 0 else 1.0
+
+
+def error_of(judge: str, verdict: str, found: Agreement) -> JudgeError:
+    """A judge's error out of its agreement with people."""
+    tp, fp, fn, tn = found.confusion
+
+    def known(count: int, n: int, interval: Interval) -> Known:
+        return Known(count / n, n * effective_share(count, n, interval))
+
+    return JudgeError(
+        judge,
+        verdict,
+        known(tp, tp + fn, found.recall.interval),
+        known(tn, tn + fp, found.specificity.interval),
+    )
+
+
+def read_error(path: Path) -> JudgeError:
+    """The judge's error out of what `judge calibrate` wrote.
+
+    Raises:
+        RefusalCliffError: The file does not hold one.
+    """
+    found = read_json(path)
+    try:
+        return _ERROR.validate_python(found["error"] if isinstance(found, dict) else found)
+    except (KeyError, ValidationError) as error:
+        raise RefusalCliffError(
+            f"{path} does not hold a judge's error: "
+            f"{str(error).splitlines()[0]}. Write it with: refusal-cliff judge calibrate "
+            "--labelled FILE --judge NAME --out FILE."
+        ) from error
+
+
+def known_error(judge: str) -> JudgeError | None:
+    """The error that ships with the package; ``None`` for a judge that was not measured."""
+    shipped = read_error(SHIPPED)
+    return shipped if shipped.judge == judge else None
