@@ -34,8 +34,9 @@ from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.provenance import Provenance
 from refusal_cliff.select import shards as candidate_shards
 from refusal_cliff.select.engine import Rank, local
+from refusal_cliff.select.pool import scores_path
 from refusal_cliff.select.selection_run import Choice, Source, choose, run_selection
-from refusal_cliff.select.shards import ScoringPlan, scored_candidates, scores_path
+from refusal_cliff.select.shards import ScoringPlan, scored_candidates
 from refusal_cliff.thinking import tokenise_trace
 
 N, SHARD = 30, 4
@@ -172,17 +173,17 @@ def test_another_choice_scores_nothing_again(root: Path, tmp_path: Path, whole: 
 def test_killed_at_any_shard_the_result_is_the_same(
     root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = candidate_shards.write_text
+    written = candidate_shards.write_json_lines
     out, calls = tmp_path / "killed", 0
 
-    def die(path: Path, text: str) -> None:
+    def die(path: Path, rows: Any) -> None:
         nonlocal calls
         calls += 1
         if calls in (1, 3, 6):
             raise KeyboardInterrupt
-        written(path, text)
+        written(path, rows)
 
-    monkeypatch.setattr(candidate_shards, "write_text", die)
+    monkeypatch.setattr(candidate_shards, "write_json_lines", die)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run_selection(plan_of(root, out), source_of(root), Choice(n=5))

@@ -20,7 +20,8 @@ from refusal_cliff.cli import app
 from refusal_cliff.cliff import shards as score_shards
 from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces
 from refusal_cliff.cliff.shards import measure_shards, read_shards, score_source
-from refusal_cliff.cliff.source import read_trace, source_rows
+from refusal_cliff.cliff.source import read_trace
+from refusal_cliff.data.reading import source_rows
 from refusal_cliff.data.traces import Trace, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject, subject_of
@@ -64,7 +65,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def traces_of(source: Path, subject: Subject) -> list[Trace]:
-    return [read_trace(source, number, row, subject) for number, row in source_rows(str(source))]
+    rows = [(number, row) for number, row in source_rows(source) if not isinstance(row, str)]
+    return [read_trace(source, number, row, subject) for number, row in rows]
 
 
 def all_scores(folder: Path) -> list[TraceScores]:
@@ -149,7 +151,7 @@ def test_only_one_shard_is_in_memory(
     size = 4
     given: Iterator[Any] = source_rows(str(lines))
 
-    def watched(source: str, split: str) -> Iterator[Any]:
+    def watched(source: str, reading: object) -> Iterator[Any]:
         for read, item in enumerate(given):
             assert len(list((tmp_path / "out").glob("scores-*.parquet"))) == read // size
             yield item
@@ -176,15 +178,17 @@ def test_what_cannot_be_scored_is_listed(
     assert "context" in left[1]
 
 
-def test_a_broken_row_is_named_and_loses_nothing(
+def test_a_broken_row_is_listed_and_loses_nothing(
     subject: Subject, probes: ProbeSet, tmp_path: Path
 ) -> None:
     source = write_lines(tmp_path / "rows.jsonl", [*ROWS[:5], {"id": "x", "label": "benign"}])
-    with pytest.raises(RefusalCliffError, match=r"rows\.jsonl, row 6.*'prompt'"):
-        score_source(subject, probes, str(source), tmp_path / "out", shard_size=2)
-    assert len(all_scores(tmp_path / "out")) == 4
+    done = score_source(subject, probes, str(source), tmp_path / "out", shard_size=2)
+    assert (done.scored, done.left_out) == (5, {"other format": 1})
+    left = json.loads((tmp_path / "out" / "left-out-00002.jsonl").read_text())
+    assert (left["id"], left["row"]) == ("x", 6)
+    assert "'prompt'" in left["detail"]
     write_lines(source, [{"id": "y", "prompt": "p", "label": "benign", "thinking": "t"}])
-    with pytest.raises(RefusalCliffError, match=r"row 1.*response"):
+    with pytest.raises(RefusalCliffError, match=r"Row 1.*response"):
         score_source(subject, probes, str(source), tmp_path / "other")
     write_lines(source, [])
     with pytest.raises(RefusalCliffError, match="holds no traces"):

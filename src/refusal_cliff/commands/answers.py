@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from refusal_cliff.commands.options import (
+    Columns,
     Device,
     Dtype,
     JsonOut,
@@ -17,7 +18,10 @@ from refusal_cliff.commands.options import (
     JudgeModel,
     JudgeName,
     RowLabel,
+    Split,
+    ThinkingMarkers,
     TrustRemoteCode,
+    reading_of,
 )
 
 judge_app = typer.Typer(
@@ -30,7 +34,8 @@ def generate(
     prompts: Annotated[
         str,
         typer.Option(
-            metavar="SOURCE", help="JSONL, CSV or Parquet file, or a benchmark such as advbench."
+            metavar="SOURCE",
+            help="JSONL, CSV or Parquet, save_to_disk folder, hub name, or a benchmark: advbench.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the answers.")],
@@ -47,10 +52,8 @@ def generate(
     judge_endpoint: JudgeEndpoint = None,
     judge_key: JudgeKey = "OPENAI_API_KEY",
     label: RowLabel = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FIELD=COLUMN", help="text=Goal: where a field is; repeatable."),
-    ] = None,
+    column: Columns = None,
+    split: Split = "train",
     revision: Annotated[
         str | None, typer.Option(metavar="COMMIT", help="Commit of the benchmark's data set.")
     ] = None,
@@ -91,15 +94,13 @@ def generate(
     DIR/left-out.jsonl (rows without an answer, and why) and DIR/rates.json.
     """
     from refusal_cliff.answers.answering import Decoding, ask_and_judge, backend_of, prompts_of
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     asked = prompts_of(
         prompts,
-        columns=column or (),
-        label=checked_label(label),
+        reading=reading_of(label, column, split),
         revision=revision,
         limit=limit,
         samples=samples,
@@ -144,7 +145,8 @@ def judge_answers(
     traces: Annotated[
         str | None,
         typer.Option(
-            metavar="SOURCE", help="traces.jsonl of generate, or any JSONL, CSV, Parquet."
+            metavar="SOURCE",
+            help="traces.jsonl of generate, or any JSONL, CSV, Parquet, folder or hub name.",
         ),
     ] = None,
     out: Annotated[
@@ -155,6 +157,9 @@ def judge_answers(
     judge_endpoint: JudgeEndpoint = None,
     judge_key: JudgeKey = "OPENAI_API_KEY",
     label: RowLabel = None,
+    column: Columns = None,
+    split: Split = "train",
+    thinking_markers: ThinkingMarkers = None,
 ) -> None:
     """Judge answers that you already have: refused, complied, harmful, truncated or unscored.
 
@@ -168,16 +173,14 @@ def judge_answers(
     if traces is None or out is None:
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
     from refusal_cliff.answers.answering import judge_source
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
+    reading = reading_of(label, column, split, thinking_markers)
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     console = Console()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
-        found = judge_source(
-            Path(traces), chosen, out, label=checked_label(label), progress=progress
-        )
+        found = judge_source(traces, chosen, out, reading=reading, progress=progress)
     _show(console, found)
     _show_left_out(console, out, [row.reason for row in found.left_out])
 
@@ -203,6 +206,8 @@ def calibrate(
     verdict: Annotated[
         str, typer.Option(help="The verdict that is measured: refused or harmful.")
     ] = "refused",
+    column: Columns = None,
+    thinking_markers: ThinkingMarkers = None,
     out: JsonOut = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
@@ -224,6 +229,7 @@ def calibrate(
         negative=negative or ["1_full_compliance"],
         verdict=verdict,
         seed=seed,
+        reading=reading_of(None, column, markers=thinking_markers),
     )
     for line in found.lines():
         typer.echo(line)
@@ -232,11 +238,17 @@ def calibrate(
 
 
 def evaluate(
-    traces: Annotated[Path, typer.Option(metavar="FILE", help="Judged traces.jsonl.")],
+    traces: Annotated[
+        str, typer.Option(metavar="SOURCE", help="Judged traces.jsonl, or any judged answers.")
+    ],
     before: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Judged traces of the same prompts before a change."),
+        str | None,
+        typer.Option(metavar="SOURCE", help="Judged answers to the same prompts before a change."),
     ] = None,
+    label: RowLabel = None,
+    column: Columns = None,
+    split: Split = "train",
+    thinking_markers: ThinkingMarkers = None,
     out: JsonOut = None,
 ) -> None:
     """Count verdicts by benchmark and category, with intervals; say what changed.
@@ -248,8 +260,12 @@ def evaluate(
     from refusal_cliff.answers.answering import evaluate_files
     from refusal_cliff.io import write_json
 
-    found = evaluate_files(traces, before)
-    _show(Console(), found)
+    found = evaluate_files(traces, before, reading_of(label, column, split, thinking_markers))
+    console = Console()
+    _show(console, found)
+    for row in found.left_out:
+        line = f"Left out: {traces}, row {row.row}: {row.why}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, found.as_json())
 

@@ -8,7 +8,14 @@ from typing import Annotated, cast
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Dtype, Model, TrustRemoteCode
+from refusal_cliff.commands.options import (
+    Columns,
+    Device,
+    Dtype,
+    Model,
+    TrustRemoteCode,
+    reading_of,
+)
 
 
 def ablate(
@@ -39,6 +46,7 @@ def ablate(
     benign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Benign prompts for the model card.")
     ] = None,
+    column: Columns = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
     dtype: Dtype = "float32",
@@ -59,11 +67,11 @@ def ablate(
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
-    choice = Choice(fraction, method, scale)
+    choice, reading = Choice(fraction, method, scale), reading_of(None, column)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = [
-        *([] if harmful is None else read_prompts(harmful, label="harmful")),
-        *([] if benign is None else read_prompts(benign, label="benign")),
+        *([] if harmful is None else read_prompts(harmful, label="harmful", reading=reading)),
+        *([] if benign is None else read_prompts(benign, label="benign", reading=reading)),
     ]
     form, out = export
     generation = GenerationConfig(max_new_tokens, batch_size)

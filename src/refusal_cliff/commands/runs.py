@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.options import Device, Model, Out, Seed, TrustRemoteCode, one_of
+from refusal_cliff.commands.options import (
+    Columns,
+    Device,
+    Model,
+    Out,
+    Seed,
+    Split,
+    TrustRemoteCode,
+    one_of,
+    reading_of,
+)
 
 
 def demo(
@@ -43,8 +53,9 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Harmful prompts: a JSONL, CSV or Parquet file, or a benchmark (docs/traces.md); "
-            "repeatable. Of a source with both labels, given to both, each takes its rows.",
+            help="Harmful prompts: a JSONL, CSV or Parquet file, a save_to_disk folder, a hub "
+            "name, or a benchmark (docs/traces.md); repeatable. Of a source with both labels, "
+            "given to both, each takes its rows.",
         ),
     ] = None,
     benign: Annotated[
@@ -67,6 +78,8 @@ def audit(
             "its audit is recorded on (docs/results-smollm2.md).",
         ),
     ] = None,
+    column: Columns = None,
+    split: Split = "train",
     seed: Seed = 0,
     max_new_tokens: Annotated[
         int | None,
@@ -126,11 +139,15 @@ def audit(
     from refusal_cliff.workflows.audit_prompts import RECORDED, USUAL, audit_sources
 
     usual = USUAL if data is None else RECORDED
+    reading = reading_of(None, column, split)
+    sources = audit_sources(
+        harmful or (), benign or (), fit_on or (), data, quick=quick, reading=reading
+    )
     console = Console()
     with LiveView(console, f"refusal-cliff audit {model} → {out}") as view:
         findings = run_audit(
             model,
-            audit_sources(harmful or (), benign or (), fit_on or (), data, quick=quick),
+            sources,
             out,
             seed,
             view,

@@ -9,13 +9,16 @@ import typer
 from rich.console import Console
 
 from refusal_cliff.commands.options import (
+    Columns,
     Device,
     Dtype,
     Model,
     RowLabel,
     Seed,
     Split,
+    ThinkingMarkers,
     TrustRemoteCode,
+    reading_of,
 )
 
 
@@ -35,6 +38,8 @@ def trace(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
     split: Split = "train",
     label: RowLabel = None,
+    column: Columns = None,
+    thinking_markers: ThinkingMarkers = None,
     every_layer: Annotated[
         bool, typer.Option("--every-layer", help="Score at all probed blocks, not only the best.")
     ] = False,
@@ -54,12 +59,12 @@ def trace(
     DIR/left-out-00000.jsonl, rows whose stripped blanks were put back in DIR/restored-00000.jsonl.
     """
     from refusal_cliff.cliff.shards import score_source
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.live import counting
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.probe.files import probes_of
 
     console = Console()
+    reading = reading_of(label, column, split, thinking_markers)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
         done = score_source(
@@ -67,8 +72,7 @@ def trace(
             probes_of(probe, subject),
             traces,
             out,
-            split=split,
-            label=checked_label(label),
+            reading=reading,
             every_layer=every_layer,
             shard_size=shard_size,
             progress=progress,

@@ -13,30 +13,34 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff import __version__
-from refusal_cliff.cliff.source import source_rows
-from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import SafetyExample
-from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, sha256_file, write_json, write_text
+from refusal_cliff.data.examples import usable_examples
+from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.rows import source_digest
+from refusal_cliff.data.types import LeftOut
+from refusal_cliff.io import read_json, sha256_file, write_json, write_json_lines, write_text
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.repair.training import Method, RepairConfig, first_process, repair, trainable
-from refusal_cliff.select.safety_data import read_candidate
 
 DESCRIPTION, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
 
 
 def train_from_files(
-    subject: Subject, selected: Path, benign: str, config: RepairConfig, out: Path
+    subject: Subject,
+    selected: Path,
+    benign: str,
+    config: RepairConfig,
+    out: Path,
+    reading: Reading = DEFAULT,
 ) -> Path:
     """Train on selected examples and benign ones; a finished training is not done again.
 
     Args:
         subject: The model to repair.
         selected: Written by ``refusal-cliff select``.
-        benign: Benign prompts with answers (and thinking, where the model thinks), in any format
-            that `read_candidate` reads.
+        benign: Benign prompts with answers (and thinking, where the model thinks), see `read_rows`.
         config: Budget, mix and seed.
         out: Folder of the adapter or checkpoint.
+        reading: How the rows of ``benign`` are read; its markers count for both.
 
     Returns:
         ``out``.
@@ -44,20 +48,25 @@ def train_from_files(
     Raises:
         RefusalCliffError: A file is not usable, or no row is left to train on.
     """
-    described = describe(subject, selected, benign, config)
+    described = describe(subject, selected, benign, config, reading)
     done = out / DESCRIPTION
     if done.is_file() and read_json(done)["made_from"] == described:
         return out
-    rows, long = trainable(subject, read_examples(selected), config.max_length)
-    helpful, helpful_long = trainable(subject, read_benign(benign, subject), config.max_length)
+    reading = reading.of_model(subject.format)
+    chosen, unread = usable_examples(selected, Reading("harmful", markers=reading.markers))
+    answered, benign_unread = usable_examples(benign, reading.by_default("benign"))
+    rows, long = trainable(subject, chosen, config.max_length)
+    helpful, helpful_long = trainable(subject, answered, config.max_length)
     repair(subject, rows, helpful, config, out)
     if first_process():
+        unread += [LeftOut(e.prompt.id, None, reason) for e, reason in long]
+        benign_unread += [LeftOut(e.prompt.id, None, reason) for e, reason in helpful_long]
         lines = [
-            json.dumps({"file": file, "id": example.prompt.id, "reason": reason}) + "\n"
-            for file, found in ((str(selected), long), (benign, helpful_long))
-            for example, reason in found
+            {"file": file, **asdict(row)}
+            for file, found in ((str(selected), unread), (benign, benign_unread))
+            for row in found
         ]
-        write_text(out / LEFT_OUT, "".join(lines))
+        write_json_lines(out / LEFT_OUT, lines)
         write_text(out / CARD, model_card(subject, config, len(rows), len(helpful)))
         content = {
             "made_from": described,
@@ -70,32 +79,17 @@ def train_from_files(
     return out
 
 
-def read_benign(source: str, subject: Subject) -> list[SafetyExample]:
-    """Benign examples; every row must be usable.
-
-    Raises:
-        RefusalCliffError: A row is not; the message says which and why.
-    """
-    found: list[SafetyExample] = []
-    for number, row in source_rows(source):
-        example = read_candidate(Path(source), number, row, subject.format, "benign")
-        if not isinstance(example, SafetyExample):
-            raise RefusalCliffError(
-                f"{source}, row {number}: {example.reason}: {example.detail}. Mend or drop the row."
-            )
-        found.append(example)
-    return found
-
-
-def describe(subject: Subject, selected: Path, benign: str, config: RepairConfig) -> dict[str, Any]:
+def describe(
+    subject: Subject, selected: Path, benign: str, config: RepairConfig, reading: Reading = DEFAULT
+) -> dict[str, Any]:
     """All that a training depends on."""
-    file = Path(benign)
     return {
         "model": subject.name,
         "fingerprint": subject.fingerprint,
         "selected_sha256": sha256_file(selected),
         "benign": benign,
-        "benign_sha256": sha256_file(file) if file.is_file() else None,
+        "benign_sha256": source_digest(benign),
+        "reading": reading.described(),
         **asdict(config),
     }
 
