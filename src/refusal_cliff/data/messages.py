@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 THINKING_COLUMNS = ("thinking", "reasoning", "reasoning_content")
@@ -15,6 +15,7 @@ _ROLES = {
     "bot": "assistant",
     "developer": "system",
 }
+_WHO = ("role", "from")
 _SAID = ("content", "value", "text")
 _TEXT_PARTS = (None, "text", "output_text", "refusal")
 
@@ -52,7 +53,7 @@ def turn_of(message: Mapping[str, object], finish: object = None) -> Turn:
     Raises:
         NotText: It holds something else than text.
     """
-    role = _named(message, ("role", "from"))
+    role = _named(message, _WHO)
     content, thinking = _content(_named(message, _SAID))
     apart = _named(message, THINKING_COLUMNS)
     thinking = thinking if apart is None else _joined(_texts(apart, "thinking"))
@@ -68,11 +69,11 @@ def turn_of(message: Mapping[str, object], finish: object = None) -> Turn:
 
 
 def turns_of(value: object, role: str) -> list[Turn]:
-    """The turns in a column: a text, one message, or a list of messages.
+    """The turns in a column: a text or its parts, one message, or a list of messages.
 
     Args:
         value: What the column holds.
-        role: Who speaks where it is a text.
+        role: Who speaks where nobody is named.
 
     Raises:
         NotText: It is none of these.
@@ -80,9 +81,13 @@ def turns_of(value: object, role: str) -> list[Turn]:
     if isinstance(value, str):
         return [Turn(role, value)]
     if isinstance(value, Mapping):
-        return [turn_of(cast("Mapping[str, object]", value))]
+        turn = turn_of(cast("Mapping[str, object]", value))
+        return [turn if turn.role else replace(turn, role=role)]
     if isinstance(value, Sequence) and value and all(isinstance(m, Mapping) for m in value):
-        return [turn_of(m) for m in cast("Sequence[Mapping[str, object]]", value)]
+        messages = cast("Sequence[Mapping[str, object]]", value)
+        if any(_named(message, _WHO) is not None for message in messages):
+            return [turn_of(message) for message in messages]
+        return [Turn(role, *_content(messages))]
     raise NotText("its messages are not a list of objects")
 
 

@@ -177,6 +177,8 @@ class _CsvLines:
             raise _TooLong
         text = line.decode(self._encoding, errors="surrogateescape")
         self._encoding = "utf-8"
+        if "\r" not in text:
+            return text
         self._pieces = iter(io.StringIO(text, newline=""))  # a lone \r ends a line of CSV, too
         return next(self._pieces)
 

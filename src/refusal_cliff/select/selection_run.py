@@ -218,7 +218,7 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
         "probe_sha256": sha256_file(plan.probe / PROBE),
         "probe_weights_sha256": sha256_file(plan.probe / WEIGHTS),
         "source": source.name,
-        **source.reading.described(),
+        **source.reading.by_default("harmful").described(),
         "evaluation": sorted(sha256_file(file) for file in source.evaluation if file.is_file()),
         "thinking": "own" if plan.own_thinking else "data",
         "target": "own" if plan.own_target else "data",
