@@ -41,10 +41,9 @@ def test_a_line_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
     assert "larger than 8 MiB" in reasons(found)[2]
 
 
-@pytest.mark.parametrize(
-    "cell", ["x" * LARGE, "line\n" * (LARGE // 5 + 1), 'say ""so""\n' * (LARGE // 11 + 1)]
-)
-def test_a_record_of_csv_that_is_too_long_costs_itself_alone(tmp_path: Path, cell: str) -> None:
+@pytest.mark.parametrize("piece", ["x", "many lines\n" * 1000, 'say ""so""\n' * 1000])
+def test_a_record_of_csv_that_is_too_long_costs_itself_alone(tmp_path: Path, piece: str) -> None:
+    cell = piece * (LARGE // len(piece) + 1)
     file = tmp_path / "rows.csv"
     file.write_text(f'prompt,label\nfirst,benign\n"{cell}",benign\n"a\nb",harmful\n')
     found = list(read_rows(file))
