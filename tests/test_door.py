@@ -23,9 +23,9 @@ from tiny_chat import tiny_model, tiny_tokenizer
 
 from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.messages import THINKING_COLUMNS
 from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.records import row_of_record
+from refusal_cliff.data.said import THINKING_FIELDS
 from refusal_cliff.data.shapes import (
     CHAT_COLUMNS,
     PROMPT_COLUMNS,
@@ -45,7 +45,7 @@ FILE = Path("rows.jsonl")
 READING = Reading(label="harmful")
 OURS = ("token_ids", "spans", "closed", "complete", "thinking_cut", "written", "finish", "tokens")
 OTHERS = ("prompt_tokens", "verdict", "judge", "score", "reason", "custom_id", "error", "system")
-FIELDS = (*PROMPT_COLUMNS, *RESPONSE_COLUMNS, *CHAT_COLUMNS, *THINKING_COLUMNS, *OURS, *OTHERS)
+FIELDS = (*PROMPT_COLUMNS, *RESPONSE_COLUMNS, *CHAT_COLUMNS, *THINKING_FIELDS, *OURS, *OTHERS)
 NAMES = ("id", "label", "group", "category", "tags", "input", "body", "request", "choices")
 KEYS = ("role", "content", "from", "value", "type", "text", "thinking", "refusal", "tool_calls")
 MORE = ("prompt", "closing", "total", "body", "choices", "message", "messages", "finish_reason")

@@ -13,7 +13,10 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking.markers import KNOWN, Markers, markers_of
 from refusal_cliff.thinking.written import Message, read_message
 
-T, A = "The user asks for a car.\n\nI must refuse.", "Sorry, I cannot help with that.\nIt is wrong."
+T, A = (
+    "The user asks for a stolen car.\n\nI must refuse.",
+    "Sorry, I cannot help with that.\nIt is wrong.",
+)
 
 
 def parts(content: str | None, reasoning: str | None = None, **options: object) -> tuple[str, str]:
@@ -75,6 +78,7 @@ def test_every_shape_comes_apart(shape: str) -> None:
         f"[THINK]{T}",
         f'<think>{T} It says "</think>" there',
         f"<think>{T} It says `</think>` there",
+        f"<think>{T} It says (“</think>”), and",
     ],
 )
 def test_what_never_closed_is_no_answer(text: str) -> None:
@@ -101,6 +105,12 @@ def test_an_answer_may_quote_markers(answer: str) -> None:
         assert read_message(text, None).response == answer
         assert read_message(text, None).closed
     assert parts(answer, T) == (T, answer)
+
+
+def test_a_quotation_may_end_a_thought_and_begin_an_answer() -> None:
+    for end in ('He says "no"', 'He says "no."', "Kids' toys'"):
+        assert parts(f'[THINK]{end}[/THINK]"No" is no answer.')[0] == end
+        assert parts(f"[THINK]Use `x`[/THINK]`y` {end}") == ("Use `x`", f"`y` {end}")
 
 
 def test_a_code_block_that_a_thought_left_open_hides_nothing() -> None:
@@ -170,7 +180,9 @@ def test_markers_by_option() -> None:
             markers_of(wrong)
 
 
-_WORDS = st.text(st.characters(codec="utf-8", exclude_characters="`<>[]|◁▷\x1c\x1d\x1e\x1f\x85"))
+_WORDS = st.text(st.characters(codec="utf-8", exclude_characters="`<>[]|◁▷")).filter(
+    lambda text: text.strip() not in set("\"'“‘«„")
+)
 _TEXTS = _WORDS.map(lambda text: " ".join(text.split())).filter(
     lambda text: text and not re.match(r"think$|analysis|commentary|final", text)
 )

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from refusal_cliff.data.records import (
     write_left_out,
     write_records,
 )
+from refusal_cliff.data.said import status_of
 from refusal_cliff.data.traces import Prompt, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Backend
@@ -151,7 +152,10 @@ def judge_records(
 
 def answer_of_record(record: Record) -> Answer:
     """What a judge sees of a record."""
-    return Answer(record.prompt.text, record.response, record.closed and record.complete)
+    status = record.status or status_of(
+        record.thinking, record.response, record.closed, record.complete
+    )
+    return Answer(record.prompt.text, record.response, record.closed and record.complete, status)
 
 
 def _judged(record: Record, judge: str, row: dict[str, Any]) -> Record:
@@ -161,7 +165,7 @@ def _judged(record: Record, judge: str, row: dict[str, Any]) -> Record:
 
 def _key(record: Record) -> str:
     """A verdict belongs to an answer, not only to the prompt."""
-    seen = json.dumps([record.prompt.text, record.response, record.closed and record.complete])
+    seen = json.dumps(list(astuple(answer_of_record(record))))
     return f"{record.prompt.id} {hashlib.sha256(seen.encode()).hexdigest()[:16]}"
 
 

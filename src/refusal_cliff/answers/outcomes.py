@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.records import Record
+from refusal_cliff.data.said import UNANSWERED, UNTOLD
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.stats import Interval, bootstrap_mean, mcnemar, wilson
 
 Question = Callable[[Record], bool | None]
 """Whether something holds of an answer; ``None`` where the answer does not count."""
 
+NO_VERDICT = "no verdict in the judge's words"
 _TAIL = 4000
 _LONGEST_PERIOD = 400
 _LEAST_REPEATS, _LEAST_LOOP = 4, 200
@@ -59,6 +62,9 @@ class Outcomes:
         truncated: Answers that never ended.
         looping: Answers that end in a loop.
         unscored: Answers that the judge gave no verdict on.
+        unscored_kinds: How many of them there are of each kind: one of ``UNANSWERED``, where there
+            is no answer, or ``NO_VERDICT``.
+        untold: Answers of which the server did not say why they ended; they count as whole.
         harm: Mean degree of harm of harmful prompts' answers, of a judge that grades.
         harm_interval: Its bootstrap interval.
     """
@@ -71,6 +77,8 @@ class Outcomes:
     truncated: Rate | None
     looping: Rate | None
     unscored: Rate | None
+    unscored_kinds: dict[str, int] = field(default_factory=dict)
+    untold: int = 0
     harm: float | None = None
     harm_interval: Interval | None = None
 
@@ -123,7 +131,7 @@ def attack_verdict(records: Sequence[Record]) -> str:
     Raises:
         RefusalCliffError: There is no answer, or no verdict.
     """
-    if all(record.verdict == "unscored" for record in records):
+    if not any(record.reason or record.verdict != "unscored" for record in records):
         raise RefusalCliffError(
             "There is no verdict to count. Judge the answers first: refusal-cliff judge."
         )
@@ -211,6 +219,8 @@ def _outcomes(records: Sequence[Record], source: str, category: str, attack: str
         truncated=rates["truncated"],
         looping=rates["looping"],
         unscored=rates["unscored"],
+        unscored_kinds=_kinds(chosen),
+        untold=sum(record.finish == UNTOLD for record in chosen),
     )
     graded = [r for r in chosen if r.score is not None and r.prompt.label == "harmful"]
     if not graded:
@@ -218,6 +228,12 @@ def _outcomes(records: Sequence[Record], source: str, category: str, attack: str
     scores = [record.score or 0.0 for record in graded]
     interval = bootstrap_mean(scores, [record.prompt.group for record in graded])
     return replace(found, harm=float(np.mean(scores)), harm_interval=interval)
+
+
+def _kinds(records: Sequence[Record]) -> dict[str, int]:
+    reasons = [record.reason for record in records if record.verdict == "unscored"]
+    told = Counter(reason if reason in UNANSWERED else NO_VERDICT for reason in reasons)
+    return dict(told.most_common())
 
 
 def _rate(records: Sequence[Record], ask: Question) -> Rate | None:

@@ -8,6 +8,7 @@ from typing import cast
 
 from refusal_cliff.data.fields import bad
 from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.said import REFUSAL_FIELD
 from refusal_cliff.data.shapes import record_of_row
 from refusal_cliff.data.traces import trace_of_record
 from refusal_cliff.data.types import Record, Row, Trace
@@ -75,7 +76,10 @@ def trace_of(record: Record, subject: Subject) -> Trace:
     """
     _check_vocabulary(record, subject)
     trace = trace_of_record(record) if _has_spans(record) else _tokenised(record, subject)
-    return replace(trace, verdict=judge(trace)) if trace.verdict == "unscored" else trace
+    if trace.verdict != "unscored":
+        return trace
+    refused = record.status == REFUSAL_FIELD
+    return replace(trace, verdict="refused" if refused else judge(trace))
 
 
 def _has_spans(record: Record) -> bool:

@@ -40,6 +40,8 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -
         f"{_COLUMNS[key]} {_cell(getattr(whole, key))}" for key in _COLUMNS if key not in _SHOWN
     )
     console.print("; ".join(told), markup=False, highlight=False)
+    for line in _said(whole):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if whole.harm is not None and whole.harm_interval is not None:
         low, high = whole.harm_interval
         console.print(
@@ -47,6 +49,19 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -
             markup=False,
             highlight=False,
         )
+
+
+def _said(whole: Outcomes) -> list[str]:
+    """What is in no rate, kind by kind, and what was taken as whole without being told so."""
+    lines = []
+    if whole.unscored_kinds:
+        kinds = (f"{kind} {count:,}" for kind, count in whole.unscored_kinds.items())
+        lines.append(f"unscored, and in no rate: {'; '.join(kinds)}")
+    if whole.untold:
+        lines.append(
+            f"{whole.untold:,} answers came without a reason for their end: taken as whole"
+        )
+    return lines
 
 
 def print_changes(console: Console, changes: Sequence[Change]) -> None:

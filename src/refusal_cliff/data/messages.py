@@ -1,12 +1,13 @@
-"""Messages as servers and public data write them: who speaks, what is said, what is thought."""
+"""Conversations as public data and servers write them: who speaks, and each one's message."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-THINKING_COLUMNS = ("thinking", "reasoning", "reasoning_content")
+from refusal_cliff.thinking.parts import read_parts
+
 _ROLES = {
     "human": "user",
     "prompter": "user",
@@ -17,7 +18,6 @@ _ROLES = {
 }
 _WHO = ("role", "from")
 _SAID = ("content", "value", "text")
-_TEXT_PARTS = (None, "text", "output_text", "refusal")
 
 
 class NotText(ValueError):
@@ -30,42 +30,36 @@ class Turn:
 
     Attributes:
         role: ``user``, ``assistant``, ``system``, or what the data calls it.
-        content: What is said; ``None`` where nothing is, as in a call of a tool.
-        thinking: What is thought, where it stands apart.
-        finish: Why a server stopped, in its own word.
+        message: Its fields, what is said under ``content``.
+        finish: Why a server stopped, in its own word; ``None`` where it did not say so, and empty
+            where no server is known of.
     """
 
     role: str
-    content: str | None
-    thinking: str | None = None
-    finish: str = ""
+    message: Mapping[str, object]
+    finish: object = ""
+
+    @property
+    def text(self) -> str:
+        """What is said, without what is thought.
+
+        Raises:
+            NotText: There is something else in it.
+        """
+        try:
+            parts = read_parts(self.message.get("content"))
+        except TypeError as error:
+            raise NotText(str(error)) from error
+        if parts.others:
+            raise NotText(f"a message holds a part that is no text, but {parts.others[0][:40]!a}")
+        return parts.text or ""
 
 
-def turn_of(message: Mapping[str, object], finish: object = None) -> Turn:
-    """A message with the keys of OpenAI (``role``, ``content``) or ShareGPT (``from``, ``value``).
-
-    Content may be a list of parts; what a server says in ``refusal`` alone is its answer.
-
-    Args:
-        message: The message.
-        finish: Why the server stopped.
-
-    Raises:
-        NotText: It holds something else than text.
-    """
+def turn_of(message: Mapping[str, object], finish: object = "") -> Turn:
+    """A message with the keys of OpenAI (``role``, ``content``) or of ShareGPT (``from``)."""
     role = _named(message, _WHO)
-    content, thinking = _content(_named(message, _SAID))
-    apart = _named(message, THINKING_COLUMNS)
-    thinking = thinking if apart is None else _joined(_texts(apart, "thinking"))
-    refusal = message.get("refusal")
-    if not content and isinstance(refusal, str) and refusal.strip():
-        content = refusal
-    if not content and message.get("tool_calls"):
-        finish = finish or "tool_calls"
     name = role if isinstance(role, str) else ""
-    return Turn(
-        _ROLES.get(name, name), content, thinking, finish if isinstance(finish, str) else ""
-    )
+    return Turn(_ROLES.get(name, name), {**message, "content": _named(message, _SAID)}, finish)
 
 
 def turns_of(value: object, role: str) -> list[Turn]:
@@ -79,7 +73,7 @@ def turns_of(value: object, role: str) -> list[Turn]:
         NotText: It is none of these.
     """
     if isinstance(value, str):
-        return [Turn(role, value)]
+        return [Turn(role, {"content": value})]
     if isinstance(value, Mapping):
         turn = turn_of(cast("Mapping[str, object]", value))
         return [turn if turn.role else replace(turn, role=role)]
@@ -87,7 +81,7 @@ def turns_of(value: object, role: str) -> list[Turn]:
         messages = cast("Sequence[Mapping[str, object]]", value)
         if any(_named(message, _WHO) is not None for message in messages):
             return [turn_of(message) for message in messages]
-        return [Turn(role, *_content(messages))]
+        return [Turn(role, {"content": messages})]
     raise NotText("its messages are not a list of objects")
 
 
@@ -99,11 +93,11 @@ def choice_of(value: object) -> Turn | None:
     """
     if not isinstance(value, Mapping):
         return None
-    if isinstance(value.get("body"), Mapping):
+    if isinstance(value.get("body"), Mapping) and "choices" not in value:
         status = value.get("status_code")
         if status not in (None, 200):
-            raise NotText(f"the request of the batch failed with status {status!r}")
-        return choice_of(value["body"])
+            raise NotText(f"the request of the batch failed with status {status!a:.40}")
+        return choice_of({"choices": None, **value["body"]})
     choices = value.get("choices")
     if choices is None:
         return None
@@ -111,54 +105,21 @@ def choice_of(value: object) -> Turn | None:
     message = first.get("message") if isinstance(first, Mapping) else None
     if not isinstance(first, Mapping) or not isinstance(message, Mapping):
         raise NotText("its choices hold no message")
-    return turn_of(cast("Mapping[str, object]", message), first.get("finish_reason"))
+    turn = turn_of(cast("Mapping[str, object]", message), first.get("finish_reason"))
+    return replace(turn, role="assistant")
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for held in value.values():
+            yield from texts_in(held)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        for held in value:
+            yield from texts_in(held)
 
 
 def _named(message: Mapping[str, object], names: Sequence[str]) -> object:
     return next((message[name] for name in names if message.get(name) is not None), None)
-
-
-def _content(value: object) -> tuple[str | None, str | None]:
-    """What is said and what is thought in a content, which may be a list of parts."""
-    if value is None or isinstance(value, str):
-        return value, None
-    if not isinstance(value, Sequence) or not all(
-        isinstance(part, Mapping | str) for part in value
-    ):
-        raise NotText("a message has no text")
-    said: list[str] = []
-    thought: list[str] = []
-    for part in value:
-        if isinstance(part, Mapping) and part.get("type") in ("thinking", "reasoning"):
-            thought += _texts(
-                _named(part, ("thinking", "reasoning", "text", "summary")), "thinking"
-            )
-        else:
-            said += _texts(part, "text")
-    return "".join(said), _joined(thought) if thought else None
-
-
-def _texts(value: object, kind: str) -> list[str]:
-    """The texts in a text, a part, or a list of parts."""
-    if value is None:
-        return []
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, Mapping):
-        text = value.get("refusal" if value.get("type") == "refusal" else "text")
-        if value.get("type") in _TEXT_PARTS and isinstance(text, str):
-            return [text]
-    elif isinstance(value, Sequence):
-        return [text for part in value for text in _flat(part, kind)]
-    raise NotText(f"a message holds a part that is no text ({kind})")
-
-
-def _flat(part: object, kind: str) -> list[str]:
-    """The texts of one part of a list, which holds no further list."""
-    if isinstance(part, str | Mapping):
-        return _texts(part, kind)
-    raise NotText(f"a message holds a part that is no text ({kind})")
-
-
-def _joined(texts: Sequence[str]) -> str:
-    return "\n\n".join(texts)

@@ -107,7 +107,9 @@ def usable(
             if isinstance(row, str):
                 raise BadRow("not readable", row)
             yield number, make(number, row)
-        except RefusalCliffError as error:
+        except (RefusalCliffError, RecursionError) as error:
+            if isinstance(error, RecursionError):
+                error = BadRow("not readable", "it is nested too deep")
             identity = "" if isinstance(row, str) else identity_of(row)
             reason = error.reason if isinstance(error, BadRow) else "other format"
             yield (

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
+from refusal_cliff.data.said import status_of
 from refusal_cliff.data.shapes import record_of_row
 from refusal_cliff.data.types import LeftOut, Record, Trace, Verdict, shortened
 from refusal_cliff.errors import RefusalCliffError
@@ -22,6 +23,7 @@ __all__ = [
     "record_of_trace",
     "row_of_record",
     "shortened",
+    "status_of_trace",
     "with_verdict",
     "write_left_out",
     "write_records",
@@ -38,9 +40,15 @@ def record_of_trace(trace: Trace) -> Record:
         complete=trace.complete,
         token_ids=trace.token_ids,
         spans=trace.spans,
+        status=status_of_trace(trace),
         thinking_cut=trace.thinking_cut,
         verdict=trace.verdict,
     )
+
+
+def status_of_trace(trace: Trace) -> str:
+    """The `Record.status` of a trace."""
+    return status_of(trace.thinking, trace.response, trace.spans is not None, trace.complete)
 
 
 def row_of_record(record: Record) -> dict[str, Any]:

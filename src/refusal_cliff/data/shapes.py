@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from refusal_cliff.data.fields import (
     BadRow,
@@ -26,16 +27,16 @@ from refusal_cliff.data.fields import (
     token_ids_of,
     verdict_of,
 )
-from refusal_cliff.data.messages import THINKING_COLUMNS, NotText, Turn, choice_of, turns_of
+from refusal_cliff.data.messages import NotText, Turn, choice_of, texts_in, turns_of
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
+from refusal_cliff.data.said import THINKING_FIELDS, known_status, said_in
 from refusal_cliff.data.types import Prompt, Record, Row, SafetyExample
-from refusal_cliff.thinking.written import read_message
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _NAMES = {"text": "prompt"}
-_CUT = ("length", "max_tokens")
+T = TypeVar("T")
 
 
 def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = DEFAULT) -> Prompt:
@@ -52,7 +53,7 @@ def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = 
     """
     row = _renamed(row, reading)
     name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-    turns = _turns(_asked_turns, row) if name is None or isinstance(row[name], list) else []
+    turns = _as_text(_asked_turns, row) if name is None or isinstance(row[name], list) else []
     _refuse_system(_request(turns) or _has_text(row.get("system")))
     text = _text_in(row, name) if name is not None and not turns else _asked(turns)
     return _prompt(source, number, row, text, reading)
@@ -70,7 +71,7 @@ def record_of_row(
     """What a model said, out of a row of any known shape, every field of it checked.
 
     Thinking and answer of our own records (``closed``, or ``token_ids`` with ``spans``) are apart
-    already and stay as they are; all others are read by `read_message`.
+    already and stay as they are; all others are read by `said_in`.
 
     Args:
         source: Names rows without an id.
@@ -123,6 +124,8 @@ def example_of_row(
         raise BadRow("thinking never closes", "its thinking begins and does not end")
     if not record.response.strip():
         raise BadRow("empty", "the answer is empty")
+    if not record.complete:
+        raise BadRow("cut off", "its answer was cut off")
     return SafetyExample(record.prompt, record.thinking, record.response)
 
 
@@ -175,13 +178,14 @@ def _text_in(row: Row, name: str) -> str:
 
 def _conversation(row: Row) -> list[Turn]:
     """Request and answer as turns, wherever in the row they stand."""
-    turns = _turns(_asked_turns, row)
+    turns = _as_text(_asked_turns, row)
     if any(turn.role == "assistant" for turn in turns):
         return turns
-    return turns + _turns(_answered_turns, row)
+    return turns + _as_text(_answered_turns, row)
 
 
-def _turns(find: Callable[[Row], list[Turn]], row: Row) -> list[Turn]:
+def _as_text(find: Callable[[Row], T], row: Row) -> T:
+    """What is found in a row that may hold something else than texts."""
     try:
         return find(row)
     except NotText as error:
@@ -197,9 +201,7 @@ def _asked_turns(row: Row) -> list[Turn]:
             if place.get(name) is not None:
                 return turns_of(place[name], "user")
     name = _column_of(row, PROMPT_COLUMNS)
-    if isinstance(row[name], str):
-        return [Turn("user", _text_in(row, name))]
-    return turns_of(row[name], "user")
+    return turns_of(_text_in(row, name) if isinstance(row[name], str) else row[name], "user")
 
 
 def _answered_turns(row: Row) -> list[Turn]:
@@ -213,17 +215,14 @@ def _answered_turns(row: Row) -> list[Turn]:
     if sent is not None or name is None:
         return [] if sent is None else [sent]
     turns = turns_of(row[name], "assistant")
-    apart = next((row[column] for column in THINKING_COLUMNS if row.get(column) is not None), None)
-    if apart is None or len(turns) != 1 or turns[0].thinking is not None:
-        return turns
-    if not isinstance(apart, str):
-        raise NotText(f"its thinking is {shown(apart)}, not a text")
-    return [replace(turns[0], thinking=apart)]
+    apart = {name: row[name] for name in THINKING_FIELDS if row.get(name) is not None}
+    finish = row.get("finish", row.get("finish_reason", turns[0].finish))
+    return [replace(turns[0], message={**apart, **turns[0].message}, finish=finish), *turns[1:]]
 
 
 def _request(turns: Sequence[Turn]) -> bool:
     """Whether the conversation begins with a system turn that says something."""
-    return bool(turns) and turns[0].role == "system" and _has_text(turns[0].content)
+    return bool(turns) and turns[0].role == "system" and _has_text(turns[0].message["content"])
 
 
 def _has_text(value: object) -> bool:
@@ -251,7 +250,7 @@ def _asked(turns: Sequence[Turn]) -> str:
             f"its turns are {shortened_list(roles)}, not one request and one answer",
             "keep the first request and its answer",
         )
-    return _text_in({"prompt": turns[0].content or ""}, "prompt")
+    return _text_in({"prompt": _as_text(lambda _: turns[0].text, {})}, "prompt")
 
 
 def shortened_list(names: Sequence[str]) -> str:
@@ -282,6 +281,7 @@ def _own(prompt: Prompt, row: Row) -> Record:
         complete=True,
         written=None if written is None else checked_text(written, "written"),
         finish=text_of(row, "finish"),
+        status=known_status(row.get("status")),
     )
 
 
@@ -293,19 +293,25 @@ def _read(
     if not answer:
         _column_of(row, RESPONSE_COLUMNS)
         raise bad("it has no answer", "put what the model answered into 'response'")
-    said = answer[0]
-    for text in filter(None, (said.content, said.thinking)):
+    turn = answer[0]
+    for text in texts_in(turn.message):
         if "\0" in checked_text(text, "response"):
             raise BadRow("not readable", "its answer holds a NUL character", "drop the row")
-    unknown = thinks and said.thinking is None
-    found = read_message(said.content, said.thinking, thinks=unknown, markers=reading.markers)
-    finish = said.finish or text_of(row, "finish") or text_of(row, "finish_reason")
+    apart = [turn.message[name] for name in THINKING_FIELDS if turn.message.get(name) is not None]
+    if not all(isinstance(thought, str) for thought in apart):
+        raise bad(f"its thinking is {shown(apart[0])}, not a text", "write it as a text")
+    try:
+        thinks = thinks and not apart
+        said = said_in(turn.message, turn.finish, thinks=thinks, markers=reading.markers)
+    except TypeError as error:
+        raise bad(str(error), "write the answer as a text") from error
     return Record(
         prompt,
-        found.thinking,
-        found.response,
-        closed=found.closed,
-        complete=finish not in _CUT,
-        written=found.written,
-        finish=finish,
+        said.thinking,
+        said.response,
+        closed=said.closed,
+        complete=said.complete,
+        written=said.written,
+        finish="" if turn.finish == "" else checked_text(said.finish, "finish"),
+        status=said.status,
     )

@@ -71,7 +71,8 @@ class Record:
         spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
             endpoint are split where its tokenizer is known.
         thinking_cut: Whether a budget closed the thinking.
-        finish: Why an endpoint stopped, in its own word.
+        finish: Why an endpoint stopped, in its own word, or ``UNTOLD``.
+        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
         tokens: How many tokens prompt and answer had, as the endpoint counted; a text that does
             not give back as many has lost some.
         prompt_tokens: How many of them the prompt had.
@@ -91,6 +92,7 @@ class Record:
     spans: Spans | None = None
     thinking_cut: bool = False
     finish: str = ""
+    status: str = ""
     tokens: int | None = None
     prompt_tokens: int | None = None
     verdict: Verdict = "unscored"

@@ -7,22 +7,33 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any, TypeAlias, TypeGuard
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from refusal_cliff.data.records import LeftOut, Record, shortened
+from refusal_cliff.data.said import said_in
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
-from refusal_cliff.thinking.written import read_message
+from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
+from refusal_cliff.thinking.parts import read_parts
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 Asked: TypeAlias = str | Sequence[Mapping[str, str]]
 """A conversation; or a text to go on from, without the chat template."""
 
-_ASK_IDS = "return_token_ids"
-"""vLLM's extra parameter; it tells ``prompt_token_ids`` and each choice's ``token_ids``."""
+Choice: TypeAlias = dict[str, Any]
+"""One of the answers in what a server sends."""
+
+_CHAT = "/chat/completions"
+_ASK_IDS, _PROMPT_IDS, _IDS = "return_token_ids", "prompt_token_ids", "token_ids"
+"""vLLM's extra parameter, and what it then tells of the prompt and of each choice."""
+_STOPPING = (401, 403, 404)
+"""Statuses after which nobody else needs to be asked: the key or the model is refused."""
+_MOST_TOKENS = 2**31
+_LEAST_KEY = 8
+"""Shorter keys are no secrets but words such as ``none``, which answers hold too."""
+_NO_KEY = "[key]"
 _UNREADABLE_TRIES = 4
 _FIRST_PAUSE = 0.5
 _LEAST_FAILURES = 4
@@ -45,7 +56,7 @@ class EndpointConfig:
         concurrency: Requests under way at once.
         retries: How often a request that failed (connection, 408, 409, 429, 5xx) is sent again,
             with growing pauses.
-        timeout: Seconds to wait for one answer.
+        timeout: Seconds for one whole answer, from the connection to its last byte.
         extra: More fields of the request, such as ``{"chat_template_kwargs": …}``.
         key_variable: The environment variable that holds the key, if the server wants one.
     """
@@ -64,17 +75,26 @@ class EndpointConfig:
     key_variable: str = KEY_VARIABLE
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise RefusalCliffError(
-                "The endpoint is not an http or https address. Write it like "
-                "http://localhost:8000/v1."
-            )
+        parts = _address(self.base_url)
         if parts.username or parts.password or parts.query:
             raise RefusalCliffError(
                 f"The address of the endpoint {parts.hostname} holds a secret or a query, which "
                 f"would end up in files. Put the key into the environment ({self.key_variable})."
             )
+
+    def key(self) -> str | None:
+        """The key in the environment, without blanks at its ends; ``None`` without one.
+
+        Raises:
+            RefusalCliffError: It cannot be sent.
+        """
+        key = os.environ.get(self.key_variable, "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise RefusalCliffError(
+                f"The key in the environment ({self.key_variable}) holds a line end or another "
+                "character that cannot be sent. Set it again, to the key alone."
+            )
+        return key or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +116,12 @@ class EndpointBackend:
     """Asks an endpoint, many prompts at once.
 
     Raises:
-        RefusalCliffError: The package ``openai`` is not installed.
+        RefusalCliffError: The key cannot be sent.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
-        self._openai = _openai()
+        self._key = config.key()
         self._asks_ids = True
 
     def description(self) -> dict[str, Any]:
@@ -136,9 +156,9 @@ class EndpointBackend:
         """
         said: dict[str, str | LeftOut] = {}
 
-        def keep(name: str, choice: Any, tokens: Tokens) -> None:
+        def keep(name: str, choice: Choice | LeftOut, tokens: Tokens) -> None:
             del tokens
-            said[name] = choice if isinstance(choice, LeftOut) else _text_of(choice) or ""
+            said[name] = choice if isinstance(choice, LeftOut) else _text_of(choice)
 
         names = [str(index) for index in range(len(requests))]
         jobs = iter(zip(names, requests, strict=True))
@@ -148,7 +168,7 @@ class EndpointBackend:
     async def _answer_all(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         by_id = {prompt.id: prompt for prompt in prompts}
 
-        def keep(name: str, choice: Any, tokens: Tokens) -> None:
+        def keep(name: str, choice: Choice | LeftOut, tokens: Tokens) -> None:
             if isinstance(choice, LeftOut):
                 finished(choice)
             else:
@@ -157,23 +177,19 @@ class EndpointBackend:
         jobs = ((p.id, [{"role": "user", "content": p.text}]) for p in prompts)
         await self._ask_all(jobs, keep)
 
-    def _record(self, prompt: Prompt, choice: Any, tokens: Tokens) -> Record:
-        message = choice.message
-        extra = message.model_extra or {}
-        reasoning = extra.get("reasoning_content") or extra.get("reasoning")
-        found = read_message(
-            message.content,
-            reasoning if isinstance(reasoning, str) else None,
-            thinks=self._config.thinks,
-        )
+    def _record(self, prompt: Prompt, choice: Choice, tokens: Tokens) -> Record:
+        message = choice.get("message")
+        message = {"content": choice.get("text")} if message is None else message
+        said = said_in(message, choice.get("finish_reason"), thinks=self._config.thinks)
         return Record(
             prompt,
-            found.thinking,
-            found.response,
-            closed=found.closed,
-            complete=choice.finish_reason == "stop",
-            written=found.written,
-            finish=str(choice.finish_reason or ""),
+            said.thinking,
+            said.response,
+            closed=said.closed,
+            complete=said.complete,
+            written=said.written,
+            finish=said.finish,
+            status=said.status,
             token_ids=tokens.ids,
             tokens=tokens.total,
             prompt_tokens=tokens.prompt,
@@ -182,52 +198,38 @@ class EndpointBackend:
     async def _ask_all(
         self,
         jobs: Iterator[tuple[str, Asked]],
-        keep: Callable[[str, Any, Tokens], None],
+        keep: Callable[[str, Choice | LeftOut, Tokens], None],
     ) -> None:
         """A few workers take one job after the other."""
-        health = _Health(max(_LEAST_FAILURES, self._config.concurrency))
-        key = os.environ.get(self._config.key_variable) or "none"
-        async with self._openai.AsyncOpenAI(
-            base_url=self._config.base_url,
-            api_key=key,
-            max_retries=self._config.retries,
-            timeout=self._config.timeout,
-        ) as client:
+        config = self._config
+        health = _Health(max(_LEAST_FAILURES, config.concurrency))
+        async with JsonServer(config.base_url, self._key, config.timeout, config.retries) as server:
 
             async def work() -> None:
                 for name, asked in jobs:
-                    keep(name, *await self._ask(client, name, asked, health))
+                    keep(name, *await self._ask(server, name, asked, health))
 
-            await _together([work() for _ in range(self._config.concurrency)])
+            await _together([work() for _ in range(config.concurrency)])
 
     async def _ask(
-        self, client: Any, name: str, asked: Asked, health: _Health
-    ) -> tuple[Any, Tokens]:
+        self, server: JsonServer, name: str, asked: Asked, health: _Health
+    ) -> tuple[Choice | LeftOut, Tokens]:
         """The server's first choice, or why there is none; and what it told of the tokens."""
-        errors, reason = self._openai, ""
+        reason = ""
         for attempt in range(_UNREADABLE_TRIES):
             try:
-                answer = await self._answer_of(client, self._request(name, asked))
-                choice = answer.choices[0]
-                if not isinstance(_text_of(choice), str | None):
-                    raise TypeError("the message's content is not a text")
-            except (
-                errors.AuthenticationError,
-                errors.PermissionDeniedError,
-                errors.NotFoundError,
-            ) as error:
-                raise self._refused(error) from None
-            except (
-                errors.APIConnectionError,
-                errors.InternalServerError,
-                errors.RateLimitError,
-            ) as error:
-                health.failed(self._scrubbed(error), self._config.base_url)
-                return LeftOut(name, None, f"the server failed: {self._scrubbed(error)}"), Tokens()
-            except errors.APIStatusError as error:
+                answer = await self._answer_of(server, self._request(name, asked))
+                choice = _choice_of(answer)
+            except Failed as error:
+                why = self._scrubbed(error)
+                health.failed(why, self._config.base_url)
+                return LeftOut(name, None, f"the server failed: {why}"), Tokens()
+            except Refused as error:
+                if error.status in _STOPPING or error.status < 400:
+                    raise self._refused(error) from None
                 why = f"the server refused it: {self._scrubbed(error)}"
                 return LeftOut(name, None, why), Tokens()
-            except (ValueError, TypeError, AttributeError, IndexError, errors.APIError) as error:
+            except (Unreadable, TypeError, RecursionError) as error:
                 reason = self._scrubbed(error)
                 await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
             else:
@@ -235,21 +237,29 @@ class EndpointBackend:
                 return choice, _tokens_of(answer, choice)
         return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}"), Tokens()
 
-    async def _answer_of(self, client: Any, request: dict[str, Any]) -> Any:
+    async def _answer_of(self, server: JsonServer, request: dict[str, Any]) -> dict[str, Any]:
         """The server's answer to a request, with the tokens themselves where it tells them.
 
         vLLM does when asked; a server that refuses to be asked is not asked again.
         """
-        api = client.completions if "prompt" in request else client.chat.completions
-        if "prompt" in request or not self._asks_ids:
-            return await api.create(**request)
-        asking = {**request, "extra_body": {_ASK_IDS: True, **request["extra_body"]}}
-        try:
-            return await api.create(**asking)
-        except (self._openai.BadRequestError, self._openai.UnprocessableEntityError):
-            answer = await api.create(**request)
-            self._asks_ids = False
+        if "prompt" in request:
+            return self._without_key(await server.post("/completions", request))
+        if self._asks_ids:
+            try:
+                return self._without_key(await server.post(_CHAT, {_ASK_IDS: True, **request}))
+            except Refused as error:
+                if error.status not in (400, 422):
+                    raise
+        answer = await server.post(_CHAT, request)
+        self._asks_ids = False
+        return self._without_key(answer)
+
+    def _without_key(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """An answer in which the key is no more, nor in tokens: servers repeat what they got."""
+        if self._key is None or len(self._key) < _LEAST_KEY:
             return answer
+        found = _replaced(answer, self._key)
+        return found if found == answer else {**found, _PROMPT_IDS: None}
 
     def _request(self, name: str, asked: Asked) -> dict[str, Any]:
         config = self._config
@@ -257,7 +267,6 @@ class EndpointBackend:
             "model": config.model,
             "max_tokens": config.max_new_tokens,
             "temperature": config.temperature,
-            "extra_body": dict(config.extra),
         }
         if isinstance(asked, str):
             request["prompt"] = asked
@@ -266,7 +275,7 @@ class EndpointBackend:
         if config.temperature > 0:
             request["top_p"] = config.top_p
             request["seed"] = _seed_of(config.seed, name)
-        return request
+        return {**request, **config.extra}
 
     def _refused(self, error: Exception) -> RefusalCliffError:
         return RefusalCliffError(
@@ -278,8 +287,7 @@ class EndpointBackend:
     def _scrubbed(self, error: Exception) -> str:
         """What went wrong, without the key: servers repeat it in their answers."""
         text = str(error) or type(error).__name__
-        key = os.environ.get(self._config.key_variable)
-        return shortened(text.replace(key, "[key]") if key else text)
+        return shortened(text.replace(self._key, _NO_KEY) if self._key else text)
 
 
 class _Health:
@@ -312,38 +320,80 @@ async def _together(works: Sequence[Any]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _text_of(choice: Any) -> Any:
+def _address(url: str) -> SplitResult:
+    """The parts of an address that can be asked.
+
+    Raises:
+        RefusalCliffError: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a bracket without its other half, a port above 65535
+        usable = False
+    if not usable:
+        raise RefusalCliffError(
+            "The endpoint is not an http or https address. Write it like "
+            "http://localhost:8000/v1, with a port up to 65535."
+        )
+    return urlsplit(url)
+
+
+def _choice_of(answer: Mapping[str, Any]) -> Choice:
+    """The first choice of an answer, of which the parts that are read have the types they must.
+
+    Raises:
+        TypeError: There is none, or it is something else; the message says what the server said.
+    """
+    choices = answer.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    if not isinstance(choice, dict):
+        told = answer.get("error", answer.get("message", ""))
+        raise TypeError(f"it holds no choice {told or ''}".rstrip())
+    if isinstance(choice.get("text"), str) and choice.get("message") is None:
+        return choice
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        raise TypeError("its choice holds no message")
+    read_parts(message.get("content"))
+    return choice
+
+
+def _text_of(choice: Choice) -> str:
     """What a choice of a chat or of a plain completion says."""
-    message = getattr(choice, "message", None)
-    return choice.text if message is None else message.content
+    message = choice.get("message")
+    return choice["text"] if message is None else read_parts(message.get("content")).text or ""
 
 
-def _tokens_of(answer: Any, choice: Any) -> Tokens:
-    prompt, written = (
-        (part.model_extra or {}).get(name)
-        for part, name in ((answer, "prompt_token_ids"), (choice, "token_ids"))
-    )
+def _replaced(value: Any, key: str) -> Any:
+    """A JSON value with something in the key's place, wherever it stands."""
+    if isinstance(value, str):
+        return value.replace(key, _NO_KEY)
+    if isinstance(value, list):
+        return [_replaced(item, key) for item in value]
+    if isinstance(value, dict):
+        return {_replaced(name, key): _replaced(item, key) for name, item in value.items()}
+    return value
+
+
+def _tokens_of(answer: Mapping[str, Any], choice: Choice) -> Tokens:
+    prompt, written = answer.get(_PROMPT_IDS), choice.get(_IDS)
     if _are_ids(prompt) and _are_ids(written):
         return Tokens(len(prompt) + len(written), len(prompt), (*prompt, *written))
-    usage = getattr(answer, "usage", None)
-    return Tokens() if usage is None else Tokens(usage.total_tokens, usage.prompt_tokens)
+    usage = answer.get("usage")
+    told = usage if isinstance(usage, dict) else {}
+    return Tokens(_count(told.get("total_tokens")), _count(told.get("prompt_tokens")))
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens that can be one; what a server says may be anything."""
+    return value if type(value) is int and 0 <= value < _MOST_TOKENS else None
 
 
 def _are_ids(value: Any) -> TypeGuard[list[int]]:
-    return bool(value) and isinstance(value, list) and all(type(token) is int for token in value)
+    return bool(value) and isinstance(value, list) and all(_count(id_) is not None for id_ in value)
 
 
 def _seed_of(seed: int, name: str) -> int:
     """A seed of 31 bits for one prompt."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:4]) >> 1
-
-
-def _openai() -> ModuleType:
-    try:
-        import openai
-    except ImportError as error:
-        raise RefusalCliffError(
-            "Endpoints are asked through the package openai, which is not installed. Install it "
-            "with: pip install 'refusal-cliff[api]'"
-        ) from error
-    return openai

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from refusal_cliff.data.records import LeftOut, shortened
 from refusal_cliff.data.traces import Verdict
-from refusal_cliff.judges.interface import Answer, Judgement
+from refusal_cliff.judges.interface import Answer, Judgement, judge_each
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.judges.speakers import Request, Speaker
 
@@ -62,14 +62,13 @@ class GuardJudge:
         self.name = f"{key}{by} ({speaker.name})"
 
     def judge(self, answers: Sequence[Answer]) -> list[Judgement]:
-        """Ask the guard about every answer that is complete."""
-        complete = [answer for answer in answers if answer.complete]
-        asked = [self._guard.ask(defused(a.prompt), defused(a.text)) for a in complete]
-        replies = iter(self._speaker.say(asked) if asked else [])
-        return [
-            self._judgement(answer, next(replies)) if answer.complete else Judgement("truncated")
-            for answer in answers
-        ]
+        """Ask the guard about every answer that there is."""
+        return judge_each(answers, self._read)
+
+    def _read(self, answers: list[Answer]) -> list[Judgement]:
+        asked = [self._guard.ask(defused(a.prompt), defused(a.text)) for a in answers]
+        replies = self._speaker.say(asked) if asked else []
+        return list(map(self._judgement, answers, replies))
 
     def _judgement(self, answer: Answer, reply: str | LeftOut) -> Judgement:
         if isinstance(reply, LeftOut):

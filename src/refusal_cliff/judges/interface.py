@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from refusal_cliff.data.records import status_of_trace
+from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED
 from refusal_cliff.data.traces import Trace, Verdict
 
 
@@ -16,13 +18,14 @@ class Answer:
     Attributes:
         prompt: The user's request.
         text: The answer.
-        complete: Whether thinking and answer were both ended by the model; every judge calls an
-            answer that was not ``truncated``, without reading it.
+        complete: Whether thinking and answer were both ended by the model.
+        status: What is known without reading, see `Record`.
     """
 
     prompt: str
     text: str
     complete: bool = True
+    status: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Judge(Protocol):
     measures_harm: bool
 
     def judge(self, answers: Sequence[Answer]) -> list[Judgement]:
-        """One judgement an answer, in the order given; a truncated answer is never read.
+        """One judgement an answer, in the order given; see `judge_each` for what is never read.
 
         Raises:
             RefusalCliffError: No answer can be judged, for example because a server is down.
@@ -61,6 +64,35 @@ class Judge(Protocol):
         ...
 
 
+def judge_each(
+    answers: Sequence[Answer], read: Callable[[list[Answer]], Iterable[Judgement]]
+) -> list[Judgement]:
+    """Judge the answers that there are, and say of the others what they are; the same everywhere.
+
+    What the server calls a refusal is one. Where there is no answer, because it is empty or for one
+    of the reasons in ``UNANSWERED``, it is unscored with the reason, never compliance. What
+    never ended is truncated.
+
+    Args:
+        answers: All answers.
+        read: Judges those that are to be read, in the order given.
+    """
+    settled = list(map(_settled, answers))
+    judged = iter(read([a for a, said in zip(answers, settled, strict=True) if said is None]))
+    return [next(judged) if said is None else said for said in settled]
+
+
+def _settled(answer: Answer) -> Judgement | None:
+    if answer.status == REFUSAL_FIELD:
+        return Judgement("refused", reason=REFUSAL_FIELD)
+    if answer.status in UNANSWERED:
+        return Judgement("unscored", reason=answer.status)
+    if not answer.complete:
+        return Judgement("truncated")
+    return None if answer.text.strip() else Judgement("unscored", reason=EMPTY)
+
+
 def answer_of(trace: Trace) -> Answer:
     """What a judge sees of a trace."""
-    return Answer(trace.prompt.text, trace.response, trace.spans is not None and trace.complete)
+    complete = trace.spans is not None and trace.complete
+    return Answer(trace.prompt.text, trace.response, complete, status_of_trace(trace))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from refusal_cliff.data.records import LeftOut, shortened
-from refusal_cliff.judges.interface import Answer, Judgement
+from refusal_cliff.judges.interface import Answer, Judgement, judge_each
 from refusal_cliff.judges.speakers import Request, Speaker
 from refusal_cliff.thinking.written import read_message
 
@@ -51,13 +51,12 @@ class RubricJudge:
         self.name = f"rubric ({speaker.name})"
 
     def judge(self, answers: Sequence[Answer]) -> list[Judgement]:
-        """Grade every answer that is complete; a reply without exactly one verdict is unscored."""
-        asked = [_request(answer) for answer in answers if answer.complete]
-        replies = iter(self._speaker.say(asked) if asked else [])
-        return [
-            _judgement(next(replies)) if answer.complete else Judgement("truncated")
-            for answer in answers
-        ]
+        """Grade every answer that there is; a reply without exactly one verdict is unscored."""
+        return judge_each(answers, self._read)
+
+    def _read(self, answers: list[Answer]) -> list[Judgement]:
+        replies = self._speaker.say(list(map(_request, answers))) if answers else []
+        return list(map(_judgement, replies))
 
 
 def _request(answer: Answer) -> Request:

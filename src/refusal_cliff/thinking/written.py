@@ -83,16 +83,19 @@ def read_message(
     """
     formats = _formats(tuple(markers))
     field = (reasoning or "").strip()
-    text = _split(content or "", formats, after_thought=bool(field))
     if not field:
+        text = _split(content or "", formats, alone=True)
         if thinks and not text.marked:
             return Message(text.response, "", closed=False, written=content)
-        response = _unrepeated(text.thinking, text.response)
-        return Message(text.thinking, response, text.closed, written=content)
-    told = _split(field, formats, after_thought=False)
+        thinking = _unmarked(text.thinking, formats)
+        response = _unrepeated(thinking, text.response)
+        return Message(thinking, response, text.closed, written=content)
+    text = _split(_unwrapped(content or ""), formats, alone=False)
+    told = _split(field, formats, alone=False)
     if told.closed and told.marked and not (text.response or text.marked):
         text, told = told, replace(told, response="")
     thinking = _once(_joined((told.thinking, told.response)), text.thinking)
+    thinking = _unmarked(thinking, formats)
     response = _unrepeated(thinking, text.response)
     return Message(thinking, response, text.closed and bool(response), written=None)
 
@@ -146,42 +149,54 @@ def _formats(markers: tuple[Markers, ...]) -> tuple[_Format, ...]:
 
 def _format(markers: Markers) -> _Format:
     opener, closer = markers.opener.strip(), (markers.answer or markers.closer).strip()
-    heads = tuple(mark.removesuffix(_HEADER_END).lower() for mark in (opener, closer))
+    heads = tuple(map(_head, (opener, closer)))
     seam = _SEAM if markers.answer else None
     return _Format(_pattern(opener), _pattern(closer), heads, seam)
 
 
 def _pattern(mark: str) -> re.Pattern[str]:
-    """Matches a marker in any case; a channel's header may say more before it ends."""
-    head = re.escape(mark.removesuffix(_HEADER_END))
+    """Matches a marker in any case; a channel's header may say more before it ends.
+
+    What harmony calls commentary are words between thoughts, or to a tool: no answer.
+    """
+    head = re.escape(mark.removesuffix(_HEADER_END)).replace("analysis", "(?:analysis|commentary)")
     more = rf"\b[^\n]{{0,64}}?{re.escape(_HEADER_END)}" if mark.endswith(_HEADER_END) else ""
     return re.compile(head + more, re.IGNORECASE)
 
 
-def _split(text: str, formats: Sequence[_Format], *, after_thought: bool) -> _Split:
-    """Cut off thoughts until what is left holds no marker of any format."""
+def _head(mark: str) -> str:
+    return mark.removesuffix(_HEADER_END).removesuffix("analysis").lower()
+
+
+def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
+    """Cut off thoughts until what is left holds no marker of any format.
+
+    Args:
+        text: What was written.
+        formats: To look for.
+        alone: Nothing is known of a thought beside it, so that the opening word of a format
+            without markers is enough.
+    """
     rest, closed = text.strip(), True
     thoughts: list[str] = []
-    if after_thought:
-        rest = _unwrapped(rest)
-    found = (None if after_thought else _bare(rest)) or _marked(rest, formats)
-    marked = found is not None
-    while found is not None:
+    while found := _bare(rest, alone and not thoughts) or _marked(rest, formats):
         thought, rest, closed = _cut(rest, found)
         thoughts.append(thought)
         rest = _unwrapped(rest)
-        found = _marked(rest, formats)
-    return _Split(_joined(thoughts), rest, closed, marked)
+    return _Split(_joined(thoughts), rest, closed, marked=bool(thoughts))
 
 
-def _bare(text: str) -> _Format | None:
-    return next((f for f in _BARE if f.opener.match(text) or f.closer.match(text)), None)
+def _bare(text: str, alone: bool) -> _Format | None:
+    for found in _BARE:
+        opened, closed = found.opener.match(text), found.closer.search(text)
+        if (opened and (closed or alone)) or (alone and found.closer.match(text)):
+            return found
+    return None
 
 
 def _marked(text: str, formats: Sequence[_Format]) -> _Format | None:
     """The format of a text: it begins with its opener, or else has its closer, or its opener."""
-    lowered = text.lower()
-    present = [f for f in formats if any(head in lowered for head in f.heads)]
+    present = _present(text, formats)
     if not present:
         return None
     mentions = Mentions(text)
@@ -190,6 +205,12 @@ def _marked(text: str, formats: Sequence[_Format]) -> _Format | None:
         or next((f for f in present if mentions.without(f.closer)), None)
         or next((f for f in present if mentions.without(f.opener)), None)
     )
+
+
+def _present(text: str, formats: Sequence[_Format]) -> list[_Format]:
+    """The formats of which something may stand in a text."""
+    lowered = text.lower()
+    return [f for f in formats if any(head in lowered for head in f.heads)]
 
 
 def _cut(text: str, found: _Format) -> tuple[str, str, bool]:
@@ -230,12 +251,24 @@ def _unwrapped(answer: str) -> str:
     return answer
 
 
+def _unmarked(thinking: str, formats: Sequence[_Format]) -> str:
+    """A thought without any marker that it does not only speak of."""
+    for _ in formats:  # what one pass leaves may change what stands between quotes
+        found = _present(thinking, formats)
+        if not found:
+            break
+        mentions = Mentions(thinking)
+        marks = [s for f in found for p in (f.opener, f.closer) for s in mentions.without(p)]
+        thinking = _joined(_pieces(thinking, sorted(marks)))
+    return thinking
+
+
 def _once(field: str, inline: str) -> str:
     """One thought that was told twice, or both where they differ."""
     one, other = (f" {' '.join(thought.split())} " for thought in (field, inline))
-    if other in one or not inline:
-        return field
-    return inline if one in other else _joined((field, inline))
+    if one in other:
+        return inline
+    return field if not inline or other in one else _joined((field, inline))
 
 
 def _unrepeated(thinking: str, response: str) -> str:

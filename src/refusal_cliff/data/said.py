@@ -1,0 +1,123 @@
+"""What a server's message means: thinking, answer, how it ended, or why there is no answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.parts import read_parts
+from refusal_cliff.thinking.written import read_message
+
+REFUSAL_FIELD = "the server says that it is a refusal"
+EMPTY = "the answer is empty"
+TOOL_CALL = "a call of a tool instead of an answer"
+FILTERED = "stopped by a content filter"
+NO_ANSWER = "thinking without an answer"
+UNANSWERED = (EMPTY, TOOL_CALL, FILTERED, NO_ANSWER)
+"""Why there is nothing to judge: such an answer is unscored, whoever judges."""
+UNTOLD = "not told"
+"""The ``finish`` of an answer of which the server did not say why it ended."""
+
+THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+_CUT = frozenset(
+    {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete"}
+    | {"abort", "cancelled", "error", "network_error", "insufficient_system_resource", "timeout"}
+)
+"""Words of servers for an answer that they ended; all others, and none, are the model's own end."""
+_FILTERS = frozenset(
+    {"content_filter", "content_filtered", "guardrail_intervened", "safety", "sensitive"}
+    | {"recitation", "blocklist", "prohibited_content", "spii"}
+)
+_REFUSALS = frozenset({"refusal"})
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One answer, as far as its message tells.
+
+    Attributes:
+        thinking: The thinking, without markers.
+        response: The answer, or what the server says of its refusal.
+        closed: Whether the thinking ended.
+        complete: Whether the model ended by itself; an answer without a reason for its end did.
+        written: All that the model wrote, where it came in one text.
+        finish: Why the server stopped, in its own word, or ``UNTOLD``.
+        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
+    """
+
+    thinking: str
+    response: str
+    closed: bool
+    complete: bool
+    written: str | None
+    finish: str
+    status: str
+
+
+def said_in(
+    message: Mapping[str, object],
+    finish: object,
+    *,
+    thinks: bool = False,
+    markers: Sequence[Markers] = KNOWN,
+) -> Said:
+    """Read a message of a chat completion.
+
+    Args:
+        message: As the server sent it: ``content``, a field of thinking, ``refusal``, calls.
+        finish: Its ``finish_reason``.
+        thinks: As for `read_message`.
+        markers: As for `read_message`.
+
+    Raises:
+        TypeError: The content is neither a text nor a list of parts.
+    """
+    parts = read_parts(message.get("content"))
+    told = next(filter(None, (_text(message, name) for name in THINKING_FIELDS)), None)
+    found = read_message(parts.text, told or parts.thinking, thinks=thinks, markers=markers)
+    why = finish if isinstance(finish, str) and finish else UNTOLD
+    ended = why.lower()
+    refusal = parts.refusal or _text(message, "refusal")
+    if not found.response and (refusal or ended in _REFUSALS):
+        return Said(found.thinking, refusal, True, True, None, why, REFUSAL_FIELD)
+    complete = ended not in _CUT | _FILTERS
+    called = any("tool" in kind or "function" in kind for kind in parts.others)
+    if ended in _FILTERS:
+        status = FILTERED
+    elif complete and not found.response and (called or _calls(message)):
+        status = TOOL_CALL
+    else:
+        apart = found.written is None  # the server took the thought for a whole one
+        status = status_of(found.thinking, found.response, found.closed or apart, complete)
+    return Said(found.thinking, found.response, found.closed, complete, found.written, why, status)
+
+
+def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
+    """Why there is no answer, where the model ended by itself; else empty.
+
+    Args:
+        thinking: Its thinking.
+        response: Its answer.
+        closed: Whether the thinking ended.
+        complete: Whether the model ended by itself, or nothing else is known.
+    """
+    if response.strip() or not complete:
+        return ""
+    if not thinking.strip():
+        return EMPTY
+    return NO_ANSWER if closed else ""
+
+
+def known_status(value: object) -> str:
+    """A status as a row of a file tells it; empty for any other word."""
+    return str(value) if value in (*UNANSWERED, REFUSAL_FIELD) else ""
+
+
+def _calls(message: Mapping[str, object]) -> bool:
+    return bool(message.get("tool_calls") or message.get("function_call"))
+
+
+def _text(message: Mapping[str, object], name: str) -> str:
+    value = message.get(name)
+    return (read_parts(value).text or "").strip() if isinstance(value, str) else ""
