@@ -231,6 +231,32 @@ def test_other_scores_and_unchecked_contamination_are_refused(
         run_selection(plan_of(root, tmp_path / "mine"), source_of(root), Choice())
 
 
+def test_once_a_row_is_mended_only_its_shard_is_scored_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [dict(row) for row in ROWS[:12]]
+    rows[5] = {**rows[5], "category": "\ud800"}
+    source = replace(source_of(root), name=str(write_lines(tmp_path / "rows.jsonl", rows)))
+    plan, scored = plan_of(root, tmp_path / "out"), []
+    done = run_selection(plan, source, Choice(n=3))
+    assert done is not None
+    assert (done.scored, done.left_out) == (11, {"not readable": 1})
+    write_lines(tmp_path / "rows.jsonl", ROWS[:12])
+    original = candidate_shards.ShardScorer.__call__
+
+    def counted(self: candidate_shards.ShardScorer, number: int) -> None:
+        scored.append(number)
+        original(self, number)
+
+    monkeypatch.setattr(candidate_shards.ShardScorer, "__call__", counted)
+    done = run_selection(plan, source, Choice(n=3))
+    assert done is not None
+    assert (done.scored, done.left_out, scored) == (12, {}, [1])
+    scores_path(plan.out, 2).write_bytes(b"")
+    assert run_selection(plan, source, Choice(n=3)) == done
+    assert scored == [1, 2]
+
+
 def command(root: Path, out: Path, *more: str) -> list[str]:
     named = ["select", "--model", str(root / "model"), "--probe", str(root / "probe")]
     data = ["--data", str(root / "data.jsonl"), "--evaluation", str(root / "asked.jsonl")]

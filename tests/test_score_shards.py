@@ -197,6 +197,63 @@ def test_a_broken_row_is_listed_and_loses_nothing(
         list(source_rows(str(tmp_path)))
 
 
+def test_once_a_row_is_mended_only_its_shard_is_scored_again(
+    subject: Subject, probes: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [dict(row) for row in ROWS[:8]]
+    mended, rows[5]["response"] = rows[5]["response"], "half \ud800"
+    source, out = write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out"
+    done = score_source(subject, probes, str(source), out, shard_size=2)
+    assert (done.scored, done.left_out) == (7, {"not readable": 1})
+    rows[5]["response"] = mended
+    write_lines(source, rows)
+    written: list[str] = []
+
+    def watched(path: Path, *arguments: Any) -> None:
+        written.append(path.name)
+        original(path, *arguments)
+
+    original = score_shards.write_scores
+    monkeypatch.setattr(score_shards, "write_scores", watched)
+    assert score_source(subject, probes, str(source), out, shard_size=2).scored == 8
+    assert written == ["scores-00002.parquet"]
+    write_lines(source, rows[:5])
+    assert score_source(subject, probes, str(source), out, shard_size=2).scored == 5
+    assert len(list(read_shards(out))) == 3
+    assert not (out / "left-out-00003.jsonl").exists()
+
+
+def test_missing_cut_and_unfinished_scores_are_said(
+    subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    score_source(subject, probes, str(lines), out, shard_size=5)
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+
+    def again(path: Path) -> None:
+        with pytest.raises(RefusalCliffError, match=rf"{path.name}.*trace again"):
+            measure_shards(out)
+        score_source(subject, probes, str(lines), out, shard_size=5)
+        assert {path: path.read_bytes() for path in out.iterdir()} == whole
+
+    for name in ("scores-00001.parquet", "scores-00004.parquet"):
+        (out / name).unlink()
+        again(out / name if name != "scores-00004.parquet" else out)
+        (out / name).write_bytes(whole[out / name][:100])
+        again(out / name)
+    (out / "shards.json").unlink()
+    again(out)
+
+
+def test_other_weights_beside_the_same_biases_are_noticed(
+    subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
+) -> None:
+    score_source(subject, probes, str(lines), tmp_path / "out")
+    negated = replace(probes, probes=tuple(replace(p, weight=-p.weight) for p in probes.probes))
+    with pytest.raises(RefusalCliffError, match="weights differ"):
+        score_source(subject, negated, str(lines), tmp_path / "out")
+
+
 def test_a_folder_of_other_scores_is_refused(
     subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
 ) -> None:

@@ -103,19 +103,22 @@ def usable(
         make: One of the readers below; raises `RefusalCliffError` for a bad row.
     """
     for number, row in rows:
-        try:
-            if isinstance(row, str):
-                raise BadRow("not readable", row)
-            yield number, make(number, row)
-        except (RefusalCliffError, RecursionError) as error:
-            if isinstance(error, RecursionError):
-                error = BadRow("not readable", "it is nested too deep")
-            identity = "" if isinstance(row, str) else identity_of(row)
-            reason = error.reason if isinstance(error, BadRow) else "other format"
-            yield (
-                number,
-                LeftOut(identity or default_id(source, number), number, reason, str(error)),
-            )
+        yield number, _made(source, number, row, make)
+
+
+def _made(
+    source: str | Path, number: int, row: Row | str, make: Callable[[int, Row], T]
+) -> T | LeftOut:
+    try:
+        if isinstance(row, str):
+            raise BadRow("not readable", row)
+        return make(number, row)
+    except RecursionError:
+        return LeftOut(default_id(source, number), number, "not readable", "it is nested too deep")
+    except RefusalCliffError as error:
+        identity = "" if isinstance(row, str) else identity_of(row)
+        reason = error.reason if isinstance(error, BadRow) else "other format"
+        return LeftOut(identity or default_id(source, number), number, reason, str(error))
 
 
 def every(source: str | Path, rows: Iterable[Found], make: Callable[[int, Row], T]) -> Iterator[T]:
