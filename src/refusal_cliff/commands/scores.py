@@ -84,6 +84,9 @@ def trace(
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     for reason, n in done.left_out.items():
         console.print(f"{n:,} left out: {reason}", highlight=False)
+    if done.left_out:
+        where = f"Which rows, and what mends them: {out}/left-out-….jsonl"
+        console.print(where, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 
