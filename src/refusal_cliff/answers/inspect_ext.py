@@ -32,8 +32,10 @@ from inspect_ai.scorer import (
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from refusal_cliff.answers.answering import read_answers
+from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.data.reading import every
 from refusal_cliff.data.rows import read_rows
+from refusal_cliff.data.said import Said, known_status, said_in
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer
 from refusal_cliff.judges.choose import chosen_judge
@@ -84,12 +86,15 @@ def refusal(
 
     async def score(state: TaskState, target: Target) -> Score:
         del target
-        complete = state.output.stop_reason == "stop"
-        answer = Answer(state.input_text, state.output.completion, complete)
+        found = _said(state.output)
+        status = state.metadata.get("status") or found.status
+        answer = Answer(
+            state.input_text, found.response, found.closed and found.complete, known_status(status)
+        )
         said = (await asyncio.to_thread(chosen.judge, [answer]))[0]
         return Score(
             value=said.verdict,
-            answer=state.output.completion,
+            answer=found.response,
             explanation=said.reason or None,
             metadata={
                 "verdict": said.verdict,
@@ -101,6 +106,21 @@ def refusal(
         )
 
     return score
+
+
+def _said(output: ModelOutput) -> Said:
+    """What a log's output means: thinking apart, or inline where the provider left it so."""
+    message = output.choices[0].message if output.choices else None
+    content = [] if message is None or isinstance(message.content, str) else message.content
+    thoughts = [part.reasoning for part in content if isinstance(part, ContentReasoning)]
+    refused = any(isinstance(part, ContentText) and part.refusal for part in content)
+    told = {
+        "content": None if refused else output.completion,
+        "refusal": output.completion if refused else None,
+        "reasoning": "\n\n".join(thoughts),
+        "tool_calls": None if message is None else message.tool_calls,
+    }
+    return said_in(told, output.stop_reason)
 
 
 @scorer(metrics={key: [mean()] for key in _CLIFF})
@@ -156,6 +176,7 @@ def traces(file: str, cliffs: str | None = None, judge: str = "rules") -> Task:
                 "thinking": record.thinking,
                 "response": record.response,
                 "complete": record.closed and record.complete,
+                "status": answer_of_record(record).status,
                 **measured.get(record.prompt.id, {}),
             },
         )
