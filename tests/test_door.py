@@ -1,7 +1,7 @@
 """The door for all data, fuzzed: whatever a row or a file holds, it is used or listed, never more.
 
 ``REFUSAL_CLIFF_FUZZ_SECONDS=60 pytest tests/test_door.py`` goes on for a minute a test, with other
-rows in each round; without it, each test draws the same two hundred examples every time.
+rows in each round; without it, each test draws the same hundred examples every time.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ ALMOST = st.builds(lambda some: {**WHOLE, **some}, ROWS)
 
 
 QUIET = settings(
-    max_examples=200, deadline=None, database=None, suppress_health_check=[*HealthCheck]
+    max_examples=100, deadline=None, database=None, suppress_health_check=[*HealthCheck]
 )
 
 
 def fuzz(strategy: st.SearchStrategy[Any], check: Callable[[Any], None]) -> None:
-    """Check a property for a few hundred examples, or for as long as the environment says."""
+    """Check a property for a hundred examples, or for as long as the environment says."""
     end = time.monotonic() + SECONDS
     for turn in range(1_000_000):
         seed(turn)(QUIET(given(strategy)(lambda value: check(value))))()

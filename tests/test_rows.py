@@ -178,6 +178,12 @@ def test_a_mended_row_changes_its_own_chunk_alone(tmp_path: Path) -> None:
     assert len(whole) == 3
 
 
+def test_large_rows_are_held_a_few_at_a_time(tmp_path: Path) -> None:
+    rows = [{"text": "x" * (MAX_ROW_BYTES - 100)}] * 20
+    found = list(chunks(read_rows(write_lines(tmp_path / "rows.jsonl", rows)), 256))
+    assert [len(chunk.rows) for chunk in found] == [9, 9, 2]
+
+
 def test_a_folder_is_known_by_all_that_it_holds(tmp_path: Path) -> None:
     datasets.Dataset.from_list([{"a": 1}]).save_to_disk(tmp_path / "one")
     datasets.Dataset.from_list([{"a": 2}]).save_to_disk(tmp_path / "two")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from refusal_cliff.data.types import Row, shortened
 
 MAX_ROW_BYTES = 8 << 20
-"""A larger row is left out: no model reads that much at once, and 256 rows are held together."""
+"""A larger row is left out: no model reads that much at once."""
 _OVERHEAD = 8
 """Bytes counted for every element of a list, and for every value that is no text."""
 Sizes = NDArray[np.int64]

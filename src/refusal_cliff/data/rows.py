@@ -14,7 +14,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -31,7 +30,7 @@ Found = tuple[int, Row | str]
 FILES = (".jsonl", ".csv", ".parquet")
 _PIECE = 1 << 20
 _BATCH = 256
-_BATCH_BYTES = 64 << 20
+_BATCH_BYTES = _CHUNK_BYTES = 64 << 20
 
 
 def read_rows(source: str | Path, split: str = "train") -> Iterator[Found]:
@@ -69,13 +68,22 @@ class Chunk:
 
 
 def chunks(rows: Iterable[Found], size: int) -> Iterator[Chunk]:
-    """Cut rows into chunks of ``size``; one that a mended row is not in keeps its digest."""
-    remaining = iter(rows)
-    while taken := tuple(islice(remaining, size)):
-        digest = hashlib.sha256()
-        for found in taken:
-            digest.update(_canonical(found))
-        yield Chunk(taken, digest.hexdigest())
+    """Cut rows into chunks of ``size``, fewer where they are large: a chunk is held in memory.
+
+    A chunk that a mended row is not in keeps its digest.
+    """
+    taken: list[Found] = []
+    held, digest = 0, hashlib.sha256()
+    for found in rows:
+        line = _canonical(found)
+        taken.append(found)
+        held += len(line)
+        digest.update(line)
+        if len(taken) == size or held >= _CHUNK_BYTES:
+            yield Chunk(tuple(taken), digest.hexdigest())
+            taken, held, digest = [], 0, hashlib.sha256()
+    if taken:
+        yield Chunk(tuple(taken), digest.hexdigest())
 
 
 def source_digest(source: str) -> str | None:

@@ -247,13 +247,13 @@ def _asked(turns: Sequence[Turn]) -> str:
     roles = [turn.role for turn in turns]
     if roles not in (["user"], ["user", "assistant"]):
         raise bad(
-            f"its turns are {shortened_list(roles)}, not one request and one answer",
+            f"its turns are {_listed(roles)}, not one request and one answer",
             "keep the first request and its answer",
         )
     return _text_in({"prompt": _as_text(lambda _: turns[0].text, {})}, "prompt")
 
 
-def shortened_list(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str]) -> str:
     """Names with commas, in ASCII, no more than a few."""
     more = ", …" if len(names) > 6 else ""
     return ", ".join(ascii(name)[1:-1][:20] for name in names[:6]) + more
