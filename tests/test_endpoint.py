@@ -25,6 +25,7 @@ from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
 from refusal_cliff.data.records import read_records
+from refusal_cliff.data.said import NO_ANSWER
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
@@ -143,9 +144,10 @@ def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: 
     rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [prompt.id for prompt in ASKED]
     assert lines(journal) == len(ASKED)
-    assert "unscored" not in {row["verdict"] for row in rows}
+    unscored = [row["reason"] for row in rows if row["verdict"] == "unscored"]
+    assert unscored == [NO_ANSWER]  # one model answers in its thought, and ends
     rates = json.loads((out / "rates.json").read_text())
-    assert rates["outcomes"][0]["attacks"]["n"] == 4
+    assert rates["outcomes"][0]["attacks"]["n"] == 4 - 1
     everything = b"".join(path.read_bytes() for path in out.iterdir() if path.is_file())
     assert b"sk-very-secret" not in everything + done.stdout.encode() + done.stderr.encode()
 

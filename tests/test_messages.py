@@ -123,6 +123,14 @@ def test_how_an_answer_ended(sent: dict[str, Any], verdict: str) -> None:
     assert (record.finish == UNTOLD) == (not isinstance(sent.get("finish", "stop"), str))
 
 
+def test_a_second_end_of_a_thought_is_kept_for_the_tokens() -> None:
+    record = judged("\n\n</think>\n\nSure.", reasoning_content="Hm.\n")
+    assert (record.thinking, record.response) == ("Hm.", "Sure.")
+    assert record.beside == "</think>\n\nSure."
+    assert judged("<think>Hm.</think>Sure.", reasoning_content="Hm.").beside == ""
+    assert judged("Sure.", reasoning_content="Hm.").beside == ""
+
+
 def test_a_content_of_another_type_is_none() -> None:
     for content in ({"not": "a text"}, 7, [7], [{"type": "text", "text": 7}], [THOUGHT, [1]]):
         with pytest.raises(TypeError):

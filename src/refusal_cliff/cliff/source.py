@@ -114,7 +114,7 @@ def _written(record: Record, fmt: ThinkingFormat) -> tuple[str | None, str]:
         return None, _without_opener(whole, fmt)
     if not record.closed:  # a thought that never ended, in a field of its own
         return None, fmt.opening + record.thinking
-    return record.thinking, record.response
+    return record.thinking, (record.thinking and record.beside) or record.response
 
 
 def _without_opener(whole: str, fmt: ThinkingFormat) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
-from refusal_cliff.thinking.written import read_message
+from refusal_cliff.thinking.written import Message, read_message
 
 REFUSAL_FIELD = "the server says that it is a refusal"
 EMPTY = "the answer is empty"
@@ -42,6 +42,8 @@ class Said:
         closed: Whether the thinking ended.
         complete: Whether the model ended by itself; an answer without a reason for its end did.
         written: All that the model wrote, where it came in one text.
+        beside: The text beside a thought in a field of its own, where it holds more than the
+            answer: a second end of the thought, which the tokens need; else empty.
         finish: Why the server stopped, in its own word, or ``UNTOLD``.
         status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
     """
@@ -53,6 +55,7 @@ class Said:
     written: str | None
     finish: str
     status: str
+    beside: str = ""
 
 
 def said_in(
@@ -90,7 +93,16 @@ def said_in(
     else:
         apart = found.written is None  # the server took the thought for a whole one
         status = status_of(found.thinking, found.response, found.closed or apart, complete)
-    return Said(found.thinking, found.response, found.closed, complete, found.written, why, status)
+    return Said(
+        found.thinking,
+        found.response,
+        found.closed,
+        complete,
+        found.written,
+        why,
+        status,
+        _beside(parts.text or "", found),
+    )
 
 
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
@@ -112,6 +124,13 @@ def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str
 def known_status(value: object) -> str:
     """A status as a row of a file tells it; empty for any other word."""
     return str(value) if value in (*UNANSWERED, REFUSAL_FIELD) else ""
+
+
+def _beside(text: str, found: Message) -> str:
+    text = text.strip()
+    if found.written is not None or not found.response or text == found.response:
+        return ""
+    return "" if read_message(text, None).thinking else text
 
 
 def _calls(message: Mapping[str, object]) -> bool:

@@ -280,6 +280,7 @@ def _own(prompt: Prompt, row: Row) -> Record:
         closed=bool_of(row, "closed", row.get("spans", True) is not None),
         complete=True,
         written=None if written is None else checked_text(written, "written"),
+        beside=text_of(row, "beside"),
         finish=text_of(row, "finish"),
         status=known_status(row.get("status")),
     )
@@ -312,6 +313,7 @@ def _read(
         closed=said.closed,
         complete=said.complete,
         written=said.written,
+        beside=said.beside,
         finish="" if turn.finish == "" else checked_text(said.finish, "finish"),
         status=said.status,
     )

@@ -66,6 +66,8 @@ class Record:
         closed: Whether the thinking ended. A model that does not think has always ended it.
         complete: Whether the model ended its answer itself.
         written: All that the model wrote, where it came in one text; what is scored later.
+        beside: The text beside a thought in a field of its own, where it holds more than the
+            answer: a second end of the thought, which the tokens need; else empty.
         token_ids: The tokens, prompt first, of a model that ran here, or of an endpoint that tells
             them.
         spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
@@ -88,6 +90,7 @@ class Record:
     closed: bool
     complete: bool
     written: str | None = None
+    beside: str = ""
     token_ids: tuple[int, ...] = ()
     spans: Spans | None = None
     thinking_cut: bool = False

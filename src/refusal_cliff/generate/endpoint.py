@@ -188,6 +188,7 @@ class EndpointBackend:
             closed=said.closed,
             complete=said.complete,
             written=said.written,
+            beside=said.beside,
             finish=said.finish,
             status=said.status,
             token_ids=tokens.ids,
