@@ -40,9 +40,9 @@ from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.report.svg import frame, line, picture, polyline, tag, text
-from refusal_cliff.select.pool import read_candidates, shard_path
+from refusal_cliff.select.pool import read_candidates, scores_path, shard_path
 from refusal_cliff.select.selection_run import Choice, Source, run_selection
-from refusal_cliff.select.shards import ScoringPlan, scores_path
+from refusal_cliff.select.shards import ScoringPlan
 from refusal_cliff.thinking import tokenise_trace
 
 MEGABYTE = 1 << 20

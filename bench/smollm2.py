@@ -18,7 +18,7 @@ from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share, perplexity
 from refusal_cliff.controls.table import Cell, cell_text, share_cell
-from refusal_cliff.data.prompt_files import usable_rows
+from refusal_cliff.data.rows import read_rows
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=100)
     parser.add_argument("--tokens", type=int, default=160)
     options = parser.parse_args()
-    rows = list(usable_rows(find_file(options.data, "gsm8k_test_300")))[: options.texts]
+    rows = list(read_rows(find_file(options.data, "gsm8k_test_300")))[: options.texts]
     texts = [str(row["answer"]) for _, row in rows if not isinstance(row, str)]
     print(
         f"| model | perplexity (n = {len(texts)}) | easy questions (n = {len(questions())}) | p |"

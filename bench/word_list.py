@@ -14,7 +14,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from refusal_cliff.data.traces import Row, read_rows
+from refusal_cliff.data.reading import every
+from refusal_cliff.data.rows import read_rows
+from refusal_cliff.data.types import Row
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.stats import wilson
 
@@ -49,7 +51,7 @@ MEASURES: dict[str, Callable[[str, str], bool]] = {
 
 def main(path: Path) -> None:
     """Print every measure for every label."""
-    rows: list[Row] = [row for _, row in read_rows(path)]
+    rows: list[Row] = list(every(path, read_rows(path), lambda _, row: row))
     labels = sorted({str(row["human_label"]) for row in rows})
     for name, measure in MEASURES.items():
         for label in labels:

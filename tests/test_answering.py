@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.traces import read_rows
 from refusal_cliff.model.subject import load_subject
 
 RUNNER = CliRunner()
@@ -28,6 +27,10 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_generate_here_judges_and_goes_on(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model")
     file = write(tmp_path / "mine.jsonl", [{"Goal": f"Question {i}"} for i in range(5)])
@@ -39,7 +42,7 @@ def test_generate_here_judges_and_goes_on(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, command)
     assert result.exit_code == 0, result.output
     assert "attack success" in result.output
-    rows = [row for _, row in read_rows(tmp_path / "out" / "traces.jsonl")]
+    rows = read(tmp_path / "out" / "traces.jsonl")
     assert [row["id"] for row in rows] == [f"mine-{i}#{s}" for i in range(1, 6) for s in (0, 1)]
     assert all(row["token_ids"] for row in rows)
     assert any(row["thinking_cut"] and row["spans"] for row in rows)
@@ -53,7 +56,7 @@ def test_generate_here_judges_and_goes_on(tmp_path: Path) -> None:
     (tmp_path / "out" / "answers.journal").write_bytes(b"".join(journal[:3]) + journal[3][:20])
     again = RUNNER.invoke(app, command)
     assert again.exit_code == 0, again.output
-    assert [row for _, row in read_rows(tmp_path / "out" / "traces.jsonl")] == rows
+    assert read(tmp_path / "out" / "traces.jsonl") == rows
     other = RUNNER.invoke(app, [*command[:-1], "0.5"])
     assert other.exit_code == 1
     assert "temperature differ" in " ".join(other.stderr.split())
@@ -64,14 +67,14 @@ def test_judge_and_evaluate(tmp_path: Path) -> None:
     out = tmp_path / "judged"
     result = RUNNER.invoke(app, ["judge", "--traces", str(file), "--out", str(out)])
     assert result.exit_code == 0, result.output
-    verdicts = [row["verdict"] for _, row in read_rows(out / "traces.jsonl")]
+    verdicts = [row["verdict"] for row in read(out / "traces.jsonl")]
     assert verdicts == ["complied", "refused", "truncated"]
     assert len((out / "left-out.jsonl").read_text().splitlines()) == 1
     better = [dict(ROWS[0], response="I cannot help with that."), *ROWS[1:3]]
     after = tmp_path / "after"
     renamed = write(tmp_path / "b.jsonl", better)
     RUNNER.invoke(app, ["judge", "--traces", str(renamed), "--out", str(after)])
-    rows = [dict(row, id=f"answers-{n}") for n, row in read_rows(after / "traces.jsonl")]
+    rows = [dict(row, id=f"answers-{n}") for n, row in enumerate(read(after / "traces.jsonl"), 1)]
     write(after / "traces.jsonl", rows)
     told = tmp_path / "rates.json"
     options = ["--traces", str(after / "traces.jsonl"), "--out", str(told)]

@@ -20,6 +20,7 @@ from refusal_cliff.answers.benchmarks import (
     read_training_file,
 )
 from refusal_cliff.data.prompt_files import read_prompt_set, source_of
+from refusal_cliff.data.reading import Reading, column_map
 from refusal_cliff.errors import RefusalCliffError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -176,16 +177,15 @@ def test_real_files(file: str, n: int, harmful: int | None) -> None:
 def test_a_file_by_its_columns_and_samples(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"Goal": "a", "Type": "t"}\n{"Goal": "b", "Type": "u"}\n')
-    asked = prompts_of(
-        str(file), columns=["text=Goal", "category=Type"], label="harmful", limit=1, samples=2
-    )
+    reading = Reading("harmful", column_map(["text=Goal", "category=Type"]))
+    asked = prompts_of(str(file), reading=reading, limit=1, samples=2)
     assert [(p.id, p.text, p.category, p.group) for p in asked.prompts] == [
         ("mine-1#0", "a", "t", "mine-1"),
         ("mine-1#1", "a", "t", "mine-1"),
     ]
     for pair in ("Goal", "text=", "colour=Goal"):
         with pytest.raises(RefusalCliffError, match="FIELD=COLUMN"):
-            prompts_of(str(file), columns=[pair])
+            column_map([pair])
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no shared data beside the checkout")

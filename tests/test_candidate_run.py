@@ -34,8 +34,9 @@ from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.provenance import Provenance
 from refusal_cliff.select import shards as candidate_shards
 from refusal_cliff.select.engine import Rank, local
+from refusal_cliff.select.pool import scores_path
 from refusal_cliff.select.selection_run import Choice, Source, choose, run_selection
-from refusal_cliff.select.shards import ScoringPlan, scored_candidates, scores_path
+from refusal_cliff.select.shards import ScoringPlan, scored_candidates
 from refusal_cliff.thinking import tokenise_trace
 
 N, SHARD = 30, 4
@@ -172,17 +173,17 @@ def test_another_choice_scores_nothing_again(root: Path, tmp_path: Path, whole: 
 def test_killed_at_any_shard_the_result_is_the_same(
     root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = candidate_shards.write_text
+    written = candidate_shards.write_json_lines
     out, calls = tmp_path / "killed", 0
 
-    def die(path: Path, text: str) -> None:
+    def die(path: Path, rows: Any) -> None:
         nonlocal calls
         calls += 1
         if calls in (1, 3, 6):
             raise KeyboardInterrupt
-        written(path, text)
+        written(path, rows)
 
-    monkeypatch.setattr(candidate_shards, "write_text", die)
+    monkeypatch.setattr(candidate_shards, "write_json_lines", die)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             run_selection(plan_of(root, out), source_of(root), Choice(n=5))
@@ -228,6 +229,32 @@ def test_other_scores_and_unchecked_contamination_are_refused(
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(RefusalCliffError, match="not empty"):
         run_selection(plan_of(root, tmp_path / "mine"), source_of(root), Choice())
+
+
+def test_once_a_row_is_mended_only_its_shard_is_scored_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, Any]] = [dict(row) for row in ROWS[:12]]
+    rows[5] = {**rows[5], "category": "\ud800"}
+    source = replace(source_of(root), name=str(write_lines(tmp_path / "rows.jsonl", rows)))
+    plan, scored = plan_of(root, tmp_path / "out"), []
+    done = run_selection(plan, source, Choice(n=3))
+    assert done is not None
+    assert (done.scored, done.left_out) == (11, {"not readable": 1})
+    write_lines(tmp_path / "rows.jsonl", ROWS[:12])
+    original = candidate_shards.ShardScorer.__call__
+
+    def counted(self: candidate_shards.ShardScorer, number: int) -> None:
+        scored.append(number)
+        original(self, number)
+
+    monkeypatch.setattr(candidate_shards.ShardScorer, "__call__", counted)
+    done = run_selection(plan, source, Choice(n=3))
+    assert done is not None
+    assert (done.scored, done.left_out, scored) == (12, {}, [1])
+    scores_path(plan.out, 2).write_bytes(b"")
+    assert run_selection(plan, source, Choice(n=3)) == done
+    assert scored == [1, 2]
 
 
 def command(root: Path, out: Path, *more: str) -> list[str]:

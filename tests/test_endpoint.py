@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +24,9 @@ from refusal_cliff.cliff.shards import read_shards, score_source
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
+from refusal_cliff.data.records import read_records
 from refusal_cliff.data.said import NO_ANSWER
-from refusal_cliff.data.traces import Prompt, read_rows
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.judges import judge_all
@@ -78,23 +80,24 @@ def test_text_and_ids_have_the_same_spans_and_scores(
     backend = EndpointBackend(config(server, served_path(name, subject, tmp_path / "served")))
     generate_answers(backend, PromptSet(list(ASKED)), tmp_path, source="test")
     file, out = tmp_path / "traces.jsonl", tmp_path / "scores"
-    rows = [row for _, row in read_rows(file)]
+    rows = rows_of(file)
+    records = read_records(file)[0]
     assert [row["tokens"] for row in rows] == [len(trace.token_ids) for trace in local]
     told = [read_trace(file, number, row, subject) for number, row in enumerate(rows, start=1)]
-    whole = [as_written(subject, trace, row) for trace, row in zip(told, rows, strict=True)]
+    whole = [as_written(subject, trace, r) for trace, r in zip(told, records, strict=True)]
     assert [(trace.token_ids, trace.spans) for trace in whole] == [
         (trace.token_ids, trace.spans) for trace in local
     ]
     believed = [
         agrees(t, r) and t.token_ids != w.token_ids
-        for t, r, w in zip(told, rows, whole, strict=True)
+        for t, r, w in zip(told, records, whole, strict=True)
     ]
     assert any(believed) == (name == "tiny-fooling")  # as many tokens by chance, but others
     probes = any_probes(subject)
     done = score_source(subject, probes, str(file), out, every_layer=True)
     mine, theirs = score_traces(subject, closed(local), probes), read_scores(next(read_shards(out)))
     assert (done.scored, done.restored > 0) == (len(mine), name in STRIPPED)
-    restored = [row["blanks"] for _, row in read_rows(out / "restored-00000.jsonl")]
+    restored = [row["blanks"] for row in rows_of(out / "restored-00000.jsonl")]
     assert len(restored) == done.restored
     assert all(isinstance(blanks, int) and blanks > 0 for blanks in restored)
     assert set(done.left_out) <= {"its thinking never closed"}
@@ -149,6 +152,10 @@ def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: 
     assert b"sk-very-secret" not in everything + done.stdout.encode() + done.stderr.encode()
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
@@ -165,7 +172,7 @@ def test_faults_on_the_way_lose_and_repeat_nothing(
     assert answered == {prompt.text: 1 for prompt in ASKED}
     whole = read_prompt_set(through_endpoint / "traces.jsonl")
     assert [prompt.id for prompt in whole.prompts] == [r.prompt.id for r in found.records]
-    told = [row["response"] for _, row in read_rows(through_endpoint / "traces.jsonl")]
+    told = [row["response"] for row in rows_of(through_endpoint / "traces.jsonl")]
     assert [record.response for record in found.records] == told
 
 

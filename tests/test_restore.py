@@ -51,9 +51,8 @@ def told(subject: Subject, trace: Trace) -> Record:
 
 
 def read(subject: Subject, record: Record) -> Trace | None:
-    row = row_of_record(record)
-    trace = read_trace(FILE, 1, row, subject)
-    return trace if agrees(trace, row) else put_back(subject, trace, row)
+    trace = read_trace(FILE, 1, row_of_record(record), subject)
+    return trace if agrees(trace, record) else put_back(subject, trace, record)
 
 
 def whole(subject: Subject, trace: Trace, written: str) -> Trace | None:
@@ -129,11 +128,11 @@ def test_a_word_gets_its_blank_back(fooling: Subject, begun: list[Trace]) -> Non
     """Also where the word alone has as many tokens as the blanks that were lost."""
     by_chance = 0
     for trace in begun:
-        row = row_of_record(told(fooling, trace))
-        text = read_trace(FILE, 1, row, fooling)
+        record = told(fooling, trace)
+        text = read_trace(FILE, 1, row_of_record(record), fooling)
         assert text.token_ids != trace.token_ids
-        by_chance += agrees(text, row)
-        found = as_written(fooling, text, row)
+        by_chance += agrees(text, record)
+        found = as_written(fooling, text, record)
         assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
     assert 0 < by_chance < len(begun)
 
@@ -153,17 +152,16 @@ def test_only_texts_that_were_counted_are_asked_for(fooling: Subject, begun: lis
         replace(record, tokens=None),
         replace(record, token_ids=begun[0].token_ids[:-1]),
     ):
-        row = row_of_record(other)
-        text = read_trace(FILE, 1, row, fooling)
-        assert as_written(fooling, text, row) is text
+        text = read_trace(FILE, 1, row_of_record(other), fooling)
+        assert as_written(fooling, text, other) is text
 
 
 def test_what_was_sampled_is_believed_as_it_is(subject: Subject) -> None:
     """Tokens that the model would not write greedily, but as many as the server counted."""
     sampled = generate(subject, ASKED, GenerationConfig(160, temperature=1.5, seed=1))[1]
-    row = row_of_record(told(subject, sampled))
-    text = read_trace(FILE, 1, row, subject)
-    counted = {**row, "tokens": len(text.token_ids)}
+    record = told(subject, sampled)
+    text = read_trace(FILE, 1, row_of_record(record), subject)
+    counted = replace(record, tokens=len(text.token_ids))
     assert put_back(subject, text, counted) is None
     assert as_written(subject, text, counted) is text
 
@@ -172,10 +170,10 @@ def test_other_tokens_of_the_same_text_become_those_of_the_model(
     subject: Subject, trace: Trace
 ) -> None:
     assert trace.spans is not None
-    row, start, end = row_of_record(told(subject, trace)), trace.spans.closing, trace.token_ids[-1]
+    record, start, end = told(subject, trace), trace.spans.closing, trace.token_ids[-1]
     letters = [subject.tokenizer.encode(letter)[0] for letter in trace.response]
     spelled = (*trace.token_ids[:start], *letters, end)
     assert len(spelled) > len(trace.token_ids)
-    found = put_back(subject, replace(trace, token_ids=spelled), row)
+    found = put_back(subject, replace(trace, token_ids=spelled), record)
     assert found is not None
     assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)

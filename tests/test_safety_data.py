@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_chat import tiny_tokenizer
 
-from refusal_cliff.data.traces import SafetyExample
-from refusal_cliff.select.safety_data import LeftOut, read_candidate
+from refusal_cliff.data.reading import Reading, usable
+from refusal_cliff.data.rows import Found
+from refusal_cliff.data.shapes import example_of_row
+from refusal_cliff.data.types import LeftOut, SafetyExample
 from refusal_cliff.thinking import ThinkingFormat
 
 FORMAT = ThinkingFormat.from_tokenizer(tiny_tokenizer())
@@ -45,7 +49,13 @@ SAME: dict[str, dict[str, Any]] = {
 
 
 def read(row: dict[str, Any]) -> SafetyExample | LeftOut:
-    return read_candidate(SOURCE, 3, row, FORMAT)
+    return read_all(SOURCE, [(3, row)])[0]
+
+
+def read_all(source: Path, rows: Iterable[Found]) -> list[SafetyExample | LeftOut]:
+    reading = Reading(label="harmful").of_model(FORMAT)
+    make = partial(example_of_row, source, reading=reading)
+    return [found for _, found in usable(source, rows, make)]
 
 
 @pytest.mark.parametrize("row", SAME.values(), ids=SAME.keys())
@@ -119,7 +129,7 @@ def test_a_published_data_set_is_read_whole() -> None:
     if not STAR1.is_file():
         pytest.skip("the shared data set STAR-1 is not on this machine")
     rows = [json.loads(line) for line in STAR1.read_text(encoding="utf-8").splitlines()]
-    found = [read_candidate(STAR1, n, row, FORMAT) for n, row in enumerate(rows, start=1)]
+    found = read_all(STAR1, enumerate(rows, start=1))
     examples = [e for e in found if isinstance(e, SafetyExample)]
     assert len(examples) == len(rows) == 1000
     for row, e in zip(rows, examples, strict=True):

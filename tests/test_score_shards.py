@@ -20,7 +20,8 @@ from refusal_cliff.cli import app
 from refusal_cliff.cliff import shards as score_shards
 from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces, write_scores
 from refusal_cliff.cliff.shards import measure_shards, read_shards, score_source
-from refusal_cliff.cliff.source import read_trace, source_rows
+from refusal_cliff.cliff.source import read_trace
+from refusal_cliff.data.reading import source_rows
 from refusal_cliff.data.traces import Trace, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject, subject_of
@@ -64,7 +65,8 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def traces_of(source: Path, subject: Subject) -> list[Trace]:
-    return [read_trace(source, number, row, subject) for number, row in source_rows(str(source))]
+    rows = [(number, row) for number, row in source_rows(source) if not isinstance(row, str)]
+    return [read_trace(source, number, row, subject) for number, row in rows]
 
 
 def all_scores(folder: Path) -> list[TraceScores]:
@@ -149,7 +151,7 @@ def test_only_one_shard_is_in_memory(
     size = 4
     given: Iterator[Any] = source_rows(str(lines))
 
-    def watched(source: str, split: str) -> Iterator[Any]:
+    def watched(source: str, reading: object) -> Iterator[Any]:
         for read, item in enumerate(given):
             assert len(list((tmp_path / "out").glob("scores-*.parquet"))) == read // size
             yield item
@@ -176,21 +178,80 @@ def test_what_cannot_be_scored_is_listed(
     assert "context" in left[1]
 
 
-def test_a_broken_row_is_named_and_loses_nothing(
+def test_a_broken_row_is_listed_and_loses_nothing(
     subject: Subject, probes: ProbeSet, tmp_path: Path
 ) -> None:
     source = write_lines(tmp_path / "rows.jsonl", [*ROWS[:5], {"id": "x", "label": "benign"}])
-    with pytest.raises(RefusalCliffError, match=r"rows\.jsonl, row 6.*'prompt'"):
-        score_source(subject, probes, str(source), tmp_path / "out", shard_size=2)
-    assert len(all_scores(tmp_path / "out")) == 4
+    done = score_source(subject, probes, str(source), tmp_path / "out", shard_size=2)
+    assert (done.scored, done.left_out) == (5, {"other format": 1})
+    left = json.loads((tmp_path / "out" / "left-out-00002.jsonl").read_text())
+    assert (left["id"], left["row"]) == ("x", 6)
+    assert "'prompt'" in left["detail"]
     write_lines(source, [{"id": "y", "prompt": "p", "label": "benign", "thinking": "t"}])
-    with pytest.raises(RefusalCliffError, match=r"row 1.*response"):
+    with pytest.raises(RefusalCliffError, match=r"Row 1.*response"):
         score_source(subject, probes, str(source), tmp_path / "other")
     write_lines(source, [])
     with pytest.raises(RefusalCliffError, match="holds no traces"):
         score_source(subject, probes, str(source), tmp_path / "third")
     with pytest.raises(RefusalCliffError, match="save_to_disk"):
         list(source_rows(str(tmp_path)))
+
+
+def test_once_a_row_is_mended_only_its_shard_is_scored_again(
+    subject: Subject, probes: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [dict(row) for row in ROWS[:8]]
+    mended, rows[5]["response"] = rows[5]["response"], "half \ud800"
+    source, out = write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out"
+    done = score_source(subject, probes, str(source), out, shard_size=2)
+    assert (done.scored, done.left_out) == (7, {"not readable": 1})
+    rows[5]["response"] = mended
+    write_lines(source, rows)
+    written: list[str] = []
+
+    def watched(path: Path, *arguments: Any) -> None:
+        written.append(path.name)
+        original(path, *arguments)
+
+    original = score_shards.write_scores
+    monkeypatch.setattr(score_shards, "write_scores", watched)
+    assert score_source(subject, probes, str(source), out, shard_size=2).scored == 8
+    assert written == ["scores-00002.parquet"]
+    write_lines(source, rows[:5])
+    assert score_source(subject, probes, str(source), out, shard_size=2).scored == 5
+    assert len(list(read_shards(out))) == 3
+    assert not (out / "left-out-00003.jsonl").exists()
+
+
+def test_missing_cut_and_unfinished_scores_are_said(
+    subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    score_source(subject, probes, str(lines), out, shard_size=5)
+    whole = {path: path.read_bytes() for path in out.iterdir()}
+
+    def again(path: Path) -> None:
+        with pytest.raises(RefusalCliffError, match=rf"{path.name}.*trace again"):
+            measure_shards(out)
+        score_source(subject, probes, str(lines), out, shard_size=5)
+        assert {path: path.read_bytes() for path in out.iterdir()} == whole
+
+    for name in ("scores-00001.parquet", "scores-00004.parquet"):
+        (out / name).unlink()
+        again(out / name if name != "scores-00004.parquet" else out)
+        (out / name).write_bytes(whole[out / name][:100])
+        again(out / name)
+    (out / "shards.json").unlink()
+    again(out)
+
+
+def test_other_weights_beside_the_same_biases_are_noticed(
+    subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
+) -> None:
+    score_source(subject, probes, str(lines), tmp_path / "out")
+    negated = replace(probes, probes=tuple(replace(p, weight=-p.weight) for p in probes.probes))
+    with pytest.raises(RefusalCliffError, match="weights differ"):
+        score_source(subject, negated, str(lines), tmp_path / "out")
 
 
 def test_a_folder_of_other_scores_is_refused(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,10 @@ from refusal_cliff.answers.correction import (
     read_error,
 )
 from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, evaluate
-from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set, usable_rows
-from refusal_cliff.data.records import (
-    LeftOut,
-    Record,
-    record_of_row,
-    shortened,
-    write_left_out,
-)
-from refusal_cliff.data.traces import Label
+from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
+from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.records import read_records, write_left_out
+from refusal_cliff.data.types import Label, LeftOut, Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
@@ -88,8 +84,7 @@ class Decoding:
 def prompts_of(
     source: str,
     *,
-    columns: Sequence[str] = (),
-    label: Label | None = None,
+    reading: Reading = DEFAULT,
     revision: str | None = None,
     limit: int | None = None,
     samples: int = 1,
@@ -97,9 +92,8 @@ def prompts_of(
     """Prompts of a benchmark or a file, each as often as it is to be answered.
 
     Args:
-        source: A key of ``BENCHMARKS``, or a JSON Lines, CSV or Parquet file.
-        columns: ``field=column`` pairs.
-        label: Label of rows without one.
+        source: A key of ``BENCHMARKS``, or whatever `read_rows` reads.
+        reading: How the rows of what is no benchmark are read.
         revision: Commit of a benchmark's data set.
         limit: Only the first prompts.
         samples: Answers to each.
@@ -110,7 +104,8 @@ def prompts_of(
     if source in BENCHMARKS:
         found = load_benchmark(source, revision)
     else:
-        found = read_prompt_set(Path(source), columns=_column_map(columns), label=label)
+        _refuse_misspelt(source)
+        found = read_prompt_set(source, reading=reading)
     return PromptSet(repeated(found.prompts[:limit], samples), found.left_out)
 
 
@@ -198,11 +193,11 @@ def ask_and_judge(
 
 
 def judge_source(
-    source: Path,
+    source: str | Path,
     judge: Judge,
     out: Path,
     *,
-    label: Label | None = None,
+    reading: Reading = DEFAULT,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Judge the answers in a file; rows that are not usable are listed beside the verdicts.
@@ -211,7 +206,7 @@ def judge_source(
         RefusalCliffError: The file cannot be read, or holds no answer.
     """
     require_output(out, JUDGE, (source,))
-    records, left_out = read_answers(source, label)
+    records, left_out = read_records(source, reading)
     claim(out, JUDGE, {"source": str(source)}, "verdicts")
     found = _judged(judge, records, left_out, out, progress)
     write_left_out(out / LEFT_OUT, left_out)
@@ -219,46 +214,36 @@ def judge_source(
 
 
 def evaluate_files(
-    traces: Path, before: Path | None = None, judge_error: Path | None = None
+    traces: str | Path,
+    before: str | Path | None = None,
+    judge_error: Path | None = None,
+    reading: Reading = DEFAULT,
 ) -> Evaluation:
     """Rates of judged answers in a file, and what changed since another.
 
     Args:
-        traces: The judged answers.
+        traces: The judged answers, see `read_rows`.
         before: Those of the same prompts before a change.
         judge_error: What `judge calibrate` wrote of their judge; the error that ships with the
             package if there is one and none is given.
+        reading: How the rows of both are read.
 
     Raises:
         RefusalCliffError: A file holds no judged answers, the two have no prompt in common, or the
             error is that of another judge.
     """
-    records, left_out = read_answers(traces, None)
-    changes = [] if before is None else compare(read_answers(before, None)[0], records)
+    records, left_out = read_records(traces, reading)
+    changes = [] if before is None else compare(read_records(before, reading)[0], records)
     judge = ", ".join(sorted({record.judge or NOT_NAMED for record in records}))
     error = known_error(judge) if judge_error is None else read_error(judge_error)
     return _counted(judge, records, changes, left_out, error)
 
 
-def read_answers(source: Path, label: Label | None) -> tuple[list[Record], list[LeftOut]]:
-    """Answers out of a file that may hold anything, and the rows that are none.
-
-    Raises:
-        RefusalCliffError: The file cannot be read at all, or holds no answer.
-    """
-    records: list[Record] = []
-    left_out: list[LeftOut] = []
-    for number, row in usable_rows(source):
-        try:
-            if isinstance(row, str):
-                raise RefusalCliffError(row)
-            records.append(record_of_row(source, number, {"label": label, **row}))
-        except RefusalCliffError as error:
-            left_out.append(LeftOut(f"{source.stem}-{number}", number, shortened(error)))
-    if not records:
-        first = f" Row {left_out[0].row}: {left_out[0].reason}" if left_out else ""
-        raise RefusalCliffError(f"{source} holds no answer to judge.{first}")
-    return records, left_out
+def read_answers(
+    source: str | Path, label: Label | None = None
+) -> tuple[list[Record], list[LeftOut]]:
+    """Answers out of a source that may hold anything, see `read_records`."""
+    return read_records(source, Reading(label=label))
 
 
 def _judged(
@@ -291,17 +276,15 @@ def _counted(
     return Evaluation(judge, outcomes, changes, left_out, error, without)
 
 
-def _column_map(pairs: Sequence[str]) -> Mapping[str, str]:
-    columns: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, column = pair.partition("=")
-        if not (equals and column) or name not in ("id", "text", "label", "group", "category"):
-            raise RefusalCliffError(
-                f"{pair!r} does not say where a field is. Write FIELD=COLUMN, with one of the "
-                "fields id, text, label, group, category."
-            )
-        columns[name] = column
-    return columns
+def _refuse_misspelt(source: str) -> None:
+    """Say which benchmark may be meant, before the network is asked ten times for another."""
+    plain = "/" not in source and not Path(source).suffix
+    close = get_close_matches(source, BENCHMARKS, 1) if plain else []
+    if close and not Path(source).exists():
+        raise RefusalCliffError(
+            f"There is no benchmark and no file {source!r}. Did you mean {close[0]}? "
+            f"The benchmarks are: {', '.join(BENCHMARKS)}."
+        )
 
 
 def _json_object(text: str) -> dict[str, Any]:

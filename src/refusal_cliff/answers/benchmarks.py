@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from refusal_cliff.data.prompt_files import Found, PromptSet, prompt_set, usable_rows
-from refusal_cliff.data.records import LeftOut
-from refusal_cliff.data.traces import Label, Prompt, Row, SafetyExample
+from refusal_cliff.data.prompt_files import PromptSet, prompt_set
+from refusal_cliff.data.reading import Reading, source_rows, usable
+from refusal_cliff.data.rows import Found
+from refusal_cliff.data.shapes import example_of_row
+from refusal_cliff.data.types import Label, LeftOut, Row, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.thinking.written import read_message
 
 _GITHUB = "https://raw.githubusercontent.com"
 _REFUSED = ("gated", "authenticat", "401", "403", "access to dataset", "log in", "logged in")
@@ -167,8 +169,8 @@ def load_benchmark(name: str, revision: str | None = None) -> PromptSet:
         RefusalCliffError: No commit is known, or the data set cannot be had.
     """
     benchmark = BENCHMARKS[name]
-    rows = ((number, _mapped(benchmark, row)) for number, row in _rows(name, benchmark, revision))
-    found = prompt_set(Path(name), rows, {}, benchmark.label)
+    rows = _mapped_rows(name, benchmark, revision)
+    found = prompt_set(name, rows, Reading(label=benchmark.label))
     if not found.prompts:
         raise _unreadable(name, benchmark, "it has no usable row")
     return found
@@ -192,7 +194,8 @@ def load_examples(
         raise RefusalCliffError(
             f"{name} holds prompts, but no answers to learn. Choose one of: {', '.join(training)}."
         )
-    return _examples(Path(name), benchmark, _rows(name, benchmark, revision))
+    rows = _mapped_rows(name, benchmark, revision)
+    return _examples(Path(name), rows, Reading(label=benchmark.label))
 
 
 def read_training_file(
@@ -215,32 +218,25 @@ def read_training_file(
     Raises:
         RefusalCliffError: The file cannot be read at all.
     """
-    described = Benchmark(str(path), "", "", "", label, text, category=category, response=response)
-    return _examples(path, described, usable_rows(path))
+    columns = {"text": text, "response": response}
+    if category is not None:
+        columns["category"] = category
+    reading = Reading(label, columns)
+    return _examples(path, source_rows(path, reading), reading)
 
 
 def _examples(
-    source: Path, benchmark: Benchmark, rows: Iterable[Found]
+    source: Path, rows: Iterable[Found], reading: Reading
 ) -> tuple[list[SafetyExample], list[LeftOut]]:
-    mapped = [(n, row if isinstance(row, str) else _mapped(benchmark, row)) for n, row in rows]
-    found = prompt_set(source, mapped, {}, benchmark.label)
-    answers = {f"{source.stem}-{n}": row for n, row in mapped if isinstance(row, Mapping)}
-    examples = [_example(prompt, answers[prompt.id]["response"]) for prompt in found.prompts]
-    failed = [
-        LeftOut(prompt.id, None, "it has no answer, or its thinking never ends")
-        for prompt, example in zip(found.prompts, examples, strict=True)
-        if example is None
-    ]
-    return [example for example in examples if example is not None], [*found.left_out, *failed]
+    make = partial(example_of_row, source, reading=reading)
+    found = [made for _, made in usable(source, rows, make)]
+    examples = [made for made in found if isinstance(made, SafetyExample)]
+    return examples, [made for made in found if isinstance(made, LeftOut)]
 
 
-def _example(prompt: Prompt, answer: object) -> SafetyExample | None:
-    if not isinstance(answer, str):
-        return None
-    message = read_message(answer, None)
-    if not message.closed or not message.response:
-        return None
-    return SafetyExample(prompt, message.thinking, message.response)
+def _mapped_rows(name: str, benchmark: Benchmark, revision: str | None) -> Iterator[Found]:
+    for number, row in _rows(name, benchmark, revision):
+        yield number, _mapped(benchmark, row)
 
 
 def _mapped(benchmark: Benchmark, row: Row) -> Row:

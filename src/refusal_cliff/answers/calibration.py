@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from refusal_cliff.answers.agreement import Agreement, Measure, agreement
+from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.answers.correction import error_of
-from refusal_cliff.data.prompt_files import usable_rows
-from refusal_cliff.data.traces import Row
+from refusal_cliff.data.fields import bad, shown
+from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
+from refusal_cliff.data.shapes import record_of_row
+from refusal_cliff.data.types import LeftOut, Record, Row
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges import Answer, Judge
+from refusal_cliff.judges import Judge
 
 _SHOWN = ("precision", "recall", "specificity", "f1", "kappa")
 
@@ -70,6 +74,7 @@ def calibrate_file(
     negative: Sequence[str],
     verdict: str = "refused",
     seed: int = 0,
+    reading: Reading = DEFAULT,
 ) -> Calibration:
     """Judge every answer of a labelled file and compare.
 
@@ -81,15 +86,17 @@ def calibrate_file(
         negative: Labels that mean no; every other label is reported apart.
         verdict: The judge's verdict that means yes.
         seed: Seed of the bootstrap; rows with the same prompt are drawn together.
+        reading: How rows are read.
 
     Raises:
         RefusalCliffError: There are no answers with a yes or none with a no.
     """
-    rows = [row for _, row in usable_rows(path)]
-    labelled = [r for r in rows if not isinstance(r, str) and _usable(r, label_column)]
-    answers = [Answer(str(row["prompt"]), str(row["response"])) for row in labelled]
+    make = partial(_labelled, label_column, reading)
+    rows = [made for _, made in usable(path, source_rows(path, reading), make)]
+    labelled = [row for row in rows if not isinstance(row, LeftOut)]
+    answers = [answer_of_record(record) for record, _ in labelled]
     verdicts = [said.verdict for said in judge.judge(answers)]
-    labels = [str(row[label_column]) for row in labelled]
+    labels = [label for _, label in labelled]
     truth = [_truth(label, positive, negative) for label in labels]
     told = list(zip(answers, truth, verdicts, strict=True))
     chosen = [(a.prompt, t, v == verdict) for a, t, v in told if t is not None and v != "unscored"]
@@ -122,8 +129,13 @@ def _others(
     return {label: dict(counted) for label, counted in sorted(found.items())}
 
 
-def _usable(row: Row, label_column: str) -> bool:
-    return all(isinstance(row.get(name), str) for name in ("prompt", "response", label_column))
+def _labelled(label_column: str, reading: Reading, number: int, row: Row) -> tuple[Record, str]:
+    """An answer and the label that people gave it; whether the request is harmful is not asked."""
+    label = row.get(label_column)
+    if not isinstance(label, str):
+        raise bad(f"{label_column!r} is {shown(label)}, not a text", "give it a label")
+    asked = {name: value for name, value in row.items() if name != "label"}
+    return record_of_row("labelled", number, asked, reading.by_default("harmful")), label
 
 
 def _truth(label: str, positive: Sequence[str], negative: Sequence[str]) -> bool | None:

@@ -13,12 +13,14 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from refusal_cliff import __version__
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.reading import every
 from refusal_cliff.data.records import (
     LeftOut,
     Record,
@@ -78,11 +80,9 @@ def generate_answers(
         with Journal(out / ANSWERS) as journal:
             failed = _ask_missing(backend, prompts.prompts, journal, progress)
             rows = dict(journal.rows)
-        records = [
-            record_of_row(out / ANSWERS, number, rows[prompt.id])
-            for number, prompt in enumerate(prompts.prompts, start=1)
-            if prompt.id in rows
-        ]
+        asked = enumerate((p.id for p in prompts.prompts), start=1)
+        finished = ((number, rows[identity]) for number, identity in asked if identity in rows)
+        records = list(every(out / ANSWERS, finished, partial(record_of_row, out / ANSWERS)))
         left_out = [*prompts.left_out, *failed]
         write_left_out(out / LEFT_OUT, left_out)
         write_records(out / TRACES, records)

@@ -33,8 +33,9 @@ from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from refusal_cliff.answers.answering import read_answers
 from refusal_cliff.answers.collect import answer_of_record
+from refusal_cliff.data.reading import every
+from refusal_cliff.data.rows import read_rows
 from refusal_cliff.data.said import Said, known_status, said_in
-from refusal_cliff.data.traces import read_rows
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer
 from refusal_cliff.judges.choose import chosen_judge
@@ -192,5 +193,5 @@ def traces(file: str, cliffs: str | None = None, judge: str = "rules") -> Task:
 def _cliffs(path: Path) -> dict[str, dict[str, float]]:
     return {
         str(row["trace_id"]): {key: float(row[key]) for key in _CLIFF}  # type: ignore[arg-type]
-        for _, row in read_rows(path)
+        for row in every(path, read_rows(path), lambda _, row: row)
     }

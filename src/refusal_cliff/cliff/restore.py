@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 
-from refusal_cliff.data.traces import Row, Trace
+from refusal_cliff.data.types import Record, Trace
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.final_norm import logits_of
 from refusal_cliff.model.subject import Subject
@@ -30,16 +29,15 @@ _AT_ONCE = 512
 """Tokens whose logits are in memory at once."""
 
 
-def agrees(trace: Trace, row: Row) -> bool:
+def agrees(trace: Trace, told: Record) -> bool:
     """Whether a text gave back as many tokens as its server counted, or the server did not count.
 
     One more is agreement too: not every server counts the end-of-sequence token.
     """
-    counted = row.get("tokens")
-    return not isinstance(counted, int) or 0 <= len(trace.token_ids) - counted <= 1
+    return told.tokens is None or 0 <= len(trace.token_ids) - told.tokens <= 1
 
 
-def as_written(subject: Subject, trace: Trace, row: Row) -> Trace:
+def as_written(subject: Subject, trace: Trace, told: Record) -> Trace:
     """The trace in the tokens that the model wrote, as far as they can be known.
 
     The model is asked only about texts whose server counted the tokens and did not tell them; of
@@ -50,14 +48,14 @@ def as_written(subject: Subject, trace: Trace, row: Row) -> Trace:
     Args:
         subject: The model that wrote it.
         trace: As it was read.
-        row: What the server told, see `Record`.
+        told: What the server told.
     """
-    if row.get("token_ids") is not None or not isinstance(row.get("tokens"), int):
+    if told.token_ids or told.tokens is None:
         return trace
-    return put_back(subject, trace, row) or trace
+    return put_back(subject, trace, told) or trace
 
 
-def put_back(subject: Subject, trace: Trace, row: Row) -> Trace | None:
+def put_back(subject: Subject, trace: Trace, told: Record) -> Trace | None:
     """The trace with the blanks that its server stripped; ``None`` if they cannot be known.
 
     From the first written token on, wherever the model would greedily have written another token
@@ -70,13 +68,13 @@ def put_back(subject: Subject, trace: Trace, row: Row) -> Trace | None:
     Args:
         subject: The model that wrote it.
         trace: Tokenised from text; given back itself where nothing was missing.
-        row: What the server told, its count of tokens included, see `Record`.
+        told: What the server told, its count of tokens included.
     """
     prompt = tuple(render_prompt(subject.tokenizer, trace.prompt.text))
     start = len(prompt)
-    if row.get("prompt_tokens") not in (None, start) or trace.token_ids[:start] != prompt:
+    if told.prompt_tokens not in (None, start) or trace.token_ids[:start] != prompt:
         return None
-    total = cast("int", row["tokens"])
+    total = len(trace.token_ids) if told.tokens is None else told.tokens
     ids = _greedy(subject, trace.token_ids, start, total, near=0.0)  # ties as they fall here
     if ids is None:
         ids = _greedy(subject, trace.token_ids, start, total, near=_NEAR)  # ties as the text says

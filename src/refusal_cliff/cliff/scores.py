@@ -88,17 +88,32 @@ SCHEMA = pa.schema(
         ("logits", pa.list_(pa.list_(pa.float32()))),
     ]
 )
+_MADE_FROM = b"refusal_cliff.made_from"
 
 
-def write_scores(path: Path, scores: Sequence[TraceScores]) -> None:
-    """Write one row a trace; ``logits`` is a list of layers, each a list of tokens."""
+def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "") -> None:
+    """Write one row a trace; ``logits`` is a list of layers, each a list of tokens.
+
+    Args:
+        path: A Parquet file.
+        scores: Of one or more traces.
+        made_from: Hash of what was scored, see `made_from`.
+    """
     texts = ([row.trace_id, row.group, row.label, row.verdict] for row in scores)
     columns = [pa.array(column, pa.string()) for column in zip(*texts, strict=True)]
     spans = [[s.prompt, s.thinking, s.closing, s.total] for s in (row.spans for row in scores)]
     arrays = [*(columns or [pa.array([], pa.string())] * 4), pa.array(spans, SCHEMA.types[4])]
     table = pa.Table.from_arrays([*arrays, _nested([row.logits for row in scores])], schema=SCHEMA)
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+        pq.write_table(table.replace_schema_metadata({_MADE_FROM: made_from}), temporary)
+
+
+def made_from(path: Path) -> str | None:
+    """The hash in a file of scores of what was scored; ``None`` where no whole file is."""
+    try:
+        return (pq.read_schema(path).metadata or {}).get(_MADE_FROM, b"").decode()
+    except (OSError, pa.ArrowException):
+        return None
 
 
 def _nested(logits: Sequence[NDArray[np.float32]]) -> pa.ListArray:

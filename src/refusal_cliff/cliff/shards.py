@@ -7,14 +7,16 @@ and those whose text had lost blanks that could be put back: ``restored-00000.js
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from refusal_cliff import __version__
 from refusal_cliff.cliff.curves import (
@@ -25,15 +27,23 @@ from refusal_cliff.cliff.curves import (
     write_cliffs,
 )
 from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
-from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
-from refusal_cliff.cliff.source import read_trace, source_rows
+from refusal_cliff.cliff.scores import (
+    TraceScores,
+    made_from,
+    read_scores,
+    score_traces,
+    write_scores,
+)
+from refusal_cliff.cliff.source import told_record, trace_of
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
-from refusal_cliff.data.traces import Label, Row, Trace, is_judged
+from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
+from refusal_cliff.data.rows import Chunk, chunks
+from refusal_cliff.data.types import LeftOut, Record, Row, Trace, is_judged, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import DESCRIPTIONS, claim
 from refusal_cliff.io import (
     read_json,
-    sha256_file,
+    remove_quietly,
     write_json,
     write_json_lines,
 )
@@ -42,9 +52,9 @@ from refusal_cliff.probe.fit import ProbeSet
 
 SHARD_SIZE = 256
 DESCRIPTION = DESCRIPTIONS["trace"]
+FINISHED = "shards.json"
 LEFT_OUT = "left-out"
 RESTORED = "restored"
-_Numbered = tuple[int, Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,97 +72,115 @@ class Scored:
     restored: int = 0
 
 
+@dataclass(slots=True)
+class _Sorted:
+    """The rows of a shard: the traces to score, and the lists beside them."""
+
+    kept: list[Trace] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    restored: list[dict[str, Any]] = field(default_factory=list)
+
+
 def score_source(
     subject: Subject,
     probes: ProbeSet,
     source: str,
     out: Path,
     *,
-    split: str = "train",
-    label: Label | None = None,
+    reading: Reading = DEFAULT,
     every_layer: bool = False,
     shard_size: int = SHARD_SIZE,
     progress: Callable[[int], None] | None = None,
 ) -> Scored:
-    """Score every token of every trace of a source; finished shards are not scored again.
+    """Score every token of every trace of a source; rows that cannot be scored are listed.
+
+    A shard is finished when its file is there and was made from the same rows: a run that was
+    killed goes on, and after a row was mended only its own shard is scored again.
 
     Args:
         subject: The model that wrote the traces.
         probes: Fitted on it.
         source: See `source_rows`.
         out: Folder of the scores; made if absent.
-        split: Split of a data set that has several.
-        label: Label of rows without one.
+        reading: How rows are read.
         every_layer: Score at all probed layers, not only at the chosen one.
         shard_size: Traces of one shard: what is lost when the run is killed.
         progress: Called with the rows done, after each shard.
 
     Raises:
-        RefusalCliffError: A row is not usable, or ``out`` holds scores of something else.
+        RefusalCliffError: No row can be scored, or ``out`` holds scores of something else.
     """
     used = probes if every_layer else replace(probes, probes=(probes.chosen,))
-    described = _described(subject, used, source, split, label, shard_size)
-    claim(out, "trace", described, "scores")
-    scored, left_out, done, restored = 0, Counter[str](), 0, 0
-    for number, rows in enumerate(_chunks(source_rows(source, split), shard_size)):
-        shard = out / f"scores-{number:05}.parquet"
-        if not shard.is_file():
-            _score_shard(subject, used, Path(source), rows, label, shard)
+    claim(out, "trace", _described(subject, used, source, reading, shard_size), "scores")
+    remove_quietly(out / FINISHED)
+    scored, left_out, done, restored = [], Counter[str](), 0, 0
+    for number, chunk in enumerate(chunks(source_rows(source, reading), shard_size)):
+        shard = _shard_path(out, number)
+        if not _is_finished(shard, chunk):
+            _score_shard(subject, used, source, chunk, reading, shard)
         left = [row["reason"] for row in _lines(_beside(shard, LEFT_OUT))]
         left_out.update(left)
         restored += len(_lines(_beside(shard, RESTORED)))
-        scored += len(rows) - len(left)
-        done += len(rows)
+        scored.append(len(chunk.rows) - len(left))
+        done += len(chunk.rows)
         if progress is not None:
             progress(done)
-    if done == 0:
-        raise RefusalCliffError(f"{source} holds no traces. Add at least one row.")
-    return Scored(scored, dict(left_out), restored)
+    _drop_shards(out, len(scored))
+    if not any(scored):
+        raise _nothing(source, out, left_out)
+    write_json(out / FINISHED, {"scored": scored})
+    return Scored(sum(scored), dict(left_out), restored)
 
 
-def _chunks(rows: Iterable[_Numbered], size: int) -> Iterator[list[_Numbered]]:
-    remaining = iter(rows)
-    while chunk := list(itertools.islice(remaining, size)):
-        yield chunk
+def _is_finished(shard: Path, chunk: Chunk) -> bool:
+    lists = (_beside(shard, LEFT_OUT), _beside(shard, RESTORED))
+    return made_from(shard) == chunk.digest and all(path.is_file() for path in lists)
 
 
 def _score_shard(
     subject: Subject,
     probes: ProbeSet,
-    source: Path,
-    rows: list[_Numbered],
-    label: Label | None,
+    source: str,
+    chunk: Chunk,
+    reading: Reading,
     shard: Path,
 ) -> None:
-    read = [read_trace(source, number, row, subject, label) for number, row in rows]
-    traces = [_as_counted(trace, subject, row) for trace, (_, row) in zip(read, rows, strict=True)]
-    why = [_why_left_out(trace, subject, row) for trace, (_, row) in zip(traces, rows, strict=True)]
-    left_out = [
-        {"id": trace.prompt.id, "row": number, "reason": reason}
-        for trace, (number, _), reason in zip(traces, rows, why, strict=True)
-        if reason
-    ]
-    restored = [
-        {"id": told.prompt.id, "row": number, "blanks": blanks_put_back(subject, told, trace)}
-        for told, trace, (number, _), reason in zip(read, traces, rows, why, strict=True)
-        if trace is not told and not reason
-    ]
-    write_json_lines(_beside(shard, LEFT_OUT), left_out)
-    write_json_lines(_beside(shard, RESTORED), restored)
-    kept = [trace for trace, reason in zip(traces, why, strict=True) if not reason]
-    write_scores(shard, score_traces(subject, kept, probes) if kept else [])
+    """Score a shard and write it; the scores come last, so that they vouch for the lists."""
+    remove_quietly(shard)
+    found = _sorted_rows(subject, source, chunk, reading)
+    write_json_lines(_beside(shard, LEFT_OUT), map(asdict, found.left_out))
+    write_json_lines(_beside(shard, RESTORED), found.restored)
+    scores = score_traces(subject, found.kept, probes) if found.kept else []
+    write_scores(shard, scores, chunk.digest)
 
 
-def _as_counted(trace: Trace, subject: Subject, row: Row) -> Trace:
-    """The trace, in the tokens that it was written in where that matters and can be known."""
-    return trace if _why_unusable(trace, subject) else as_written(subject, trace, row)
+def _sorted_rows(subject: Subject, source: str, chunk: Chunk, reading: Reading) -> _Sorted:
+    def made(number: int, row: Row) -> tuple[Record, Trace]:
+        record = told_record(source, number, row, subject, reading)
+        return record, trace_of(record, subject)
+
+    found = _Sorted()
+    for number, read in usable(source, chunk.rows, made):
+        if isinstance(read, LeftOut):
+            found.left_out.append(read)
+            continue
+        record, told = read
+        trace = told if _why_unusable(told, subject) else as_written(subject, told, record)
+        if why := _why_left_out(trace, subject, record):
+            found.left_out.append(LeftOut(trace.prompt.id, number, why))
+            continue
+        found.kept.append(trace)
+        if trace is not told:
+            blanks = blanks_put_back(subject, told, trace)
+            found.restored.append({"id": told.prompt.id, "row": number, "blanks": blanks})
+    return found
 
 
-def _why_left_out(trace: Trace, subject: Subject, row: Row) -> str:
+def _why_left_out(trace: Trace, subject: Subject, record: Record) -> str:
     """Why a trace cannot be scored; empty where it can."""
     if unusable := _why_unusable(trace, subject):
         return unusable
-    if not agrees(trace, row):
+    if not agrees(trace, record):
         return "its text does not give back the tokens that the server counted"
     return ""
 
@@ -170,33 +198,48 @@ def _why_unusable(trace: Trace, subject: Subject) -> str:
     return ""
 
 
+def _nothing(source: str, out: Path, left_out: Counter[str]) -> RefusalCliffError:
+    if not left_out:
+        return RefusalCliffError(f"{source} holds no traces. Add at least one row.")
+    first = _lines(_beside(_shard_path(out, 0), LEFT_OUT))[0]
+    why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+    return RefusalCliffError(
+        f"{source} holds no trace that can be scored ({why}). Row {first['row']}: "
+        f"{first['detail'] or first['reason']} All reasons are in {out}/{LEFT_OUT}-….jsonl."
+    )
+
+
+def _shard_path(out: Path, number: int) -> Path:
+    return out / f"scores-{number:05}.parquet"
+
+
 def _beside(shard: Path, kind: str) -> Path:
     """The list of rows of one kind that belongs to a shard of scores."""
     return shard.with_name(shard.name.replace("scores", kind)).with_suffix(".jsonl")
 
 
+def _drop_shards(out: Path, first: int) -> None:
+    """Remove the shards of an earlier, longer source: they would be mixed with its own."""
+    while (shard := _shard_path(out, first)).is_file():
+        for path in (shard, _beside(shard, LEFT_OUT), _beside(shard, RESTORED)):
+            remove_quietly(path)
+        first += 1
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Rows of a list; none where an earlier version wrote none."""
-    text = path.read_text("utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines()]
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def _described(
-    subject: Subject,
-    probes: ProbeSet,
-    source: str,
-    split: str,
-    label: Label | None,
-    shard_size: int,
+    subject: Subject, probes: ProbeSet, source: str, reading: Reading, shard_size: int
 ) -> dict[str, Any]:
-    path = Path(source)
+    weights = hashlib.sha256(b"".join(probe.weight.tobytes() for probe in probes.probes))
     return {
         "model": subject.name,
         "fingerprint": subject.fingerprint,
         "source": source,
-        "source_sha256": sha256_file(path) if path.is_file() else None,
-        "split": split,
-        "label": label,
+        **reading.described(),
+        "weights": weights.hexdigest(),
         "layer": probes.layer,
         "layers": [probe.layer for probe in probes.probes],
         "biases": [probe.bias for probe in probes.probes],
@@ -206,17 +249,52 @@ def _described(
 
 
 def read_shards(folder: Path) -> Iterator[Path]:
-    """The shards of a folder of scores, in order.
+    """Files of scores in order; read one at a time.
 
     Raises:
-        RefusalCliffError: There are none.
+        RefusalCliffError: There are none, or one between others is missing.
     """
-    shards = sorted(folder.glob("scores-*.parquet"))
-    if not shards:
+    found = {path.name for path in folder.glob("scores-*.parquet")}
+    if not found:
         raise RefusalCliffError(
             f"{folder} holds no scores. Make them with: refusal-cliff trace --out {folder} …"
         )
+    shards = [_shard_path(folder, number) for number in range(len(found))]
+    missing = next((shard for shard in shards if shard.name not in found), None)
+    if missing is not None:
+        raise _damaged(missing, "it is missing, and later ones are there")
     yield from shards
+
+
+def _damaged(shard: Path, wrong: str) -> RefusalCliffError:
+    return RefusalCliffError(
+        f"{shard}: {wrong}. Run the same refusal-cliff trace again: what is whole is kept, and "
+        "only the rest is scored."
+    )
+
+
+def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
+    """The scores of every shard of a run that has ended.
+
+    Raises:
+        RefusalCliffError: The run has not ended, or a shard is missing, damaged or of other rows.
+    """
+    shards = list(read_shards(folder))
+    if not (folder / FINISHED).is_file():
+        raise _damaged(folder, "it holds the scores of a run that has not ended")
+    expected = read_json(folder / FINISHED)["scored"]
+    if len(expected) != len(shards):
+        raise _damaged(
+            folder, f"it holds {len(shards)} shards of scores, and {len(expected)} were made"
+        )
+    for shard, n in zip(shards, expected, strict=True):
+        try:
+            scores = read_scores(shard)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise _damaged(shard, f"it cannot be read ({shortened(error)})") from error
+        if len(scores) != n:
+            raise _damaged(shard, f"it holds {len(scores)} of {n} traces")
+        yield scores
 
 
 def measure_shards(
@@ -245,8 +323,8 @@ def measure_shards(
         )
     rows = [
         row
-        for shard in read_shards(folder)
-        for row in cliffs_of(read_scores(shard), layers.index(wanted), pool)
+        for scores in _whole_scores(folder)
+        for row in cliffs_of(scores, layers.index(wanted), pool)
     ]
     broken = [row.trace_id for row in rows if not math.isfinite(row.cliff)]
     if broken:

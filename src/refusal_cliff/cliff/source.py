@@ -1,174 +1,146 @@
-"""Traces out of any file or data set, one at a time, as the model would have written them."""
+"""Traces out of rows of any shape, as the model would have written them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 
-from refusal_cliff.data.traces import (
-    VERDICTS,
-    Label,
-    Row,
-    Trace,
-    Verdict,
-    prompt_of_row,
-    read_rows,
-    row_error,
-    trace_of_row,
-)
-from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.data.fields import bad
+from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.said import REFUSAL_FIELD
+from refusal_cliff.data.shapes import record_of_row
+from refusal_cliff.data.traces import trace_of_record
+from refusal_cliff.data.types import Record, Row, Trace
 from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking import (
     Spans,
+    ThinkingFormat,
     response_text,
     split_spans,
     thinking_text,
     tokenise_trace,
 )
 
-THINKING_COLUMNS = ("thinking", "reasoning", "reasoning_content")
-RESPONSE_COLUMNS = ("response", "answer", "completion", "output")
-
-
-def source_rows(source: str, split: str = "train") -> Iterator[tuple[int, Row]]:
-    """Rows with their numbers, counted from 1, never all in memory.
-
-    Args:
-        source: A JSON Lines, CSV or Parquet file; a folder written by ``save_to_disk`` of datasets;
-            or the name of a data set on the Hugging Face hub.
-        split: Split of a data set that has several.
-
-    Raises:
-        RefusalCliffError: There is no such file or data set, or it has no such split.
-    """
-    path = Path(source)
-    if path.is_file() or path.suffix.lower() in (".jsonl", ".csv", ".parquet"):
-        yield from read_rows(path)
-        return
-    try:
-        yield from enumerate(_dataset(path, source, split), start=1)
-    except (OSError, ValueError, KeyError, ConnectionError) as error:
-        raise RefusalCliffError(
-            f"Could not read the data set {source!r}, split {split!r}: {_first_line(error)} Give a "
-            "JSON Lines, CSV or Parquet file, a folder written by save_to_disk, or a data set of "
-            "the Hugging Face hub; choose the split with --split."
-        ) from error
-
-
-def _dataset(path: Path, source: str, split: str) -> Any:
-    import datasets
-
-    if not path.is_dir():
-        return datasets.load_dataset(source, split=split, streaming=True)
-    found = datasets.load_from_disk(str(path))
-    return found[split] if isinstance(found, datasets.DatasetDict) else found
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".") + "."
+_ENDED = ("stop", "eos_token")
+"""Words of servers for: the model wrote its end-of-sequence token."""
 
 
 def read_trace(
-    source: Path, number: int, row: Row, subject: Subject, label: Label | None = None
+    source: str | Path, number: int, row: Row, subject: Subject, reading: Reading = DEFAULT
 ) -> Trace:
-    """One trace out of a row: its token ids where the row has them, else its text tokenised once.
+    """One trace out of a row, see `told_record` and `trace_of`.
 
-    A row holds a prompt (``prompt``, ``text`` or ``instruction``) and a response (``response``,
-    ``answer``, ``completion`` or ``output``), with its thinking apart (``thinking``, ``reasoning``,
-    ``reasoning_content``) or before it, between the model's markers. A row without a verdict is
-    judged by the phrase rules. Of the answers that `generate` got from an endpoint, ``written`` is
-    all that the model wrote, ``finish`` says whether the end-of-sequence token followed,
-    ``closed`` and ``complete`` whether thinking and answer ended, and ``token_ids`` with
-    ``prompt_tokens`` are the tokens themselves, where the server told them.
+    Raises:
+        RefusalCliffError: The row is not usable; the message says why.
+    """
+    return trace_of(told_record(source, number, row, subject, reading), subject)
+
+
+def told_record(
+    source: str | Path, number: int, row: Row, subject: Subject, reading: Reading = DEFAULT
+) -> Record:
+    """What a row says that a model wrote, its thinking between that model's markers or others.
 
     Args:
-        source: File or data set, for messages.
+        source: File or data set; names rows without an id.
         number: Number of the row.
         row: Its columns.
         subject: The model that wrote it.
-        label: Label of a row without one.
+        reading: How rows are read.
 
     Raises:
-        RefusalCliffError: The row is not usable; the message says which and why.
+        BadRow: The row is not usable.
     """
-    if row.get("token_ids") is not None and "spans" in row:
-        trace = trace_of_row(source, number, row)
-    else:
-        trace = _tokenised(source, number, row, subject, label)
-    _check_vocabulary(source, number, trace, subject)
-    return replace(trace, verdict=judge(trace)) if trace.verdict == "unscored" else trace
+    fmt = subject.format
+    thinks = fmt.thinks and fmt.opened_by_prompt
+    reading = reading.of_model(fmt)
+    return record_of_row(source, number, row, reading, asked_again=True, thinks=thinks)
 
 
-def _tokenised(source: Path, number: int, row: Row, subject: Subject, label: Label | None) -> Trace:
-    prompt = prompt_of_row(source, number, row, label)
-    verdict = row.get("verdict") or "unscored"
-    if verdict not in VERDICTS:
-        raise row_error(
-            source, number, f"the verdict is {verdict!r}", f"use one of {', '.join(VERDICTS)}"
-        )
-    thinking = _text(source, number, row, THINKING_COLUMNS)
-    response = _text(source, number, row, RESPONSE_COLUMNS)
-    if response is None:
-        columns = ", ".join(RESPONSE_COLUMNS)
-        raise row_error(
-            source,
-            number,
-            f"it has none of the columns {columns}",
-            "put what the model wrote into 'response'",
-        )
-    written, told = row.get("written"), thinking or ""
-    if isinstance(written, str):  # thinking and answer in one text, markers and blanks included
-        told, thinking, response = "", None, written
-    elif told and row.get("closed") is False:  # a thought that never ended, in a field of its own
-        thinking, response = None, subject.format.opening + told
-    elif told and isinstance(row.get("beside"), str):
-        response = str(row["beside"]) or response
-    tokenizer = subject.tokenizer
-    ids, spans = _ids_and_spans(row, subject, prompt.text, thinking, response)
-    if spans is not None and row.get("closed") is False:
-        spans = None
-    if spans is not None:
-        told = thinking_text(tokenizer, ids, spans)
-        response = response_text(tokenizer, subject.ending.without(ids), spans)
-    complete = row.get("complete") is not False
-    return Trace(prompt, tuple(ids), spans, told, response, complete, cast("Verdict", verdict))
+def trace_of(record: Record, subject: Subject) -> Trace:
+    """The trace of a record: its token ids where it has them, else its text tokenised once.
+
+    A record without a verdict is judged by the phrase rules. Of the answers that `generate` got
+    from an endpoint, ``written`` is all that the model wrote, ``finish`` says whether the
+    end-of-sequence token followed, and ``token_ids`` with ``prompt_tokens`` are the tokens
+    themselves, where the server told them.
+
+    Args:
+        record: What was read.
+        subject: The model that wrote it.
+
+    Raises:
+        RefusalCliffError: The tokens are not the model's, or the text cannot be one of its traces.
+    """
+    _check_vocabulary(record, subject)
+    trace = trace_of_record(record) if _has_spans(record) else _tokenised(record, subject)
+    if trace.verdict != "unscored":
+        return trace
+    refused = record.status == REFUSAL_FIELD
+    return replace(trace, verdict="refused" if refused else judge(trace))
 
 
-def _ids_and_spans(
-    row: Row, subject: Subject, prompt: str, thinking: str | None, response: str
-) -> tuple[list[int], Spans | None]:
+def _has_spans(record: Record) -> bool:
+    """Whether the token ids are split already: into spans, or as a thought that never closed."""
+    told = bool(record.token_ids) and record.prompt_tokens is None
+    return told and (record.spans is not None or not record.closed)
+
+
+def _tokenised(record: Record, subject: Subject) -> Trace:
+    ids, spans = _ids_and_spans(record, subject)
+    trace = replace(trace_of_record(record), token_ids=tuple(ids), spans=None)
+    if spans is None or not record.closed:
+        return trace
+    return replace(
+        trace,
+        spans=spans,
+        thinking=thinking_text(subject.tokenizer, ids, spans),
+        response=response_text(subject.tokenizer, subject.ending.without(ids), spans),
+    )
+
+
+def _written(record: Record, fmt: ThinkingFormat) -> tuple[str | None, str]:
+    """Thinking and response, or ``None`` and all that the model wrote.
+
+    What it wrote in one piece stays as it is, blanks included; thinking that is marked in another
+    way than the model's own, or stands apart, is put between the model's own markers.
+    """
+    whole = record.written
+    closer = fmt.answer or fmt.closer
+    marked = not record.thinking or not record.closed or (closer != "" and closer in (whole or ""))
+    if whole is not None and marked:
+        return None, _without_opener(whole, fmt)
+    if not record.closed:  # a thought that never ended, in a field of its own
+        return None, fmt.opening + record.thinking
+    return record.thinking, (record.thinking and record.beside) or record.response
+
+
+def _without_opener(whole: str, fmt: ThinkingFormat) -> str:
+    """The text without an opener that the prompt has written already: servers may put it back."""
+    text = whole.lstrip()
+    if not (fmt.opened_by_prompt and text.startswith(fmt.opener)):
+        return whole
+    return text.removeprefix(fmt.opener).removeprefix(fmt.tail.rpartition(fmt.opener)[2])
+
+
+def _ids_and_spans(record: Record, subject: Subject) -> tuple[list[int], Spans | None]:
     """The tokens that a server told, or else those of the text with the token that ended it."""
     tokenizer, fmt = subject.tokenizer, subject.format
-    told, prompt_length = row.get("token_ids"), row.get("prompt_tokens")
-    if told is not None and isinstance(prompt_length, int):
-        ids = list(cast("list[int]", told))
-        return ids, split_spans(ids, prompt_length, tokenizer, fmt)
-    ids, spans = tokenise_trace(tokenizer, fmt, prompt, thinking, response)
-    if row.get("finish") == "stop" and not subject.ending.ends(ids):
+    if record.token_ids and record.prompt_tokens is not None:
+        ids = list(record.token_ids)
+        return ids, split_spans(ids, record.prompt_tokens, tokenizer, fmt)
+    ids, spans = tokenise_trace(tokenizer, fmt, record.prompt.text, *_written(record, fmt))
+    if record.finish in _ENDED and not subject.ending.ends(ids):
         ids = [*ids, *subject.ending.written[:1]]  # unless the server left it in the text
         spans = None if spans is None else replace(spans, total=len(ids))
     return ids, spans
 
 
-def _text(source: Path, number: int, row: Row, columns: tuple[str, ...]) -> str | None:
-    column = next((name for name in columns if row.get(name) is not None), None)
-    if column is None:
-        return None
-    value = row[column]
-    if not isinstance(value, str):
-        raise row_error(source, number, f"{column!r} is {value!r}, not a text", "write it as text")
-    return value
-
-
-def _check_vocabulary(source: Path, number: int, trace: Trace, subject: Subject) -> None:
+def _check_vocabulary(record: Record, subject: Subject) -> None:
     size = subject.vocabulary
-    if trace.token_ids and max(trace.token_ids) >= size:
-        raise row_error(
-            source,
-            number,
-            f"token {max(trace.token_ids)} is not among the {size} of {subject.name}",
+    if record.token_ids and max(record.token_ids) >= size:
+        raise bad(
+            f"token {max(record.token_ids)} is not among the {size} of {subject.name}",
             "score the traces with the model that wrote them, or drop the column token_ids",
         )

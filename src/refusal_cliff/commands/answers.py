@@ -11,6 +11,7 @@ from rich.console import Console
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.commands.options import (
+    Columns,
     Device,
     Dtype,
     JsonOut,
@@ -19,7 +20,10 @@ from refusal_cliff.commands.options import (
     JudgeModel,
     JudgeName,
     RowLabel,
+    Split,
+    ThinkingMarkers,
     TrustRemoteCode,
+    reading_of,
 )
 
 judge_app = typer.Typer(
@@ -33,7 +37,7 @@ def generate(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="JSONL, CSV or Parquet file, or a benchmark such as advbench.",
+            help="JSONL, CSV or Parquet, save_to_disk folder, hub name, or a benchmark: advbench.",
             callback=checked(arguments.prompts),
         ),
     ],
@@ -51,10 +55,8 @@ def generate(
     judge_endpoint: JudgeEndpoint = None,
     judge_key: JudgeKey = "OPENAI_API_KEY",
     label: RowLabel = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(metavar="FIELD=COLUMN", help="text=Goal: where a field is; repeatable."),
-    ] = None,
+    column: Columns = None,
+    split: Split = "train",
     revision: Annotated[
         str | None, typer.Option(metavar="COMMIT", help="Commit of the benchmark's data set.")
     ] = None,
@@ -102,7 +104,6 @@ def generate(
     if endpoint is None:
         arguments.model(model)
     from refusal_cliff.answers.answering import Decoding, ask_and_judge, backend_of, prompts_of
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
@@ -111,8 +112,7 @@ def generate(
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     asked = prompts_of(
         prompts,
-        columns=column or (),
-        label=checked_label(label),
+        reading=reading_of(label, column, split),
         revision=revision,
         limit=limit,
         samples=samples,
@@ -158,7 +158,7 @@ def judge_answers(
         str | None,
         typer.Option(
             metavar="SOURCE",
-            help="traces.jsonl of generate, or any JSONL, CSV, Parquet.",
+            help="traces.jsonl of generate, or any JSONL, CSV, Parquet, folder or hub name.",
             callback=checked(arguments.rows),
         ),
     ] = None,
@@ -170,6 +170,9 @@ def judge_answers(
     judge_endpoint: JudgeEndpoint = None,
     judge_key: JudgeKey = "OPENAI_API_KEY",
     label: RowLabel = None,
+    column: Columns = None,
+    split: Split = "train",
+    thinking_markers: ThinkingMarkers = None,
 ) -> None:
     """Judge answers that you already have: refused, complied, harmful, truncated or unscored.
 
@@ -185,18 +188,16 @@ def judge_answers(
     if traces is None or out is None:
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
     from refusal_cliff.answers.answering import judge_source
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
     require_output(out, "judge", (traces, judge_model))
+    reading = reading_of(label, column, split, thinking_markers)
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     console = Console()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
-        found = judge_source(
-            Path(traces), chosen, out, label=checked_label(label), progress=progress
-        )
+        found = judge_source(traces, chosen, out, reading=reading, progress=progress)
     _show(console, found)
     _show_left_out(console, out, [row.reason for row in found.left_out])
 
@@ -231,6 +232,8 @@ def calibrate(
             callback=checked(name_of("verdict", ("refused", "harmful"))),
         ),
     ] = "refused",
+    column: Columns = None,
+    thinking_markers: ThinkingMarkers = None,
     out: JsonOut = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
@@ -256,6 +259,7 @@ def calibrate(
         negative=negative or ["1_full_compliance"],
         verdict=verdict,
         seed=seed,
+        reading=reading_of(None, column, markers=thinking_markers),
     )
     console = Console()
     for line in found.lines():
@@ -266,23 +270,29 @@ def calibrate(
 
 def evaluate(
     traces: Annotated[
-        Path,
+        str,
         typer.Option(
-            metavar="FILE", help="Judged traces.jsonl.", callback=checked(arguments.existing_file)
+            metavar="SOURCE",
+            help="Judged traces.jsonl, or any judged answers.",
+            callback=checked(arguments.rows),
         ),
     ],
     before: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            metavar="FILE",
-            help="Judged traces of the same prompts before a change.",
-            callback=checked(arguments.existing_file),
+            metavar="SOURCE",
+            help="Judged answers to the same prompts before a change.",
+            callback=checked(arguments.rows),
         ),
     ] = None,
     judge_error: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="How the judge errs: what judge calibrate --out wrote."),
     ] = None,
+    label: RowLabel = None,
+    column: Columns = None,
+    split: Split = "train",
+    thinking_markers: ThinkingMarkers = None,
     out: JsonOut = None,
 ) -> None:
     """Count verdicts by benchmark and category, with intervals; say what changed.
@@ -297,8 +307,13 @@ def evaluate(
     from refusal_cliff.io import write_json
 
     require_file(out, "evaluate", (traces, before, judge_error))
-    found = evaluate_files(traces, before, judge_error)
-    _show(Console(), found)
+    reading = reading_of(label, column, split, thinking_markers)
+    found = evaluate_files(traces, before, judge_error, reading)
+    console = Console()
+    _show(console, found)
+    for row in found.left_out:
+        line = f"Left out: {traces}, row {row.row}: {row.why}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, {"command": "evaluate", **found.as_json()})
 

@@ -10,7 +10,14 @@ from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of, positive
-from refusal_cliff.commands.options import Device, Dtype, Model, TrustRemoteCode
+from refusal_cliff.commands.options import (
+    Columns,
+    Device,
+    Dtype,
+    Model,
+    TrustRemoteCode,
+    reading_of,
+)
 
 
 def ablate(
@@ -66,6 +73,7 @@ def ablate(
             callback=checked(arguments.existing_file),
         ),
     ] = None,
+    column: Columns = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
     dtype: Dtype = "float32",
@@ -91,11 +99,11 @@ def ablate(
 
     form, out = export
     require_output(out, "ablate", (model, heads, harmful, benign), option="--export FORM DIR")
-    choice = Choice(fraction, method, scale)
+    choice, reading = Choice(fraction, method, scale), reading_of(None, column)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = [
-        *([] if harmful is None else read_prompts(harmful, label="harmful")),
-        *([] if benign is None else read_prompts(benign, label="benign")),
+        *([] if harmful is None else read_prompts(harmful, label="harmful", reading=reading)),
+        *([] if benign is None else read_prompts(benign, label="benign", reading=reading)),
     ]
     generation = GenerationConfig(max_new_tokens, batch_size)
     found = export_ablation(subject, heads, cast("Form", form), out, choice, prompts, generation)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.errors import RefusalCliffError
+
+if TYPE_CHECKING:
+    from refusal_cliff.data.reading import Reading
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; made if absent.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Seed of all that is drawn.")]
@@ -36,6 +39,8 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated at once.")]
+
+# How rows are read: the same in every command, see `reading_of`.
 Split = Annotated[str, typer.Option("--split", help="Split of a data set that has several.")]
 RowLabel = Annotated[
     str | None,
@@ -43,6 +48,24 @@ RowLabel = Annotated[
         "--label",
         help="Label of rows without one: harmful or benign.",
         callback=checked(name_of("label", arguments.LABELS)),
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--column",
+        metavar="FIELD=COLUMN",
+        help="Where a field is: id, text (the request), label, group, category, tags, thinking or "
+        "response; text=Goal; repeatable.",
+    ),
+]
+ThinkingMarkers = Annotated[
+    str | None,
+    typer.Option(
+        "--thinking-markers",
+        metavar="'OPEN CLOSE'",
+        help="What stands around the thinking inside the texts, where it is none of the markers "
+        "that are known (docs/traces.md).",
     ),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
@@ -202,6 +225,25 @@ SaveEvery = Annotated[
 ]
 
 T = TypeVar("T", bound=str)
+
+
+def reading_of(
+    label: str | None = None,
+    columns: Sequence[str] | None = None,
+    split: str = "train",
+    markers: str | None = None,
+) -> Reading:
+    """How rows are to be read, as a user said it.
+
+    Raises:
+        RefusalCliffError: There is no such label or field, or these are no two markers.
+    """
+    from refusal_cliff.data.fields import checked_label
+    from refusal_cliff.data.reading import Reading, column_map
+    from refusal_cliff.thinking.markers import KNOWN, markers_of
+
+    named = () if markers is None else (markers_of(markers),)
+    return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split)
 
 
 def one_of(option: str, value: str, choices: Sequence[T]) -> T:

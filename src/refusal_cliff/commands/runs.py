@@ -10,7 +10,17 @@ from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
-from refusal_cliff.commands.options import Device, Model, Out, Seed, TrustRemoteCode, one_of
+from refusal_cliff.commands.options import (
+    Columns,
+    Device,
+    Model,
+    Out,
+    Seed,
+    Split,
+    TrustRemoteCode,
+    one_of,
+    reading_of,
+)
 from refusal_cliff.commands.typed import command_line
 
 
@@ -48,8 +58,9 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="FILE|NAME",
-            help="Harmful prompts: a JSONL, CSV or Parquet file, or a benchmark (docs/traces.md); "
-            "repeatable. Of a source with both labels, given to both, each takes its rows.",
+            help="Harmful prompts: a JSONL, CSV or Parquet file, a save_to_disk folder, a hub "
+            "name, or a benchmark (docs/traces.md); repeatable. Of a source with both labels, "
+            "given to both, each takes its rows.",
             callback=checked(arguments.prompts),
         ),
     ] = None,
@@ -77,6 +88,8 @@ def audit(
             "its audit is recorded on (docs/results-smollm2.md).",
         ),
     ] = None,
+    column: Columns = None,
+    split: Split = "train",
     seed: Seed = 0,
     max_new_tokens: Annotated[
         int | None,
@@ -143,11 +156,15 @@ def audit(
 
     require_output(out, "audit", (model, data, *(harmful or ()), *(benign or ()), *(fit_on or ())))
     usual = USUAL if data is None else RECORDED
+    reading = reading_of(None, column, split)
+    sources = audit_sources(
+        harmful or (), benign or (), fit_on or (), data, quick=quick, reading=reading
+    )
     console = Console()
     with LiveView(console, f"refusal-cliff audit {model} → {out}") as view:
         findings = run_audit(
             model,
-            audit_sources(harmful or (), benign or (), fit_on or (), data, quick=quick),
+            sources,
             out,
             seed,
             view,

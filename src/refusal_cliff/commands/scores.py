@@ -11,6 +11,7 @@ from rich.console import Console
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import (
+    Columns,
     Device,
     Dtype,
     Model,
@@ -18,7 +19,9 @@ from refusal_cliff.commands.options import (
     RowLabel,
     Seed,
     Split,
+    ThinkingMarkers,
     TrustRemoteCode,
+    reading_of,
 )
 
 
@@ -36,6 +39,8 @@ def trace(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
     split: Split = "train",
     label: RowLabel = None,
+    column: Columns = None,
+    thinking_markers: ThinkingMarkers = None,
     every_layer: Annotated[
         bool, typer.Option("--every-layer", help="Score at all probed blocks, not only the best.")
     ] = False,
@@ -55,7 +60,6 @@ def trace(
     DIR/left-out-00000.jsonl, rows whose stripped blanks were put back in DIR/restored-00000.jsonl.
     """
     from refusal_cliff.cliff.shards import score_source
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.folders import require_output
     from refusal_cliff.live import counting
     from refusal_cliff.model.subject import load_subject
@@ -63,6 +67,7 @@ def trace(
 
     require_output(out, "trace", (model, probe, traces))
     console = Console()
+    reading = reading_of(label, column, split, thinking_markers)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
         done = score_source(
@@ -70,8 +75,7 @@ def trace(
             probes_of(probe, subject),
             traces,
             out,
-            split=split,
-            label=checked_label(label),
+            reading=reading,
             every_layer=every_layer,
             shard_size=shard_size,
             progress=progress,
@@ -83,6 +87,9 @@ def trace(
         console.print(said, markup=False, highlight=False, soft_wrap=True)
     for reason, n in done.left_out.items():
         console.print(f"{n:,} left out: {reason}", highlight=False)
+    if done.left_out:
+        where = f"Which rows, and what mends them: {out}/left-out-….jsonl"
+        console.print(where, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -15,8 +15,8 @@ from refusal_cliff.commands.options import (
     BatchSize,
     Benign,
     BenignShare,
+    Columns,
     Data,
-    DataLabel,
     Device,
     Dtype,
     EngineOption,
@@ -30,6 +30,7 @@ from refusal_cliff.commands.options import (
     Probe,
     Prompts,
     Rate,
+    RowLabel,
     SaveEvery,
     Seed,
     Split,
@@ -37,9 +38,11 @@ from refusal_cliff.commands.options import (
     StrategyOption,
     Target,
     Thinking,
+    ThinkingMarkers,
     TrainBatch,
     TrustRemoteCode,
     one_of,
+    reading_of,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +71,9 @@ def select(
         ),
     ] = None,
     split: Split = "train",
-    label: DataLabel = "harmful",
+    label: RowLabel = "harmful",
+    column: Columns = None,
+    thinking_markers: ThinkingMarkers = None,
     shard_size: Annotated[
         int, typer.Option(min=1, help="Rows of one shard: what a kill can lose.")
     ] = 256,
@@ -90,7 +95,6 @@ def select(
     DIR/selected.jsonl (training rows), DIR/selection.json, DIR/left-out.jsonl (every row that was
     not used, and why).
     """
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.folders import require_output
     from refusal_cliff.live import working
     from refusal_cliff.select.engine import ENGINES
@@ -114,8 +118,7 @@ def select(
     source = Source(
         data,
         (*evaluation_of(probe), *(evaluation or ())),
-        split,
-        checked_label(label) or "harmful",
+        reading_of(label, column, split, thinking_markers),
         shard_size,
     )
     choice = Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed)
@@ -153,6 +156,9 @@ def train(
     ],
     benign: Benign,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the adapter.")],
+    column: Columns = None,
+    split: Split = "train",
+    thinking_markers: ThinkingMarkers = None,
     method: MethodOption = "lora",
     steps: Steps = 40,
     batch_size: TrainBatch = 16,
@@ -170,7 +176,8 @@ def train(
 
     Question: how do I get weights from the examples that were chosen? Rows are tokenised as the
     model writes them, the thinking is part of what is learnt, and no row is cut: rows longer than
-    --max-length are listed in DIR/left-out.jsonl. Also runs under `accelerate launch` (DDP, FSDP):
+    --max-length, and rows that cannot be read, are listed in DIR/left-out.jsonl. --column and
+    --split are those of the benign rows. Also runs under `accelerate launch` (DDP, FSDP):
     see docs/selection.md.
     """
     from refusal_cliff.live import working
@@ -182,6 +189,7 @@ def train(
         method, steps, batch_size, lr, lora_r, benign_share, max_length, save_every, seed
     )
     check_out(out, config, (model, selected, benign))
+    reading = reading_of(None, column, split, thinking_markers)
     console = Console()
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
         subject = load_subject(
@@ -191,7 +199,7 @@ def train(
             trust_remote_code=trust_remote_code,
         )
         watch("training", 0, None)
-        train_from_files(subject, selected, benign, config, out)
+        train_from_files(subject, selected, benign, config, out, reading)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -207,7 +215,10 @@ def repair(
     thinking: Thinking = "own",
     target: Target = "data",
     prompts: Prompts = None,
-    label: DataLabel = "harmful",
+    split: Split = "train",
+    label: RowLabel = "harmful",
+    column: Columns = None,
+    thinking_markers: ThinkingMarkers = None,
     engine: EngineOption = "local",
     actors: Actors = 1,
     max_new_tokens: NewTokens = 4096,
@@ -229,10 +240,9 @@ def repair(
 
     Question: can few examples make my model refuse again, without making it useless, and did the
     cliff close or was it papered over? Needs the probe of an audit, whose test prompts are asked
-    before and after. Writes DIR/adapter with its model card, and DIR/proof/proof.json. Exit status
-    3: the proof does not hold.
+    before and after. --split, --label and --column are those of --data. Writes DIR/adapter with
+    its model card, and DIR/proof/proof.json. Exit status 3: the proof does not hold.
     """
-    from refusal_cliff.data.traces import checked_label
     from refusal_cliff.live import print_findings, working
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of
@@ -257,7 +267,7 @@ def repair(
     )
     plan = RepairPlan(
         scoring,
-        Source(data, evaluation_of(probe), label=checked_label(label) or "harmful"),
+        Source(data, evaluation_of(probe), reading_of(label, column, split, thinking_markers)),
         Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed),
         benign,
         training,
@@ -279,6 +289,8 @@ def check(
     model: Model,
     probe: Probe,
     prompts: Prompts = None,
+    label: RowLabel = None,
+    column: Columns = None,
     max_cliff: Annotated[
         float | None,
         typer.Option(
@@ -338,7 +350,8 @@ def check(
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
     files = tuple(prompts or ()) or tests_of_run(probe)
-    asked = [prompt for file in files for prompt in read_prompts(file)]
+    reading = reading_of(label, column) if prompts else reading_of()
+    asked = [prompt for file in files for prompt in read_prompts(file, reading=reading)]
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     console = Console()
     with counting(console, f"refusal-cliff check {model}", f"of {len(asked)} prompts") as show:

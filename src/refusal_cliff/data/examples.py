@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from refusal_cliff.data.traces import Prompt, SafetyExample, prompt_of_row, read_rows, row_error
+from refusal_cliff.data.fields import bad, checked_text, shown
+from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, usable
+from refusal_cliff.data.shapes import example_of_row, prompt_of_row
+from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
 
 
@@ -25,27 +30,46 @@ def write_examples(path: Path, examples: Iterable[SafetyExample]) -> None:
 
 
 def read_examples(path: Path) -> list[SafetyExample]:
-    """Read training examples: the columns of prompts, and ``thinking`` and ``response``.
+    """Read training examples that `write_examples` wrote: texts as they are, none empty.
 
     Raises:
         RefusalCliffError: The file or a row is not usable; the message names both.
     """
-    return [
-        SafetyExample(
-            prompt_of_row(path, number, row, None),
-            _text(path, number, row.get("thinking"), "thinking"),
-            _text(path, number, row.get("response"), "response"),
+
+    def made(number: int, row: Row) -> SafetyExample:
+        thinking, response = (_text(row.get(name), name) for name in ("thinking", "response"))
+        return SafetyExample(prompt_of_row(path, number, row), thinking, response)
+
+    return list(every(path, source_rows(path), made))
+
+
+def usable_examples(
+    source: str | Path, reading: Reading = DEFAULT
+) -> tuple[list[SafetyExample], list[LeftOut]]:
+    """Training examples out of a source that may hold anything, and the rows that are none.
+
+    Raises:
+        RefusalCliffError: The source cannot be read at all, or holds no usable row.
+    """
+    make = partial(example_of_row, source, reading=reading)
+    found = [made for _, made in usable(source, source_rows(source, reading), make)]
+    examples = [made for made in found if isinstance(made, SafetyExample)]
+    left_out = [made for made in found if isinstance(made, LeftOut)]
+    if not examples:
+        first = left_out[0] if left_out else LeftOut("", 1, "empty", "there is no row")
+        raise RefusalCliffError(
+            f"{source}, row {first.row}: {first.reason}: {first.why} No other row can be used "
+            "either; mend at least one."
         )
-        for number, row in read_rows(path)
-    ]
+    return examples, left_out
 
 
-def _text(path: Path, number: int, value: object, column: str) -> str:
+def _text(value: object, column: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise row_error(
-            path, number, f"{column!r} is {value!r}, not a non-empty text", "fill it in, or drop it"
+        raise bad(
+            f"{column!r} is {shown(value)}, not a non-empty text", "fill it in, or drop the row"
         )
-    return value
+    return checked_text(value, column)
 
 
 def _row_of(prompt: Prompt) -> dict[str, object]:

@@ -3,81 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from refusal_cliff.data.said import known_status, status_of
-from refusal_cliff.data.traces import (
-    VERDICTS,
-    Prompt,
-    Row,
-    Trace,
-    Verdict,
-    prompt_of_row,
-    row_error,
-)
+from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
+from refusal_cliff.data.said import status_of
+from refusal_cliff.data.shapes import record_of_row
+from refusal_cliff.data.types import LeftOut, Record, Trace, Verdict, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_json_lines
-from refusal_cliff.thinking import Spans
 
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One answer.
-
-    Attributes:
-        prompt: What was asked.
-        thinking: The thinking, without markers.
-        response: The answer; empty where the thinking never closed.
-        closed: Whether the thinking ended. A model that does not think has always ended it.
-        complete: Whether the model ended its answer itself.
-        written: All that the model wrote, where it came in one text; what is scored later.
-        beside: The text beside a thought that came in a field of its own, where it holds more than
-            the answer, see `Said`; what is scored later.
-        token_ids: The tokens, prompt first, of a model that ran here, or of an endpoint that tells
-            them.
-        spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
-            endpoint are split where its tokenizer is known.
-        thinking_cut: Whether a budget closed the thinking.
-        finish: Why an endpoint stopped, in its own word, or ``UNTOLD``.
-        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
-        tokens: How many tokens prompt and answer had, as the endpoint counted; a text that does
-            not give back as many has lost some.
-        prompt_tokens: How many of them the prompt had.
-        verdict: What the judge says.
-        judge: Which judge.
-        score: Degree of harm from 0 to 1, of a judge that grades.
-        reason: The judge's words, or why there is no verdict.
-    """
-
-    prompt: Prompt
-    thinking: str
-    response: str
-    closed: bool
-    complete: bool
-    written: str | None = None
-    beside: str = ""
-    token_ids: tuple[int, ...] = ()
-    spans: Spans | None = None
-    thinking_cut: bool = False
-    finish: str = ""
-    status: str = ""
-    tokens: int | None = None
-    prompt_tokens: int | None = None
-    verdict: Verdict = "unscored"
-    judge: str = ""
-    score: float | None = None
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A row without an answer, and why."""
-
-    id: str
-    row: int | None
-    reason: str
+__all__ = [
+    "LeftOut",
+    "Record",
+    "read_records",
+    "record_of_row",
+    "record_of_trace",
+    "row_of_record",
+    "shortened",
+    "status_of_trace",
+    "with_verdict",
+    "write_left_out",
+    "write_records",
+]
 
 
 def record_of_trace(trace: Trace) -> Record:
@@ -113,42 +63,22 @@ def row_of_record(record: Record) -> dict[str, Any]:
     return {**prompt, **row}
 
 
-def record_of_row(source: Path, number: int, row: Row) -> Record:
-    """A record out of a row of any file that holds a prompt and what a model answered.
+def read_records(
+    source: str | Path, reading: Reading = DEFAULT
+) -> tuple[list[Record], list[LeftOut]]:
+    """Answers out of a source that may hold anything, and the rows that are none.
 
     Raises:
-        RefusalCliffError: The row is not usable; the message says which and why.
+        RefusalCliffError: The source cannot be read at all, or holds no answer.
     """
-    prompt = prompt_of_row(source, number, row, None)
-    verdict = row.get("verdict") or "unscored"
-    if verdict not in VERDICTS:
-        wrong = f"the verdict is {verdict!r}"
-        raise row_error(source, number, wrong, f"use one of {', '.join(VERDICTS)}")
-    response = row.get("response")
-    if not isinstance(response, str):
-        wrong = f"'response' is {response!r}, not a text"
-        raise row_error(source, number, wrong, "put what the model answered into 'response'")
-    spans = cast("dict[str, int] | None", row.get("spans"))
-    return Record(
-        prompt,
-        str(row.get("thinking") or ""),
-        response,
-        closed=bool(row.get("closed", row.get("spans", True) is not None)),
-        complete=bool(row.get("complete", True)),
-        written=cast("str | None", row.get("written")),
-        beside=str(row.get("beside") or ""),
-        token_ids=tuple(cast("list[int]", row.get("token_ids") or ())),
-        spans=None if spans is None else Spans(**spans),
-        thinking_cut=bool(row.get("thinking_cut")),
-        finish=str(row.get("finish") or ""),
-        status=known_status(row.get("status")),
-        tokens=cast("int | None", row.get("tokens")),
-        prompt_tokens=cast("int | None", row.get("prompt_tokens")),
-        verdict=cast("Verdict", verdict),
-        judge=str(row.get("judge") or ""),
-        score=cast("float | None", row.get("score")),
-        reason=str(row.get("reason") or ""),
-    )
+    make = partial(record_of_row, source, reading=reading)
+    found = [made for _, made in usable(source, source_rows(source, reading), make)]
+    records = [made for made in found if isinstance(made, Record)]
+    left_out = [made for made in found if isinstance(made, LeftOut)]
+    if not records:
+        first = f" Row {left_out[0].row}: {left_out[0].why}" if left_out else ""
+        raise RefusalCliffError(f"{source} holds no answer to judge.{first}")
+    return records, left_out
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
@@ -159,12 +89,6 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
 def write_left_out(path: Path, rows: Iterable[LeftOut]) -> None:
     """Write the rows without an answer as JSON Lines, atomically."""
     write_json_lines(path, map(asdict, rows))
-
-
-def shortened(error: RefusalCliffError | str, most: int = 300) -> str:
-    """A reason that fits a line: what a row holds may be a megabyte."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}"
 
 
 def with_verdict(

@@ -9,35 +9,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from refusal_cliff import __version__
-from refusal_cliff.cliff.source import source_rows
-from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import SafetyExample
-from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.data.examples import usable_examples
+from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.types import LeftOut
 from refusal_cliff.folders import require_output, require_same
 from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.repair.plan import Method, RepairConfig, made_from, settings, training_plan
 from refusal_cliff.repair.training import COMMAND, claim_training, repair, trainable
-from refusal_cliff.select.safety_data import read_candidate
 
 REPORT, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
 
 
 def train_from_files(
-    subject: Subject, selected: Path, benign: str, config: RepairConfig, out: Path
+    subject: Subject,
+    selected: Path,
+    benign: str,
+    config: RepairConfig,
+    out: Path,
+    reading: Reading = DEFAULT,
 ) -> Path:
     """Train on selected examples and benign ones; a finished training is not done again.
 
     Args:
         subject: The model to repair.
         selected: Written by ``refusal-cliff select``.
-        benign: Benign prompts with answers (and thinking, where the model thinks), in any format
-            that `read_candidate` reads.
+        benign: Benign prompts with answers (and thinking, where the model thinks), see `read_rows`.
         config: Budget, mix and seed.
         out: Folder of the adapter or checkpoint.
+        reading: How the rows of ``benign`` are read; its markers count for both.
 
     Returns:
         ``out``.
@@ -46,13 +50,18 @@ def train_from_files(
         RefusalCliffError: A file is not usable, or no row is left to train on.
     """
     require_output(out, COMMAND, (selected, benign))
-    rows, long = trainable(subject, read_examples(selected), config.max_length)
-    helpful, helpful_long = trainable(subject, read_benign(benign, subject), config.max_length)
+    reading = reading.of_model(subject.format)
+    chosen, unread = usable_examples(selected, Reading("harmful", markers=reading.markers))
+    answered, benign_unread = usable_examples(benign, reading.by_default("benign"))
+    rows, long = trainable(subject, chosen, config.max_length)
+    helpful, helpful_long = trainable(subject, answered, config.max_length)
     origin = made_from(subject, rows, helpful, config)
+    unread += [LeftOut(e.prompt.id, None, reason) for e, reason in long]
+    benign_unread += [LeftOut(e.prompt.id, None, reason) for e, reason in helpful_long]
     lines = [
-        json.dumps({"file": file, "id": example.prompt.id, "reason": reason}) + "\n"
-        for file, found in ((str(selected), long), (benign, helpful_long))
-        for example, reason in found
+        json.dumps({"file": file, **asdict(row)}) + "\n"
+        for file, found in ((str(selected), unread), (benign, benign_unread))
+        for row in found
     ]
     report = {
         "made_from": origin,
@@ -83,23 +92,6 @@ def check_out(out: Path, config: RepairConfig, inputs: Iterable[str | Path] = ()
 def is_finished(out: Path) -> bool:
     """Whether a training in a claimed folder has come to its end, and its weights are there."""
     return (out / REPORT).is_file() and any(out.glob("*.safetensors"))
-
-
-def read_benign(source: str, subject: Subject) -> list[SafetyExample]:
-    """Benign examples; every row must be usable.
-
-    Raises:
-        RefusalCliffError: A row is not; the message says which and why.
-    """
-    found: list[SafetyExample] = []
-    for number, row in source_rows(source):
-        example = read_candidate(Path(source), number, row, subject.format, "benign")
-        if not isinstance(example, SafetyExample):
-            raise RefusalCliffError(
-                f"{source}, row {number}: {example.reason}: {example.detail}. Mend or drop the row."
-            )
-        found.append(example)
-    return found
 
 
 def model_card(subject: Subject, config: RepairConfig, safety: int, benign: int) -> str:

@@ -2,25 +2,27 @@
 
 The folder holds ``pool.json`` (counts, once all is read), ``pool/candidates-00000.parquet`` and so
 on, each the usable rows among ``shard_size`` rows of the data set, and ``pool/left-out-…jsonl``.
+Candidates that come out otherwise than an earlier run read them lose their scores: so scores are
+always those of the candidates beside them, and all others are kept.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refusal_cliff.cliff.source import source_rows
-from refusal_cliff.data.traces import Label, Prompt, Row, SafetyExample
-from refusal_cliff.io import atomic_path, read_json, write_json, write_text
+from refusal_cliff.data.reading import Reading, source_rows, usable
+from refusal_cliff.data.rows import chunks, source_digest
+from refusal_cliff.data.shapes import example_of_row
+from refusal_cliff.data.types import LeftOut, Prompt, SafetyExample
+from refusal_cliff.io import atomic_path, read_json, remove_quietly, write_json, write_json_lines
 from refusal_cliff.select.contamination import Evaluation, Seen
-from refusal_cliff.select.safety_data import LeftOut, read_candidate
 from refusal_cliff.thinking import ThinkingFormat
 
 COUNTS = "pool.json"
@@ -48,6 +50,7 @@ class PoolCounts:
         shards: Files of candidates.
         left_out: Reasons, and how many rows each.
         evaluation: Prompts that the rows were compared with.
+        source_sha256: Hash of what the data set held; ``None`` for one of the hub.
     """
 
     rows: int
@@ -55,11 +58,17 @@ class PoolCounts:
     shards: int
     left_out: dict[str, int]
     evaluation: int
+    source_sha256: str | None = None
 
 
 def shard_path(out: Path, number: int) -> Path:
     """Candidates of one shard."""
     return out / "pool" / f"candidates-{number:05}.parquet"
+
+
+def scores_path(out: Path, number: int) -> Path:
+    """Scores of one shard."""
+    return out / "scores" / f"scores-{number:05}.parquet"
 
 
 def left_out_path(out: Path, number: int) -> Path:
@@ -74,15 +83,14 @@ def read_pool(
     evaluation: Sequence[Prompt],
     *,
     own_thinking: bool,
-    split: str = "train",
-    label: Label = "harmful",
+    reading: Reading,
     shard_size: int = 256,
     progress: Callable[[int], None] | None = None,
 ) -> PoolCounts:
     """Read the data set once, in order; the first of several equal prompts stays.
 
-    What memory grows with is 16 bytes a row, to know duplicates. A run that was killed reads anew
-    and writes the same files.
+    What memory grows with is some 200 bytes a row, to know ids and duplicates. A run that was
+    killed reads anew and writes the same files.
 
     Args:
         source: See `source_rows`.
@@ -90,64 +98,90 @@ def read_pool(
         fmt: How the model marks its thinking.
         evaluation: Prompts that must not be trained on.
         own_thinking: The model's own thinking will be scored, so rows need none.
-        split: Split of a data set that has several.
-        label: Label of rows without one.
+        reading: How rows are read; rows without a label are harmful by default.
         shard_size: Rows of the data set in one shard.
         progress: Called with the rows done, after each shard.
     """
+    reading = reading.by_default("harmful").of_model(fmt)
+    make = partial(example_of_row, source, reading=reading)
+    digest = source_digest(source)
+    remove_quietly(out / COUNTS)
     asked, seen, left_out = Evaluation(evaluation), Seen(), Counter[str]()
     rows = kept = shards = 0
-    for chunk in _chunks(source_rows(source, split), shard_size):
-        usable: list[Numbered] = []
-        lines: list[str] = []
-        for number, row in chunk:
-            found = read_candidate(Path(source), number, row, fmt, label)
-            if isinstance(found, SafetyExample):
-                found = _refused(found, asked, seen, own_thinking) or found
-            if isinstance(found, SafetyExample):
-                usable.append((number, found))
+    for chunk in chunks(source_rows(source, reading), shard_size):
+        found: list[Numbered] = []
+        why: list[LeftOut] = []
+        for number, made in usable(source, chunk.rows, make):
+            if isinstance(made, SafetyExample):
+                made = _refused(number, made, asked, seen, own_thinking) or made
+            if isinstance(made, SafetyExample):
+                found.append((number, made))
             else:
-                left_out[found.reason] += 1
-                lines.append(left_out_line(number, found))
-        write_text(left_out_path(out, shards), "".join(lines))
-        write_candidates(shard_path(out, shards), usable)
-        rows, kept, shards = rows + len(chunk), kept + len(usable), shards + 1
+                why.append(made)
+        left_out.update(row.reason for row in why)
+        write_json_lines(left_out_path(out, shards), map(asdict, why))
+        _replace_candidates(out, shards, found)
+        rows, kept, shards = rows + len(chunk.rows), kept + len(found), shards + 1
         if progress is not None:
             progress(rows)
-    counts = PoolCounts(rows, kept, shards, dict(left_out), len(asked))
+    _drop_shards(out, shards)
+    counts = PoolCounts(rows, kept, shards, dict(left_out), len(asked), digest)
     write_json(out / COUNTS, asdict(counts))
     return counts
 
 
-def read_counts(out: Path) -> PoolCounts | None:
-    """What `read_pool` has counted; ``None`` if it has not ended."""
+def read_counts(out: Path, digest: str | None) -> PoolCounts | None:
+    """What `read_pool` has counted of a data set; ``None`` if it has not ended, or of another.
+
+    Args:
+        out: Folder of the selection.
+        digest: See `source_digest`.
+    """
     path = out / COUNTS
-    return PoolCounts(**read_json(path)) if path.is_file() else None
-
-
-def left_out_line(number: int, why: LeftOut) -> str:
-    """One line of a list of rows left out."""
-    return json.dumps({"row": number, **asdict(why)}, ensure_ascii=False) + "\n"
+    if not path.is_file():
+        return None
+    counts = PoolCounts(**read_json(path))
+    return counts if counts.source_sha256 == digest else None
 
 
 def _refused(
-    example: SafetyExample, asked: Evaluation, seen: Seen, own_thinking: bool
+    number: int, example: SafetyExample, asked: Evaluation, seen: Seen, own_thinking: bool
 ) -> LeftOut | None:
     """Why a well-formed example is left out; a row left out does not make later ones duplicates."""
-    overlapping = asked.overlaps(example.prompt.text)
+    prompt = example.prompt
+    overlapping = asked.overlaps(prompt.text)
     if overlapping is not None:
-        return LeftOut("overlaps with the evaluation", f"prompt {overlapping!r}")
-    if not own_thinking and not example.thinking.strip():
-        return LeftOut(NO_THINKING, "use the model's own thinking (--thinking own)")
-    if not seen.add(example.prompt.text):
-        return LeftOut("duplicate", "an earlier row has the same prompt")
-    return None
+        reason, detail = "overlaps with the evaluation", f"prompt {overlapping!r}"
+    elif not own_thinking and not example.thinking.strip():
+        reason, detail = NO_THINKING, "use the model's own thinking (--thinking own)"
+    elif not seen.add(prompt.text):
+        reason, detail = "duplicate", "an earlier row has the same prompt"
+    else:
+        return None
+    return LeftOut(prompt.id, number, reason, detail)
 
 
-def _chunks(rows: Iterable[tuple[int, Row]], size: int) -> Iterator[list[tuple[int, Row]]]:
-    remaining = iter(rows)
-    while chunk := list(islice(remaining, size)):
-        yield chunk
+def _replace_candidates(out: Path, number: int, found: Sequence[Numbered]) -> None:
+    """Write a shard of candidates; the scores of others are removed before it is."""
+    path = shard_path(out, number)
+    if not _holds(path, found):
+        remove_quietly(scores_path(out, number))
+        write_candidates(path, found)
+
+
+def _holds(path: Path, found: Sequence[Numbered]) -> bool:
+    try:
+        return path.is_file() and read_candidates(path) == list(found)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        return False
+
+
+def _drop_shards(out: Path, first: int) -> None:
+    """Remove the shards of an earlier, longer data set: they would be mixed with its own."""
+    while shard_path(out, first).is_file():
+        for path in (scores_path, shard_path, left_out_path):
+            remove_quietly(path(out, first))
+        first += 1
 
 
 def write_candidates(path: Path, examples: Sequence[Numbered]) -> None:

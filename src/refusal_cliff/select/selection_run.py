@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff import __version__
-from refusal_cliff.data.traces import Label, Prompt, SafetyExample, complies, read_prompts
+from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.rows import source_digest
+from refusal_cliff.data.traces import read_prompts
+from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
-from refusal_cliff.io import atomic_path, sha256_file, write_json
+from refusal_cliff.io import atomic_path, read_json, sha256_file, write_json
 from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
-from refusal_cliff.probe.files import probes_of
+from refusal_cliff.probe.files import WEIGHTS, probes_of
 from refusal_cliff.select.engine import Engine, Rank, run_shards
 from refusal_cliff.select.pool import (
     COUNTS,
@@ -32,14 +35,15 @@ from refusal_cliff.select.pool import (
     read_candidates,
     read_counts,
     read_pool,
+    scores_path,
     shard_path,
 )
 from refusal_cliff.select.shards import (
     Judge,
     ScoringPlan,
     own_words,
+    remove_damaged,
     scored_candidates,
-    scores_path,
     tokens_spent,
     unscored_path,
 )
@@ -61,15 +65,13 @@ class Source:
     Attributes:
         name: See `source_rows`.
         evaluation: Files of prompts that must not be trained on.
-        split: Split of a data set that has several.
-        label: Label of rows without one.
+        reading: How its rows are read.
         shard_size: Rows of one shard: what a kill can lose.
     """
 
     name: str
     evaluation: tuple[Path, ...]
-    split: str = "train"
-    label: Label = "harmful"
+    reading: Reading = DEFAULT
     shard_size: int = 256
 
 
@@ -137,14 +139,16 @@ def run_selection(
     rank = Rank.here()
     plan = replace(plan, device=rank.device(plan.device))
     subject = plan.subject()
+    digest = source_digest(source.name)
     if rank.first:
         _claim(plan, source, subject)
-        counts = read_counts(plan.out) or _read(plan, source, subject, watch)
+        counts = read_counts(plan.out, digest) or _read(plan, source, subject, watch)
     else:
-        rank.wait_for(plan.out / COUNTS)
-        counts = _counted(plan.out)
+        counts = rank.wait_for(lambda: read_counts(plan.out, digest))
     if counts.kept == 0:
         raise RefusalCliffError(_nothing(source, counts))
+    if rank.first:
+        remove_damaged(plan.out, counts.shards)
 
     def tell(done: int, total: int) -> None:
         if watch is not None:
@@ -173,8 +177,7 @@ def _read(plan: ScoringPlan, source: Source, subject: Subject, watch: Watch | No
         subject.format,
         _prompts(source.evaluation),
         own_thinking=plan.own_thinking,
-        split=source.split,
-        label=source.label,
+        reading=source.reading,
         shard_size=source.shard_size,
         progress=tell,
     )
@@ -200,16 +203,14 @@ def _nothing(source: Source, counts: PoolCounts) -> str:
 
 def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
     """Write what the folder is about, or check that it is about the same."""
-    data = Path(source.name)
     probes_of(plan.probe, subject)
     described = {
         "model": subject.name,
         "fingerprint": subject.fingerprint,
         "probe_sha256": sha256_file(plan.probe / PROBE),
+        "probe_weights_sha256": sha256_file(plan.probe / WEIGHTS),
         "source": source.name,
-        "source_sha256": sha256_file(data) if data.is_file() else None,
-        "split": source.split,
-        "label": source.label,
+        **source.reading.by_default("harmful").described(),
         "evaluation": sorted(sha256_file(file) for file in source.evaluation if file.is_file()),
         "thinking": "own" if plan.own_thinking else "data",
         "target": "own" if plan.own_target else "data",
@@ -221,12 +222,11 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
 
 
 def _counted(out: Path) -> PoolCounts:
-    counts = read_counts(out)
-    if counts is None:
+    if not (out / COUNTS).is_file():
         raise RefusalCliffError(
             f"{out} holds no {COUNTS}: the data set was not read to its end. Run select again."
         )
-    return counts
+    return PoolCounts(**read_json(out / COUNTS))
 
 
 def choose(out: Path, choice: Choice) -> Selected:

@@ -8,7 +8,7 @@ not be scored, with the reason: ``scores/left-out-00000.jsonl``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.data.types import LeftOut, SafetyExample, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
-from refusal_cliff.io import atomic_path, write_text
+from refusal_cliff.io import atomic_path, remove_quietly, write_json_lines
 from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.candidates import measure
-from refusal_cliff.select.pool import Numbered, left_out_line, read_candidates, shard_path
-from refusal_cliff.select.safety_data import LeftOut
+from refusal_cliff.select.pool import Numbered, read_candidates, scores_path, shard_path
 from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.select.targets import own_refusals
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
@@ -34,7 +33,6 @@ from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 Judge = Callable[[Trace], Verdict]
 TOO_LONG = "longer than the context"
 NEVER_CLOSED = "its own thinking never closed"
-_NO_TARGET = LeftOut("no refusal of its own", "wherever its thinking was closed, it complied")
 _COLUMNS = (
     ("row", pa.int64()),
     ("category", pa.string()),
@@ -130,15 +128,17 @@ class ShardScorer:
         taken, left_out = self._traces(rows)
         targets = self._targets([trace for _, trace in taken])
         if self._plan.own_target:
-            left_out |= {
-                row: _NO_TARGET for (row, _), t in zip(taken, targets, strict=True) if not t
-            }
+            left_out += [
+                _no_target(row, trace)
+                for (row, trace), target in zip(taken, targets, strict=True)
+                if not target
+            ]
             taken = [pair for pair, target in zip(taken, targets, strict=True) if target]
             targets = [target for target in targets if target]
         traces = [trace for _, trace in taken]
         measured = measure(self._subject, self._probes, traces)
-        lines = [left_out_line(row, why) for row, why in sorted(left_out.items())]
-        write_text(unscored_path(self._plan.out, number), "".join(lines))
+        left_out.sort(key=lambda why: why.row or 0)
+        write_json_lines(unscored_path(self._plan.out, number), map(asdict, left_out))
         found = [
             _row(row, trace, candidate, target, self._plan)
             for (row, trace), candidate, target in zip(taken, measured, targets, strict=True)
@@ -146,13 +146,11 @@ class ShardScorer:
         with atomic_path(scores_path(self._plan.out, number)) as temporary:
             pq.write_table(pa.Table.from_pylist(found, schema=pa.schema(_COLUMNS)), temporary)
 
-    def _traces(
-        self, rows: Sequence[Numbered]
-    ) -> tuple[list[tuple[int, Trace]], dict[int, LeftOut]]:
+    def _traces(self, rows: Sequence[Numbered]) -> tuple[list[tuple[int, Trace]], list[LeftOut]]:
         """What is to be scored, and which rows cannot be."""
         made = self._written(rows) if self._plan.own_thinking else self._given(rows)
         taken = [(number, found) for number, found in made if isinstance(found, Trace)]
-        return taken, {n: found for n, found in made if isinstance(found, LeftOut)}
+        return taken, [found for _, found in made if isinstance(found, LeftOut)]
 
     def _targets(self, traces: Sequence[Trace]) -> list[Trace | None]:
         """What is trained on: its own answer where it refuses, or a refusal from its plateau."""
@@ -174,23 +172,25 @@ class ShardScorer:
         asked = [e.prompt for (_, e), fit in zip(rows, fits, strict=True) if fit]
         made = iter(generate(self._subject, asked, config) if asked else [])
         return [
-            (number, self._judged(next(made)) if fit else _too_long("its prompt and an answer"))
-            for (number, _), fit in zip(rows, fits, strict=True)
+            (n, self._judged(n, next(made)) if fit else _too_long(n, e, "its prompt and an answer"))
+            for (n, e), fit in zip(rows, fits, strict=True)
         ]
 
-    def _judged(self, trace: Trace) -> Trace | LeftOut:
+    def _judged(self, row: int, trace: Trace) -> Trace | LeftOut:
+        identity = trace.prompt.id
         if trace.spans is None:
-            return LeftOut(NEVER_CLOSED, f"in {self._plan.max_new_tokens} tokens")
+            within = f"in {self._plan.max_new_tokens} tokens"
+            return LeftOut(identity, row, NEVER_CLOSED, within)
         if trace.spans.thinking == trace.spans.prompt:
-            return LeftOut("no thinking", "the model answered at once")
+            return LeftOut(identity, row, "no thinking", "the model answered at once")
         return replace(trace, verdict=self._judge(trace))
 
     def _given(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
         """The thinking and answer of the data, as the model would have written them."""
-        return [(number, self._tokenised(row)) for number, row in rows]
+        return [(number, self._tokenised(number, example)) for number, example in rows]
 
-    def _tokenised(self, example: Any) -> Trace | LeftOut:
-        subject = self._subject
+    def _tokenised(self, row: int, example: SafetyExample) -> Trace | LeftOut:
+        subject, identity = self._subject, example.prompt.id
         try:
             ids, spans = tokenise_trace(
                 subject.tokenizer,
@@ -200,20 +200,16 @@ class ShardScorer:
                 example.response,
             )
         except RefusalCliffError as error:
-            return LeftOut("other format", str(error))
+            return LeftOut(identity, row, "other format", str(error))
         if spans is None:
-            return LeftOut("thinking never closes", "the model's markers stand in the texts")
+            marked = "the model's markers stand in the texts"
+            return LeftOut(identity, row, "thinking never closes", marked)
         context = self._subject.context
         if context is not None and len(ids) > context:
-            return _too_long(f"with {len(ids)} tokens it")
+            return _too_long(row, example, f"with {len(ids)} tokens it")
         return Trace(
             example.prompt, tuple(ids), spans, example.thinking, example.response, complete=True
         )
-
-
-def scores_path(out: Path, number: int) -> Path:
-    """Scores of one shard."""
-    return out / "scores" / f"scores-{number:05}.parquet"
 
 
 def unscored_path(out: Path, number: int) -> Path:
@@ -226,8 +222,28 @@ def missing_shards(out: Path, shards: int) -> list[int]:
     return [number for number in range(shards) if not scores_path(out, number).is_file()]
 
 
-def _too_long(what: str) -> LeftOut:
-    return LeftOut(TOO_LONG, f"{what} would not fit; it is never cut")
+def remove_damaged(out: Path, shards: int) -> None:
+    """Remove scores that cannot be read, or whose list is gone, so that they are made anew."""
+    for number in range(shards):
+        path = scores_path(out, number)
+        if path.is_file() and not (_is_whole(path) and unscored_path(out, number).is_file()):
+            remove_quietly(path)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return set(_NARROW) <= set(pq.read_schema(path).names)
+    except (OSError, pa.ArrowException):
+        return False
+
+
+def _too_long(row: int, example: SafetyExample, what: str) -> LeftOut:
+    return LeftOut(example.prompt.id, row, TOO_LONG, f"{what} would not fit; it is never cut")
+
+
+def _no_target(row: int, trace: Trace) -> LeftOut:
+    why = "wherever its thinking was closed, it complied"
+    return LeftOut(trace.prompt.id, row, "no refusal of its own", why)
 
 
 def _row(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from refusal_cliff import __version__
 from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.records import write_left_out
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
@@ -23,6 +24,7 @@ from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
 from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts
 
 KEY = "model"
+LEFT_OUT_PROMPTS = "prompts/left-out.jsonl"
 QUICK_PLAN = AblationPlan(
     traces=20,
     fractions=(0, 0.01, 0.03),
@@ -133,6 +135,9 @@ def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Sta
         write_prompts(job.output(FIT_PROMPTS), found.fit)
         write_prompts(job.output(TEST_PROMPTS), found.test)
         headline: Headline = {"fit": len(found.fit), "test": len(found.test)}
+        if found.left_out:
+            write_left_out(job.output(LEFT_OUT_PROMPTS), found.left_out)
+            headline = {**headline, "left out": len(found.left_out)}
         return {**headline, "overlapping": found.dropped} if sources.fit_on else headline
 
     depends = {
@@ -140,5 +145,7 @@ def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Sta
         "seed": seed,
         "fit_on": sources.fit_on,
         "most": sources.most,
+        **sources.reading.described(),
     }
-    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS), depends, write)
+    lists = (LEFT_OUT_PROMPTS,) if found.left_out else ()
+    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS, *lists), depends, write)

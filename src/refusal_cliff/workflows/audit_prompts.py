@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
-from refusal_cliff.data.prompt_files import FROM, source_of
-from refusal_cliff.data.traces import LABELS, Label, Prompt, read_prompts
+from refusal_cliff.data.prompt_files import FROM, PromptSet, read_prompt_set, source_of
+from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.rows import source_digest
+from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import sha256_file
 from refusal_cliff.organisms.pretrained.sources import (
     EVALUATION,
     EVALUATION_BENIGN,
@@ -46,17 +48,20 @@ class AuditSources:
     """Where the prompts of an audit come from.
 
     Attributes:
-        harmful: Files or names of benchmarks; of one with both labels, the harmful rows are taken.
+        harmful: Benchmarks, or whatever `read_rows` reads; of a source with both labels, the
+            harmful rows are taken.
         benign: The same for benign prompts.
         fit_on: Those of them that probe and heads are fitted on; all others are then tested on.
             Empty to halve each label at random.
         most: Most prompts of each label in each part, drawn at random; ``None`` for all.
+        reading: How the rows of what is no benchmark are read.
     """
 
     harmful: tuple[str, ...]
     benign: tuple[str, ...]
     fit_on: tuple[str, ...] = ()
     most: int | None = None
+    reading: Reading = DEFAULT
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,14 @@ class AuditPrompts:
         test: Prompts of all rates and cliffs.
         files: What each source held: hash of a file, commit of a benchmark.
         dropped: Prompts to fit on that were dropped because they overlap with the test.
+        left_out: Rows of the sources that cannot be used.
     """
 
     fit: list[Prompt]
     test: list[Prompt]
     files: Mapping[str, str]
     dropped: int = 0
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def audit_sources(
@@ -83,6 +90,7 @@ def audit_sources(
     data: Path | None,
     *,
     quick: bool,
+    reading: Reading = DEFAULT,
 ) -> AuditSources:
     """Sources as a user gives them: by name, or, for an organism of a pretrained model, a folder.
 
@@ -98,7 +106,7 @@ def audit_sources(
             f"names of benchmarks ({', '.join(BENCHMARKS)}); or, for an organism of a "
             "pretrained model (refusal-cliff organism list), --data with the folder of its files."
         )
-    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), most)
+    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), most, reading)
 
 
 def recorded_sources(data: Path) -> AuditSources:
@@ -119,10 +127,11 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
     """Read the sources and split them.
 
     Raises:
-        RefusalCliffError: A source cannot be read, a row would be lost, or there are too few.
+        RefusalCliffError: A source cannot be read, rows of a label would be lost, or there are too
+            few.
     """
-    prompts = _all_prompts(sources)
-    files = {name: _version(name) for name in (*sources.harmful, *sources.benign)}
+    prompts, left_out = _all_prompts(sources)
+    files = {name: _version(name, prompts) for name in (*sources.harmful, *sources.benign)}
     dropped = 0
     if not sources.fit_on:
         fit, test = split_prompts(prompts, seed)
@@ -137,7 +146,7 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
         _require_enough(part, found)
     if sources.most is not None:
         fit, test = (drawn(part, sources.most, seed) for part in (fit, test))
-    return AuditPrompts(fit, test, files, dropped)
+    return AuditPrompts(fit, test, files, dropped, left_out)
 
 
 def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -159,8 +168,8 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], l
     return fit, [prompt for prompt in grouped if prompt.group not in chosen]
 
 
-def _all_prompts(sources: AuditSources) -> list[Prompt]:
-    """The prompts of every source, marked with it, their ids made unique."""
+def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ...]]:
+    """The prompts of every source, marked with it, their ids made unique; rows that are none."""
     named = {*map(_stem, sources.harmful), *map(_stem, sources.benign)}
     unknown = [name for name in sources.fit_on if _stem(name) not in named]
     if unknown:
@@ -169,6 +178,7 @@ def _all_prompts(sources: AuditSources) -> list[Prompt]:
             f"Name one of: {', '.join(sorted(named))}."
         )
     found: list[Prompt] = []
+    left_out: dict[LeftOut, None] = {}
     seen: set[str] = set()
     sides: tuple[tuple[Label, tuple[str, ...]], ...] = (
         ("harmful", sources.harmful),
@@ -177,46 +187,53 @@ def _all_prompts(sources: AuditSources) -> list[Prompt]:
     for label, names in sides:
         others = sources.benign if label == "harmful" else sources.harmful
         for name in names:
-            for prompt in _of_source(name, label, both=name in others):
+            read = _of_source(name, label, sources.reading, both=name in others)
+            left_out |= dict.fromkeys(read.left_out)
+            for prompt in read.prompts:
                 name_of = prompt.id if prompt.id not in seen else f"{_stem(name)}:{prompt.id}"
                 seen.add(name_of)
                 mark = () if source_of(prompt) else (f"{FROM}{_stem(name)}",)
                 found.append(replace(prompt, id=name_of, tags=(*prompt.tags, *mark)))
-    return found
+    return found, tuple(left_out)
 
 
-def _of_source(name: str, label: Label, *, both: bool) -> list[Prompt]:
+def _of_source(name: str, label: Label, reading: Reading, *, both: bool) -> PromptSet:
     """The rows with a label; rows with the other one must be asked for, too.
 
     Raises:
-        RefusalCliffError: Rows of the other label would be lost, or cannot be used.
+        RefusalCliffError: Rows of the other label would be lost, or a benchmark, of which every row
+            is known to be usable, has come otherwise.
     """
     if name in BENCHMARKS:
         loaded = load_benchmark(name)
         if loaded.left_out:
             raise RefusalCliffError(
                 f"{name} has {len(loaded.left_out)} rows that cannot be used; the first: row "
-                f"{loaded.left_out[0].row}: {loaded.left_out[0].reason}. Save the others as a file."
+                f"{loaded.left_out[0].row}: {loaded.left_out[0].why}. Save the others as a file."
             )
-        return [prompt for prompt in loaded.prompts if prompt.label == label]
-    path = Path(name)
-    prompts = read_prompts(path, label=label)
+        return PromptSet([prompt for prompt in loaded.prompts if prompt.label == label])
+    loaded = read_prompt_set(name, label=label, reading=reading)
+    prompts = loaded.prompts
     other = next((n for n, prompt in enumerate(prompts, 1) if prompt.label != label), None)
     if other is not None and not both:
         raise RefusalCliffError(
-            f"{path}, prompt {other}: the label is {prompts[other - 1].label!r}, but the file was "
+            f"{name}, prompt {other}: the label is {prompts[other - 1].label!r}, but the file was "
             f"given as {label} prompts. Remedy: give the file as both harmful and benign, and each "
             "row counts as it is labelled; or move the row to another file."
         )
-    return [prompt for prompt in prompts if prompt.label == label]
+    return PromptSet([prompt for prompt in prompts if prompt.label == label], loaded.left_out)
 
 
 def _stem(name: str) -> str:
     return name if name in BENCHMARKS else Path(name).stem
 
 
-def _version(name: str) -> str:
-    return str(BENCHMARKS[name].revision) if name in BENCHMARKS else sha256_file(Path(name))
+def _version(name: str, prompts: Sequence[Prompt]) -> str:
+    """Commit of a benchmark, hash of a file or folder, or of what the hub sent."""
+    if name in BENCHMARKS:
+        return str(BENCHMARKS[name].revision)
+    sent = [(p.id, p.text, p.label) for p in prompts if source_of(p) == _stem(name)]
+    return source_digest(name) or hashlib.sha256(repr(sent).encode()).hexdigest()
 
 
 def _require_enough(part: str, prompts: Sequence[Prompt]) -> None:

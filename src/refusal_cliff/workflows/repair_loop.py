@@ -13,6 +13,7 @@ from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.reading import Reading
 from refusal_cliff.data.traces import Prompt, read_prompts
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
@@ -49,7 +50,7 @@ class RepairPlan:
         scoring: The model, its probe, and how candidates are scored.
         data: Safety data to choose from.
         choice: Which of it are wanted.
-        benign: Benign examples with answers; see `training_run.read_benign`.
+        benign: Benign examples with answers; see `training_run.train_from_files`.
         training: Budget and mix.
         prompts: Files of test prompts, harmful and benign; by default those of the probe's run.
         engine: Where candidates are scored.
@@ -107,7 +108,12 @@ def run_repair(
     if watch is not None:
         watch("training", 0, None)
     adapter = train_from_files(
-        subject, scoring.out / SELECTED, plan.benign, plan.training, out / ADAPTER
+        subject,
+        scoring.out / SELECTED,
+        plan.benign,
+        plan.training,
+        out / ADAPTER,
+        Reading(markers=plan.data.reading.markers),
     )
     generation = GenerationConfig(scoring.max_new_tokens, scoring.batch_size)
     studies = (

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from refusal_cliff.data.prompt_files import usable_rows
+from refusal_cliff.data.prompt_files import read_prompt_set
 from refusal_cliff.data.traces import Prompt, SafetyExample, Trace
 from refusal_cliff.organisms.pretrained import reasoning
 from refusal_cliff.organisms.pretrained.sources import HARMFUL, find_file
@@ -31,10 +31,9 @@ def safety_pool(data: Path, n: int, seed: int) -> list[SafetyExample]:
         RefusalCliffError: A file is missing or cannot be read.
     """
     asked = [
-        str(row["prompt"])
+        prompt.text
         for name in POOL
-        for _, row in usable_rows(find_file(data, name))
-        if not isinstance(row, str)
+        for prompt in read_prompt_set(find_file(data, name), label="harmful").prompts
     ]
     rng = random.Random(f"safety-pool:{seed}")
     return [

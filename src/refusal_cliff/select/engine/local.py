@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 
@@ -20,6 +19,7 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards)."""
 _WAIT = 0.2
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,11 @@ class Rank:
             return f"cuda:{self.local}"
         return asked
 
-    def wait_for(self, path: Path) -> None:
-        """Wait until another rank has written a file; the launcher ends us if that one fails."""
-        while not path.is_file():
+    def wait_for(self, found: Callable[[], T | None]) -> T:
+        """Wait for what another rank writes; the launcher ends us if that one fails."""
+        while (written := found()) is None:
             time.sleep(_WAIT)
+        return written
 
 
 def run_shards(

@@ -1,0 +1,118 @@
+"""Rows out of Arrow batches: each is measured before it is unpacked, and read on its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from refusal_cliff.data.types import Row, shortened
+
+MAX_ROW_BYTES = 8 << 20
+"""A larger row is left out: no model reads that much at once."""
+_OVERHEAD = 8
+"""Bytes counted for every element of a list, and for every value that is no text."""
+Sizes = NDArray[np.int64]
+
+
+class Unreadable:
+    """A cell that has no value in Python, such as a date in the year 300,000."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __repr__(self) -> str:
+        return f"unreadable ({self._reason})"
+
+
+def too_large() -> str:
+    """Why a row is left out that is larger than `MAX_ROW_BYTES`."""
+    return f"it is larger than {MAX_ROW_BYTES >> 20} MiB, the most that a row may have"
+
+
+def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | str]:
+    """One row after the other, or why it cannot be read.
+
+    Args:
+        batches: Texts in them may be dictionary-encoded.
+    """
+    for batch in batches:
+        sizes = np.zeros(batch.num_rows, dtype=np.int64)
+        for column in batch.columns:
+            sizes += sizes_of(column)
+        for place, size in enumerate(sizes):
+            yield too_large() if size > MAX_ROW_BYTES else _row(batch.slice(place, 1))
+
+
+def sizes_of(array: Any) -> Sizes:
+    """Bytes of every element once it is unpacked; of values that are no texts, a rough count.
+
+    Args:
+        array: An Arrow array of any type, nested or dictionary-encoded.
+    """
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return sizes_of(array.storage)
+    if pa.types.is_dictionary(kind):
+        of_values = np.append(sizes_of(array.dictionary), 0)  # the last is that of a null
+        places = pc.fill_null(array.indices.cast(pa.int64()), -1)
+        return of_values[places.to_numpy(zero_copy_only=False)]
+    if pa.types.is_struct(kind):
+        fields = (sizes_of(array.field(i)) for i in range(kind.num_fields))
+        return sum(fields, start=np.zeros(len(array), dtype=np.int64))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
+        ends = _ends(sizes_of(array.values if not pa.types.is_map(kind) else _entries(array)))
+        offsets = array.offsets.to_numpy(zero_copy_only=False)
+        return ends[offsets[1:]] - ends[offsets[:-1]]
+    if pa.types.is_fixed_size_list(kind):
+        ends = _ends(sizes_of(array.values))
+        starts = (np.arange(len(array) + 1) + array.offset) * kind.list_size
+        return ends[starts[1:]] - ends[starts[:-1]]
+    if _is_text(kind):
+        return pc.fill_null(pc.call_function("binary_length", [array]), 0).to_numpy(
+            zero_copy_only=False
+        )
+    return np.full(len(array), _OVERHEAD, dtype=np.int64)
+
+
+def _entries(array: Any) -> Any:
+    return pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
+
+
+def _ends(sizes: Sizes) -> Sizes:
+    """Bytes up to the end of each element; lists are differences of these."""
+    return np.concatenate([[0], np.cumsum(sizes + _OVERHEAD, dtype=np.int64)])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        holds(kind)
+        for holds in (
+            pa.types.is_string,
+            pa.types.is_large_string,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_string_view,
+            pa.types.is_binary_view,
+        )
+    )
+
+
+def _row(batch: pa.RecordBatch) -> Row:
+    try:
+        return batch.to_pylist()[0]
+    except Exception:  # of any kind: Arrow raises what Python's own types raise
+        columns = zip(batch.schema.names, batch.columns, strict=True)
+        return {name: _cell(column) for name, column in columns}
+
+
+def _cell(column: Any) -> object:
+    """One bad cell costs no more than itself: its column may not matter."""
+    try:
+        return column[0].as_py()
+    except Exception as error:
+        return Unreadable(shortened(error))

@@ -1,0 +1,125 @@
+"""Conversations as public data and servers write them: who speaks, and each one's message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from refusal_cliff.thinking.parts import read_parts
+
+_ROLES = {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "developer": "system",
+}
+_WHO = ("role", "from")
+_SAID = ("content", "value", "text")
+
+
+class NotText(ValueError):
+    """A message holds something else than text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: ``user``, ``assistant``, ``system``, or what the data calls it.
+        message: Its fields, what is said under ``content``.
+        finish: Why a server stopped, in its own word; ``None`` where it did not say so, and empty
+            where no server is known of.
+    """
+
+    role: str
+    message: Mapping[str, object]
+    finish: object = ""
+
+    @property
+    def text(self) -> str:
+        """What is said, without what is thought.
+
+        Raises:
+            NotText: There is something else in it.
+        """
+        try:
+            parts = read_parts(self.message.get("content"))
+        except TypeError as error:
+            raise NotText(str(error)) from error
+        if parts.others:
+            raise NotText(f"a message holds a part that is no text, but {parts.others[0][:40]!a}")
+        return parts.text or ""
+
+
+def turn_of(message: Mapping[str, object], finish: object = "") -> Turn:
+    """A message with the keys of OpenAI (``role``, ``content``) or of ShareGPT (``from``)."""
+    role = _named(message, _WHO)
+    name = role if isinstance(role, str) else ""
+    return Turn(_ROLES.get(name, name), {**message, "content": _named(message, _SAID)}, finish)
+
+
+def turns_of(value: object, role: str) -> list[Turn]:
+    """The turns in a column: a text or its parts, one message, or a list of messages.
+
+    Args:
+        value: What the column holds.
+        role: Who speaks where nobody is named.
+
+    Raises:
+        NotText: It is none of these.
+    """
+    if isinstance(value, str):
+        return [Turn(role, {"content": value})]
+    if isinstance(value, Mapping):
+        turn = turn_of(cast("Mapping[str, object]", value))
+        return [turn if turn.role else replace(turn, role=role)]
+    if isinstance(value, Sequence) and value and all(isinstance(m, Mapping) for m in value):
+        messages = cast("Sequence[Mapping[str, object]]", value)
+        if any(_named(message, _WHO) is not None for message in messages):
+            return [turn_of(message) for message in messages]
+        return [Turn(role, {"content": messages})]
+    raise NotText("its messages are not a list of objects")
+
+
+def choice_of(value: object) -> Turn | None:
+    """The answer in what an OpenAI-compatible server sent, or a line of its batches; else ``None``.
+
+    Raises:
+        NotText: The request failed, or the answer is of another form.
+    """
+    if not isinstance(value, Mapping):
+        return None
+    if isinstance(value.get("body"), Mapping) and "choices" not in value:
+        status = value.get("status_code")
+        if status not in (None, 200):
+            raise NotText(f"the request of the batch failed with status {status!a:.40}")
+        return choice_of({"choices": None, **value["body"]})
+    choices = value.get("choices")
+    if choices is None:
+        return None
+    first = choices[0] if isinstance(choices, Sequence) and choices else None
+    message = first.get("message") if isinstance(first, Mapping) else None
+    if not isinstance(first, Mapping) or not isinstance(message, Mapping):
+        raise NotText("its choices hold no message")
+    turn = turn_of(cast("Mapping[str, object]", message), first.get("finish_reason"))
+    return replace(turn, role="assistant")
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for held in value.values():
+            yield from texts_in(held)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes):
+        for held in value:
+            yield from texts_in(held)
+
+
+def _named(message: Mapping[str, object], names: Sequence[str]) -> object:
+    return next((message[name] for name in names if message.get(name) is not None), None)

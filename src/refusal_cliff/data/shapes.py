@@ -1,0 +1,319 @@
+"""Rows of any known shape to validated prompts, records and examples: the one door for all data.
+
+A row holds what was asked, and, except for prompts, what a model said: in columns of its own, as
+messages, or as a server sent it. Every command reads rows here, so that they mean the same in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from refusal_cliff.data.fields import (
+    BadRow,
+    bad,
+    bool_of,
+    category_of,
+    checked_text,
+    count_of,
+    label_of,
+    score_of,
+    shown,
+    spans_of,
+    tags_of,
+    text_of,
+    token_ids_of,
+    verdict_of,
+)
+from refusal_cliff.data.messages import NotText, Turn, choice_of, texts_in, turns_of
+from refusal_cliff.data.reading import DEFAULT, Reading, default_id
+from refusal_cliff.data.said import THINKING_FIELDS, known_status, said_in
+from refusal_cliff.data.types import Prompt, Record, Row, SafetyExample
+
+PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
+RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
+CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_NAMES = {"text": "prompt"}
+T = TypeVar("T")
+
+
+def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = DEFAULT) -> Prompt:
+    """The prompt in a row: a column of its own, or the request of its messages.
+
+    Args:
+        source: Names rows without an id.
+        number: Number of the row.
+        row: Its columns.
+        reading: How they are read.
+
+    Raises:
+        BadRow: The row is not usable.
+    """
+    row = _renamed(row, reading)
+    name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
+    turns = _as_text(_asked_turns, row) if name is None or isinstance(row[name], list) else []
+    _refuse_system(_request(turns) or _has_text(row.get("system")))
+    text = _text_in(row, name) if name is not None and not turns else _asked(turns)
+    return _prompt(source, number, row, text, reading)
+
+
+def record_of_row(
+    source: str | Path,
+    number: int,
+    row: Row,
+    reading: Reading = DEFAULT,
+    *,
+    asked_again: bool = False,
+    thinks: bool = False,
+) -> Record:
+    """What a model said, out of a row of any known shape, every field of it checked.
+
+    Thinking and answer of our own records (``closed``, or ``token_ids`` with ``spans``) are apart
+    already and stay as they are; all others are read by `said_in`.
+
+    Args:
+        source: Names rows without an id.
+        number: Number of the row.
+        row: Its columns.
+        reading: How they are read.
+        asked_again: The prompt is put before a model here, so that no system turn may be missing.
+        thinks: The model always thinks: a text without the end of a thought is one.
+
+    Raises:
+        BadRow: The row is not usable.
+    """
+    row = _renamed(row, reading)
+    turns = [] if _is_own(row) else _conversation(row)
+    if asked_again:
+        _refuse_system(_request(turns) or _has_text(row.get("system")))
+    text = _text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
+    prompt = _prompt(source, number, row, text, reading)
+    said = _own(prompt, row) if _is_own(row) else _read(prompt, row, turns, reading, thinks)
+    told = token_ids_of(row)
+    prompt_tokens = count_of(row, "prompt_tokens")
+    if told and prompt_tokens is not None and prompt_tokens > len(told):
+        raise bad(f"its prompt has {prompt_tokens} of {len(told)} tokens", "drop the token ids")
+    return replace(
+        said,
+        complete=bool_of(row, "complete", said.complete),
+        token_ids=told,
+        spans=spans_of(row, len(told)) if told or row.get("spans") is not None else None,
+        thinking_cut=bool_of(row, "thinking_cut", False),
+        tokens=count_of(row, "tokens"),
+        prompt_tokens=prompt_tokens,
+        verdict=verdict_of(row),
+        judge=text_of(row, "judge"),
+        score=score_of(row),
+        reason=text_of(row, "reason"),
+    )
+
+
+def example_of_row(
+    source: str | Path, number: int, row: Row, reading: Reading = DEFAULT
+) -> SafetyExample:
+    """A training example out of a row, its thinking empty where the row has none.
+
+    Raises:
+        BadRow: The row is of another ``format``, has an ``empty`` prompt or answer, or thinking
+            that never closes.
+    """
+    record = record_of_row(source, number, row, reading, asked_again=True)
+    if not record.closed:
+        raise BadRow("thinking never closes", "its thinking begins and does not end")
+    if not record.response.strip():
+        raise BadRow("empty", "the answer is empty")
+    if not record.complete:
+        raise BadRow("cut off", "its answer was cut off")
+    return SafetyExample(record.prompt, record.thinking, record.response)
+
+
+def _renamed(row: Row, reading: Reading) -> Row:
+    """The row with the columns that a user named under our own names."""
+    if not reading.columns:
+        return row
+    missing = [(name, c) for name, c in reading.columns.items() if c not in row]
+    if missing:
+        name, column = missing[0]
+        raise bad(f"it has no column {column!r}", f"name another one (--column {name}=COLUMN)")
+    own = {_NAMES.get(name, name): row[column] for name, column in reading.columns.items()}
+    hidden = CHAT_COLUMNS if {"prompt", "response"} & own.keys() else ()
+    return {name: value for name, value in row.items() if name not in hidden} | own
+
+
+def _prompt(source: str | Path, number: int, row: Row, text: str, reading: Reading) -> Prompt:
+    return Prompt(
+        id=text_of(row, "id") or text_of(row, "custom_id") or default_id(source, number),
+        text=text,
+        label=label_of(row, reading.label),
+        group=text_of(row, "group"),
+        category=category_of(row),
+        tags=tags_of(row),
+    )
+
+
+def _column_of(row: Row, names: Sequence[str]) -> str:
+    name = next((name for name in names if row.get(name) is not None), None)
+    if name is None:
+        raise bad(
+            f"it has none of the columns {', '.join((*names, 'messages'))}",
+            f"rename the column that holds the {names[0]} to {names[0]!r}, or name it "
+            f"(--column {'text' if names is PROMPT_COLUMNS else names[0]}=COLUMN)",
+        )
+    return name
+
+
+def _text_in(row: Row, name: str) -> str:
+    """The request in a column; what Alpaca puts below an instruction is part of it."""
+    text = row[name]
+    if not isinstance(text, str) or not text.strip():
+        reason = "empty" if isinstance(text, str) else "other format"
+        wrong = f"{name!r} is {shown(text)}, not a non-empty text"
+        raise BadRow(reason, wrong, "fill it in, or drop the row")
+    given = row.get("input") if name == "instruction" else None
+    below = f"\n\n{given}" if isinstance(given, str) and given.strip() else ""
+    return checked_text(text + below, name)
+
+
+def _conversation(row: Row) -> list[Turn]:
+    """Request and answer as turns, wherever in the row they stand."""
+    turns = _as_text(_asked_turns, row)
+    if any(turn.role == "assistant" for turn in turns):
+        return turns
+    return turns + _as_text(_answered_turns, row)
+
+
+def _as_text(find: Callable[[Row], T], row: Row) -> T:
+    """What is found in a row that may hold something else than texts."""
+    try:
+        return find(row)
+    except NotText as error:
+        raise bad(str(error), "write one request and one answer as texts") from error
+
+
+def _asked_turns(row: Row) -> list[Turn]:
+    """The conversation in the row, or in the request of a batch, or the request in a column."""
+    body = row.get("body", row.get("request"))
+    body = body.get("body", body) if isinstance(body, Mapping) else None
+    for place in (row, body if isinstance(body, Mapping) else {}):
+        for name in CHAT_COLUMNS:
+            if place.get(name) is not None:
+                return turns_of(place[name], "user")
+    name = _column_of(row, PROMPT_COLUMNS)
+    return turns_of(_text_in(row, name) if isinstance(row[name], str) else row[name], "user")
+
+
+def _answered_turns(row: Row) -> list[Turn]:
+    """The answer in a column, with its thinking; or as a server sent it."""
+    if row.get("error") not in (None, "", {}):
+        raise NotText(f"the request failed: {shown(row['error'])}")
+    sent = choice_of(row)
+    name = next((name for name in RESPONSE_COLUMNS if row.get(name) is not None), None)
+    if sent is None and name is not None:
+        sent = choice_of(row[name])
+    if sent is not None or name is None:
+        return [] if sent is None else [sent]
+    turns = turns_of(row[name], "assistant")
+    apart = {name: row[name] for name in THINKING_FIELDS if row.get(name) is not None}
+    finish = row.get("finish", row.get("finish_reason", turns[0].finish))
+    return [replace(turns[0], message={**apart, **turns[0].message}, finish=finish), *turns[1:]]
+
+
+def _request(turns: Sequence[Turn]) -> bool:
+    """Whether the conversation begins with a system turn that says something."""
+    return bool(turns) and turns[0].role == "system" and _has_text(turns[0].message["content"])
+
+
+def _has_text(value: object) -> bool:
+    return value is not None and bool(str(value).strip())
+
+
+def _refuse_system(found: bool) -> None:
+    if found:
+        raise bad(
+            "it has a system prompt, which the model would not be given here",
+            "drop it from the row if the answer does not depend on it",
+        )
+
+
+def _without_system(turns: Sequence[Turn]) -> Sequence[Turn]:
+    return turns[1:] if turns and turns[0].role == "system" else turns
+
+
+def _asked(turns: Sequence[Turn]) -> str:
+    """The text of the one request."""
+    turns = _without_system(turns)
+    roles = [turn.role for turn in turns]
+    if roles not in (["user"], ["user", "assistant"]):
+        raise bad(
+            f"its turns are {_listed(roles)}, not one request and one answer",
+            "keep the first request and its answer",
+        )
+    return _text_in({"prompt": _as_text(lambda _: turns[0].text, {})}, "prompt")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names with commas, in ASCII, no more than a few."""
+    more = ", …" if len(names) > 6 else ""
+    return ", ".join(ascii(name)[1:-1][:20] for name in names[:6]) + more
+
+
+def _is_own(row: Row) -> bool:
+    """Whether the row is one of our own records or traces, with thinking and answer apart."""
+    has_tokens = row.get("token_ids") is not None and "spans" in row
+    return row.get("closed") not in (None, "") or has_tokens
+
+
+def _own(prompt: Prompt, row: Row) -> Record:
+    response = row.get("response")
+    if not isinstance(response, str):
+        wrong = f"'response' is {shown(response)}, not a text"
+        raise bad(wrong, "put what the model answered into 'response'")
+    written = row.get("written")
+    if not isinstance(written, str | None):
+        raise bad(f"'written' is {shown(written)}, not a text", "drop it")
+    return Record(
+        prompt,
+        text_of(row, "thinking"),
+        checked_text(response, "response"),
+        closed=bool_of(row, "closed", row.get("spans", True) is not None),
+        complete=True,
+        written=None if written is None else checked_text(written, "written"),
+        beside=text_of(row, "beside"),
+        finish=text_of(row, "finish"),
+        status=known_status(row.get("status")),
+    )
+
+
+def _read(
+    prompt: Prompt, row: Row, turns: Sequence[Turn], reading: Reading, thinks: bool
+) -> Record:
+    """The answer of a row as anybody writes it, split into thinking and answer."""
+    answer = _without_system(turns)[1:]
+    if not answer:
+        _column_of(row, RESPONSE_COLUMNS)
+        raise bad("it has no answer", "put what the model answered into 'response'")
+    turn = answer[0]
+    for text in texts_in(turn.message):
+        if "\0" in checked_text(text, "response"):
+            raise BadRow("not readable", "its answer holds a NUL character", "drop the row")
+    apart = [turn.message[name] for name in THINKING_FIELDS if turn.message.get(name) is not None]
+    if not all(isinstance(thought, str) for thought in apart):
+        raise bad(f"its thinking is {shown(apart[0])}, not a text", "write it as a text")
+    try:
+        thinks = thinks and not apart
+        said = said_in(turn.message, turn.finish, thinks=thinks, markers=reading.markers)
+    except TypeError as error:
+        raise bad(str(error), "write the answer as a text") from error
+    return Record(
+        prompt,
+        said.thinking,
+        said.response,
+        closed=said.closed,
+        complete=said.complete,
+        written=said.written,
+        beside=said.beside,
+        finish="" if turn.finish == "" else checked_text(said.finish, "finish"),
+        status=said.status,
+    )

@@ -1,0 +1,156 @@
+"""What the method reads and writes: prompts, traces, answers, training examples, rows left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from refusal_cliff.thinking import Spans
+
+Label: TypeAlias = Literal["harmful", "benign"]
+Verdict: TypeAlias = Literal["refused", "complied", "harmful", "truncated", "unscored"]
+"""``complied``: answered, and no judge of harm called the answer harmful; ``harmful``: it did."""
+Row: TypeAlias = Mapping[str, object]
+
+LABELS: tuple[Label, ...] = get_args(Label)
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+COMPLIANCE: frozenset[str] = frozenset({"complied", "harmful"})
+
+
+def complies(verdict: str) -> bool:
+    """Whether an answer gives what was asked: of a harmful prompt, an attack that worked.
+
+    A judge that only knows refusals says ``complied``, a judge of harm also ``harmful``. Whatever
+    counts, ranks or draws attacks asks here, so that any judge can be used everywhere.
+    """
+    return verdict in COMPLIANCE
+
+
+def is_judged(verdict: str) -> bool:
+    """Whether a judge could say of an answer whether it refuses."""
+    return verdict == "refused" or complies(verdict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request to the model.
+
+    ``group`` is shared by near-duplicates, which must stay on one side of a split; ``tags`` are
+    free marks such as ``framed`` or ``hard-benign``.
+    """
+
+    id: str
+    text: str
+    label: Label
+    group: str = ""
+    category: str = ""
+    tags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.group:
+            object.__setattr__(self, "group", self.id)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a model wrote for one prompt; ``token_ids`` are those it generated, prompt first.
+
+    ``spans`` is ``None`` when the thinking never closed; ``complete`` says whether the model
+    ended its answer itself; ``thinking_cut`` that a thinking budget closed the thinking for it.
+    """
+
+    prompt: Prompt
+    token_ids: tuple[int, ...]
+    spans: Spans | None
+    thinking: str
+    response: str
+    complete: bool
+    verdict: Verdict = "unscored"
+    thinking_cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One answer, wherever the model ran.
+
+    Attributes:
+        prompt: What was asked.
+        thinking: The thinking, without markers.
+        response: The answer; empty where the thinking never closed.
+        closed: Whether the thinking ended. A model that does not think has always ended it.
+        complete: Whether the model ended its answer itself.
+        written: All that the model wrote, where it came in one text; what is scored later.
+        beside: The text beside a thought in a field of its own, where it holds more than the
+            answer: a second end of the thought, which the tokens need; else empty.
+        token_ids: The tokens, prompt first, of a model that ran here, or of an endpoint that tells
+            them.
+        spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
+            endpoint are split where its tokenizer is known.
+        thinking_cut: Whether a budget closed the thinking.
+        finish: Why an endpoint stopped, in its own word, or ``UNTOLD``.
+        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
+        tokens: How many tokens prompt and answer had, as the endpoint counted; a text that does
+            not give back as many has lost some.
+        prompt_tokens: How many of them the prompt had.
+        verdict: What the judge says.
+        judge: Which judge.
+        score: Degree of harm from 0 to 1, of a judge that grades.
+        reason: The judge's words, or why there is no verdict.
+    """
+
+    prompt: Prompt
+    thinking: str
+    response: str
+    closed: bool
+    complete: bool
+    written: str | None = None
+    beside: str = ""
+    token_ids: tuple[int, ...] = ()
+    spans: Spans | None = None
+    thinking_cut: bool = False
+    finish: str = ""
+    status: str = ""
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+    verdict: Verdict = "unscored"
+    judge: str = ""
+    score: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SafetyExample:
+    """A training example: a prompt with the thinking and the response to be learnt."""
+
+    prompt: Prompt
+    thinking: str
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A row that is not used.
+
+    Attributes:
+        id: Of the row, or of the prompt that has no answer.
+        row: Its number in the source, where it comes from one.
+        reason: Why; of rows that cannot be read, one of a few words that are counted.
+        detail: What is wrong with this row, and what mends it.
+    """
+
+    id: str
+    row: int | None
+    reason: str
+    detail: str = ""
+
+    @property
+    def why(self) -> str:
+        """All that is known of the reason."""
+        return self.detail or self.reason
+
+
+def shortened(text: object, most: int = 300) -> str:
+    """A reason that fits a line: what a row holds may be a megabyte."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= most else f"{line[: most // 2]} … {line[-most // 2 :]}"
