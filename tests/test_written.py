@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_cliff.errors import RefusalCliffError
@@ -188,6 +188,7 @@ _TEXTS = _WORDS.map(lambda text: " ".join(text.split())).filter(
 )
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KNOWN), _WORDS.map(str.strip), _TEXTS, st.booleans())
 def test_written_then_read_gives_the_parts_back(
     known: Markers, thinking: str, answer: str, opened: bool
@@ -206,6 +207,7 @@ _PIECES += ["```", "`", '"', "```python\n", " ", "\r\n", "word", "Sure. ", "<ans
 _HOSTILE = st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=5)), max_size=12)
 
 
+@settings(deadline=None)
 @given(_HOSTILE.map("".join), st.one_of(st.none(), _HOSTILE.map("".join)))
 def test_reading_is_stable(content: str, reasoning: str | None) -> None:
     found = read_message(content, reasoning)
