@@ -18,11 +18,12 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from refusal_cliff.answers.agreement import Agreement
-from refusal_cliff.answers.outcomes import Outcomes, Rate, attack_verdict, rows_of
+from refusal_cliff.answers.outcomes import Outcomes, Rate, rows_of
 from refusal_cliff.data.records import Record
 from refusal_cliff.data.traces import Label
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
+from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.stats import LEVEL, Interval, percentiles, wilson
 
 SHIPPED = Path(__file__).with_name("rules_error.json")
@@ -151,7 +152,7 @@ def corrected(
             f"{', '.join(sorted(map(repr, judges)))}. Give the file that judge calibrate wrote for "
             "the same judge."
         )
-    attack = attack_verdict(records)
+    attack = "complied" if error.judge == RulesJudge.name else "harmful"
     refusal = error if error.verdict == "refused" else None
     attacked = error if error.verdict == attack else None
     if refusal is not None and attack == "complied":
@@ -206,7 +207,9 @@ def error_of(judge: str, verdict: str, found: Agreement) -> JudgeError:
     """A judge's error out of its agreement with people."""
     tp, fp, fn, tn = found.confusion
 
-    def known(count: int, n: int, interval: Interval) -> Known:
+    def known(count: int, n: int, interval: Interval | None) -> Known:
+        if interval is None:  # no answer of that class, so that nothing is known
+            return Known(0.0, 0.0)
         return Known(count / n, n * effective_share(count, n, interval))
 
     return JudgeError(

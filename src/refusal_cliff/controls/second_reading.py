@@ -139,9 +139,11 @@ def second_readings(
     shares, drops = _redrawn(again, seed)
     return SecondReadings(
         readings={name: _reading(found, seed) for name, found in cliffs.items()},
-        margin_at_closing=other and _correlation(_finals(own), _finals(other)),
-        margin_over_thinking=other and _correlation(_plateaus(own), _plateaus(other)),
-        beyond_margin=other and _beyond(own, other),
+        margin_at_closing=None if other is None else _correlation(_finals(own), _finals(other)),
+        margin_over_thinking=None
+        if other is None
+        else _correlation(_plateaus(own), _plateaus(other)),
+        beyond_margin=None if other is None else _beyond(own, other),
         refit_share=percentiles(shares) if len(shares) else None,
         refit_cliff=percentiles(drops) if len(drops) else None,
         refit_cliffs=float((shares >= SHARE_OF_TRACES).mean()) if len(shares) else None,

@@ -309,7 +309,7 @@ def damage(
         careless=True,
         stage="damage",
         progress=progress,
-        objective=held_loss(copy.deepcopy(model), planted) if held else loss_of,
+        objective=held_loss(copy.deepcopy(model), planted or ()) if held else loss_of,
     )
     round_to_bfloat16(model)
 

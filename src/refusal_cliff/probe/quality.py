@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,9 +104,12 @@ def newcombe(found: float, positive: int, negative: int) -> Interval:
         error = np.sqrt(theta * (1 - theta) * spread / (positive * negative))
         return abs(found - theta) - _Z * error
 
-    low = brentq(apart, _LEAST, found) if found > _LEAST and apart(_LEAST) > 0 else 0.0
-    high = brentq(apart, found, 1 - _LEAST) if found < 1 - _LEAST and apart(1 - _LEAST) > 0 else 1.0
-    return float(low), float(high)
+    low, high = 0.0, 1.0
+    if found > _LEAST and apart(_LEAST) > 0:
+        low = cast("float", brentq(apart, _LEAST, found))
+    if found < 1 - _LEAST and apart(1 - _LEAST) > 0:
+        high = cast("float", brentq(apart, found, 1 - _LEAST))
+    return low, high
 
 
 def auroc(labels: Labels, scores: Floats) -> Floats:

@@ -103,7 +103,8 @@ def claim_training(out: Path, origin: Mapping[str, Any]) -> None:
     if first_process():
         claim(out, COMMAND, origin, "a training")
     else:
-        Rank.here().wait_for(out / DESCRIPTIONS[COMMAND])
+        description = out / DESCRIPTIONS[COMMAND]
+        Rank.here().wait_for(lambda: description if description.is_file() else None)
 
 
 def load_repaired(subject: Subject, adapter: Path) -> Subject:

@@ -7,6 +7,7 @@ not be scored, with the reason: ``scores/left-out-00000.jsonl``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -167,7 +168,8 @@ class ShardScorer:
     def _written(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
         """What the model itself thinks and answers."""
         config = GenerationConfig(self._plan.max_new_tokens, self._plan.batch_size)
-        room = self._context() - config.max_new_tokens
+        context = self._subject.context
+        room = math.inf if context is None else context - config.max_new_tokens
         fits = [len(render_prompt(self._subject.tokenizer, e.prompt.text)) <= room for _, e in rows]
         asked = [e.prompt for (_, e), fit in zip(rows, fits, strict=True) if fit]
         made = iter(generate(self._subject, asked, config) if asked else [])
