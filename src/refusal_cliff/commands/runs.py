@@ -95,8 +95,8 @@ def audit(
         int | None,
         typer.Option(
             min=1,
-            help="Longest thinking and answer, in tokens; longer is reported.  [default: 4096; "
-            "with --data 160]",
+            help="Longest thinking and answer, in tokens; longer is reported.  [default: 4096, or "
+            "what a shorter context leaves; with --data 160]",
             show_default=False,
         ),
     ] = None,
@@ -168,7 +168,7 @@ def audit(
             out,
             seed,
             view,
-            max_new_tokens=max_new_tokens or usual.max_new_tokens,
+            max_new_tokens=max_new_tokens or (usual.max_new_tokens if data else None),
             batch_size=batch_size or usual.batch_size,
             dtype=dtype or usual.dtype,
             device=device,

@@ -169,6 +169,28 @@ def fit_probes(
     return ProbeSet(probes, layer, label_rule, estimator, len(label_array), provenance)
 
 
+def too_few(name: str, found: int, need: int | None, label: str) -> RefusalCliffError:
+    """The error for fitting prompts that leave too few traces of a class.
+
+    Args:
+        name: The class: ``refused`` or ``benign``.
+        found: How many there are.
+        need: Prompts to fit on that would most likely do; ``None`` if that cannot be said.
+        label: Label of these prompts.
+    """
+    which = "refused" if name == "refused" else "answered benign"
+    more = (
+        f"Give about {need} {label} prompts to fit on, twice as many where they are halved"
+        if need is not None
+        else f"Give more {label} prompts"
+    )
+    return RefusalCliffError(
+        f"A probe needs {MIN_PER_CLASS} {which} traces of different prompts; the prompts to fit on "
+        f"gave {found}. {more} (without --quick, which draws a few), or allow longer answers if "
+        "many are cut off (--max-new-tokens)." + (_NO_REFUSAL if name == "refused" else "")
+    )
+
+
 def transfer(
     probes: ProbeSet,
     residuals: Floats,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -28,11 +29,13 @@ from refusal_cliff.probe.fit import (
     LabelRule,
     ProbeSet,
     fit_probes,
+    too_few,
 )
 from refusal_cliff.probe.provenance import provenance_of
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Progress, Stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, answers_kept, counter
+from refusal_cliff.stats import wilson
 
 PARTS = ("fit", "test")
 
@@ -89,8 +92,40 @@ def _generate(study: Study, job: Job) -> Headline:
                 study.subject, asked, study.generation, journal=journal, progress=count
             )
             write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
+            if part == PARTS[0]:  # before the test prompts are asked for nothing
+                _require_classes(judge_all(traces))
             tokens += sum(len(trace.token_ids) for trace in traces)
     return {"traces": sum(map(len, prompts)), "tokens": tokens}
+
+
+def _require_classes(fit: Sequence[Trace]) -> None:
+    """Refuse fitting prompts that leave too few traces of a class, and say how many it would take.
+
+    Raises:
+        RefusalCliffError: A probe could not be fitted.
+    """
+    groups = verdict_groups(closed(fit))
+    for name, label in (("refused", "harmful"), ("benign", "benign")):
+        found = len({trace.prompt.group for trace in groups[name]})
+        asked = len({trace.prompt.group for trace in fit if trace.prompt.label == label})
+        if found < MIN_PER_CLASS:
+            need = prompts_needed(found, asked, MIN_PER_CLASS)
+            raise too_few(name, found, need, label)
+
+
+def prompts_needed(found: int, asked: int, wanted: int) -> int | None:
+    """How many prompts of a kind will most likely give enough traces of a class.
+
+    Args:
+        found: Traces of the class so far.
+        asked: Prompts asked for them.
+        wanted: Traces needed.
+
+    Returns:
+        By the lower bound of the share that is in the class; ``None`` where none was.
+    """
+    low = wilson(found, asked)[0] if found else 0.0
+    return math.ceil(wanted / low) if low > 0 else None
 
 
 def _judge(study: Study, job: Job) -> Headline:

@@ -21,7 +21,7 @@ from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
-from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts
+from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts, fitting
 
 KEY = "model"
 LEFT_OUT_PROMPTS = "prompts/left-out.jsonl"
@@ -49,7 +49,7 @@ def run_audit(
     seed: int = 0,
     observer: Observer | None = None,
     *,
-    max_new_tokens: int = 4096,
+    max_new_tokens: int | None = None,
     batch_size: int = 16,
     dtype: str = "float32",
     device: str = "auto",
@@ -66,7 +66,8 @@ def run_audit(
         out: The run folder; made if absent.
         seed: Seed of splits and random heads.
         observer: Told what happens.
-        max_new_tokens: Longest thinking and answer together.
+        max_new_tokens: Longest thinking and answer together; ``None`` takes what fits, see
+            `fitting`.
         batch_size: Prompts generated at once.
         dtype: Precision of the weights.
         device: ``auto`` or a device of PyTorch.
@@ -81,8 +82,9 @@ def run_audit(
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
-    prompts = audit_prompts(sources, seed)
+    found = audit_prompts(sources, seed)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    prompts, max_new_tokens = fitting(found, subject, max_new_tokens)
     study = Study(KEY, subject, seed, GenerationConfig(max_new_tokens, batch_size), PRESETS[preset])
     shape = RunShape(
         KEY,
@@ -145,6 +147,7 @@ def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Sta
         "seed": seed,
         "fit_on": sources.fit_on,
         "most": sources.most,
+        "left_out": [row.id for row in found.left_out],
         **sources.reading.described(),
     }
     lists = (LEFT_OUT_PROMPTS,) if found.left_out else ()

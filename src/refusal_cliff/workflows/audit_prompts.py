@@ -14,6 +14,8 @@ from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.rows import source_digest
 from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.local import check_prompt
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.organisms.pretrained.sources import (
     EVALUATION,
     EVALUATION_BENIGN,
@@ -22,6 +24,7 @@ from refusal_cliff.organisms.pretrained.sources import (
     find_file,
 )
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
+from refusal_cliff.thinking import render_prompt
 
 MIN_PROMPTS = 40
 """Prompts of each label below which a probe and an interval mean nothing."""
@@ -131,6 +134,7 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
             few.
     """
     prompts, left_out = _all_prompts(sources)
+    prompts = with_near_duplicates(prompts)
     files = {name: _version(name, prompts) for name in (*sources.harmful, *sources.benign)}
     dropped = 0
     if not sources.fit_on:
@@ -149,23 +153,61 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
     return AuditPrompts(fit, test, files, dropped, left_out)
 
 
+def fitting(
+    found: AuditPrompts, subject: Subject, max_new_tokens: int | None
+) -> tuple[AuditPrompts, int]:
+    """The prompts that the model can answer, and how many tokens an answer may have.
+
+    Args:
+        found: All of them.
+        subject: The model.
+        max_new_tokens: What was asked for; ``None`` asks for the usual, or, of a model with a
+            shorter context, for what its longest prompt leaves of it.
+
+    Returns:
+        The prompts without those that leave no room, which are listed, and the number of tokens.
+
+    Raises:
+        RefusalCliffError: Too few are left.
+    """
+    both = [*found.fit, *found.test]
+    context = subject.context
+    if max_new_tokens is None:
+        lengths = [len(render_prompt(subject.tokenizer, prompt.text)) for prompt in both]
+        short = [n for n in lengths if context is None or 2 * n <= context]
+        room = USUAL.max_new_tokens if context is None else context - max(short, default=0)
+        max_new_tokens = min(USUAL.max_new_tokens, room)
+    left_out: dict[str, LeftOut] = {}
+    for prompt in both:
+        try:
+            check_prompt(subject, prompt, max_new_tokens)
+        except RefusalCliffError as error:
+            left_out[prompt.id] = LeftOut(prompt.id, None, "cannot be answered", str(error))
+    if not left_out:
+        return found, max_new_tokens
+    fit, test = ([p for p in part if p.id not in left_out] for part in (found.fit, found.test))
+    for part, kept in (("fit on", fit), ("test on", test)):
+        _require_enough(part, kept, next(iter(left_out.values())).detail)
+    kept = replace(found, fit=fit, test=test, left_out=(*found.left_out, *left_out.values()))
+    return kept, max_new_tokens
+
+
 def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Halve the groups at random; near-duplicates belong to one part, whatever their labels.
+    """Halve the groups at random; a group belongs to one part, whatever its labels.
 
     Groups of harmful prompts, of benign ones and of both are halved apart, so that each part has
     its half of each label.
     """
-    grouped = with_near_duplicates(prompts)
     labels: dict[str, set[str]] = {}
-    for prompt in grouped:
+    for prompt in prompts:
         labels.setdefault(prompt.group, set()).add(prompt.label)
     chosen: set[str] = set()
     for kind in ({"harmful"}, {"benign"}, {"harmful", "benign"}):
         groups = sorted(group for group, found in labels.items() if found == kind)
         name = "+".join(sorted(kind))
         chosen |= set(random.Random(f"split:{name}:{seed}").sample(groups, len(groups) // 2))
-    fit = [prompt for prompt in grouped if prompt.group in chosen]
-    return fit, [prompt for prompt in grouped if prompt.group not in chosen]
+    fit = [prompt for prompt in prompts if prompt.group in chosen]
+    return fit, [prompt for prompt in prompts if prompt.group not in chosen]
 
 
 def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ...]]:
@@ -236,13 +278,14 @@ def _version(name: str, prompts: Sequence[Prompt]) -> str:
     return source_digest(name) or hashlib.sha256(repr(sent).encode()).hexdigest()
 
 
-def _require_enough(part: str, prompts: Sequence[Prompt]) -> None:
+def _require_enough(part: str, prompts: Sequence[Prompt], why: str = "") -> None:
     for label in LABELS:
         found = {prompt.group for prompt in prompts if prompt.label == label}
         if len(found) < MIN_PROMPTS // 2:
             raise RefusalCliffError(
                 f"There are {len(found)} different {label} prompts to {part}; an audit needs "
                 f"{MIN_PROMPTS // 2}, and twice as many where they are halved. Give more."
+                + (f" Some were left out: {why}" if why else "")
             )
 
 
