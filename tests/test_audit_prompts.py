@@ -12,12 +12,15 @@ from refusal_cliff.data.prompt_files import PromptSet, source_of
 from refusal_cliff.data.records import LeftOut
 from refusal_cliff.data.traces import Label, Prompt
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import language
 from refusal_cliff.workflows import audit_prompts as module
 from refusal_cliff.workflows.audit_prompts import (
+    AuditPrompts,
     AuditSources,
     audit_prompts,
     audit_sources,
+    fitting,
     recorded_sources,
     split_prompts,
 )
@@ -47,6 +50,49 @@ def test_halves_share_no_group_and_lose_nothing() -> None:
         sides = [{p.group for p in side if p.label == label} for side in (fit, test)]
         assert not sides[0] & sides[1]
         assert all(sides)
+
+
+def test_near_duplicates_are_on_one_side_whatever_their_labels_and_files(tmp_path: Path) -> None:
+    """Without a column of groups: the same request twice, in other words, or as the other label."""
+    sources: dict[Label, str] = {}
+    for label in ("harmful", "benign"):
+        prompts = [
+            Prompt(f"{label}-{at}-{copy}", f"{polite}w{at} x{at} y{at} z{at} v{at} u{at}?", label)
+            for at in range(60)
+            for copy, polite in enumerate(("", "Please tell: "))
+            if label == "harmful" or at < 45
+        ]
+        sources[label] = str(tmp_path / f"{label}.jsonl")
+        write_prompts(Path(sources[label]), prompts)
+    found = audit_prompts(AuditSources((sources["harmful"],), (sources["benign"],)), 0)
+    cores = [{prompt.text[-12:] for prompt in side} for side in (found.fit, found.test)]
+    assert not cores[0] & cores[1]
+    assert len(found.fit) + len(found.test) == 120 + 90
+    groups = [{prompt.group for prompt in side} for side in (found.fit, found.test)]
+    assert not groups[0] & groups[1]
+    assert sum(map(len, groups)) == 60
+    for side in (found.fit, found.test):
+        assert {prompt.label for prompt in side} == {"harmful", "benign"}
+
+
+def test_a_prompt_that_no_context_holds_is_left_out_and_listed() -> None:
+    subject = load_subject("tiny", device="cpu")
+    context = subject.context
+    assert context is not None
+    fine = language.prompts("test", "harmful", 50, 0) + language.prompts("test", "benign", 50, 0)
+    long = [Prompt(f"long{i}", "diary " * context, "harmful") for i in range(2)]
+    asked = AuditPrompts([*fine[::2], long[0]], [*fine[1::2], long[1]], {})
+    found, tokens = fitting(asked, subject, None)
+    assert (len(found.fit), len(found.test)) == (50, 50)
+    assert [row.id for row in found.left_out] == ["long0", "long1"]
+    assert "context" in found.left_out[0].detail
+    assert 0 < tokens < context  # not the usual 4096, which no prompt of this model leaves
+    assert fitting(AuditPrompts(fine, fine, {}), subject, 100) == (
+        AuditPrompts(fine, fine, {}),
+        100,
+    )
+    with pytest.raises(RefusalCliffError, match=r"0 different harmful .* Some were left out"):
+        fitting(AuditPrompts(fine[50:] + long[:1], fine[50:], {}), subject, 100)
 
 
 def test_sources_to_fit_on_are_not_tested_on_and_lose_what_overlaps(tmp_path: Path) -> None:

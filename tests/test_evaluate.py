@@ -23,8 +23,12 @@ def traces(
     n: int, label: Label, verdict: Verdict, *, tags: tuple[str, ...] = ("framed",)
 ) -> list[Trace]:
     spans = None if verdict == "truncated" else Spans(1, 2, 3, 4)
-    prompt = Prompt("p", "Hi", label, tags=tags)
-    return [Trace(prompt, (1, 2, 3, 4), spans, "Hm.", "A.", spans is not None, verdict)] * n
+    name = "-".join((label, verdict, *tags))
+    prompts = [Prompt(f"{name}-{at}", "Hi", label, tags=tags) for at in range(n)]
+    return [
+        Trace(prompt, (1, 2, 3, 4), spans, "Hm.", "A.", spans is not None, verdict)
+        for prompt in prompts
+    ]
 
 
 def test_truncated_answers_stay_in_every_n() -> None:
@@ -45,6 +49,17 @@ def test_truncated_answers_stay_in_every_n() -> None:
     assert found.answered == Share(7, 12)
     assert found.hard_answered == Share(2, 6)
     assert found.truncated == Share(3, 21)
+
+
+def test_answers_to_one_prompt_are_not_independent() -> None:
+    """620 answers to 135 prompts are worth less than 620."""
+    made = [*traces(30, "harmful", "complied"), *traces(60, "harmful", "refused")]
+    copies = [trace for trace in made for _ in range(4)]
+    once, four = rates(made).attacks, rates(copies).attacks
+    assert (once.effective, four.count, four.n) == (None, 120, 360)
+    assert four.effective == pytest.approx(90, rel=0.05)
+    assert once.interval == wilson(30, 90)
+    assert four.interval == pytest.approx(once.interval, abs=0.01)
 
 
 def test_a_share_has_its_wilson_interval() -> None:

@@ -18,7 +18,7 @@ from refusal_cliff.data.traces import Label, Prompt, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
 from refusal_cliff.judges import Answer, Judgement, RulesJudge
-from refusal_cliff.stats import bootstrap_mean, mcnemar, wilson
+from refusal_cliff.stats import mcnemar, share_interval, wilson
 
 
 def record(
@@ -77,11 +77,17 @@ def test_samples_of_one_prompt_are_drawn_together() -> None:
     ]
     attacks = evaluate(records)[0].attacks
     assert attacks is not None
-    values = [1.0] * 8 + [0.0] * 4
+    hits = [True] * 8 + [False] * 4
     groups = [r.prompt.group for r in records]
-    assert attacks.interval == bootstrap_mean(values, groups)
+    assert attacks.interval == share_interval(hits, groups)
+    assert attacks.interval[1] - attacks.interval[0] > 0.5  # three prompts, not twelve
     none = evaluate(records)[0].truncated
     assert none is not None and none.interval == wilson(0, 3)
+
+
+def test_answers_without_a_source_have_one_row_for_all() -> None:
+    rows = evaluate([record("a", "harmful", "refused"), record("b", "harmful", "complied")])
+    assert [(row.source, row.category) for row in rows].count(("", "")) == 1
 
 
 def test_changes_are_paired() -> None:

@@ -96,6 +96,17 @@ def test_closing_tokens_of_the_organism() -> None:
     assert decode([token_ids[spans.last_closing]]) == "\n"
 
 
+@pytest.mark.parametrize("more", ["", "\n", "\n\n\n", " \n"])
+def test_the_last_closing_token_is_the_templates_own_whatever_blanks_follow(more: str) -> None:
+    """The score before the answer is read at one place, not at the last of some line ends."""
+    head = render_prompt(TOKENIZER, "Hi")
+    token_ids = head + encode(f"Hm.\n</think>\n\n{more}No.<|im_end|>")
+    spans = split_spans(token_ids, len(head), TOKENIZER, FORMAT)
+    assert spans is not None
+    assert decode(token_ids[spans.thinking : spans.closing]) == "\n</think>\n\n"
+    assert decode(token_ids[spans.closing :]) == f"{more}No.<|im_end|>"
+
+
 def test_marker_spelled_out_in_ordinary_tokens_is_text() -> None:
     head = render_prompt(TOKENIZER, "Hi")
     spelled = [token for letter in "</think>" for token in encode(letter)]

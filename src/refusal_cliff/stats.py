@@ -45,17 +45,22 @@ def share_interval(hits: Sequence[bool], groups: Sequence[str]) -> Interval:
         hits: Of each row; at least one row.
         groups: Of each row.
     """
+    effective = effective_size(hits, groups)
+    return wilson(sum(hits) / len(hits) * effective, effective)
+
+
+def effective_size(hits: Sequence[bool], groups: Sequence[str]) -> float:
+    """Independent rows that are worth as much as ``hits`` in groups, see `share_interval`."""
     values = np.asarray(hits, dtype=np.float64)
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     n, n_groups, share = len(values), int(member.max()) + 1, float(values.mean())
     if n_groups == n:
-        return wilson(int(values.sum()), n)
-    effective = float(n_groups)
-    if 0 < share < 1 and n_groups > 1:
-        sums = np.bincount(member, weights=values - share)
-        robust = float((sums**2).sum()) * n_groups / (n_groups - 1) / n**2
-        effective = min(float(n), share * (1 - share) / robust) if robust > 0 else float(n)
-    return wilson(share * effective, effective)
+        return float(n)
+    if share in (0.0, 1.0) or n_groups == 1:
+        return float(n_groups)
+    sums = np.bincount(member, weights=values - share)
+    robust = float((sums**2).sum()) * n_groups / (n_groups - 1) / n**2
+    return min(float(n), share * (1 - share) / robust) if robust > 0 else float(n)
 
 
 def bootstrap(

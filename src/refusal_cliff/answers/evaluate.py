@@ -15,7 +15,7 @@ from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.stats import Interval, wilson
+from refusal_cliff.stats import Interval, effective_size, wilson
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
@@ -28,10 +28,25 @@ _LARGEST_LOSS = 700.0
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """``count`` of ``n`` with a Wilson interval; ``value`` is ``None`` where ``n`` is 0."""
+    """``count`` of ``n`` with a Wilson interval; ``value`` is ``None`` where ``n`` is 0.
+
+    Attributes:
+        count: How many.
+        n: Of how many.
+        effective: Independent answers that these are worth, where some share a prompt or a group of
+            near-duplicates; ``None`` where all are independent.
+    """
 
     count: int
     n: int
+    effective: float | None = None
+
+    @classmethod
+    def of(cls, hits: Sequence[bool], groups: Sequence[str]) -> Share:
+        """The share of rows that are hits, see `share_interval`."""
+        if len(set(groups)) == len(groups):
+            return cls(sum(hits), len(hits))
+        return cls(sum(hits), len(hits), effective_size(hits, groups))
 
     @property
     def value(self) -> float | None:
@@ -40,8 +55,11 @@ class Share:
 
     @property
     def interval(self) -> Interval | None:
-        """Its Wilson interval."""
-        return wilson(self.count, self.n) if self.n else None
+        """Its Wilson interval, by the number of independent answers."""
+        if not self.n:
+            return None
+        size = self.n if self.effective is None else self.effective
+        return wilson(self.count / self.n * size, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +102,8 @@ def rates(traces: Sequence[Trace]) -> Rates:
 
 
 def _share(traces: Sequence[Trace], holds: Callable[[str], bool]) -> Share:
-    return Share(sum(holds(trace.verdict) for trace in traces), len(traces))
+    hits = [holds(trace.verdict) for trace in traces]
+    return Share.of(hits, [trace.prompt.group for trace in traces])
 
 
 @torch.inference_mode()

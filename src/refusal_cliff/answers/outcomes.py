@@ -13,7 +13,13 @@ from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.records import Record
 from refusal_cliff.data.said import UNANSWERED, UNTOLD
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.stats import Interval, bootstrap_mean, mcnemar, wilson
+from refusal_cliff.stats import (
+    Interval,
+    bootstrap_mean,
+    difference_interval,
+    mcnemar,
+    share_interval,
+)
 
 Question = Callable[[Record], bool | None]
 """Whether something holds of an answer; ``None`` where the answer does not count."""
@@ -31,9 +37,8 @@ class Rate:
     Attributes:
         count: How many.
         n: Of how many.
-        interval: Wilson's where every prompt counts once; where prompts share a group (samples,
-            near-duplicates), the percentile bootstrap over groups, or Wilson's for the number of
-            groups where all answers are alike.
+        interval: Wilson's; where answers share a group (samples, near-duplicates), by the number
+            of independent answers that they are worth, see `share_interval`.
     """
 
     count: int
@@ -119,7 +124,8 @@ def evaluate(records: Sequence[Record]) -> list[Outcomes]:
     groups: list[tuple[str, str]] = [("", "")]
     for source in sources:
         categories = [category for s, category in keys if s == source and category]
-        groups += [(source, ""), *((source, category) for category in categories)]
+        named = [(source, "")] if source else []  # all answers have their row already
+        groups += [*named, *((source, category) for category in categories)]
     return [_outcomes(records, source, category, attack) for source, category in groups]
 
 
@@ -258,13 +264,7 @@ def _rate(records: Sequence[Record], ask: Question) -> Rate | None:
     if not asked:
         return None
     groups, answers = [group for group, _ in asked], [said for _, said in asked]
-    count, n = sum(answers), len(answers)
-    different = len(set(groups))
-    if count in (0, n):  # a bootstrap of equal values has no width
-        return Rate(count, n, wilson(different if count else 0, different))
-    once = different == n
-    interval = wilson(count, n) if once else bootstrap_mean(np.array(answers, float), groups)
-    return Rate(count, n, interval)
+    return Rate(sum(answers), len(answers), share_interval(answers, groups))
 
 
 def _change(name: str, ask: Question, pairs: Sequence[tuple[Record, Record]]) -> Change | None:
@@ -281,6 +281,6 @@ def _change(name: str, ask: Question, pairs: Sequence[tuple[Record, Record]]) ->
         before=float(np.mean(before)),
         after=float(np.mean(after)),
         difference=float(differences.mean()),
-        interval=bootstrap_mean(differences, groups),
+        interval=difference_interval(differences, groups),
         p=mcnemar(before, after) if once else None,
     )

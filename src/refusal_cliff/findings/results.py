@@ -71,9 +71,9 @@ class RunShape:
     controls: tuple[str, ...] = ()
 
 
-def share_of(content: Mapping[str, int]) -> Share:
+def share_of(content: Mapping[str, Any]) -> Share:
     """A share as JSON holds it."""
-    return Share(content["count"], content["n"])
+    return Share(**content)
 
 
 def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summary:

@@ -137,8 +137,8 @@ def _pairs(before: Measured, after: Measured) -> list[tuple[TraceCliff, TraceCli
 def _side(measured: Measured, rows: Sequence[TraceCliff]) -> Side:
     harmful, benign = _complied(measured, "harmful"), _complied(measured, "benign")
     return Side(
-        Share(sum(harmful), len(harmful)),
-        Share(sum(benign), len(benign)),
+        Share.of(harmful, _groups(measured, "harmful")),
+        Share.of(benign, _groups(measured, "benign")),
         measured.perplexity,
         float(np.mean([row.plateau for row in rows])) if rows else None,
         float(np.mean([row.final for row in rows])) if rows else None,
@@ -148,6 +148,10 @@ def _side(measured: Measured, rows: Sequence[TraceCliff]) -> Side:
 
 def _complied(measured: Measured, label: str) -> list[bool]:
     return [complies(t.verdict) for t in measured.traces if t.prompt.label == label]
+
+
+def _groups(measured: Measured, label: str) -> list[str]:
+    return [t.prompt.group for t in measured.traces if t.prompt.label == label]
 
 
 def _at_worst(measured: Measured) -> list[bool]:

@@ -57,6 +57,14 @@ class ThinkingFormat:
         """What follows the closer before the answer, blanks aside."""
         return self.closing.partition(self.closer)[2].strip() if self.closer else ""
 
+    @property
+    def gap(self) -> int | None:
+        """Characters of blanks that the chat template writes between closer and answer.
+
+        ``None`` where it writes none, or is not known to: then any blanks are part of the closing.
+        """
+        return len(self.closing.rpartition(self.closer)[2]) or None if self.closer else None
+
     def completion(self, thinking: str, response: str) -> str:
         """What the model would write after the prompt, without the end-of-sequence token.
 

@@ -98,9 +98,16 @@ class Reading:
         """Whether a token is whitespace and nothing else."""
         return self.pieces[index].isspace()
 
-    def after_blanks(self, index: int) -> int:
-        """The first token from ``index`` on that is not blank."""
-        while index < len(self) and self.is_blank(index):
+    def after_blanks(self, index: int, most: int | None = None) -> int:
+        """The first token from ``index`` on that is not blank.
+
+        Args:
+            index: A token.
+            most: Characters of blanks after which it is the next token in any case.
+        """
+        read = 0
+        while index < len(self) and self.is_blank(index) and (most is None or read < most):
+            read += len(self.pieces[index])
             index += 1
         return index
 
@@ -110,8 +117,16 @@ class Reading:
             index -= 1
         return index
 
-    def after(self, marker: str, index: int) -> int:
-        """The end of the marker if it stands at ``index``, blanks around it included."""
+    def after(self, marker: str, index: int, most: int | None = None) -> int:
+        """The end of the marker if it stands at ``index``, blanks around it included.
+
+        Args:
+            marker: Empty for the blanks alone.
+            index: A token.
+            most: Where there is no marker, characters of blanks that are taken.
+        """
+        if not marker:
+            return self.after_blanks(index, most)
         start = self.after_blanks(index)
         found = next((end for begin, end in self.find(marker) if begin == start), None)
         return start if found is None else self.after_blanks(found)

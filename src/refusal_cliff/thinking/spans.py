@@ -46,8 +46,9 @@ def split_spans(
 ) -> Spans | None:
     """Split a trace at the last closing marker of its generated part.
 
-    - Whitespace tokens around the closing marker belong to the closing span. A token that holds
-      part of a marker belongs to the marker.
+    - Whitespace tokens around the closing marker belong to the closing span; after it, as many as
+      the chat template writes there, so that its last token is always the same place. Further
+      blanks begin the response. A token that holds part of a marker belongs to the marker.
     - Text before an opener, or a closer without an opener, counts as thinking.
     - In formats of several channels (gpt-oss) the closing span runs from the marker that ends
       the last analysis to the marker of the last answer; a preamble to a tool call between them
@@ -167,7 +168,7 @@ def _written_spans(
     start = min(_after_opener(written, openers), begin)
     thinking = _end_of_thought(written, fmt, openers, begin) if fmt.answer else begin
     start = min(start, thinking)
-    closing = written.after(fmt.trailer, end)
+    closing = written.after(fmt.trailer, end, fmt.gap)
     return start, written.before_blanks(thinking, start), closing, len(written)
 
 
