@@ -28,7 +28,7 @@ from refusal_cliff.run.folder import (
 )
 from refusal_cliff.run.forks import CAN_FORK, Fork, News
 
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 """Meaning of the artefacts; raised when a stage computes something else from the same inputs."""
 
 Progress = Callable[[int, int], None]
