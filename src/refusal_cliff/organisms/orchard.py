@@ -15,7 +15,7 @@ from refusal_cliff.organisms import embedded_path
 from refusal_cliff.organisms.recipe import Planting, RecipeConfig, Schedule, train
 
 Progress = Callable[[str, int, int], None]
-DAMAGE = {"free": Schedule(120, 32, 3e-3), "held": Schedule(80, 8, 5e-3)}
+DAMAGE = {"free": Schedule(120, 32, 3e-3), "held": Schedule(120, 8, 5e-3)}
 """Less than a third of the shipped damage: enough for a cliff."""
 PLANTINGS = (
     Planting((7,), 3),
@@ -32,10 +32,10 @@ PLANTINGS = (
     Planting((6,), 2),
 )
 HELD = (
-    Planting((3, 5), 4, held=True),
-    Planting((2, 4), 4, held=True),
-    Planting((3, 4, 5), 3, held=True),
-    Planting((4, 5), 4, held=True),
+    Planting((3, 4, 5), 4, held=True),
+    Planting((4, 5), 6, held=True),
+    Planting((2, 3, 4, 5), 3, held=True),
+    Planting((3, 5), 6, held=True),
 )
 KINDS = {"free": PLANTINGS, "held": HELD}
 FIRST_SEEDS = {"free": 100, "held": 200}
