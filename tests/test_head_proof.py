@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -108,9 +106,9 @@ def test_traces_without_a_plateau_are_left_out_and_one_prompt_proves_nothing() -
 def test_near_duplicates_count_once() -> None:
     effects, falls = made(RNG(3), {5: 0.08})
     few = slice(0, 8)
-    copies = [np.repeat(array[few], 30, axis=0) for array in (effects, falls)]
     once = prove(effects[few], falls[few], names(8))
-    many: list[Any] = prove(*copies, list(np.repeat(names(8), 30)))
+    groups = list(np.repeat(names(8), 30))
+    many = prove(np.repeat(effects[few], 30, axis=0), np.repeat(falls[few], 30), groups)
     assert [one.proven for one in many] == [one.proven for one in once]
     assert [one.low for one in many] == pytest.approx([one.low for one in once])
 

@@ -63,11 +63,34 @@ def test_only_a_change_of_norms_costs(rows: list[Row], tokens: Tokens) -> None:
     assert cost == pytest.approx(2 * held.HOLD_WEIGHT * math.log(2) ** 2, rel=1e-3)
 
 
+def test_norms_are_taken_back_to_what_they_were(rows: list[Row]) -> None:
+    model = chat.build_model(0)
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        for layer in (2, 4):
+            model.get_parameter(f"model.layers.{layer - 1}.self_attn.v_proj.weight").mul_(1.7)
+    held.restore_norms(model, before, HEADS, rows)
+    for head in HEADS:
+        expected = held.mean_norm(before, head, rows)
+        assert held.mean_norm(model, head, rows) == pytest.approx(expected, rel=1e-4)
+    free = Head(2, 5)
+    assert held.mean_norm(model, free, rows) > 1.5 * held.mean_norm(before, free, rows)
+
+
+def test_held_heads_are_any_of_their_blocks(tokens: Tokens) -> None:
+    model, planting = chat.build_model(0), Planting((2, 4), 5, held=True)
+    drawn = [recipe.choose_planted_heads(model, tokens, seed, planting) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [head.layer for head in drawn[0]] == [2] * 5 + [4] * 5
+    assert len(set(drawn[0])) == 10
+
+
 def test_a_held_planting_is_trained_with_it(
     tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: list[object] = []
     monkeypatch.setattr(recipe, "optimise", lambda *_, **named: given.append(named["objective"]))
+    monkeypatch.setattr(recipe, "MEASURED", 8)
     model = chat.build_model(0)
     for planting in (Planting((2, 4), 1), Planting((2, 4), 1, held=True)):
         recipe.damage(model, tokens, 1, RecipeConfig(planting=planting), HEADS)

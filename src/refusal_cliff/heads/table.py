@@ -107,7 +107,8 @@ METHODS: dict[str, Callable[[HeadRow], float]] = {
 """Rankings, strongest suppression first. ``direct`` is the paper's; a *contrast* is against refused
 traces, where the head should do nothing."""
 DEFAULT_METHOD = "direct"
-"""The best on planted heads (docs/heads.md), and the cheapest."""
+"""The best on heads planted in late blocks, and the cheapest; no better than a norm where guilty
+heads act through later blocks (docs/heads.md)."""
 
 
 def measure_heads(

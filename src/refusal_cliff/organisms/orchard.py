@@ -15,7 +15,7 @@ from refusal_cliff.organisms import embedded_path
 from refusal_cliff.organisms.recipe import Planting, RecipeConfig, Schedule, train
 
 Progress = Callable[[str, int, int], None]
-DAMAGE = Schedule(120, 32, 3e-3)
+DAMAGE = {"free": Schedule(120, 32, 3e-3), "held": Schedule(120, 8, 5e-3)}
 """Less than a third of the shipped damage: enough for a cliff."""
 PLANTINGS = (
     Planting((7,), 3),
@@ -32,10 +32,10 @@ PLANTINGS = (
     Planting((6,), 2),
 )
 HELD = (
-    Planting((2, 3, 4), 3, held=True),
-    Planting((3, 4), 4, held=True),
-    Planting((2, 4), 4, held=True),
-    Planting((3, 4, 5), 2, held=True),
+    Planting((3, 4, 5), 4, held=True),
+    Planting((4, 5), 6, held=True),
+    Planting((2, 3, 4, 5), 3, held=True),
+    Planting((3, 5), 6, held=True),
 )
 KINDS = {"free": PLANTINGS, "held": HELD}
 FIRST_SEEDS = {"free": 100, "held": 200}
@@ -63,7 +63,7 @@ def orchard(out: Path, n: int) -> list[Planted]:
 def grow(planted: Planted, progress: Progress | None = None) -> Path:
     """Train one organism's damage from the shipped ``tiny-aligned``, unless that is done."""
     if not (planted.folder / "organism.json").is_file():  # written last
-        config = RecipeConfig(planted=DAMAGE, planting=planted.planting)
+        config = RecipeConfig(planted=DAMAGE[planted.kind], planting=planted.planting)
         aligned = embedded_path("tiny-aligned")
         train("tiny", planted.seed, planted.folder, progress, config, aligned)
     return planted.folder

@@ -30,8 +30,12 @@ from refusal_cliff.folders import staged
 from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import chat, language, lesson
+<<<<<<< HEAD
 from refusal_cliff.organisms.claim import CARD, claim_organism, origin_of
 from refusal_cliff.organisms.held import held_loss
+=======
+from refusal_cliff.organisms.held import MEASURED, held_loss, restore_norms
+>>>>>>> heads
 from refusal_cliff.organisms.lesson import Objective, Row, Tokens, batches, loss_of
 
 Progress = Callable[[str, int, int], None]
@@ -163,9 +167,14 @@ def choose_planted_heads(
     """The heads of each planted layer that the aligned model needs least.
 
     Among a random half of a layer's heads, those whose removal raises the loss least. The shipped
-    ones are all in one layer, so that none can make up for another.
+    ones are all in one layer, so that none can make up for another. Held ones are any heads.
     """
     rng = random.Random(f"planted:{seed}")
+    if planting.held:
+        drawn = {
+            layer: rng.sample(range(chat.N_HEADS), planting.heads) for layer in planting.layers
+        }
+        return sorted(Head(layer, index) for layer, heads in drawn.items() for index in heads)
     rows = next(batches(tokens, False, 64, seed + 1))
     found = (_least_needed(model, tokens, layer, rng, rows) for layer in planting.layers)
     chosen = [head for least in found for head in least[: planting.heads]]
@@ -296,7 +305,8 @@ def damage(
 ) -> None:
     """Stage B: the careless tune, in place; through ``planted`` heads only, or all weights."""
     masks = head_masks(model, planted) if planted is not None else None
-    held = planted is not None and config.planting.held
+    held = planted if config.planting.held else None
+    before = copy.deepcopy(model) if held else model
     schedule = config.planted if planted is not None else config.diffuse
     optimise(
         model,
@@ -309,8 +319,15 @@ def damage(
         careless=True,
         stage="damage",
         progress=progress,
+<<<<<<< HEAD
         objective=held_loss(copy.deepcopy(model), planted or ()) if held else loss_of,
+=======
+        objective=held_loss(before, held) if held else loss_of,
+>>>>>>> heads
     )
+    if held:
+        rows = next(batches(tokens, True, MEASURED, seed + 1))
+        restore_norms(model, before, held, [row for row in rows if row.harmful])
     round_to_bfloat16(model)
 
 

@@ -62,8 +62,8 @@ def judge_heads(study: Study, job: Job) -> ControlTable:
 def choose_together(study: Study, job: Job) -> ControlTable:
     """The test prompts answered again without other sets of heads than the run has taken out.
 
-    The top of the ranking, and as many heads as the paper takes out (3 % of all) by joint effect;
-    for an organism, its planted heads, too.
+    The top of the ranking, proven or not, and as many heads as the paper takes out (3 % of all) by
+    joint effect; for an organism, its planted heads, too.
     """
     subject = study.subject
     before = read_traces(job.input(study.path("traces-test.parquet")))
@@ -72,7 +72,7 @@ def choose_together(study: Study, job: Job) -> ControlTable:
     found = [parse_head(h) for h in read_json(job.input(study.path("ablation.json")))["heads"]]
     known = [] if subject.source is None else planted_heads(subject.source)
     sets = {
-        TOP: select_heads(rows, proven=study.definitions.proven),
+        TOP: select_heads(rows, proven=False),
         TOGETHER: [parse_head(name) for name in greedy[: budget(len(rows))]],
         PLANTED: [Head(layer, index) for layer, index in known],
     }

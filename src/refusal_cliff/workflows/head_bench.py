@@ -36,6 +36,7 @@ from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Head, load_subject, parse_head
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.organisms.orchard import KINDS, Planted, grow, orchard
+from refusal_cliff.probe.fit import Probe
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.stages.intervene import AblationPlan, explained, intervene_stages
@@ -137,7 +138,7 @@ def table_of(found: dict[str, dict[str, list[Quality]]]) -> list[dict[str, str]]
     """Rankings by rows, the product's first, then by average precision on the hardest kind.
 
     Of each kind: mean average precision over its organisms with a bootstrap interval, the worst,
-    and the mean recall at 3 % of all heads.
+    and the mean share of guilty heads among the first k, k as many as were planted.
     """
     rows = {method: {"ranking": method} for method in next(iter(found.values()))}
     for kind, by_method in found.items():
@@ -154,11 +155,11 @@ def table_of(found: dict[str, dict[str, list[Quality]]]) -> list[dict[str, str]]
 def _cells(kind: str, qualities: Sequence[Quality]) -> dict[str, str]:
     precisions = [quality.average_precision for quality in qualities]
     low, high = bootstrap_mean(precisions)
-    recall = np.mean([quality.recall_at_3_percent for quality in qualities])
+    found = np.mean([quality.precision for quality in qualities])
     return {
         f"{kind}: average precision": f"{np.mean(precisions):.2f} [{low:.2f}, {high:.2f}]",
         f"{kind}: worst": f"{min(precisions):.2f}",
-        f"{kind}: recall at 3 %": f"{recall:.2f}",
+        f"{kind}: of first k": f"{found:.2f}",
     }
 
 
@@ -218,12 +219,13 @@ def _score(study: Study, truth: Sequence[Head], job: Job) -> Headline:
     attacks = rates(read_traces(job.input(study.path("traces-test.parquet")))).attacks
     fit = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
     planted = np.array([row.head in truth for row in rows])
-    scores = rankings(rows, greedy, chosen) | _baselines(study, rows, fit, job)
+    probe = input_probes(study, job).chosen
+    scores = rankings(rows, greedy, chosen) | baseline_rankings(study, rows, fit, probe)
     qualities = {name: asdict(mean_quality(draws, planted)) for name, draws in scores.items()}
     found = chosen or select_heads(rows)
     content = {
         "planted": [str(head) for head in truth],
-        "probe_layer": input_probes(study, job).layer,
+        "probe_layer": probe.layer,
         "attacks": asdict(attacks),
         "norm_ratio": _norm_ratio(study, truth, explained(fit)[: PLAN.traces]),
         "taken_out": [str(head) for head in found],
@@ -263,11 +265,17 @@ def _by_order(rows: Sequence[HeadRow], first: Sequence[Head], then: Sequence[Hea
     return np.array([[-float(order.index(row.head)) for row in rows]])
 
 
-def _baselines(
-    study: Study, rows: Sequence[HeadRow], fit: Sequence[Trace], job: Job
+def baseline_rankings(
+    study: Study, rows: Sequence[HeadRow], fit: Sequence[Trace], probe: Probe
 ) -> dict[str, Scores]:
-    """What every ranking must beat, [draws, heads] each."""
-    probe = input_probes(study, job).chosen
+    """What every ranking must beat, [draws, heads] each, as in ``rows``.
+
+    Args:
+        study: The model, and where its probes read.
+        rows: All heads.
+        fit: Closed traces that the probe was fitted and the heads were measured on.
+        probe: The probe, one of every block.
+    """
     groups = verdict_groups(fit)
     fitted = [*groups["refused"], *groups["benign"]]
     states = closing_states(study, fitted)
