@@ -30,12 +30,8 @@ from refusal_cliff.folders import staged
 from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import chat, language, lesson
-<<<<<<< HEAD
 from refusal_cliff.organisms.claim import CARD, claim_organism, origin_of
-from refusal_cliff.organisms.held import held_loss
-=======
 from refusal_cliff.organisms.held import MEASURED, held_loss, restore_norms
->>>>>>> heads
 from refusal_cliff.organisms.lesson import Objective, Row, Tokens, batches, loss_of
 
 Progress = Callable[[str, int, int], None]
@@ -319,11 +315,7 @@ def damage(
         careless=True,
         stage="damage",
         progress=progress,
-<<<<<<< HEAD
-        objective=held_loss(copy.deepcopy(model), planted or ()) if held else loss_of,
-=======
         objective=held_loss(before, held) if held else loss_of,
->>>>>>> heads
     )
     if held:
         rows = next(batches(tokens, True, MEASURED, seed + 1))
