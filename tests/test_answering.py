@@ -124,7 +124,7 @@ def test_a_judge_that_never_says_yes_has_no_precision(tmp_path: Path) -> None:
     [
         (["judge"], "--traces"),
         (["judge", "--traces", "x.jsonl", "--out", "o", "--judge", "words"], "Unknown judge"),
-        (["evaluate", "--traces", "absent.jsonl"], "There is no file absent.jsonl"),
+        (["evaluate", "--traces", "absent.jsonl"], "There is no file or folder absent.jsonl"),
         (["generate", "--prompts", "safechain", "--model", "m", "--out", "o"], "--revision"),
     ],
 )

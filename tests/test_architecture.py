@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "refusal_cliff"
-MAX_LINES = 400
+MAX_LINES = 450
 FunctionDef = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -85,7 +85,7 @@ def is_annotated(function: FunctionDef) -> bool:
 
 def test_the_table_was_read() -> None:
     assert ROWS["errors"] == 0
-    assert ROWS["cli"] == max(ROWS.values())
+    assert ROWS["__main__"] == max(ROWS.values())
 
 
 @pytest.mark.parametrize("module", MODULES)

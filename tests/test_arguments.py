@@ -23,7 +23,7 @@ from refusal_cliff.errors import RefusalCliffError
 
 ROOT = Path(refusal_cliff.__file__).parent
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "numpy", "pyarrow", "datasets")
-FOREIGN = {"--no-deps"}  # of pip
+FOREIGN = {"--no-deps", "--local-dir"}  # of pip, of hf download
 RAISED_BY = {
     "repair/training.py": ("train", "repair"),
     "repair/gate.py": ("check",),
@@ -100,7 +100,7 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         (f"{SELECT} --engine rey", "Unknown engine 'rey'."),
         (f"{SELECT} --thinking mine", "Write one of: own, data (--thinking)."),
         (f"{SELECT} --data harmful.json", "Did you mean harmful.jsonl?"),
-        (f"{SELECT} --label unsafe", "Unknown label 'unsafe'."),
+        (f"{SELECT} --label unsave", "Did you mean unsafe?"),
         (f"{TRAIN} --method lara", "Did you mean lora?"),
         (f"{TRAIN} --selected sel.jsonl", "There is no file sel.jsonl."),
         (f"{REPAIR} --target mine", "Unknown target 'mine'."),
@@ -181,7 +181,7 @@ def test_all_commands_with_numbers_were_met() -> None:
 def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.answers.benchmarks import BENCHMARKS
     from refusal_cliff.cliff.curves import POOLS
-    from refusal_cliff.data.traces import LABELS
+    from refusal_cliff.data.fields import BENIGN, HARMFUL
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.choose import NAMES
     from refusal_cliff.model.subject import DTYPES
@@ -194,7 +194,7 @@ def test_the_names_are_those_of_the_code() -> None:
 
     assert tuple(BENCHMARKS) == arguments.BENCHMARKS
     assert tuple(POOLS) == arguments.POOLS
-    assert arguments.LABELS == LABELS
+    assert (*HARMFUL, *BENIGN) == arguments.LABELS
     assert tuple(RANKINGS) == arguments.RANKINGS
     assert arguments.JUDGES == NAMES
     assert tuple(DTYPES) == arguments.DTYPES

@@ -209,7 +209,16 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return {
         "trace": ["trace", *model, "--traces", str(folder / "traces.jsonl"), "--label", "harmful"],
         "check": [
-            *("check", *model, "--prompts", str(folder / "few.jsonl"), "--max-cliff", "1"),
+            *(
+                "check",
+                *model,
+                "--prompts",
+                str(folder / "few.jsonl"),
+                "--max-cliff",
+                "1",
+                "--allow",
+                "cliff",
+            ),
             *("--max-asr", "1", "--max-unmeasured", "1", "--max-new-tokens", "110"),
         ],
         "select": [

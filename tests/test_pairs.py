@@ -8,7 +8,12 @@ import pytest
 
 from refusal_cliff.findings.pairs import AttackPairs, difference
 from refusal_cliff.findings.results import ablation_summary, suppress
-from refusal_cliff.findings.summary import AblationSummary, HeadsSummary, Summary
+from refusal_cliff.findings.summary import (
+    AblationSummary,
+    CliffSummary,
+    HeadsSummary,
+    Summary,
+)
 from refusal_cliff.findings.wording import about_heads
 
 NAMES = [f"p{at}" for at in range(52)]
@@ -97,7 +102,7 @@ def told(content: dict[str, Any], verdict: str) -> dict[str, tuple[str, bool | N
         ablation=ablation_summary(content, verdict),
         planted=None,
         proof=None,
-        cliff=Summary.model_construct(verdict=verdict),
+        cliff=CliffSummary.model_construct(verdict=verdict),
     )
     return {finding.question: (finding.answer, finding.holds) for finding in about_heads(summary)}
 

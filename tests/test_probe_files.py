@@ -142,7 +142,7 @@ def test_a_chosen_layer_without_a_probe_is_said(subject: Subject, tmp_path: Path
 
 
 TOP = ("layer", "label_rule", "estimator", "n", "provenance", "layers")
-ROW = ("layer", "bias", "strength", "cv_auroc", "shuffled_auroc", "shuffled_auroc_se")
+ROW = ("layer", "bias", "strength", "cv_auroc", "shuffled_auroc", "permutation_p")
 QUALITY = ("auroc", "auroc_ci", "accuracy", "accuracy_ci", "ece", "ece_ci")
 ORIGIN = ("model", "fingerprint", "data_hash", "read_point", "position", "polarity", "version")
 

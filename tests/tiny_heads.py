@@ -21,7 +21,12 @@ def head_row(
     measured = {name: nothing for name in HeadRow.__annotations__ if name not in others}
     proven = (causal if low is None else low) > 0
     return replace(
-        HeadRow(1, index, **measured, proof=Proof(causal / 10, 0.0, 1.0 - proven, proven)),
+        HeadRow(
+            1,
+            index,
+            **measured,
+            proof=Proof(causal / 10, 0.06 if proven else 0.0, 1.0 - proven, proven),
+        ),
         causal=Estimate(causal, causal if low is None else low, causal + 1, 1.0, 5),
         causal_refused=None,
         direct=replace(nothing, mean=direct),

@@ -41,7 +41,10 @@ ENGINES = ("local", "ray")
 TRAININGS = ("lora", "full")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 POOLS = ("late-median", "max", "q90", "mean")
-LABELS = ("harmful", "benign")
+LABELS = (
+    *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),
+    *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
+)
 
 _FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)

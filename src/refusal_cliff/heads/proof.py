@@ -47,6 +47,15 @@ class Proof:
     p: float
     proven: bool
 
+    @property
+    def suppresses(self) -> bool:
+        """Whether the head lowers the score at all, of all heads at once, however little alone.
+
+        This is what a head needs to be taken out with others: heads that stand in for each other,
+        and the many small ones of a large model, undo little alone.
+        """
+        return self.low is not None and self.low > 0
+
 
 NOTHING = Proof(None, None, 1.0, proven=False)
 """Of a head where there is nothing to explain."""

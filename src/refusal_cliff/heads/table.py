@@ -224,12 +224,13 @@ def select_heads(
         rows: All heads.
         fraction: Most of them that are chosen.
         method: A ranking of ``METHODS``.
-        proven: Whatever the ranking, a head counts only if it is proven to suppress refusal alone:
-            all heads considered, it undoes more than the smallest share of interest of the fall
-            (`HeadRow.proof`). The paper asks for no such proof.
+        proven: Whatever the ranking, a head counts only if it lowers the score beyond doubt, all
+            heads considered (`Proof.suppresses`). The paper asks for no such proof.
     """
     suppressing = {
-        row.head for row in rows if METHODS[method](row) > 0 and (row.proof.proven or not proven)
+        row.head
+        for row in rows
+        if METHODS[method](row) > 0 and (row.proof.suppresses or not proven)
     }
     strongest = ranked(rows, method)[: budget(len(rows), fraction)]
     return [head for head in strongest if head in suppressing]

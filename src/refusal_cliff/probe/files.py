@@ -42,7 +42,7 @@ class _Layer(_Checked):
     strength: float = Field(ge=0)
     cv_auroc: _Unit
     shuffled_auroc: _Unit
-    shuffled_auroc_se: float = Field(ge=0)
+    permutation_p: _Unit
     auroc: _Unit
     auroc_ci: _Pair
     accuracy: _Unit

@@ -104,11 +104,11 @@ def newcombe(found: float, positive: int, negative: int) -> Interval:
         error = np.sqrt(theta * (1 - theta) * spread / (positive * negative))
         return abs(found - theta) - _Z * error
 
-    low, high = 0.0, 1.0
+    low, high, inside = 0.0, 1.0, min(max(found, _LEAST), 1 - _LEAST)
     if found > _LEAST and apart(_LEAST) > 0:
-        low = cast("float", brentq(apart, _LEAST, found))
+        low = cast("float", brentq(apart, _LEAST, inside))
     if found < 1 - _LEAST and apart(1 - _LEAST) > 0:
-        high = cast("float", brentq(apart, found, 1 - _LEAST))
+        high = cast("float", brentq(apart, inside, 1 - _LEAST))
     return low, high
 
 
