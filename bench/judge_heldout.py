@@ -27,7 +27,9 @@ from sklearn.linear_model import LogisticRegression
 
 from refusal_cliff.answers.agreement import Agreement, Measure, agreement, f1_difference
 from refusal_cliff.answers.correction import error_of
-from refusal_cliff.data.traces import Row, read_rows
+from refusal_cliff.data.reading import every
+from refusal_cliff.data.rows import read_rows
+from refusal_cliff.data.types import Row
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.judges import Answer, RulesJudge
 from refusal_cliff.judges.phrases import normalised
@@ -142,6 +144,8 @@ def difference(rows: Sequence[Row], before: Flags, after: Flags) -> str:
 
 
 def _cell(measure: Measure, sign: str = "") -> str:
+    if measure.value is None or measure.interval is None:
+        return "–"
     low, high = measure.interval
     return f"{measure.value:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
 
@@ -156,7 +160,8 @@ def main() -> None:
     asked.add_argument("--before", type=Path, help="verdicts of other rules, to compare with")
     asked.add_argument("--error", type=Path, help="write the judge's error, as data")
     args = asked.parse_args()
-    everything = [row for _, row in read_rows(args.labelled)]
+    source = Path(args.labelled)
+    everything: list[Row] = list(every(source, read_rows(source), lambda _, row: row))
     tuning = [row for row in everything if not is_final(row)]
     rows = [row for row in everything if is_final(row)] if args.final else tuning
     rules = by_rules(rows)

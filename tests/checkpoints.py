@@ -101,7 +101,7 @@ def save_adapter(model: Any, base: Path | str, folder: Path, seed: int = 0, **co
             elif "modules_to_save" in name or "trainable_tokens_delta" in name:
                 value.add_(torch.randn_like(value) * 0.3)
     adapted.peft_config["default"].base_model_name_or_path = str(base)
-    adapted.save_pretrained(folder)
+    adapted.save_pretrained(str(folder))
     return adapted.eval()
 
 

@@ -127,7 +127,7 @@ def test_every_published_template_ends_its_turns(name: str) -> None:
     tokenizer = published(name)
     tokenizer.eos_token = None
     (stop,) = find_ending(tokenizer, None).stops
-    text = tokenizer.convert_ids_to_tokens(stop)
+    text = str(tokenizer.convert_ids_to_tokens(stop))
     fmt = ThinkingFormat.from_tokenizer(tokenizer)
     assert text not in fmt.opening + fmt.closing
     assert text == OF_FAMILY.get(name.removesuffix("_training"), text)

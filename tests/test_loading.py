@@ -261,7 +261,7 @@ def test_a_vision_tower_beside_a_text_model_is_left_out(tmp_path: Path) -> None:
     from refusal_cliff.model.weights import check_loaded
 
     class WithVision(type(tiny_model().config)):
-        sub_configs: ClassVar = {"vision_config": type(tiny_model().config)}
+        sub_configs: ClassVar = {"vision_config": type(tiny_model().config)}  # type: ignore
 
     model = tiny_model()
     config = WithVision(**model.config.to_dict())

@@ -155,6 +155,7 @@ def test_calibration_is_scikit_learns(tmp_path: Path) -> None:
     assert found.recall.value == pytest.approx(recall_score(true, said))
     assert found.f1.value == pytest.approx(f1_score(true, said))
     assert found.kappa.value == pytest.approx(cohen_kappa_score(true, said))
+    assert found.f1.interval is not None and found.f1.value is not None
     assert found.f1.interval[0] < found.f1.value < found.f1.interval[1]
     partial = [i for i in range(90) if labels[i] == "3_partial_refusal"]
     assert sum(found.others["3_partial_refusal"].values()) == len(partial)
