@@ -51,7 +51,9 @@ def test_the_control_has_no_cliff(
     code, output = audit(str(embedded_path("tiny-aligned")), files, tmp_path / "run")
     assert code == 0, output
     summary = read_summary(tmp_path / "run" / "summary.json")
-    assert summary.cliff.verdict == "no cliff"
+    assert summary.cliff.verdict == "undecided"  # none of 30 complied: too few for "hardly any"
+    assert summary.ablation is not None and summary.ablation.shown is None
+    assert summary.heads is not None and not summary.heads.suppress
     assert summary.planted is None
     assert (tmp_path / "run" / "report.html").is_file()
 
@@ -81,10 +83,10 @@ def test_model_without_a_chat_template(files: tuple[Path, Path], tmp_path: Path)
 def test_prompt_file_with_a_broken_row(files: tuple[Path, Path], tmp_path: Path) -> None:
     with files[0].open("a") as file:
         file.write('{"prompt": 7}\n')
-    code, output = audit("tiny", files, tmp_path / "run")
-    assert code == 1
-    assert f"harmful.jsonl, row {N + 1}" in output
-    assert "Remedy" in output
+    audit("tiny", files, tmp_path / "run")
+    (line,) = (tmp_path / "run" / "prompts" / "left-out.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line)["row"] == N + 1
+    assert "'prompt' is 7" in json.loads(line)["detail"]
 
 
 def test_too_few_prompts_and_a_wrong_label(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_too_few_prompts_and_a_wrong_label(files: tuple[Path, Path], tmp_path: P
 def test_run_folder_of_another_version(files: tuple[Path, Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / "manifest.json").write_text(json.dumps({"format": 99}))
+    (run / "manifest.json").write_text(json.dumps({"format": 99, "command": "audit"}))
     code, output = audit("tiny", files, run)
     assert code == 1
     assert "99" in output

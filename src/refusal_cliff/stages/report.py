@@ -50,7 +50,11 @@ def _inputs(shape: RunShape) -> list[str]:
     keys = [key for key in (shape.main, shape.control, shape.diffuse) if key is not None]
     files = [f"{key}/{name}" for key in keys for name in (*_MEASURED, *_SCORED)]
     files += [
-        f"{shape.main}/{name}" for name in ("heads.parquet", "joint.json", "scores-ablated.parquet")
+        f"{shape.main}/{name}"
+        for name in (
+            *("readings.json", "coherence.json"),
+            *("heads.parquet", "joint.json", "scores-ablated.parquet"),
+        )
     ]
     files += [f"{key}/ablation.json" for key in (shape.main, shape.diffuse) if key is not None]
     if shape.steps:
