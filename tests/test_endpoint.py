@@ -78,8 +78,9 @@ def test_text_and_ids_have_the_same_spans_and_scores(
     subject = load_subject(name, device="cpu")
     local = judge_all(generate(subject, ASKED, GenerationConfig(MOST)))
     backend = EndpointBackend(config(server, served_path(name, subject, tmp_path / "served")))
-    generate_answers(backend, PromptSet(list(ASKED)), tmp_path, source="test")
-    file, out = tmp_path / "traces.jsonl", tmp_path / "scores"
+    answers, out = tmp_path / "answers", tmp_path / "scores"
+    generate_answers(backend, PromptSet(list(ASKED)), answers, source="test")
+    file = answers / "traces.jsonl"
     rows = rows_of(file)
     records = read_records(file)[0]
     assert [row["tokens"] for row in rows] == [len(trace.token_ids) for trace in local]
@@ -147,7 +148,7 @@ def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: 
     unscored = [row["reason"] for row in rows if row["verdict"] == "unscored"]
     assert unscored == [NO_ANSWER]  # one model answers in its thought, and ends
     rates = json.loads((out / "rates.json").read_text())
-    assert rates["outcomes"][0]["attacks"]["n"] == 4 - 1
+    assert rates["outcomes"][0]["attacks"]["n"] == 4  # the one that ends in its thought is benign
     everything = b"".join(path.read_bytes() for path in out.iterdir() if path.is_file())
     assert b"sk-very-secret" not in everything + done.stdout.encode() + done.stderr.encode()
 
