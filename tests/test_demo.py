@@ -72,9 +72,11 @@ def test_the_demo_finds_something_to_say(whole: Path) -> None:
     summary = read_summary(whole / "summary.json")
     assert summary.planted is not None
     assert summary.selection is not None
-    assert summary.cliff.verdict == "cliff"
     assert summary.control is not None
-    assert summary.control.verdict == "no cliff"
+    for found in (summary.cliff, summary.control):  # 12 prompts of each kind decide nothing
+        assert found.verdict == "undecided"
+        assert "Give more" in found.reason
+    assert summary.cliff.cliff > 0.4 > summary.control.cliff
     assert len(findings_of(summary)) >= 9
     page = (whole / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
