@@ -157,7 +157,7 @@ def test_a_damaged_one_without_an_aligned_base_makes_it(
 def test_unknown_name_and_missing_file(data: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(RefusalCliffError, match="Unknown organism 'smollm3'"):
         train_pretrained("smollm3", data, tmp_path / "out", base=str(base))
-    with pytest.raises(RefusalCliffError, match=r"holds 0 files named strongreject\.jsonl"):
+    with pytest.raises(RefusalCliffError, match=r"holds 0 files named advbench\.jsonl"):
         train_pretrained("smollm2", tmp_path, tmp_path / "out", base=str(base))
     assert not (tmp_path / "out").exists()
 

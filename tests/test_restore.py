@@ -31,7 +31,8 @@ def trace(subject: Subject) -> Trace:
     """An answer before which the model wrote many blanks."""
     found = judge_all(generate(subject, ASKED, GenerationConfig(160)))[1]
     assert found.spans is not None
-    assert found.spans.closing - found.spans.thinking > 10
+    blanks = len(found.response) - len(found.response.lstrip())
+    assert found.spans.closing - found.spans.thinking == 4 and blanks > 6
     return found
 
 
