@@ -116,7 +116,7 @@ def second_readings(
     Returns:
         No readings where no test trace of a harmful prompt has any thinking.
     """
-    fit, test = ([trace for trace in part if _thinks(trace)] for part in (fit, test))
+    fit, test = ([trace for trace in part if thinks(trace)] for part in (fit, test))
     if not fit or not any(trace.prompt.label == "harmful" for trace in test):
         return SecondReadings({}, None, None, None, None, None, None, 0)
     probe = probes.chosen
@@ -176,7 +176,7 @@ def refitted(
     return found
 
 
-def _thinks(trace: Trace) -> bool:
+def thinks(trace: Trace) -> bool:
     """Whether a closed trace has thinking, an answer, and a prompt before them."""
     spans = trace.spans
     return spans is not None and spans.thinking > spans.prompt > 0 and spans.total > spans.closing

@@ -24,6 +24,7 @@ from refusal_cliff.controls.readings import (
     lacking,
     levels,
 )
+from refusal_cliff.controls.second_reading import thinks
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.model.capture import capture
@@ -93,7 +94,7 @@ class _Bench:
 
 def _bench(study: Study, job: Job) -> _Bench:
     fit, test = (
-        [trace for trace in closed(read_traces(job.input(study.path(name)))) if _thinks(trace)]
+        [trace for trace in closed(read_traces(job.input(study.path(name)))) if thinks(trace)]
         for name in INPUTS[:2]
     )
     probe = input_probes(study, job).chosen
@@ -107,12 +108,6 @@ def _bench(study: Study, job: Job) -> _Bench:
     found = _reduced(study, probe.layer, traces, reduce, job.progress)
     states = {trace.prompt.id: values for trace, values in zip(traces, found, strict=True)}
     return _Bench(study, probe, fit, test, states, job.progress)
-
-
-def _thinks(trace: Trace) -> bool:
-    """Whether a closed trace has thinking, an answer, and a prompt before them."""
-    spans = trace.spans
-    return spans is not None and spans.thinking > spans.prompt > 0 and spans.total > spans.closing
 
 
 def _reduced(
