@@ -1,10 +1,35 @@
-"""What holds for every test: no network, and one thread a worker, as workers share the cores."""
+"""What holds for every test: no network, one thread a worker, the longest files first."""
 
 from __future__ import annotations
 
 import os
 
+import pytest
+
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before all else
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
+
+LONGEST = (
+    "test_demo",
+    "test_recipe_findings",
+    "test_less_is_more",
+    "test_kept_answers",
+    "test_endpoint",
+    "test_encodings",
+    "test_fooling",
+    "test_engine_ray",
+    "test_proof",
+    "test_audit",
+    "test_pretrained",
+    "test_smollm2",
+)
+"""Files that take a minute or so. Each runs on one worker (``--dist loadfile``), so that they come
+first: one of them begun last would keep a single worker busy while the others are idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; all others keep their order."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
