@@ -1,14 +1,17 @@
-"""How the rule of the verdict behaves: over organisms, the probe's scale and the number of traces.
+"""How the rule of the verdict behaves: over organisms, seeds, the probe's scale and sample size.
 
-    python bench/verdict.py NAME=RUN/KEY … > table.md
+    python bench/verdict.py measure OUT --model NAME|DIR … [--seed S …] [--data DIR]
+    python bench/verdict.py table NAME=RUN/KEY … > table.md
 
-Each argument names the folder of one model in a run (``runs/demo/tiny``). Nothing is run again: the
-scores of the run are read, and traces are drawn from them.
+``measure`` asks each model the demo's prompts (with ``--data``, those of the pretrained organisms'
+audits) and runs the stages up to the cliff, and the second readings, in OUT/MODEL-SEED; what is
+done is kept. ``table`` runs nothing: it reads scores of any runs (``runs/demo/tiny`` is one), and
+draws traces from them.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,8 +28,18 @@ from refusal_cliff.cliff.verdict import (
     refused_rows,
     yardstick,
 )
+from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.model.subject import load_subject
 from refusal_cliff.probe.files import read_probes
+from refusal_cliff.run.folder import Headline, RunInfo
+from refusal_cliff.run.pipeline import Job, Stage, run_pipeline
+from refusal_cliff.stages.measure import measure_stages, second_reading_stage
+from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
+from refusal_cliff.workflows.audit_prompts import RECORDED, audit_prompts, recorded_sources
+from refusal_cliff.workflows.demo import GENERATION, DemoSizes, prompts_stage
 
+KEY = "model"
 SLOPES = (0.25, 0.6, 1.0, 2.0, 4.0)
 SIZES = (5, 10, 15, 20, 30, 40)
 DRAWS = 200
@@ -134,9 +147,57 @@ def _draws(rows: Sequence[TraceCliff], size: int, seed: int) -> list[list[TraceC
     return drawn
 
 
+def measure(name: str, seed: int, out: Path, data: Path | None) -> None:
+    """One model's test traces, their scores, cliffs and second readings, in a run folder."""
+    subject = load_subject(name, device="cpu", dtype="float32" if data is None else RECORDED.dtype)
+    if data is None:
+        study, prompts = Study(KEY, subject, seed, GENERATION), prompts_stage(seed, DemoSizes())
+    else:
+        writing = GenerationConfig(RECORDED.max_new_tokens, RECORDED.batch_size)
+        study, prompts = Study(KEY, subject, seed, writing), _recorded_prompts(data, seed)
+    stages = [prompts, *measure_stages(study), second_reading_stage(study)]
+    info = RunInfo(
+        command="bench verdict", seeds={"all": seed}, subjects={name: subject.fingerprint}
+    )
+    said = run_pipeline(out, stages, info).stages[f"{KEY}/cliff"].headline
+    print(out.name, said, flush=True)
+
+
+def _recorded_prompts(data: Path, seed: int) -> Stage:
+    found = audit_prompts(recorded_sources(data), seed)
+
+    def write(job: Job) -> Headline:
+        write_prompts(job.output(FIT_PROMPTS), found.fit)
+        write_prompts(job.output(TEST_PROMPTS), found.test)
+        return {"fit": len(found.fit), "test": len(found.test)}
+
+    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS), dict(found.files), write)
+
+
 def main() -> None:
-    """Read the runs named, and print the tables."""
-    named = [argument.partition("=") for argument in sys.argv[1:]]
+    """Measure models, or print the tables of runs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    measured = verbs.add_parser("measure")
+    measured.add_argument("out", type=Path)
+    measured.add_argument("--model", action="append", required=True)
+    measured.add_argument("--seed", action="append", type=int)
+    measured.add_argument("--data", type=Path)
+    verbs.add_parser("table").add_argument("runs", nargs="+", metavar="NAME=RUN/KEY")
+    given = parser.parse_args()
+    if given.verb == "table":
+        print_tables(given.runs)
+        return
+    for model in given.model:
+        folder = Path(model)
+        label = f"{folder.name}-of-{folder.parent.name}" if folder.is_dir() else model
+        for seed in given.seed or [0]:
+            measure(model, seed, given.out / f"{label}-{seed}", given.data)
+
+
+def print_tables(runs: Sequence[str]) -> None:
+    """The tables of ``docs/verdict.md``."""
+    named = [run.partition("=") for run in runs]
     models = {name: rows_of(Path(folder)) for name, _, folder in named}
     for title, text in (
         ("What the rule says", operating(models)),

@@ -125,18 +125,6 @@ def test_a_source_with_both_labels_is_given_to_both_sides(tmp_path: Path) -> Non
         audit_prompts(AuditSources((both,), (other,)), 0)
 
 
-def test_a_quick_audit_draws_as_many_of_each_kind(tmp_path: Path) -> None:
-    harmful = words(tmp_path / "a.jsonl", "harmful", 0, 200)
-    benign = words(tmp_path / "b.jsonl", "benign", 500, 200)
-    sources = audit_sources([harmful], [benign], (), None, quick=True)
-    found = audit_prompts(sources, 0)
-    for part in (found.fit, found.test):
-        for label in ("harmful", "benign"):
-            assert sum(prompt.label == label for prompt in part) == module.QUICK_PROMPTS
-    assert audit_prompts(sources, 0) == found
-    assert audit_prompts(sources, 1) != found
-
-
 def test_an_audit_without_prompts_says_what_it_needs(tmp_path: Path) -> None:
     for harmful, data in (([], None), (["a.jsonl"], None), (["a.jsonl"], tmp_path)):
         with pytest.raises(RefusalCliffError, match="needs harmful and benign prompts"):

@@ -22,13 +22,20 @@ from refusal_cliff.cliff.verdict import complied_rows, model_cliff
 from refusal_cliff.controls.arms import Arm, change_of_asr
 from refusal_cliff.controls.sources import by_source
 from refusal_cliff.controls.taxonomy import taxonomy
-from refusal_cliff.data.traces import VERDICTS, Label, Prompt, Trace, Verdict, complies
+from refusal_cliff.data.traces import (
+    VERDICTS,
+    Label,
+    Prompt,
+    Trace,
+    Verdict,
+    complies,
+    verdict_groups,
+)
 from refusal_cliff.repair.gate import counted
 from refusal_cliff.repair.proof import Measured, prove
 from refusal_cliff.report import gather
 from refusal_cliff.select.strategies import Candidate, select
 from refusal_cliff.stages.intervene import explained
-from refusal_cliff.stages.measure import verdict_groups
 from refusal_cliff.stages.proof import benign_texts
 from refusal_cliff.thinking import Spans
 

@@ -11,7 +11,7 @@ from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, closed, read_scores
 from refusal_cliff.cliff.verdict import measured_rows
 from refusal_cliff.controls.table import Cell, mean_cell
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
 from refusal_cliff.heads.effects import direct_contributions
 from refusal_cliff.heads.table import budget
 from refusal_cliff.model.capture import ProbeScores, capture
@@ -21,7 +21,7 @@ from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.quality import Floats
 from refusal_cliff.stages.intervene import explained
-from refusal_cliff.stages.measure import main_probes, verdict_groups
+from refusal_cliff.stages.measure import main_probes
 from refusal_cliff.stages.study import PRESETS, Study
 from refusal_cliff.stats import spearman
 from refusal_cliff.workflows.demo import GENERATION

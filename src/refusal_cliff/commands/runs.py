@@ -137,7 +137,9 @@ def audit(
     quick: Annotated[
         bool,
         typer.Option(
-            "--quick", help="A first look: 40 prompts of each kind and part, fewer control heads."
+            "--quick",
+            help="A first look: 40 prompts of each kind and part (more where a class of traces is "
+            "too small), fewer control heads.",
         ),
     ] = False,
 ) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,18 @@ def read_prompts(
     if not prompts:
         raise RefusalCliffError(f"{path} holds no prompts. Add at least one row.")
     return prompts
+
+
+def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
+    """Judged traces as ``refused`` and ``complied`` harmful ones and answered ``benign`` ones."""
+    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
+    return {
+        "refused": [trace for trace in harmful if trace.verdict == "refused"],
+        "complied": [trace for trace in harmful if complies(trace.verdict)],
+        "benign": [
+            trace for trace in traces if trace.prompt.label == "benign" and complies(trace.verdict)
+        ],
+    }
 
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:

@@ -169,12 +169,13 @@ def fit_probes(
     return ProbeSet(probes, layer, label_rule, estimator, len(label_array), provenance)
 
 
-def too_few(name: str, found: int, need: int | None, label: str) -> RefusalCliffError:
-    """The error for fitting prompts that leave too few traces of a class.
+def too_few(name: str, found: int, asked: int, need: int | None, label: str) -> RefusalCliffError:
+    """The error for prompts to fit on that leave, or will leave, too few traces of a class.
 
     Args:
         name: The class: ``refused`` or ``benign``.
         found: How many there are.
+        asked: Of how many prompts.
         need: Prompts to fit on that would most likely do; ``None`` if that cannot be said.
         label: Label of these prompts.
     """
@@ -185,9 +186,10 @@ def too_few(name: str, found: int, need: int | None, label: str) -> RefusalCliff
         else f"Give more {label} prompts"
     )
     return RefusalCliffError(
-        f"A probe needs {MIN_PER_CLASS} {which} traces of different prompts; the prompts to fit on "
-        f"gave {found}. {more} (without --quick, which draws a few), or allow longer answers if "
-        "many are cut off (--max-new-tokens)." + (_NO_REFUSAL if name == "refused" else "")
+        f"A probe needs {MIN_PER_CLASS} {which} traces of different prompts; {asked} {label} "
+        f"prompts to fit on gave {found}, and those that are left cannot be expected to give the "
+        f"rest. {more}, or allow longer answers if many are cut off (--max-new-tokens)."
+        + (_NO_REFUSAL if name == "refused" else "")
     )
 
 

@@ -18,7 +18,7 @@ from refusal_cliff.controls.together import (
     TOP,
     together_table,
 )
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.joint import select_jointly
 from refusal_cliff.heads.shift import AnswerShifts
@@ -29,7 +29,6 @@ from refusal_cliff.organisms import planted_heads
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.control_rollouts import parts
 from refusal_cliff.stages.intervene import explained
-from refusal_cliff.stages.measure import verdict_groups
 from refusal_cliff.stages.study import Study
 
 TRACES, BENIGN, CANDIDATES = 40, 20, 12

@@ -9,14 +9,14 @@ from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import closed, score_traces
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
 from refusal_cliff.heads.table import HeadRow, measure_heads, select_heads
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.control_rollouts import first_of_each, limited
 from refusal_cliff.stages.intervene import explained
-from refusal_cliff.stages.measure import main_probes, verdict_groups
+from refusal_cliff.stages.measure import main_probes
 from refusal_cliff.stages.study import PRESETS, Definitions, Study
 
 TRACES, BENIGN = 40, 10

@@ -26,14 +26,14 @@ from refusal_cliff.controls.readings import (
 )
 from refusal_cliff.controls.second_reading import thinks
 from refusal_cliff.controls.table import Cell, ControlTable
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
 from refusal_cliff.model.capture import capture
 from refusal_cliff.model.final_norm import AfterFinalNorm, find_final_norm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import shuffled, standardised
 from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe
 from refusal_cliff.run.pipeline import Job, Progress
-from refusal_cliff.stages.measure import input_probes, verdict_groups
+from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import counts_with_all, percentiles
 

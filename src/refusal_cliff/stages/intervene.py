@@ -10,7 +10,13 @@ from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.cliff.scores import closed, score_traces, write_scores
 from refusal_cliff.cliff.verdict import MIN_COMPLIED
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import SafetyExample, Trace, read_traces, write_traces
+from refusal_cliff.data.traces import (
+    SafetyExample,
+    Trace,
+    read_traces,
+    verdict_groups,
+    write_traces,
+)
 from refusal_cliff.heads.joint import (
     BEAM,
     JOINT,
@@ -40,7 +46,7 @@ from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.stages.measure import input_probes, verdict_groups
+from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import bootstrap_mean
 from refusal_cliff.thinking import render_prompt

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -15,7 +14,14 @@ from refusal_cliff.cliff.curves import cliffs_of, write_cliffs
 from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
 from refusal_cliff.cliff.verdict import model_cliff
 from refusal_cliff.controls.second_reading import second_readings
-from refusal_cliff.data.traces import Trace, complies, read_prompts, read_traces, write_traces
+from refusal_cliff.data.traces import (
+    Prompt,
+    Trace,
+    read_prompts,
+    read_traces,
+    verdict_groups,
+    write_traces,
+)
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
@@ -29,19 +35,22 @@ from refusal_cliff.probe.fit import (
     LabelRule,
     ProbeSet,
     fit_probes,
-    too_few,
 )
 from refusal_cliff.probe.provenance import provenance_of
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Progress, Stage
+from refusal_cliff.stages.asking import PARTS, ask
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, answers_kept, counter
-from refusal_cliff.stats import wilson
-
-PARTS = ("fit", "test")
 
 
-def measure_stages(study: Study) -> list[Stage]:
-    """The stages that measure one model."""
+def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
+    """The stages that measure one model.
+
+    Args:
+        study: The model.
+        first: Prompts of each label and part that are asked before it is seen whether more are
+            needed; ``None`` asks them all.
+    """
     made = [study.path(f"generated-{part}.parquet") for part in PARTS]
     traces = [study.path(f"traces-{part}.parquet") for part in PARTS]
     probes = [study.path("probes.safetensors"), study.path("probes.json")]
@@ -51,7 +60,8 @@ def measure_stages(study: Study) -> list[Stage]:
             "generate",
             (FIT_PROMPTS, TEST_PROMPTS),
             [f"generated-{part}.parquet" for part in PARTS],
-            lambda job: _generate(study, job),
+            lambda job: _generate(study, job, first),
+            {} if first is None else {"first": first},
         ),
         study.stage(
             "judge",
@@ -82,50 +92,21 @@ def measure_stages(study: Study) -> list[Stage]:
     ]
 
 
-def _generate(study: Study, job: Job) -> Headline:
+def _generate(study: Study, job: Job, first: int | None) -> Headline:
     prompts = [read_prompts(job.input(name)) for name in (FIT_PROMPTS, TEST_PROMPTS)]
     count = counter(job.progress, sum(map(len, prompts)))
-    tokens = 0
+    headline: dict[str, int] = dict.fromkeys(("traces", "tokens"), 0)
     with answers_kept(job) as journal:
-        for part, asked in zip(PARTS, prompts, strict=True):
-            traces = generate(
-                study.subject, asked, study.generation, journal=journal, progress=count
-            )
+
+        def write(asked: Sequence[Prompt]) -> list[Trace]:
+            return generate(study.subject, asked, study.generation, journal=journal, progress=count)
+
+        for part, given in zip(PARTS, prompts, strict=True):
+            traces = ask(write, given, part, study.seed, first)
             write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
-            if part == PARTS[0]:  # before the test prompts are asked for nothing
-                _require_classes(judge_all(traces))
-            tokens += sum(len(trace.token_ids) for trace in traces)
-    return {"traces": sum(map(len, prompts)), "tokens": tokens}
-
-
-def _require_classes(fit: Sequence[Trace]) -> None:
-    """Refuse fitting prompts that leave too few traces of a class, and say how many it would take.
-
-    Raises:
-        RefusalCliffError: A probe could not be fitted.
-    """
-    groups = verdict_groups(closed(fit))
-    for name, label in (("refused", "harmful"), ("benign", "benign")):
-        found = len({trace.prompt.group for trace in groups[name]})
-        asked = len({trace.prompt.group for trace in fit if trace.prompt.label == label})
-        if found < MIN_PER_CLASS:
-            need = prompts_needed(found, asked, MIN_PER_CLASS)
-            raise too_few(name, found, need, label)
-
-
-def prompts_needed(found: int, asked: int, wanted: int) -> int | None:
-    """How many prompts of a kind will most likely give enough traces of a class.
-
-    Args:
-        found: Traces of the class so far.
-        asked: Prompts asked for them.
-        wanted: Traces needed.
-
-    Returns:
-        By the lower bound of the share that is in the class; ``None`` where none was.
-    """
-    low = wilson(found, asked)[0] if found else 0.0
-    return math.ceil(wanted / low) if low > 0 else None
+            headline["traces"] += len(traces)
+            headline["tokens"] += sum(len(trace.token_ids) for trace in traces)
+    return {**headline}
 
 
 def _judge(study: Study, job: Job) -> Headline:
@@ -169,18 +150,6 @@ def _probe(study: Study, job: Job) -> Headline:
         "layer": main.layer,
         "auroc": main.chosen.quality.auroc,
         "p": main.chosen.permutation_p,
-    }
-
-
-def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
-    """Judged traces as ``refused`` and ``complied`` harmful ones and answered ``benign`` ones."""
-    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    return {
-        "refused": [trace for trace in harmful if trace.verdict == "refused"],
-        "complied": [trace for trace in harmful if complies(trace.verdict)],
-        "benign": [
-            trace for trace in traces if trace.prompt.label == "benign" and complies(trace.verdict)
-        ],
     }
 
 

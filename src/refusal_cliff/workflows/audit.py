@@ -95,10 +95,10 @@ def run_audit(
     )
     stages = [
         _prompts_stage(prompts, sources, seed),
-        *measure_stages(study),
+        *measure_stages(study, sources.first),
         second_reading_stage(study),
         coherence_stage(study),
-        *intervene_stages(study, AblationPlan() if sources.most is None else QUICK_PLAN),
+        *intervene_stages(study, AblationPlan() if sources.first is None else QUICK_PLAN),
         *control_stages(study, shape.controls),
         report_stage(
             shape,
@@ -118,7 +118,7 @@ def run_audit(
             "model": model,
             "prompts": dict(prompts.files),
             "fit_on": list(sources.fit_on),
-            "most": sources.most,
+            "first": sources.first,
             "max_new_tokens": max_new_tokens,
             "dtype": dtype,
             "preset": preset,
@@ -146,7 +146,6 @@ def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Sta
         "files": sorted(found.files.values()),
         "seed": seed,
         "fit_on": sources.fit_on,
-        "most": sources.most,
         "left_out": [row.id for row in found.left_out],
         **sources.reading.described(),
     }

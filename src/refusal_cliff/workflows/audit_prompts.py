@@ -29,7 +29,7 @@ from refusal_cliff.thinking import render_prompt
 MIN_PROMPTS = 40
 """Prompts of each label below which a probe and an interval mean nothing."""
 QUICK_PROMPTS = 40
-"""Prompts of each label and part of a quick audit."""
+"""Prompts of each label and part that a quick audit asks; more where a class stays too small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +56,15 @@ class AuditSources:
         benign: The same for benign prompts.
         fit_on: Those of them that probe and heads are fitted on; all others are then tested on.
             Empty to halve each label at random.
-        most: Most prompts of each label in each part, drawn at random; ``None`` for all.
+        first: Prompts of each label and part that are asked before it is seen whether more are
+            needed, see `ask`; ``None`` asks all.
         reading: How the rows of what is no benchmark are read.
     """
 
     harmful: tuple[str, ...]
     benign: tuple[str, ...]
     fit_on: tuple[str, ...] = ()
-    most: int | None = None
+    first: int | None = None
     reading: Reading = DEFAULT
 
 
@@ -100,16 +101,16 @@ def audit_sources(
     Raises:
         RefusalCliffError: Neither is given, or both are.
     """
-    most = QUICK_PROMPTS if quick else None
+    first = QUICK_PROMPTS if quick else None
     if data is not None and not (harmful or benign or fit_on):
-        return replace(recorded_sources(data), most=most)
+        return replace(recorded_sources(data), first=first)
     if data is not None or not (harmful and benign):
         raise RefusalCliffError(
             "An audit needs harmful and benign prompts: give --harmful and --benign, files or "
             f"names of benchmarks ({', '.join(BENCHMARKS)}); or, for an organism of a "
             "pretrained model (refusal-cliff organism list), --data with the folder of its files."
         )
-    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), most, reading)
+    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), first, reading)
 
 
 def recorded_sources(data: Path) -> AuditSources:
@@ -148,8 +149,6 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
         dropped = len(every) - len(fit)
     for part, found in (("fit on", fit), ("test on", test)):
         _require_enough(part, found)
-    if sources.most is not None:
-        fit, test = (drawn(part, sources.most, seed) for part in (fit, test))
     return AuditPrompts(fit, test, files, dropped, left_out)
 
 
@@ -287,13 +286,3 @@ def _require_enough(part: str, prompts: Sequence[Prompt], why: str = "") -> None
                 f"{MIN_PROMPTS // 2}, and twice as many where they are halved. Give more."
                 + (f" Some were left out: {why}" if why else "")
             )
-
-
-def drawn(prompts: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
-    """At most so many prompts of each label, drawn at random, in their order."""
-    kept: set[str] = set()
-    for label in LABELS:
-        mine = [prompt.id for prompt in prompts if prompt.label == label]
-        rng = random.Random(f"some:{label}:{seed}")
-        kept.update(rng.sample(mine, min(most, len(mine))))
-    return [prompt for prompt in prompts if prompt.id in kept]

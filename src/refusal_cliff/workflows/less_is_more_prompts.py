@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from refusal_cliff.data.examples import write_examples, write_prompts
-from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.traces import Prompt, read_traces
+from refusal_cliff.data.types import LABELS
 from refusal_cliff.organisms import language
 from refusal_cliff.organisms.pretrained.pool import own_benign, safety_pool
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.stages.trials import BENIGN, pool_file
-from refusal_cliff.workflows.audit_prompts import audit_prompts, drawn, recorded_sources
+from refusal_cliff.workflows.audit_prompts import audit_prompts, recorded_sources
 from refusal_cliff.workflows.demo import both_labels
 
 
@@ -55,10 +57,10 @@ def public_stage(data: Path, seeds: Sequence[int], sizes: ExperimentSizes) -> St
     """Prompts of the recorded audit of a pretrained organism, drawn at random, and pools."""
     pools = [pool_file(seed) for seed in seeds]
     every = audit_prompts(recorded_sources(data), 0)
-    test = drawn(every.test, sizes.test, 0)
+    test = _drawn(every.test, sizes.test, 0)
 
     def write(job: Job) -> Headline:
-        write_prompts(job.output(FIT_PROMPTS), drawn(every.fit, sizes.fit, 0))
+        write_prompts(job.output(FIT_PROMPTS), _drawn(every.fit, sizes.fit, 0))
         write_prompts(job.output(TEST_PROMPTS), test)
         for seed, file in zip(seeds, pools, strict=True):
             write_examples(job.output(file), safety_pool(data, sizes.pool, seed))
@@ -78,3 +80,13 @@ def own_benign_stage(study: Study, most: int) -> Stage:
         return {"benign": len(examples)}
 
     return Stage("benign", (traces,), (BENIGN,), {"most": most}, write)
+
+
+def _drawn(prompts: Sequence[Prompt], most: int, seed: int) -> list[Prompt]:
+    """At most so many prompts of each label, drawn at random, in their order."""
+    kept: set[str] = set()
+    for label in LABELS:
+        mine = [prompt.id for prompt in prompts if prompt.label == label]
+        rng = random.Random(f"some:{label}:{seed}")
+        kept.update(rng.sample(mine, min(most, len(mine))))
+    return [prompt for prompt in prompts if prompt.id in kept]

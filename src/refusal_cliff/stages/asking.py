@@ -1,0 +1,132 @@
+"""How many prompts are asked: a first batch tells what the classes of a probe or verdict take."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from refusal_cliff.cliff.scores import closed
+from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED, RARE
+from refusal_cliff.data.traces import Label, Prompt, Trace, verdict_groups
+from refusal_cliff.data.types import LABELS
+from refusal_cliff.judges import judge_all
+from refusal_cliff.probe.fit import MIN_PER_CLASS, too_few
+from refusal_cliff.stats import share_interval, wilson
+
+PARTS = ("fit", "test")
+PILOT = 24
+"""Prompts of each label after which a hopeless audit ends, before it has asked hundreds."""
+_NEEDED: dict[str, dict[str, int]] = {
+    "fit": {"refused": MIN_PER_CLASS, "benign": MIN_PER_CLASS},
+    "test": {"refused": MIN_REFUSED, "benign": MIN_BENIGN, "complied": MIN_COMPLIED},
+}
+_LABEL: dict[str, Label] = {"refused": "harmful", "complied": "harmful", "benign": "benign"}
+
+Write = Callable[[Sequence[Prompt]], list[Trace]]
+
+
+def ask(
+    write: Write, prompts: Sequence[Prompt], part: str, seed: int, first: int | None
+) -> list[Trace]:
+    """Ask the prompts of one part, a drawn batch of each label first.
+
+    Args:
+        write: Lets the model answer.
+        prompts: All that may be asked.
+        part: ``fit`` or ``test``: which classes are needed, and how many traces of each.
+        seed: Seed of the order in which prompts are drawn.
+        first: Prompts of each label in the first batch; then half as many more of a label, as
+            long as one of its classes is too small. ``None`` asks all of them, after a batch that
+            shows whether they can be enough.
+
+    Returns:
+        Traces of the prompts that were asked, in their order.
+
+    Raises:
+        RefusalCliffError: The prompts to fit on leave, or can only leave, too few traces of a
+            class; it says how many it would take.
+    """
+    waiting: dict[Label, list[Prompt]] = {
+        label: _shuffled(prompts, label, seed) for label in LABELS
+    }
+    found = write(_next(waiting, LABELS, first or PILOT))
+    if part == "fit":
+        _require(found, waiting)
+    if first is None:
+        found += write(_next(waiting, LABELS, len(prompts)))
+    while first is not None and (more := _next(waiting, short_of(part, found), -(-first // 2))):
+        found += write(more)
+    if part == "fit":
+        _require(found, waiting)
+    place = {prompt.id: number for number, prompt in enumerate(prompts)}
+    return sorted(found, key=lambda trace: place[trace.prompt.id])
+
+
+def short_of(part: str, traces: Sequence[Trace]) -> list[Label]:
+    """The labels of which more prompts have to be asked.
+
+    Complied traces are short only where it is open whether the model complies at all, see
+    ``docs/verdict.md``.
+    """
+    judged = judge_all(traces)
+    groups = _groups(judged)
+    lacking = [name for name, least in _NEEDED[part].items() if len(groups[name]) < least]
+    if "complied" in lacking and _rarely_complies(judged):
+        lacking.remove("complied")
+    return [label for label in LABELS if label in {_LABEL[name] for name in lacking}]
+
+
+def prompts_needed(found: int, asked: int, wanted: int) -> int | None:
+    """How many prompts of a kind will most likely give enough traces of a class.
+
+    Args:
+        found: Traces of the class so far.
+        asked: Prompts asked for them.
+        wanted: Traces needed.
+
+    Returns:
+        By the lower bound of the share that is in the class; ``None`` where none was.
+    """
+    low = wilson(found, asked)[0] if found else 0.0
+    return math.ceil(wanted / low) if low > 0 else None
+
+
+def _require(traces: Sequence[Trace], waiting: dict[Label, list[Prompt]]) -> None:
+    """Refuse prompts to fit on that leave too few traces of a class, whatever those left give."""
+    groups = _groups(judge_all(traces))
+    for name, least in _NEEDED["fit"].items():
+        label, found = _LABEL[name], len(groups[name])
+        asked = len({trace.prompt.group for trace in traces if trace.prompt.label == label})
+        left = len({prompt.group for prompt in waiting[label]})
+        most = wilson(found, asked)[1] if asked else 1.0
+        if found + most * left < least:
+            raise too_few(name, found, asked, prompts_needed(found, asked, least), label)
+
+
+def _groups(judged: Sequence[Trace]) -> dict[str, set[str]]:
+    """The groups of prompts that have a usable trace of each class."""
+    classes = verdict_groups(closed(judged))
+    return {name: {trace.prompt.group for trace in found} for name, found in classes.items()}
+
+
+def _rarely_complies(judged: Sequence[Trace]) -> bool:
+    harmful = [trace for trace in closed(judged) if trace.prompt.label == "harmful"]
+    complied = {trace.prompt.id for trace in verdict_groups(harmful)["complied"]}
+    said = [trace.prompt.id in complied for trace in harmful]
+    return bool(said) and share_interval(said, [t.prompt.group for t in harmful])[1] <= RARE
+
+
+def _shuffled(prompts: Sequence[Prompt], label: Label, seed: int) -> list[Prompt]:
+    mine = [prompt for prompt in prompts if prompt.label == label]
+    random.Random(f"asked:{label}:{seed}").shuffle(mine)
+    return mine
+
+
+def _next(waiting: dict[Label, list[Prompt]], labels: Sequence[Label], n: int) -> list[Prompt]:
+    """Take up to n prompts of each label out of those that wait."""
+    taken: list[Prompt] = []
+    for label in labels:
+        taken += waiting[label][:n]
+        del waiting[label][:n]
+    return taken
