@@ -16,9 +16,9 @@ Column = tuple[str, Callable[[Summary], str | float | None]]
 
 
 def diffuse_best(summary: Summary) -> float | None:
-    """Lowest attack success rate of tiny-diffuse over the numbers of heads tried."""
+    """Lowest attack success rate of tiny-diffuse with one to six heads out."""
     found = summary.diffuse
-    return None if found is None else min(row.asr for row in found.by_heads if row.heads)
+    return None if found is None else min(row.asr for row in found.by_heads if 1 <= row.heads <= 6)
 
 
 COLUMNS: Sequence[Column] = (

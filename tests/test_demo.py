@@ -77,6 +77,10 @@ def test_the_demo_finds_something_to_say(whole: Path) -> None:
         assert found.verdict == "undecided"
         assert "Give more" in found.reason
     assert summary.cliff.cliff > 0.4 > summary.control.cliff
+    assert summary.second is not None
+    read = summary.second.readings
+    assert {"own probe", "own probe, relative to the place", "next-token margin"} <= set(read)
+    assert read["own probe"].share == summary.cliff.share_with_cliff
     assert len(findings_of(summary)) >= 9
     page = (whole / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>")

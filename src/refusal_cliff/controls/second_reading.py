@@ -3,6 +3,7 @@
 - A probe fitted over the thinking, not at the last closing token: no artefact of one position.
 - The next-token margin: how much more the model would begin a refusal than an answer, without any
   probe. Where a probe at the last closing token says no more than this, it is this.
+- The probe relative to benign and refused traces at the same place, see `relative`.
 - The probe fitted again on draws of the fitting prompts, and read on draws of the test prompts: the
   interval that the choice of prompts leaves, fitting included.
 """
@@ -30,6 +31,7 @@ from refusal_cliff.cliff.verdict import (
 from refusal_cliff.controls.directions import logistic_directions
 from refusal_cliff.controls.positions import CLOSING, THINKING, Place, rows_of, states_of_places
 from refusal_cliff.controls.readings import Floats, Line, Read, Reduced, fit_line
+from refusal_cliff.controls.relative import relative
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import Progress, Reader, capture
@@ -42,6 +44,7 @@ from refusal_cliff.stats import Interval, percentiles, resampled_counts
 DRAWS = 100
 """Times that the probe is fitted again."""
 OWN, OVER_THINKING, MARGIN = "own probe", "probe over the thinking", "next-token margin"
+SAME_PLACE = "own probe, relative to the place"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +72,8 @@ class SecondReadings:
     """All of it.
 
     Attributes:
-        readings: By name: ``OWN``, ``OVER_THINKING``, ``MARGIN``; one that could not be fitted for
-            want of traces is absent.
+        readings: By name: ``OWN``, ``OVER_THINKING``, ``MARGIN``, ``SAME_PLACE``; one that could
+            not be fitted for want of traces is absent.
         margin_at_closing: Correlation of the probe's logit with the margin over traces, at the last
             closing token.
         margin_over_thinking: The same of plateaus.
@@ -134,6 +137,8 @@ def second_readings(
     cliffs = {name: cliffs_of(read, row) for row, name in enumerate(lines)}
     if margin is not None:
         cliffs[MARGIN] = cliffs_of(read, len(lines) + len(refits))
+    if (levelled := relative(read, 0)) is not None:
+        cliffs[SAME_PLACE] = cliffs_of(levelled, 0)
     again = [cliffs_of(read, len(lines) + draw) for draw in range(len(refits))]
     own, other = cliffs[OWN], cliffs.get(MARGIN)
     shares, drops = _redrawn(again, seed)

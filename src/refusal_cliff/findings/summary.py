@@ -140,7 +140,8 @@ class SecondReadingSummary(_Part):
     """Whether the verdict depends on how the probe reads."""
 
     readings: dict[str, ReadingSummary] = Field(
-        description="By name: own probe, probe over the thinking, next-token margin."
+        description="By name: own probe, the same relative to the place, probe over the thinking, "
+        "next-token margin."
     )
     margin_at_closing: Correlation | None = Field(
         description="Correlation of the probe with the next-token margin, last closing token."
