@@ -28,7 +28,7 @@ ROWS_AT_ONCE = 512
 """Rows of one batch: traces times sets."""
 BEAM = 4
 JOINT = "joint effect"
-"""How heads were found, where not by a ranking."""
+"""How heads are found; a ranking is the fallback where too few traces are left to prove a set."""
 NEARLY = 0.95
 """Share of the largest joint effect at which a set has heads enough."""
 HeadSet = tuple[Head, ...]
@@ -120,33 +120,28 @@ def select_jointly(
     return best
 
 
-def better_together(
-    effects: JointEffects,
-    groups: Sequence[str],
-    order: HeadSet,
-    ranking: Sequence[Head],
-    seed: int = 0,
+def enough_together(
+    effects: JointEffects, groups: Sequence[str], order: HeadSet, seed: int = 0
 ) -> HeadSet | None:
-    """The heads of a joint selection that are enough, if they beat as many of a ranking.
+    """The heads of a joint selection that are enough, if together they raise the score.
 
     Args:
         effects: What a set does, on traces that the joint set was not selected by.
         groups: Group of each trace's prompt.
         order: As many heads as may be taken out, in the order in which they were added.
-        ranking: Heads, strongest first.
         seed: Seed of the bootstrap.
 
     Returns:
         The first heads that together reach ``NEARLY`` all of what any beginning of ``order`` does;
-        ``None`` where they are no better than the ranking's top beyond doubt, or do not raise the
-        score at all.
+        ``None`` where they do not raise the final score beyond doubt.
     """
-    means = effects.of([order[:n] for n in range(1, len(order) + 1)]).mean(0)
+    found = effects.of([order[:n] for n in range(1, len(order) + 1)]).astype(np.float64)
+    means = found.mean(0)
     if means.max(initial=0) <= 0:
         return None
-    enough = int(np.argmax(means >= NEARLY * means.max())) + 1
-    top = tuple(ranking[:enough])
-    return order[:enough] if compare(effects, groups, order[:enough], top, seed).beats else None
+    enough = int(np.argmax(means >= NEARLY * means.max()))
+    low, _ = bootstrap_mean(found[:, enough], groups, seed=seed)
+    return order[: enough + 1] if low > 0 else None
 
 
 def strongest_of_any(rows: Sequence[HeadRow], each: int) -> list[Head]:

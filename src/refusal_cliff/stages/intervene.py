@@ -23,8 +23,8 @@ from refusal_cliff.heads.joint import (
     NEARLY,
     HeadSet,
     JointEffects,
-    better_together,
     compare,
+    enough_together,
     select_jointly,
     strongest_of_any,
 )
@@ -53,7 +53,7 @@ from refusal_cliff.thinking import render_prompt
 
 Text = tuple[Sequence[int], int]
 DECIDING, LEAST_DECIDING = 30, 5
-"""Fitting traces by which a ranking and a joint set are told apart, at most and at least."""
+"""Fitting traces by which a joint set is proven, at most and at least."""
 STRONGER = 2.0
 """What the heads are scaled by in the reverse control, which writes no weights."""
 
@@ -122,7 +122,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
                 "candidates": plan.candidates,
                 "joint_traces": plan.joint_traces,
                 "proven": study.definitions.proven,
-                "deciding": [DECIDING, LEAST_DECIDING, NEARLY],
+                "chosen": ["joint", DECIDING, LEAST_DECIDING, NEARLY],
             },
         ),
         study.stage(
@@ -184,7 +184,9 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
         name: [compare(effects, groups, one, tuple(top[: len(one)]), study.seed) for one in sets]
         for name, sets in tried.items()
     }
-    together = _better_together(study, fit[plan.joint_traces :][:DECIDING], probe, rows, greedy)
+    together = _enough_together(
+        study, fit[plan.joint_traces :][:DECIDING], probe, greedy[: budget(len(rows))]
+    )
     chosen = together or tuple(select_heads(rows, proven=study.definitions.proven))
     stronger = effects.of([chosen], STRONGER)[:, 0]
     content = {
@@ -207,15 +209,14 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
     return {"joint − top": best.difference, "beats it": best.beats}
 
 
-def _better_together(
-    study: Study, deciding: Sequence[Trace], probe: Probe, rows: Sequence[HeadRow], greedy: HeadSet
+def _enough_together(
+    study: Study, deciding: Sequence[Trace], probe: Probe, order: HeadSet
 ) -> HeadSet | None:
-    """The joint set, where it beats the ranking on fitting traces that it was not selected by."""
+    """The joint set, where it raises the score on fitting traces that it was not selected by."""
     if len(deciding) < LEAST_DECIDING or not study.definitions.proven:
         return None
     effects = JointEffects(study.subject, deciding, probe)
-    groups = [trace.prompt.group for trace in deciding]
-    return better_together(effects, groups, greedy[: budget(len(rows))], ranked(rows), study.seed)
+    return enough_together(effects, [t.prompt.group for t in deciding], order, study.seed)
 
 
 def _joint_sets(
