@@ -201,7 +201,12 @@ def _unmergeable(folder: Path, config: Any, why: str) -> str:
 def _tensors(folder: Path) -> Tensors:
     file = folder / ADAPTER_WEIGHTS
     tensor_names(file)
-    tensors = load_file(file)
+    try:
+        tensors = load_file(file)
+    except Exception as error:  # whatever safetensors and torch do with a header that is damaged
+        raise RefusalCliffError(
+            f"Could not read {file}: {reason(error)} Save the adapter again, or copy it again."
+        ) from error
     if damaged := [key for key, value in tensors.items() if not is_finite(value)]:
         raise RefusalCliffError(
             f"{file} holds NaN or infinity in {named(damaged)} of its tensors. The training "
