@@ -1,4 +1,4 @@
-"""The doors for all data, fuzzed for a moment each; `python bench/fuzz.py` goes on for longer.
+"""The doors for all data, fuzzed for a moment each; `python -m bench.fuzz` goes on for longer.
 
 ``REFUSAL_CLIFF_FUZZ_SECONDS`` says for how many seconds each reader is fuzzed. The seeds are fixed.
 """
@@ -9,7 +9,9 @@ import os
 from collections.abc import Mapping
 
 import pytest
-from bench.fuzz import NAMES, Reader, changed, damaged, fuzz, readers
+from bench.fuzz.__main__ import fuzz
+from bench.fuzz.inputs import changed, damaged
+from bench.fuzz.readers import NAMES, Reader, readers
 
 from refusal_cliff.model.subject import load_subject
 

@@ -28,7 +28,8 @@ from refusal_cliff.io import read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
-from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_names
+from refusal_cliff.model.quantised import require_floats
+from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_kinds
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -200,7 +201,8 @@ def _unmergeable(folder: Path, config: Any, why: str) -> str:
 
 def _tensors(folder: Path) -> Tensors:
     file = folder / ADAPTER_WEIGHTS
-    tensor_names(file)
+    kinds = tensor_kinds(file)
+    require_floats(file, {f"{key}.weight": kind for key, kind in kinds.items()})
     try:
         tensors = load_file(file)
     except Exception as error:  # whatever safetensors and torch do with a header that is damaged

@@ -1,38 +1,36 @@
-"""Every reader fuzzed: what a file or a server holds is used, listed, or refused in a paragraph.
-
-    python bench/fuzz.py --minutes 60 > table.md
-
-Gives each reader its share of the time, draws other inputs every round, and prints a table of what
-was drawn; an input that breaks the promise is printed with the seed that draws it again, and the
-others go on. `tests/test_door.py` runs the same readers for a moment with fixed seeds.
-"""
+"""Every way that data comes in, and the promise that each must keep."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gzip
 import json
-import math
 import os
-import random
-import sys
-import tempfile
-import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import peft
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from bench.fuzz.inputs import (
+    ALMOST,
+    CHANGES,
+    DAMAGE,
+    KEY,
+    ROWS,
+    VALUES,
+    WHOLE,
+    Drawn,
+    bodies,
+    changed,
+    damaged,
+)
 from hypothesis import strategies as st
 
 from refusal_cliff.answers.collect import answer_of_record
@@ -45,11 +43,7 @@ from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.prompt_files import prompt_set
 from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.records import row_of_record
-from refusal_cliff.data.said import THINKING_FIELDS
 from refusal_cliff.data.shapes import (
-    CHAT_COLUMNS,
-    PROMPT_COLUMNS,
-    RESPONSE_COLUMNS,
     example_of_row,
     prompt_of_row,
     record_of_row,
@@ -64,7 +58,7 @@ from refusal_cliff.heads.table import Estimate, HeadRow, read_heads, write_heads
 from refusal_cliff.io import write_json, write_json_lines
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.adapters import merged
-from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.model.weights import check_files
 from refusal_cliff.probe.files import read_probes, write_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
@@ -73,65 +67,10 @@ from refusal_cliff.probe.quality import Quality
 from refusal_cliff.run.folder import RunInfo, open_run_folder
 from refusal_cliff.thinking import Spans
 
-Drawn: TypeAlias = "st.SearchStrategy[Any]"
 Check = Callable[[Any], object]
-KEY = "sk-very-secret-4711"
 ROWS_FILE = Path("rows.jsonl")
 READING = Reading(label="harmful")
 _MOST_MESSAGE = 3000
-_CHECKS = (
-    *(HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large),
-    HealthCheck.large_base_example,
-)
-
-_OURS = ("token_ids", "spans", "closed", "complete", "thinking_cut", "written", "finish", "tokens")
-_OTHERS = ("prompt_tokens", "verdict", "judge", "score", "reason", "custom_id", "error", "system")
-_FIELDS = (*PROMPT_COLUMNS, *RESPONSE_COLUMNS, *CHAT_COLUMNS, *THINKING_FIELDS, *_OURS, *_OTHERS)
-_NAMES = ("id", "label", "group", "category", "tags", "input", "body", "request", "choices")
-_KEYS = ("role", "content", "from", "value", "type", "text", "thinking", "refusal", "tool_calls")
-_MORE = ("prompt", "closing", "total", "body", "choices", "message", "messages", "finish_reason")
-_WORDS = ("user", "assistant", "system", "human", "gpt", "text", "stop", "length", "refused", "")
-_ODD = ("harmful", "unsafe", "1", "true", "1e400", "nan", "\0", "\ud800", KEY, "../..", "a\nb")
-_THOUGHTS = ("<think>\nHm.\n</think>\n\nNo.", "<think>on", "</think>", "think\na\nanswer\nb")
-TEXTS: Drawn = st.one_of(
-    st.sampled_from((*_WORDS, *_ODD)), st.sampled_from(_THOUGHTS), st.text(max_size=8)
-)
-NUMBERS: Drawn = st.one_of(
-    st.integers(-3, 400),
-    st.sampled_from((2**31, 2**63, 10**400, -1, 0.5, 1.0, math.nan, math.inf, 1e308)),
-)
-VALUES: Drawn = st.recursive(
-    st.none() | st.booleans() | NUMBERS | TEXTS,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from((*_KEYS, *_MORE)), inner, max_size=4)
-    ),
-    max_leaves=8,
-)
-_SPANS = st.fixed_dictionaries(
-    {},
-    optional={n: NUMBERS | TEXTS | st.none() for n in ("prompt", "thinking", "closing", "total")},
-)
-ROWS: Drawn = st.fixed_dictionaries(
-    {},
-    optional={
-        **dict.fromkeys((*_FIELDS, *_NAMES), VALUES | TEXTS),
-        "token_ids": st.lists(NUMBERS, max_size=6) | VALUES,
-        "spans": _SPANS | VALUES,
-    },
-)
-WHOLE = {"prompt": "Copy it", "thinking": "Hm.", "response": "No.", "label": "benign"}
-ALMOST: Drawn = st.builds(lambda some: {**WHOLE, **some}, ROWS)
-"""Rows that would be used but for some of their fields: most of `ROWS` fail at the first."""
-_BYTES = st.binary(max_size=12) | st.sampled_from((b'"', b"\n", b"\r", b"\xff", b"\0", b"[" * 5000))
-DAMAGE: Drawn = st.tuples(st.integers(0, 1 << 20), _BYTES, st.just(0) | st.integers(0, 4000))
-"""Where bytes are replaced, by what, and how many are cut off at the end."""
-CHANGES: Drawn = st.lists(
-    st.tuples(st.lists(st.integers(0, 40), min_size=1, max_size=4), VALUES | st.just("missing")),
-    min_size=1,
-    max_size=3,
-)
-"""Which values of a JSON object are replaced, by what; see `changed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +91,7 @@ def readers(folder: Path, subject: Subject) -> dict[str, Reader]:
     return {
         **_row_readers(folder, subject),
         **_file_readers(folder, subject),
-        "a server's body": Reader(_bodies(), partial(_check_bodies, folder)),
+        "a server's body": Reader(bodies(), partial(_check_bodies, folder)),
     }
 
 
@@ -169,72 +108,6 @@ NAMES = (
     "a server's body",
 )
 """Names of all readers, without making them."""
-
-
-def fuzz(reader: Reader, seconds: float, first: int = 0, examples: int = 10) -> int:
-    """Draw inputs until the time is over, at least one round of them.
-
-    Args:
-        reader: What is fuzzed.
-        seconds: How long.
-        first: Seed of the first round; the next ones follow.
-        examples: Inputs of one round.
-
-    Returns:
-        How many inputs held.
-    """
-    checked = settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=_CHECKS,
-    )
-    end, done = time.monotonic() + seconds, 0
-
-    def check(value: Any) -> None:
-        nonlocal done
-        reader.check(value)
-        done += 1
-
-    for turn in range(1_000_000):
-        seed(first + turn)(checked(given(reader.drawn)(check)))()
-        if time.monotonic() >= end:
-            break
-    return done
-
-
-def damaged(whole: bytes, damage: tuple[int, bytes, int]) -> bytes:
-    """Bytes with some of them replaced, and the end cut off."""
-    at, what, cut = damage
-    place = at % (len(whole) + 1)
-    found = whole[:place] + what + whole[place + len(what) :]
-    return found[: len(found) - cut] if cut < len(found) else found
-
-
-def changed(whole: Any, changes: Sequence[tuple[Sequence[int], Any]]) -> Any:
-    """A JSON value with some of the values inside it replaced, or missing."""
-    found = copy.deepcopy(whole)
-    for way, value in changes:
-        place, last = found, found
-        key: Any = None
-        for step in way:
-            inside = list(place) if isinstance(place, dict) else range(len(_list(place)))
-            if not inside:
-                break
-            last, key = place, inside[step % len(inside)]
-            place = place[key]
-        if key is None:
-            continue
-        if value == "missing":
-            del last[key]
-        else:
-            last[key] = value
-    return found
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else ()
 
 
 def _row_readers(folder: Path, subject: Subject) -> dict[str, Reader]:
@@ -447,21 +320,6 @@ def _run_readers(folder: Path) -> dict[str, Reader]:
     }
 
 
-def _bodies() -> Drawn:
-    """Status, packing and bytes of what a server sends."""
-    message = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nNo."}
-    choice = {"index": 0, "message": message, "finish_reason": "stop", "token_ids": [1, 2]}
-    usage = {"prompt_tokens": 1, "total_tokens": 3}
-    whole = {"id": "1", "choices": [choice], "usage": usage, "prompt_token_ids": [7]}
-    changes = CHANGES.map(lambda some: json.dumps(changed(whole, some)).encode())
-    anything = VALUES.map(lambda value: json.dumps(value).encode())
-    bytes_ = DAMAGE.map(lambda damage: damaged(json.dumps(whole).encode(), damage))
-    packings = st.sampled_from(("", "", "", "gzip", "deflate", "br"))
-    statuses = st.sampled_from((200, 200, 200, 400, 503))
-    body = st.tuples(statuses, packings, changes | bytes_ | anything)
-    return st.lists(body, min_size=1, max_size=4)
-
-
 def _check_bodies(folder: Path, bodies: Sequence[tuple[int, str, bytes]]) -> None:
     """Every prompt has an answer or a reason, or the run stops in a paragraph, without the key."""
     sent = iter([*bodies, *bodies, *bodies, *bodies])
@@ -495,38 +353,3 @@ def _quick() -> Iterator[None]:
         patch("refusal_cliff.generate.endpoint._FIRST_PAUSE", 0.0),
     ):
         yield
-
-
-def main() -> int:
-    """Fuzz every reader, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="for all readers together")
-    parser.add_argument("--seed", type=int, help="of the first round; drawn if left out")
-    parser.add_argument("--only", action="append", help="name of a reader; repeatable")
-    asked = parser.parse_args()
-    begin = random.randrange(1 << 31) if asked.seed is None else asked.seed
-    broken = 0
-    print(f"First seed: {begin}\n\n| reader | seconds | inputs | broken |\n|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as folder:
-        every = readers(Path(folder), load_subject("tiny", device="cpu"))
-        chosen = asked.only or list(every)
-        for name in chosen:
-            started, done, faults = time.monotonic(), 0, 0
-            end = started + 60 * asked.minutes / len(chosen)
-            for turn in range(1_000_000):
-                try:
-                    done += fuzz(every[name], 0, begin + turn, 100)
-                except Exception:  # of any kind: it is what is looked for
-                    faults += 1
-                    print(f"{name}, seed {begin + turn}", file=sys.stderr)
-                    traceback.print_exc()
-                if time.monotonic() >= end:
-                    break
-            broken += faults
-            spent = time.monotonic() - started
-            print(f"| {name} | {spent:.0f} | {done:,} | {faults} |", flush=True)
-    return min(broken, 1)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
