@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from refusal_cliff.data.types import Prompt, Record
 from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.thinking.written import Message, read_message
@@ -106,6 +107,12 @@ def said_in(
         status,
         _beside(parts.text or "", found),
     )
+
+
+def record_of_said(prompt: Prompt, said: Said) -> Record:
+    """The record of an answer of which only its message is known."""
+    fields = {name: getattr(said, name) for name in Said.__slots__}
+    return Record(prompt, **fields)
 
 
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:

@@ -29,7 +29,7 @@ from refusal_cliff.data.fields import (
 )
 from refusal_cliff.data.messages import NotText, Turn, choice_of, texts_in, turns_of
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
-from refusal_cliff.data.said import THINKING_FIELDS, known_status, said_in
+from refusal_cliff.data.said import THINKING_FIELDS, known_status, record_of_said, said_in
 from refusal_cliff.data.types import Prompt, Record, Row, SafetyExample
 from refusal_cliff.thinking.parts import read_parts
 
@@ -313,14 +313,5 @@ def _read(
         said = said_in(turn.message, turn.finish, thinks=thinks, markers=reading.markers)
     except TypeError as error:
         raise bad(str(error), "write the answer as a text") from error
-    return Record(
-        prompt,
-        said.thinking,
-        said.response,
-        closed=said.closed,
-        complete=said.complete,
-        written=said.written,
-        beside=said.beside,
-        finish="" if turn.finish == "" else checked_text(said.finish, "finish"),
-        status=said.status,
-    )
+    finish = "" if turn.finish == "" else checked_text(said.finish, "finish")
+    return replace(record_of_said(prompt, said), finish=finish)

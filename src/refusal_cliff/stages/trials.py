@@ -120,7 +120,7 @@ def trial_stages(study: Study, plan: TrialPlan) -> list[Stage]:
                     lambda job, n=name, s=strategy, f=fraction, c=config: _trial(
                         study, n, s, f, c, plan.epochs, job
                     ),
-                    {"strategy": strategy, "fraction": fraction, **asdict(config)}
+                    {"strategy": strategy, "fraction": fraction, **config.decides()}
                     | ({"epochs": plan.epochs} if name.endswith("epochs") else {}),
                 )
             )
