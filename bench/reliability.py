@@ -3,7 +3,7 @@
     python bench/reliability.py > table.md
 
 Runs the tests of every kind of damage and counts them; one that fails is counted as such. Set
-``REFUSAL_CLIFF_FUZZ_SECONDS=60`` to draw hostile rows for a minute a test.
+``REFUSAL_CLIFF_FUZZ_SECONDS=60`` to fuzz each reader for a minute.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from refusal_cliff.io import (
     atomic_path,
     is_storage_error,
     read_json,
+    remove_stale,
     sha256_file,
     storage_errors,
     without_folder,
@@ -157,3 +160,18 @@ def test_a_disk_that_fills_in_a_journal_is_said_and_loses_no_row(
         journal.add({"id": "2"})
     with Journal(path) as journal:
         assert list(journal.rows) == ["1", "2"]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, own, other = (
+        tmp_path / name
+        for name in (f".a.json.{dead.pid}.tmp", f".a.json.{os.getpid()}.tmp", ".mine.tmp")
+    )
+    for file in (left, own, other):
+        file.touch()
+    remove_stale(tmp_path)
+    assert not left.exists()
+    assert own.exists()
+    assert other.exists()

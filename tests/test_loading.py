@@ -348,3 +348,79 @@ def test_docstrings_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "__doc__", None)  # as under python -OO
     with pytest.raises(RefusalCliffError, match=r"without docstrings \(PYTHONOPTIMIZE=2"):
         load_subject("tiny")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "[]", '{"eos_token_id": 3'])
+def test_a_damaged_configuration_is_said(
+    folder: Path, tmp_path: Path, name: str, content: str
+) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / name).write_text(content)
+    assert f"{model / name} is damaged" in refusal(model)
+
+
+@pytest.mark.parametrize("token", ["x", [[1]], -1, 2.5, True])
+def test_an_end_that_is_no_token_is_said(folder: Path, tmp_path: Path, token: Any) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": token}))
+    assert "generation_config.json" in refusal(model)
+
+
+def as_type(kind: torch.dtype) -> Callable[[Tensors], Tensors]:
+    def changed(tensors: Tensors) -> Tensors:
+        return {k: v.to(kind) if "o_proj.weight" in k else v for k, v in tensors.items()}
+
+    return changed
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.complex64])
+def test_weights_without_their_scales_are_refused(
+    folder: Path, tmp_path: Path, kind: torch.dtype
+) -> None:
+    edited(folder, tmp_path / "model", as_type(kind))
+    assert "announces no quantisation" in refusal(tmp_path / "model")
+
+
+def test_an_unknown_quantisation_is_not_ignored(folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    with_config(model, quantization_config={"quant_method": "modelopt"})
+    assert "quantised by 'modelopt'" in refusal(tmp_path / "model")
+
+
+def test_scales_of_a_cache_change_nothing(folder: Path, tmp_path: Path) -> None:
+    def scaled(tensors: Tensors) -> Tensors:
+        names = ("k_scale", "v_scale", "k_proj.k_scale", "v_proj.output_scale")
+        one = torch.tensor(0.5)
+        return tensors | {f"model.layers.0.self_attn.{n}": one.clone() for n in names}
+
+    edited(folder, tmp_path / "model", scaled)
+    assert load(tmp_path / "model").fingerprint == load(folder).fingerprint
+
+
+def test_scales_of_weights_name_the_quantisation(folder: Path, tmp_path: Path) -> None:
+    more = {"model.layers.0.self_attn.o_proj.weight_scale": torch.ones(1)}
+    edited(folder, tmp_path / "model", lambda tensors: tensors | more)
+    assert "It is quantised in a way" in refusal(tmp_path / "model")
+
+
+def test_a_checkpoint_in_8_bits_is_what_it_stands_for(folder: Path, tmp_path: Path) -> None:
+    """Without a GPU transformers takes the scales in; all of it is then of one precision."""
+    block = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [16, 16]}
+    stands_for: Tensors = {}
+
+    def in_8_bits(tensors: Tensors) -> Tensors:
+        found = dict(tensors)
+        for key, value in tensors.items():
+            if key.endswith("proj.weight"):
+                blocks = [-(-n // 16) for n in value.shape]
+                found[key] = (value * 100).to(torch.float8_e4m3fn)
+                found[f"{key}_scale_inv"] = torch.full(blocks, 1 / 128)
+                stands_for[key] = found[key].float() / 128
+        return found
+
+    with_config(edited(folder, tmp_path / "model", in_8_bits), quantization_config=block)
+    model = load(tmp_path / "model").model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    for key, value in stands_for.items():
+        assert torch.equal(model.get_parameter(key), value)

@@ -6,18 +6,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tiny_chat import save_tiny
+from tiny_chat import save_tiny, tiny_model, tiny_tokenizer
 
+from refusal_cliff.answers.evaluate import log_likelihoods
 from refusal_cliff.data.records import LeftOut, Record
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.backend import LocalBackend
+from refusal_cliff.model.ablation import _HeadMeans, mean_outputs
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.memory import BatchLimit, ran_out_of_memory
-from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.model.subject import Head, Subject, load_subject, subject_of
 
 PROMPTS = [Prompt(f"p{row}", "a" * row + "?", "benign") for row in range(11)]
 CONFIG = GenerationConfig(max_new_tokens=6, batch_size=8)
@@ -132,3 +135,38 @@ def test_the_journal_is_not_confused_by_it(subject: Subject, small: Any, tmp_pat
     with Journal(tmp_path / "kept") as journal:
         assert generate(subject, PROMPTS, CONFIG, journal=journal) == expected
     assert len(journal.rows) == len(PROMPTS)
+
+
+def test_a_batch_that_is_read_again_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory may run out after a reader has taken a batch; perplexities and means are the same."""
+    subject = subject_of("small", tiny_model(), tiny_tokenizer())
+    rows = [[5 + n, 9, 12, 30 + n] for n in range(6)]
+    texts = [(row, 1) for row in rows]
+    heads = [Head(1, 0), Head(2, 3)]
+    means, likely = mean_outputs(subject, rows, heads), log_likelihoods(subject, texts)
+    forward, failed = subject.model.forward, []
+
+    def failing(*arguments: Any, **options: Any) -> Any:
+        found = forward(*arguments, **options)
+        if not failed:
+            failed.append(True)
+            raise ON_CUDA
+        return found
+
+    monkeypatch.setattr(subject.model, "forward", failing)
+    assert np.allclose(log_likelihoods(subject, texts), likely, atol=1e-4)
+    assert failed
+    monkeypatch.undo()
+    read = _HeadMeans.read_heads
+    failed.clear()
+
+    def failing_reader(self: Any, *arguments: Any) -> None:
+        read(self, *arguments)
+        if not failed:
+            failed.append(True)
+            raise ON_CUDA
+
+    monkeypatch.setattr(_HeadMeans, "read_heads", failing_reader)
+    for head, mean in mean_outputs(subject, rows, heads).items():
+        assert torch.allclose(mean, means[head], atol=1e-6)
+    assert failed

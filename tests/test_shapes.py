@@ -15,7 +15,7 @@ from refusal_cliff.cli import app
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.fields import BENIGN, HARMFUL, checked_label
 from refusal_cliff.data.reading import Reading, column_map, source_rows, usable
-from refusal_cliff.data.said import FILTERED, REFUSAL_FIELD, TOOL_CALL
+from refusal_cliff.data.said import EMPTY, FILTERED, NO_ANSWER, REFUSAL_FIELD, TOOL_CALL
 from refusal_cliff.data.shapes import example_of_row, prompt_of_row, record_of_row
 from refusal_cliff.data.types import LeftOut, Record, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
@@ -53,6 +53,23 @@ SAME: dict[str, dict[str, Any]] = {
             },
         ]
     },
+    "a thought by another name": {"prompt": ASKED, "chain_of_thought": THOUGHT, "response": SAID},
+    "OpenRouter's details": {
+        "prompt": ASKED,
+        "response": {
+            "content": SAID,
+            "reasoning_details": [{"type": "reasoning.text", "text": THOUGHT}],
+        },
+    },
+    "thinking as parts": {
+        "prompt": ASKED,
+        "thinking": [{"type": "text", "text": THOUGHT}],
+        "response": SAID,
+    },
+    "a plain completion": {
+        "prompt": ASKED,
+        "response": {"choices": [{"text": f"<think>{THOUGHT}</think>{SAID}"}]},
+    },
     "an empty system turn": {"messages": [{"role": "system", "content": " "}, USER, ANSWER]},
     "chat and answer apart": {"messages": [USER], "thinking": THOUGHT, "response": SAID},
     "our own": {"prompt": ASKED, "thinking": THOUGHT, "response": SAID, "closed": True},
@@ -82,6 +99,8 @@ def test_all_shapes_say_the_same_everywhere(row: dict[str, Any], subject: Subjec
         ({"content": None, "refusal": "I cannot."}, "stop", REFUSAL_FIELD),
         ({"content": None, "tool_calls": [{"id": "1"}]}, "tool_calls", TOOL_CALL),
         ({"content": ""}, "content_filter", FILTERED),
+        ({"content": "\u200b\n"}, "stop", EMPTY),
+        ({"content": "<think>Hm.</think><|im_end|>"}, "stop", NO_ANSWER),
     ],
 )
 def test_what_is_no_answer_is_known(answer: dict[str, Any], finish: str, status: str) -> None:
@@ -90,14 +109,19 @@ def test_what_is_no_answer_is_known(answer: dict[str, Any], finish: str, status:
     assert record_of_row(FILE, 1, row, READING).status == status
 
 
+def test_an_empty_cell_is_an_empty_answer() -> None:
+    assert record_of_row(FILE, 1, {"prompt": ASKED, "response": None}, READING).status == EMPTY
+
+
 @pytest.mark.parametrize(
     ("row", "wrong"),
     [
         ({**BATCH, "prompt": ASKED, "response": {"status_code": 500, "body": {}}}, "status 500"),
         ({"prompt": ASKED, "response": None, "error": {"code": "x"}}, "the request failed"),
         (BATCH, "none of the columns prompt"),
+        ({"prompt": ASKED, "response": {"message": {}}}, "no message with a content"),
         ({"prompt": ASKED, "response": SAID, "system": "Be kind."}, "system prompt"),
-        ({"prompt": ASKED, "response": SAID, "thinking": ["a"]}, "thinking is"),
+        ({"prompt": ASKED, "response": SAID, "thinking": [7]}, "thinking is"),
         ({"prompt": ASKED, "response": SAID, "label": "bad"}, "--label"),
         ({"prompt": ASKED, "response": SAID, "score": "high"}, "'score' is 'high'"),
         ({"prompt": ASKED, "response": SAID, "score": float("inf")}, "'score' is inf"),

@@ -51,6 +51,19 @@ SHAPES = {
     "to self": f" to=self<|message|>{T}<|eom|><|start|>assistant to=user<|message|>{A}",
     "gemma": f"<|channel>thought\n{T}\n<channel|>{A}",
     "crlf": f"<think>\r\n{T}\r\n</think>\r\n\r\n{A}\r\n",
+    "attribute": f'<think time="3">{T}</think >{A}',
+    "blanks": f"< think >{T}</ think >{A}",
+    "bars": f"<|thinking|>{T}<|/thinking|>{A}",
+    "escaped": f"&lt;think&gt;{T}&lt;/think&gt;{A}",
+    "scratchpad": f"<scratchpad>\n{T}\n</scratchpad>\n<answer>{A}</answer>",
+    "rationale": f"<rationale>{T}</rationale><final_answer>{A}</final_answer>",
+    "granite": f"Here is my thought process:\n{T}\n\nHere is my response:\n{A}",
+    "headings": f"## Thinking\n\n{T}\n\n## Final Response\n\n{A}",
+    "bold": f"**Thinking:** {T}\n\n**Answer:** {A}",
+    "web page": f'<details type="reasoning">\n<summary>Thought for 3 seconds</summary>\n{T}\n'
+    f"</details>\n{A}",
+    "end of turn": f"<think>\n{T}\n</think>\n\n{A}<|im_end|>\n",
+    "end of text": f"<think>\n{T}\n</think>\n\n{A}</s>",
 }
 
 
@@ -142,6 +155,26 @@ def test_a_thought_in_field_and_text_stands_once() -> None:
     assert parts("", f"<think>{T}</think>{A}") == (T, A)
     assert not read_message("", f"<think>{T}").closed
     assert not read_message(f"<think>{T}", T).closed
+
+
+@pytest.mark.parametrize("end", ["", "<|im_end|>", "<|eot_id|>\n", "</s>", "<answer></answer>"])
+def test_an_end_of_turn_is_no_answer(end: str) -> None:
+    assert read_message(f"<think>\n{T}\n</think>\n\n{end}", None).response == ""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"<analysis>{A}</analysis>",
+        f"## Thinking\n\n{A}",
+        f"**Thinking:** {A}",
+        f"First <scratchpad>{A}</scratchpad> last.",
+        f"<details><summary>More</summary>{A}</details> End.",
+        "</s> ends a sequence.",
+    ],
+)
+def test_what_only_looks_like_a_thought_is_an_answer(answer: str) -> None:
+    assert parts(answer) == ("", answer)
 
 
 def test_empty_parts() -> None:

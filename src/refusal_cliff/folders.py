@@ -21,6 +21,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (
     move_file,
     read_json,
+    remove_stale,
     storage_error,
     storage_errors,
     sync_folder,
@@ -109,6 +110,7 @@ def claim(out: Path, command: str, made_from: Mapping[str, Any], holds: str) -> 
     """
     require_output(out, command)
     require_same(out, command, made_from, holds)
+    remove_stale(out)
     path = out / DESCRIPTIONS[command]
     described = {"command": command, **made_from}
     if not path.is_file() or _object(path) != described:

@@ -75,6 +75,30 @@ def atomic_path(path: Path) -> Iterator[Path]:
         remove_quietly(temporary)
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove what `atomic_path` left in a folder when its process was killed.
+
+    Only files that are named as it names them, by a process that is no more: another one may be
+    writing its own at this moment.
+    """
+    for file in folder.glob(".*.tmp"):
+        pid = file.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdecimal() and not _is_alive(int(pid)):
+            remove_quietly(file)
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":  # elsewhere there is no signal that does nothing
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # someone else's process, or no number of one
+        return True
+    return True
+
+
 def make_readable(path: Path) -> None:
     """Give a file, or a folder with its files, the mode that the umask says.
 

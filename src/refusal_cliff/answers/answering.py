@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge
 from refusal_cliff.model.subject import load_subject
+from refusal_cliff.thinking.markers import KNOWN, Markers
 
 RATES = "rates.json"
 NOT_NAMED = "not named in the file"
@@ -48,6 +49,7 @@ class Evaluation:
         outcomes: All, then by source and category.
         changes: Against an earlier run of the same prompts.
         left_out: Rows without an answer.
+        left_out_before: Those of the earlier run.
         error: How the judge errs; ``None`` where nobody has measured it.
         corrected: The outcomes without that error; empty where it is not known.
     """
@@ -56,6 +58,7 @@ class Evaluation:
     outcomes: list[Outcomes]
     changes: list[Change]
     left_out: list[LeftOut]
+    left_out_before: Sequence[LeftOut] = ()
     error: JudgeError | None = None
     corrected: Sequence[CorrectedOutcomes] = ()
 
@@ -64,6 +67,7 @@ class Evaluation:
         return {
             "judge": self.judge,
             "left_out": len(self.left_out),
+            "left_out_before": len(self.left_out_before),
             "outcomes": as_rows(self.outcomes),
             "changes": as_rows(self.changes),
             "judge_error": None if self.error is None else asdict(self.error),
@@ -143,6 +147,7 @@ def endpoint_of(
     timeout: float,
     extra: str,
     key: str,
+    markers: Sequence[Markers] = KNOWN,
 ) -> Backend:
     """A model behind a server; see `EndpointConfig`. ``extra`` is a JSON object.
 
@@ -162,6 +167,7 @@ def endpoint_of(
         timeout=timeout,
         extra=_json_object(extra),
         key_variable=key,
+        markers=tuple(markers),
     )
     return EndpointBackend(config)
 
@@ -233,10 +239,12 @@ def evaluate_files(
             error is that of another judge.
     """
     records, left_out = read_records(traces, reading)
-    changes = [] if before is None else compare(read_records(before, reading)[0], records)
+    earlier, left_before = ([], []) if before is None else read_records(before, reading)
+    changes = compare(earlier, records) if earlier else []
     judge = ", ".join(sorted({record.judge or NOT_NAMED for record in records}))
     error = known_error(judge) if judge_error is None else read_error(judge_error)
-    return _counted(judge, records, changes, left_out, error)
+    found = _counted(judge, records, changes, left_out, error)
+    return replace(found, left_out_before=left_before)
 
 
 def read_answers(
@@ -273,7 +281,7 @@ def _counted(
 ) -> Evaluation:
     outcomes = evaluate(records)
     without = [] if error is None else corrected(records, outcomes, error)
-    return Evaluation(judge, outcomes, changes, left_out, error, without)
+    return Evaluation(judge, outcomes, changes, left_out, error=error, corrected=without)
 
 
 def _refuse_misspelt(source: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Interval, effective_size, wilson
 
@@ -145,12 +147,25 @@ def log_likelihoods(subject: Subject, texts: Sequence[tuple[Sequence[int], int]]
     Args:
         subject: The model.
         texts: Token ids and the first token that counts (at least 1).
+
+    Raises:
+        RefusalCliffError: One text alone does not fit in memory.
     """
     found = np.zeros(len(texts))
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place][0]))
-    for start in range(0, len(order), ROWS_AT_ONCE):
-        chosen = order[start : start + ROWS_AT_ONCE]
-        found[chosen] = -_negative_log_likelihood(subject, [texts[place] for place in chosen])
+    waiting = sorted(range(len(texts)), key=lambda place: len(texts[place][0]))
+    limit = BatchLimit(ROWS_AT_ONCE)
+    while waiting:
+        chosen = waiting[: limit.size]
+        batch = [texts[place] for place in chosen]
+        loss = limit.run(partial(_negative_log_likelihood, subject, batch), used=len(batch))
+        if loss is not None:
+            found[chosen] = -loss
+            waiting = waiting[len(chosen) :]
+        elif len(batch) == 1:
+            raise RefusalCliffError(
+                f"A text of {len(batch[0][0])} tokens alone does not fit in memory. Use a device "
+                "with more memory, or allow fewer new tokens."
+            )
     return found
 
 

@@ -9,13 +9,12 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.io import atomic_path
 from refusal_cliff.stats import bootstrap_mean
+from refusal_cliff.tables import read_parquet, write_parquet
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
@@ -198,10 +197,9 @@ def mean_curve(
 def write_cliffs(path: Path, rows: Sequence[TraceCliff]) -> None:
     """Write ``cliff.parquet``, one row per trace."""
     columns = {name: [getattr(row, name) for row in rows] for name in TraceCliff.__slots__}
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    write_parquet(path, pa.table(columns))
 
 
 def read_cliffs(path: Path) -> list[TraceCliff]:
     """Read what `write_cliffs` wrote."""
-    return [TraceCliff(**row) for row in pq.read_table(path).to_pylist()]
+    return [TraceCliff(**row) for row in read_parquet(path).to_pylist()]

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace, Verdict, is_judged
-from refusal_cliff.io import atomic_path
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans
 
 
@@ -104,8 +105,7 @@ def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "")
     spans = [[s.prompt, s.thinking, s.closing, s.total] for s in (row.spans for row in scores)]
     arrays = [*(columns or [pa.array([], pa.string())] * 4), pa.array(spans, SCHEMA.types[4])]
     table = pa.Table.from_arrays([*arrays, _nested([row.logits for row in scores])], schema=SCHEMA)
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({_MADE_FROM: made_from}), temporary)
+    write_parquet(path, table.replace_schema_metadata({_MADE_FROM: made_from}))
 
 
 def made_from(path: Path) -> str | None:
@@ -130,10 +130,16 @@ def _offsets(lengths: Sequence[int]) -> pa.Array:
 
 
 def read_scores(path: Path) -> list[TraceScores]:
-    """Read what `write_scores` wrote."""
-    table = pq.read_table(path)
+    """Read what `write_scores` wrote.
+
+    Raises:
+        RefusalCliffError: The file is damaged, or is one of something else.
+    """
+    table = read_parquet(path, SCHEMA.names)
+    if table.schema.types != SCHEMA.types:
+        raise RefusalCliffError(f"{path} is no table of scores. Make the file again.")
     logits = table.column("logits").combine_chunks()
-    return [
+    scores = [
         TraceScores(
             row["trace_id"],
             row["group"],
@@ -144,6 +150,18 @@ def read_scores(path: Path) -> list[TraceScores]:
         )
         for place, row in enumerate(table.drop_columns("logits").to_pylist())
     ]
+    odd = next((row.trace_id for row in scores if not _is_whole(row)), None)
+    if odd is not None:
+        raise RefusalCliffError(
+            f"{path} is damaged: the scores of {odd!r} do not fit its spans. Make the file again."
+        )
+    return scores
+
+
+def _is_whole(row: TraceScores) -> bool:
+    spans = row.spans
+    parts = 0 <= spans.prompt <= spans.thinking < spans.closing <= spans.total
+    return parts and row.logits.shape[1] == spans.total
 
 
 def _matrix(logits: Any) -> NDArray[np.float32]:

@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from refusal_cliff import __version__
 from refusal_cliff.cliff.curves import (
@@ -55,6 +55,7 @@ DESCRIPTION = DESCRIPTIONS["trace"]
 FINISHED = "shards.json"
 LEFT_OUT = "left-out"
 RESTORED = "restored"
+Described = TypeVar("Described", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,6 +274,29 @@ def _damaged(shard: Path, wrong: str) -> RefusalCliffError:
     )
 
 
+class _Finished(BaseModel):
+    """What `FINISHED` says: how many traces each shard has."""
+
+    model_config = ConfigDict(strict=True)
+    scored: list[int]
+
+
+class _Read(BaseModel):
+    """Of what was scored, the blocks: the probe's own, and all whose scores are there."""
+
+    model_config = ConfigDict(strict=True)
+    layer: int
+    layers: list[int]
+
+
+def _described_as(path: Path, kind: type[Described]) -> Described:
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        place = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
+        raise _damaged(path, f"it is damaged ({place}: {error.errors()[0]['msg']})") from error
+
+
 def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
     """The scores of every shard of a run that has ended.
 
@@ -282,7 +306,7 @@ def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
     shards = list(read_shards(folder))
     if not (folder / FINISHED).is_file():
         raise _damaged(folder, "it holds the scores of a run that has not ended")
-    expected = read_json(folder / FINISHED)["scored"]
+    expected = _described_as(folder / FINISHED, _Finished).scored
     if len(expected) != len(shards):
         raise _damaged(
             folder, f"it holds {len(shards)} shards of scores, and {len(expected)} were made"
@@ -290,7 +314,7 @@ def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
     for shard, n in zip(shards, expected, strict=True):
         try:
             scores = read_scores(shard)
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except RefusalCliffError as error:
             raise _damaged(shard, f"it cannot be read ({shortened(error)})") from error
         if len(scores) != n:
             raise _damaged(shard, f"it holds {len(scores)} of {n} traces")
@@ -313,9 +337,9 @@ def measure_shards(
     """
     if pool not in POOLS:
         raise RefusalCliffError(f"Unknown pool {pool!r}. Choose one of: {', '.join(POOLS)}.")
-    described = read_json(folder / DESCRIPTION)
-    layers: list[int] = described["layers"]
-    wanted = int(described["layer"]) if layer is None else layer
+    described = _described_as(folder / DESCRIPTION, _Read)
+    layers = described.layers
+    wanted = described.layer if layer is None else layer
     if wanted not in layers:
         raise RefusalCliffError(
             f"{folder} holds scores of block {', '.join(map(str, layers))}, not of {wanted}. Score "

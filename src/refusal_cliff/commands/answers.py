@@ -57,6 +57,7 @@ def generate(
     label: RowLabel = None,
     column: Columns = None,
     split: Split = "train",
+    thinking_markers: ThinkingMarkers = None,
     revision: Annotated[
         str | None, typer.Option(metavar="COMMIT", help="Commit of the benchmark's data set.")
     ] = None,
@@ -109,10 +110,11 @@ def generate(
     from refusal_cliff.live import counting
 
     require_output(out, "generate", (prompts, model, judge_model))
+    reading = reading_of(label, column, split, thinking_markers)
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     asked = prompts_of(
         prompts,
-        reading=reading_of(label, column, split),
+        reading=reading,
         revision=revision,
         limit=limit,
         samples=samples,
@@ -141,6 +143,7 @@ def generate(
             timeout=timeout,
             extra=extra_body,
             key=key,
+            markers=reading.markers,
         )
     console = Console()
     with counting(console, f"refusal-cliff generate {prompts} → {out}", "answers") as progress:
@@ -311,9 +314,10 @@ def evaluate(
     found = evaluate_files(traces, before, judge_error, reading)
     console = Console()
     _show(console, found)
-    for row in found.left_out:
-        line = f"Left out: {traces}, row {row.row}: {row.why}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for source, rows in ((traces, found.left_out), (before, found.left_out_before)):
+        for row in rows:
+            line = f"Left out: {source}, row {row.row}: {row.why}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         write_json(out, {"command": "evaluate", **found.as_json()})
 

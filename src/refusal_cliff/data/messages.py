@@ -18,6 +18,7 @@ _ROLES = {
 }
 _WHO = ("role", "from")
 _SAID = ("content", "value", "text")
+_MESSAGE = frozenset({*_SAID, "refusal", "tool_calls", "function_call"})
 
 
 class NotText(ValueError):
@@ -75,6 +76,8 @@ def turns_of(value: object, role: str) -> list[Turn]:
     if isinstance(value, str):
         return [Turn(role, {"content": value})]
     if isinstance(value, Mapping):
+        if not value.keys() & _MESSAGE:
+            raise NotText(f"an object with {_keys(value)} is no message with a content")
         turn = turn_of(cast("Mapping[str, object]", value))
         return [turn if turn.role else replace(turn, role=role)]
     if isinstance(value, Sequence) and value and all(isinstance(m, Mapping) for m in value):
@@ -103,6 +106,8 @@ def choice_of(value: object) -> Turn | None:
         return None
     first = choices[0] if isinstance(choices, Sequence) and choices else None
     message = first.get("message") if isinstance(first, Mapping) else None
+    if isinstance(first, Mapping) and message is None and isinstance(first.get("text"), str):
+        message = {"content": first["text"]}  # of a completion without a chat
     if not isinstance(first, Mapping) or not isinstance(message, Mapping):
         raise NotText("its choices hold no message")
     turn = turn_of(cast("Mapping[str, object]", message), first.get("finish_reason"))
@@ -119,6 +124,10 @@ def texts_in(value: object) -> Iterator[str]:
     elif isinstance(value, Sequence) and not isinstance(value, bytes):
         for held in value:
             yield from texts_in(held)
+
+
+def _keys(value: Mapping[object, object]) -> str:
+    return ", ".join(ascii(key)[:20] for key in list(value)[:4]) or "nothing in it"
 
 
 def _named(message: Mapping[str, object], names: Sequence[str]) -> object:

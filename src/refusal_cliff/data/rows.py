@@ -24,6 +24,7 @@ from refusal_cliff.data.arrow_rows import MAX_ROW_BYTES, rows_of_batches, too_la
 from refusal_cliff.data.types import Row, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import sha256_file
+from refusal_cliff.tables import PARQUET_ERRORS
 
 Found = tuple[int, Row | str]
 """Number of a row, counted from 1, and its columns or what is wrong with it."""
@@ -115,7 +116,7 @@ def _of_file(path: Path, ending: str) -> Iterator[Found]:
         raise RefusalCliffError(f"{path} is not a regular file. Save the rows as a file first.")
     try:
         yield from read(path)
-    except (OSError, pa.ArrowException) as error:
+    except PARQUET_ERRORS as error:
         raise RefusalCliffError(
             f"Could not read {path}: {shortened(error)}. Check the path, or make the file again."
         ) from error

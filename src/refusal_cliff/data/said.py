@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from refusal_cliff.data.types import Prompt, Record
 from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.thinking.written import Message, read_message
@@ -19,7 +20,10 @@ UNANSWERED = (EMPTY, TOOL_CALL, FILTERED, NO_ANSWER)
 UNTOLD = "not told"
 """The ``finish`` of an answer of which the server did not say why it ended."""
 
-THINKING_FIELDS = ("reasoning_content", "reasoning", "thinking")
+THINKING_FIELDS = (
+    *("reasoning_content", "reasoning", "thinking", "reasoning_details", "reasoning_text"),
+    *("thought", "thoughts", "cot", "chain_of_thought"),
+)
 _CUT = frozenset(
     {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete"}
     | {"abort", "cancelled", "error", "network_error", "insufficient_system_resource", "timeout"}
@@ -105,6 +109,12 @@ def said_in(
     )
 
 
+def record_of_said(prompt: Prompt, said: Said) -> Record:
+    """The record of an answer of which only its message is known."""
+    fields = {name: getattr(said, name) for name in Said.__slots__}
+    return Record(prompt, **fields)
+
+
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
     """Why there is no answer, where the model ended by itself; else empty.
 
@@ -114,11 +124,16 @@ def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str
         closed: Whether the thinking ended.
         complete: Whether the model ended by itself, or nothing else is known.
     """
-    if response.strip() or not complete:
+    if not is_blank(response) or not complete:
         return ""
-    if not thinking.strip():
+    if is_blank(thinking):
         return EMPTY
     return NO_ANSWER if closed else ""
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: blanks, and characters without width."""
+    return not any(mark.isprintable() and not mark.isspace() for mark in text)
 
 
 def known_status(value: object) -> str:
@@ -139,4 +154,8 @@ def _calls(message: Mapping[str, object]) -> bool:
 
 def _text(message: Mapping[str, object], name: str) -> str:
     value = message.get(name)
-    return (read_parts(value).text or "").strip() if isinstance(value, str) else ""
+    try:
+        parts = read_parts(value)
+    except TypeError:  # of another kind, which no server is known to send
+        return ""
+    return (parts.text or parts.thinking or "").strip()

@@ -29,8 +29,9 @@ from refusal_cliff.data.fields import (
 )
 from refusal_cliff.data.messages import NotText, Turn, choice_of, texts_in, turns_of
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
-from refusal_cliff.data.said import THINKING_FIELDS, known_status, said_in
+from refusal_cliff.data.said import THINKING_FIELDS, known_status, record_of_said, said_in
 from refusal_cliff.data.types import Prompt, Record, Row, SafetyExample
+from refusal_cliff.thinking.parts import read_parts
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
@@ -212,8 +213,11 @@ def _answered_turns(row: Row) -> list[Turn]:
     name = next((name for name in RESPONSE_COLUMNS if row.get(name) is not None), None)
     if sent is None and name is not None:
         sent = choice_of(row[name])
-    if sent is not None or name is None:
-        return [] if sent is None else [sent]
+    if sent is not None:
+        return [sent]
+    if name is None:  # a column that is there and empty is an empty answer
+        there = any(column in row for column in RESPONSE_COLUMNS)
+        return [Turn("assistant", {"content": None})] if there else []
     turns = turns_of(row[name], "assistant")
     apart = {name: row[name] for name in THINKING_FIELDS if row.get(name) is not None}
     finish = row.get("finish", row.get("finish_reason", turns[0].finish))
@@ -299,21 +303,15 @@ def _read(
         if "\0" in checked_text(text, "response"):
             raise BadRow("not readable", "its answer holds a NUL character", "drop the row")
     apart = [turn.message[name] for name in THINKING_FIELDS if turn.message.get(name) is not None]
-    if not all(isinstance(thought, str) for thought in apart):
-        raise bad(f"its thinking is {shown(apart[0])}, not a text", "write it as a text")
+    try:
+        for thought in apart:
+            read_parts(thought)
+    except TypeError as error:
+        raise bad(f"its thinking is {shown(apart[0])}, not a text", "write it as a text") from error
     try:
         thinks = thinks and not apart
         said = said_in(turn.message, turn.finish, thinks=thinks, markers=reading.markers)
     except TypeError as error:
         raise bad(str(error), "write the answer as a text") from error
-    return Record(
-        prompt,
-        said.thinking,
-        said.response,
-        closed=said.closed,
-        complete=said.complete,
-        written=said.written,
-        beside=said.beside,
-        finish="" if turn.finish == "" else checked_text(said.finish, "finish"),
-        status=said.status,
-    )
+    finish = "" if turn.finish == "" else checked_text(said.finish, "finish")
+    return replace(record_of_said(prompt, said), finish=finish)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows
 from refusal_cliff.data.shapes import prompt_of_row, record_of_row
@@ -26,7 +25,7 @@ from refusal_cliff.data.types import (
     is_judged,
 )
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path
+from refusal_cliff.tables import read_parquet, write_parquet
 
 __all__ = [
     "LABELS",
@@ -104,8 +103,7 @@ def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """Write traces to Parquet, one row a trace, atomically."""
     table = pa.Table.from_pylist([_row_of_trace(trace) for trace in traces], schema=TRACE_SCHEMA)
-    with atomic_path(path) as temporary:
-        pq.write_table(table, temporary)
+    write_parquet(path, table)
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -114,7 +112,7 @@ def read_traces(path: Path) -> list[Trace]:
     Raises:
         RefusalCliffError: The file is not readable, lacks a column, or a row contradicts itself.
     """
-    table = _read_parquet(path)
+    table = read_parquet(path)
     needed = [field.name for field in TRACE_SCHEMA if field.name != "thinking_cut"]  # newer
     missing = [name for name in needed if name not in table.column_names]
     if missing:
@@ -153,12 +151,3 @@ def _row_of_trace(trace: Trace) -> dict[str, object]:
         "verdict": trace.verdict,
         "thinking_cut": trace.thinking_cut,
     }
-
-
-def _read_parquet(path: Path) -> pa.Table:
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise RefusalCliffError(
-            f"Could not read {path}: {error}. Check the path, or make the file again."
-        ) from error

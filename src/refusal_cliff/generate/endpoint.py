@@ -6,16 +6,17 @@ import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 from urllib.parse import SplitResult, urlsplit
 
 from refusal_cliff.data.records import LeftOut, Record, shortened
-from refusal_cliff.data.said import said_in
+from refusal_cliff.data.said import record_of_said, said_in
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
+from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -59,6 +60,7 @@ class EndpointConfig:
         timeout: Seconds for one whole answer, from the connection to its last byte.
         extra: More fields of the request, such as ``{"chat_template_kwargs": …}``.
         key_variable: The environment variable that holds the key, if the server wants one.
+        markers: What stands around a thought inside the text of an answer, see `read_message`.
     """
 
     base_url: str
@@ -73,6 +75,7 @@ class EndpointConfig:
     timeout: float = 1800.0
     extra: Mapping[str, Any] = field(default_factory=dict)
     key_variable: str = KEY_VARIABLE
+    markers: tuple[Markers, ...] = KNOWN
 
     def __post_init__(self) -> None:
         parts = _address(self.base_url)
@@ -137,6 +140,7 @@ class EndpointBackend:
             "seed": config.seed,
             "thinks": config.thinks,
             "extra": dict(config.extra),
+            **({} if config.markers == KNOWN else {"markers": [m.opener for m in config.markers]}),
         }
 
     def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
@@ -180,21 +184,14 @@ class EndpointBackend:
     def _record(self, prompt: Prompt, choice: Choice, tokens: Tokens) -> Record:
         message = choice.get("message")
         message = {"content": choice.get("text")} if message is None else message
-        said = said_in(message, choice.get("finish_reason"), thinks=self._config.thinks)
-        return Record(
-            prompt,
-            said.thinking,
-            said.response,
-            closed=said.closed,
-            complete=said.complete,
-            written=said.written,
-            beside=said.beside,
-            finish=said.finish,
-            status=said.status,
-            token_ids=tokens.ids,
-            tokens=tokens.total,
-            prompt_tokens=tokens.prompt,
+        said = said_in(
+            message,
+            choice.get("finish_reason"),
+            thinks=self._config.thinks,
+            markers=self._config.markers,
         )
+        told = record_of_said(prompt, said)
+        return replace(told, token_ids=tokens.ids, tokens=tokens.total, prompt_tokens=tokens.prompt)
 
     async def _ask_all(
         self,

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
@@ -21,11 +20,11 @@ from refusal_cliff.heads.effects import (
     falls,
 )
 from refusal_cliff.heads.proof import Proof, prove
-from refusal_cliff.io import atomic_path
 from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.stats import percentiles, resampled_counts
+from refusal_cliff.tables import read_parquet, write_parquet
 
 MAX_FRACTION = 0.03
 """Heads that may be ablated (paper §5)."""
@@ -245,8 +244,7 @@ def write_heads(path: Path, rows: Sequence[HeadRow], model: str) -> None:
         model: Fingerprint of the model that they were measured on.
     """
     table = pa.Table.from_pylist([asdict(row) for row in rows])
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata({_MODEL: model.encode()}), temporary)
+    write_parquet(path, table.replace_schema_metadata({_MODEL: model.encode()}))
 
 
 def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
@@ -259,10 +257,10 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
     Raises:
         RefusalCliffError: It is no such file, or one of another model.
     """
+    table = read_parquet(path)
     try:
-        table = pq.read_table(path)
         rows = [_row(cells) for cells in table.to_pylist()]
-    except (OSError, pa.ArrowInvalid, TypeError) as error:
+    except TypeError as error:
         raise RefusalCliffError(
             f"{path} is not a table of heads ({str(error).splitlines()[0]}). Give heads.parquet of "
             "a run folder of this version: RUN/model/heads.parquet of audit."

@@ -216,21 +216,26 @@ def mean_outputs(
     _check(subject, heads)
     reader = _HeadMeans(subject, frozenset(head.layer for head in heads))
     capture(subject, token_ids, [reader])
-    return {head: reader.sums[head.layer][head.index] / reader.n[head.layer] for head in heads}
+    n = sum(map(len, token_ids))
+    totals = {layer: torch.stack([*sums.values()]).sum(0) for layer, sums in reader.sums.items()}
+    return {head: totals[head.layer][head.index] / n for head in heads}
 
 
 class _HeadMeans:
-    """Sums of all heads' outputs over tokens, by block, [heads, head width]."""
+    """Sums of all heads' outputs over tokens, by block and trace, [heads, head width].
+
+    Each trace has a place of its own: a batch that memory ran out in is read once more.
+    """
 
     residual_layers: frozenset[int] = frozenset()
 
     def __init__(self, subject: Subject, layers: frozenset[int]) -> None:
         self.head_layers = layers
-        self.sums = {
-            layer: torch.zeros(subject.blocks[layer - 1].n_heads, subject.head_width(layer))
+        self.sums: dict[int, dict[int, torch.Tensor]] = {layer: {} for layer in layers}
+        self._shapes = {
+            layer: (subject.blocks[layer - 1].n_heads, subject.head_width(layer))
             for layer in layers
         }
-        self.n = dict.fromkeys(layers, 0)
 
     def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
         """Not asked for."""
@@ -239,7 +244,6 @@ class _HeadMeans:
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
     ) -> None:
         """Add up the tokens that are not padding."""
-        for place, _, length in batch.items():
+        for place, row, length in batch.items():
             total = outputs[place, :length].float().sum(0).cpu()
-            self.sums[layer] += total.reshape(self.sums[layer].shape)
-            self.n[layer] += length
+            self.sums[layer][row] = total.reshape(self._shapes[layer])

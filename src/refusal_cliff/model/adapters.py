@@ -28,7 +28,8 @@ from refusal_cliff.io import read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
-from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_names
+from refusal_cliff.model.quantised import require_floats
+from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_kinds
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -200,8 +201,14 @@ def _unmergeable(folder: Path, config: Any, why: str) -> str:
 
 def _tensors(folder: Path) -> Tensors:
     file = folder / ADAPTER_WEIGHTS
-    tensor_names(file)
-    tensors = load_file(file)
+    kinds = tensor_kinds(file)
+    require_floats(file, {f"{key}.weight": kind for key, kind in kinds.items()})
+    try:
+        tensors = load_file(file)
+    except Exception as error:  # whatever safetensors and torch do with a header that is damaged
+        raise RefusalCliffError(
+            f"Could not read {file}: {reason(error)} Save the adapter again, or copy it again."
+        ) from error
     if damaged := [key for key, value in tensors.items() if not is_finite(value)]:
         raise RefusalCliffError(
             f"{file} holds NaN or infinity in {named(damaged)} of its tensors. The training "

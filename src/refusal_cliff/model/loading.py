@@ -21,6 +21,7 @@ from transformers import (
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.adapters import chain, downloaded, merged, on_disk, reason
+from refusal_cliff.model.quantised import settled
 from refusal_cliff.model.weights import check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
@@ -155,6 +156,7 @@ def _whole_model(
 ) -> PreTrainedModel:
     """The model, if every weight of it is in the checkpoint."""
     config = AutoConfig.from_pretrained(root, trust_remote_code=trust_remote_code)
+    quantised = getattr(config, "quantization_config", None) is not None
     loaded: Any = _class_for(config).from_pretrained(
         root,
         dtype=dtype,
@@ -166,7 +168,7 @@ def _whole_model(
     )
     model, report = loaded
     check_loaded(name, model, config, report)
-    return model
+    return settled(name, model, quantised, dtype)
 
 
 def _class_for(config: Any) -> Any:

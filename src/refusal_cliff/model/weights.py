@@ -16,11 +16,13 @@ from transformers import PreTrainedModel
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.model.blocks import decoder_of
+from refusal_cliff.model.quantised import is_cache_scale, remedy_of, require_floats
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs.github.com/spec"
-_MAY_BE_POINTERS = (INDEX, "config.json", "tokenizer.json", "tokenizer.model")
+_CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
+_MAY_BE_POINTERS = (INDEX, *_CONFIGS, "tokenizer.json", "tokenizer.model")
 _NAMED = 4
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
@@ -45,14 +47,43 @@ def check_files(folder: Path) -> None:
     """
     for name in _MAY_BE_POINTERS:
         _refuse_pointer(folder / name)
+    quantised = "quantization_config" in _configs(folder)
+    found = {}
     if (folder / WEIGHTS).is_file():
-        tensor_names(folder / WEIGHTS)
+        found = {folder / WEIGHTS: tensor_kinds(folder / WEIGHTS)}
     elif (folder / INDEX).is_file():
-        _check_shards(folder)
+        found = _shards(folder)
+    for file, kinds in () if quantised else found.items():
+        require_floats(file, kinds)
 
 
-def tensor_names(file: Path) -> set[str]:
-    """Names of the tensors in a safetensors file, which is whole.
+def _configs(folder: Path) -> Mapping[str, Any]:
+    """What ``config.json`` holds.
+
+    Raises:
+        RefusalCliffError: It or another configuration is damaged: transformers takes its defaults
+            for that of generation, in which the tokens that end an answer may be others.
+    """
+    found: dict[str, Any] = {}
+    for path in (folder / name for name in reversed(_CONFIGS)):
+        try:
+            found = read_json(path) if path.is_file() else {}
+        except RefusalCliffError as error:
+            raise _damaged_config(path, str(error)) from error
+        if not isinstance(found, dict):
+            raise _damaged_config(path, "It is not a JSON object.")
+    return found
+
+
+def _damaged_config(path: Path, why: str) -> RefusalCliffError:
+    return RefusalCliffError(
+        f"{path} is damaged. Download {path.name} again, or copy it again from where the model was "
+        f"saved. {why}"
+    )
+
+
+def tensor_kinds(file: Path) -> dict[str, str]:
+    """Name and type of every tensor in a safetensors file, which is whole.
 
     Raises:
         RefusalCliffError: It is a Git LFS pointer, is cut short, or is no safetensors file.
@@ -73,7 +104,7 @@ def tensor_names(file: Path) -> set[str]:
         raise RefusalCliffError(f"{file} is not a safetensors file. {again}") from error
     if size < (whole := _LENGTH_BYTES + length + end):
         raise RefusalCliffError(f"{file} is cut short: {size} of {whole} bytes are there. {again}")
-    return set(tensors)
+    return {key: str(tensor.get("dtype")) for key, tensor in tensors.items()}
 
 
 def check_loaded(
@@ -92,7 +123,8 @@ def check_loaded(
         RefusalCliffError: Weights are missing, have another shape, or belong to nothing.
     """
     spare = _Spare(model, config)
-    unexpected = [key for key in report["unexpected_keys"] if not spare.announced(key)]
+    left = report["unexpected_keys"]
+    unexpected = [key for key in left if not (spare.announced(key) or is_cache_scale(key))]
     shapes = [
         f"{key}: {tuple(found)} where the model has {tuple(wanted)}"
         for key, found, wanted in report["mismatched_keys"]
@@ -107,8 +139,7 @@ def check_loaded(
         raise RefusalCliffError(
             f"The weights of {name!r} do not fit the model that its config.json describes "
             f"({type(model).__name__}). Of its tensors, {'; '.join(found)}. Nothing was measured. "
-            "Download the checkpoint again, save it again with save_pretrained, or give it the "
-            "config.json that it was saved with."
+            f"{remedy_of(unexpected)}"
         )
 
 
@@ -208,11 +239,12 @@ def _refuse_damaged(name: str, damaged: Collection[str]) -> None:
         )
 
 
-def _check_shards(folder: Path) -> None:
+def _shards(folder: Path) -> dict[Path, dict[str, str]]:
+    """Every shard that an index names, and its tensors."""
     index = folder / INDEX
     places = _weight_map(index)
     shards = set(places.values())
-    held = {s: tensor_names(folder / s) for s in shards if (folder / s).is_file()}
+    held = {s: tensor_kinds(folder / s) for s in shards if (folder / s).is_file()}
     if absent := shards - held.keys():
         raise RefusalCliffError(
             f"{index} names shards that are not there: {named(absent)}. Download the missing files "
@@ -223,6 +255,7 @@ def _check_shards(folder: Path) -> None:
             f"{index} names tensors that its shards do not hold: {named(lost)}. Index and shards "
             "are of different models: download both again, or save the model again."
         )
+    return {folder / shard: kinds for shard, kinds in held.items()}
 
 
 def _weight_map(index: Path) -> dict[str, str]:

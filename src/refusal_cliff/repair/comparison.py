@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.stats import t, ttest_rel
 
-from refusal_cliff.io import atomic_path
 from refusal_cliff.stats import LEVEL, Interval, wilson
+from refusal_cliff.tables import write_parquet
 
 SIGN_FLIPS = 10_000
 
@@ -216,5 +215,4 @@ def write_points(path: Path, found: Sequence[Point]) -> None:
     columns: dict[str, list[Any]] = {
         name: [getattr(point, name) for point in found] for name in Point.__slots__
     }
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.table(columns), temporary)
+    write_parquet(path, pa.table(columns))

@@ -51,6 +51,12 @@ class RepairConfig:
         """Benign rows in every step; at least one row of a step is a safety example."""
         return min(round(self.batch_size * self.benign_share), self.batch_size - 1)
 
+    def decides(self) -> dict[str, Any]:
+        """All that changes what is learnt, as JSON: not how often it is saved."""
+        found = asdict(self)
+        del found["save_every"]
+        return found
+
 
 def training_plan(n_safety: int, n_benign: int, config: RepairConfig) -> list[tuple[bool, int]]:
     """Which row is trained when: (is it benign, index), ``batch_size`` rows a step.
@@ -100,9 +106,7 @@ def made_from(
 
 def settings(config: RepairConfig) -> dict[str, Any]:
     """What of `made_from` is known before any row and the model are read."""
-    chosen = asdict(config)
-    del chosen["save_every"]  # how often it is saved does not change what is learnt
-    return {**chosen, "version": __version__}
+    return {**config.decides(), "version": __version__}
 
 
 def digest(content: Any) -> str:

@@ -32,7 +32,7 @@ from refusal_cliff.folders import (
     staging,
 )
 from refusal_cliff.io import storage_errors
-from refusal_cliff.model.adapters import merged
+from refusal_cliff.model.adapters import base_name, merged
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
 from refusal_cliff.repair.plan import RepairConfig, digest, made_from, training_plan
@@ -90,7 +90,11 @@ def repair(
     origin = made_from(subject, safety, benign, config)
     claim_training(out, origin)
     with _quiet(), storage_errors(out), _scratch(out) as scratch:
-        _save(_trained(subject, dataset, config, scratch, origin), out, beside or {})
+        trainer = _trained(subject, dataset, config, scratch, origin)
+        for adapter in getattr(trainer.model, "peft_config", {}).values():
+            name = base_name(subject.source, subject.name, out)
+            adapter.base_model_name_or_path = name  # not where the model lay on this machine
+        _save(trainer, out, beside or {})
     return out
 
 

@@ -22,7 +22,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, remove_quietly, sha256_file, storage_error, write_json
+from refusal_cliff.io import (
+    move_file,
+    read_json,
+    remove_quietly,
+    remove_stale,
+    sha256_file,
+    storage_error,
+    storage_errors,
+    sync_folder,
+    write_json,
+)
 
 FORMAT = 1
 """Layout of a run folder; a folder of another format is neither read nor written."""
@@ -127,7 +137,10 @@ class RunFolder:
         """
         hashes = {name: sha256_file(work / name) for name in outputs}
         for name in outputs:
-            _move(work / name, self.path / name)
+            with storage_errors(self.path / name):
+                move_file(work / name, self.path / name)
+        for folder in {(self.path / name).parent for name in outputs}:
+            sync_folder(folder)
         self._hashes.update(hashes)
         return hashes
 
@@ -268,17 +281,9 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what a killed run left: temporary folders and unfinished manifests."""
     for folder in path.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in path.glob(f".{MANIFEST}.*.tmp"):
-        file.unlink(missing_ok=True)
+    for folder in (path, *(child for child in path.iterdir() if child.is_dir())):
+        remove_stale(folder)
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
     write_json(path / MANIFEST, manifest.model_dump(mode="json"))
-
-
-def _move(source: Path, target: Path) -> None:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
-    except OSError as error:
-        raise storage_error(target, error) from error

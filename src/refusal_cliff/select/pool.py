@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.rows import chunks, source_digest
 from refusal_cliff.data.shapes import example_of_row
 from refusal_cliff.data.types import LeftOut, Prompt, SafetyExample
-from refusal_cliff.io import atomic_path, read_json, remove_quietly, write_json, write_json_lines
+from refusal_cliff.io import read_json, remove_quietly, write_json, write_json_lines
 from refusal_cliff.select.contamination import Evaluation, Seen
+from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import ThinkingFormat
 
 COUNTS = "pool.json"
@@ -190,8 +190,7 @@ def write_candidates(path: Path, examples: Sequence[Numbered]) -> None:
         {**asdict(e.prompt), "row": number, "thinking": e.thinking, "response": e.response}
         for number, e in examples
     ]
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), temporary)
+    write_parquet(path, pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
 def read_candidates(path: Path) -> list[Numbered]:
@@ -205,5 +204,5 @@ def read_candidates(path: Path) -> list[Numbered]:
                 row["response"],
             ),
         )
-        for row in pq.read_table(path).to_pylist()
+        for row in read_parquet(path).to_pylist()
     ]

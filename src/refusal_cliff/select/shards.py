@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from refusal_cliff.data.types import LeftOut, SafetyExample, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
-from refusal_cliff.io import atomic_path, remove_quietly, write_json_lines
+from refusal_cliff.io import remove_quietly, write_json_lines
 from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.probe.files import probes_of
@@ -29,6 +29,7 @@ from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.pool import Numbered, read_candidates, scores_path, shard_path
 from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.select.targets import own_refusals
+from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 
 Judge = Callable[[Trace], Verdict]
@@ -144,8 +145,8 @@ class ShardScorer:
             _row(row, trace, candidate, target, self._plan)
             for (row, trace), candidate, target in zip(taken, measured, targets, strict=True)
         ]
-        with atomic_path(scores_path(self._plan.out, number)) as temporary:
-            pq.write_table(pa.Table.from_pylist(found, schema=pa.schema(_COLUMNS)), temporary)
+        table = pa.Table.from_pylist(found, schema=pa.schema(_COLUMNS))
+        write_parquet(scores_path(self._plan.out, number), table)
 
     def _traces(self, rows: Sequence[Numbered]) -> tuple[list[tuple[int, Trace]], list[LeftOut]]:
         """What is to be scored, and which rows cannot be."""
@@ -276,7 +277,7 @@ def scored_candidates(out: Path, shards: int, *, states: bool = False) -> list[C
     found: list[Candidate] = []
     for number in range(shards):
         names = [*_NARROW, "state"] if states else list(_NARROW)
-        for row in pq.read_table(scores_path(out, number), columns=names).to_pylist():
+        for row in read_parquet(scores_path(out, number), names).to_pylist():
             state = row.pop("state", None)
             found.append(
                 Candidate(
@@ -290,7 +291,7 @@ def scored_candidates(out: Path, shards: int, *, states: bool = False) -> list[C
 
 def own_words(path: Path, rows: set[int]) -> dict[int, tuple[str | None, str | None]]:
     """The model's own thinking and answer, by row; ``None`` where those of the data are wanted."""
-    table = pq.read_table(path, columns=["row", "thinking", "response"]).to_pylist()
+    table = read_parquet(path, ["row", "thinking", "response"]).to_pylist()
     return {row["row"]: (row["thinking"], row["response"]) for row in table if row["row"] in rows}
 
 
@@ -298,7 +299,7 @@ def tokens_spent(out: Path, shards: int) -> tuple[int, int]:
     """Tokens that went through the early-exit pass, and tokens that were generated for it."""
     passed = written = 0
     for number in range(shards):
-        table = pq.read_table(scores_path(out, number), columns=["tokens", "written"])
+        table = read_parquet(scores_path(out, number), ["tokens", "written"])
         passed += sum(table.column("tokens").to_pylist())
         written += sum(table.column("written").to_pylist())
     return passed, written

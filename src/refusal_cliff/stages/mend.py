@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import read_examples
@@ -61,7 +61,7 @@ def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
                 (POOL, BENIGN, TEST_PROMPTS, selection),
                 [*(f"{folder}/{f}" for f in _ADAPTER), f"{folder}/traces.parquet"],
                 lambda job, strategy=strategy: _repair(study, plan, strategy, job),
-                asdict(plan.repair),
+                plan.repair.decides(),
             )
         )
     return stages

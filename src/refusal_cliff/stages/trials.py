@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from refusal_cliff.answers.evaluate import perplexity
@@ -22,7 +21,7 @@ from refusal_cliff.data.traces import (
     read_traces,
     write_traces,
 )
-from refusal_cliff.io import atomic_path, read_json, write_json
+from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.repair.comparison import Trial
@@ -41,6 +40,7 @@ from refusal_cliff.select.strategies import (
 )
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
+from refusal_cliff.tables import read_parquet, write_parquet
 
 BENIGN = "prompts/benign.jsonl"
 
@@ -120,7 +120,7 @@ def trial_stages(study: Study, plan: TrialPlan) -> list[Stage]:
                     lambda job, n=name, s=strategy, f=fraction, c=config: _trial(
                         study, n, s, f, c, plan.epochs, job
                     ),
-                    {"strategy": strategy, "fraction": fraction, **asdict(config)}
+                    {"strategy": strategy, "fraction": fraction, **config.decides()}
                     | ({"epochs": plan.epochs} if name.endswith("epochs") else {}),
                 )
             )
@@ -241,13 +241,12 @@ def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
         }
         for c in candidates
     ]
-    with atomic_path(path) as temporary:
-        pq.write_table(pa.Table.from_pylist(rows), temporary)
+    write_parquet(path, pa.Table.from_pylist(rows))
 
 
 def read_candidates(path: Path) -> list[Candidate]:
     """Read what `write_candidates` wrote."""
-    rows = pq.read_table(path).to_pylist()
+    rows = read_parquet(path).to_pylist()
     return [Candidate(**{**row, "state": _state(row["state"])}) for row in rows]
 
 

@@ -67,7 +67,14 @@ def _named(tokenizer: PreTrainedTokenizerBase, configured: GenerationConfig | No
     """End-of-sequence tokens: the tokenizer's first, then those of the generation config."""
     of_model = None if configured is None else configured.eos_token_id
     every = [tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])]
-    return list(dict.fromkeys(int(cast("int", token)) for token in every if token is not None))
+    named = [token for token in every if token is not None]
+    odd = next((token for token in named if type(token) is not int or token < 0), None)
+    if odd is not None:
+        raise RefusalCliffError(
+            f"The model's configuration names {str(odd)[:60]!r} as its end of sequence, which is "
+            "no token. Correct eos_token_id in generation_config.json, or in config.json."
+        )
+    return list(dict.fromkeys(cast("list[int]", named)))
 
 
 def _run_of_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

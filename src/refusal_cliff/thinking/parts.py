@@ -62,7 +62,7 @@ def _add(found: dict[str, list[str]], part: object) -> None:
     kind = str(part.get("type", "text"))
     if kind in _TEXTS:
         found["text"].append(_text(part.get("text")))
-    elif kind in _THOUGHTS:
+    elif kind.partition(".")[0] in _THOUGHTS:  # reasoning.text, reasoning.summary
         told = next((part[name] for name in (*_THOUGHTS, "text") if part.get(name)), "")
         found["thinking"].append(_text(told))
     elif kind == "refusal":

@@ -11,11 +11,15 @@ from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.thinking.mentions import Mentions
 
 _HEADER_END = "<|message|>"
+_TAG = re.compile(r"</?[\w:]+>")
 _SEAM = re.compile(r"<\|start\|>assistant|<\|(?:end|return|call|eom|eot)\|>")
-_ENDS = re.compile(r"(?:<\|(?:end|return|call|eom|eot)\|>\s*)+\Z")
+_ENDS = re.compile(
+    r"(?:(?:<\|(?:end|return|call|e[no][dmt]_?(?:id|of_?text|of_?turn)?|im_end)\|>|</s>|<eos>"
+    r"|<end_of_turn>|<｜end▁of▁sentence｜>)\s*)+\Z"
+)
 _MOST_ENDS = 200
 """Characters at the end of an answer in which these are looked for."""
-_WRAPPERS = ("output", "answer", "solution", "response")
+_WRAPPERS = ("output", "answer", "solution", "response", "final", "final_answer", "final_response")
 _WRAPS = re.compile(
     rf"(?:(?:<(?:{'|'.join(_WRAPPERS)})>|<\|(?:begin_of_solution|START_RESPONSE)\|>)\s*)+",
     re.IGNORECASE,
@@ -63,7 +67,11 @@ def read_message(
       and stays whole.
     - A text that begins with ``think`` on a line of its own (s1) is a thought up to the line
       ``answer``; one that begins with ``analysis`` and goes on without a blank (harmony whose
-      markers were stripped) is a thought up to ``assistantfinal``.
+      markers were stripped) is a thought up to ``assistantfinal``. Where nothing else marks it,
+      the same holds of a text that begins with another tag (``<scratchpad>``, ``<|think|>``,
+      ``&lt;think&gt;``), a heading (``## Thinking``) or a sentence (Granite's ``Here is my thought
+      process:``) of that meaning.
+    - The tokens that end a turn, where a text has kept them, are no part of the answer.
     - Thinking in a field of its own and an answer: both as they are, tags in the field aside. A
       thought in both stands once: where one holds the other, blanks aside, the longer one is taken;
       where they differ, the field's comes first and the text's after it, so that nothing is lost
@@ -140,6 +148,40 @@ _BARE = (
     ),
 )
 """s1, and harmony without its markers: they count at the very beginning of a text alone."""
+_OPEN, _SHUT = r"(?:<\|?|&lt;)[ \t]*", r"[ \t]*(?:\|?>|&gt;)"
+_CERTAIN = (
+    "think(?:ing)?|thoughts?|reasoning|scratch_?pad|inner_(?:thoughts?|monologue)|monologue|cot"
+    "|chain_of_thought"
+)
+_LIKELY = "analysis|reflection|rationale|reason|deliberation"
+"""Tags that ask for more than a thought's name: an answer may hold them, too."""
+_FINAL = r"(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*\*)Final (?:Response|Answer)[ \t]*:?(?:\*\*:?)?"
+_ANSWER = r"(?:^|\n)[ \t]*\*\*(?:Final )?(?:Answer|Response|Output)(?::\*\*|\*\*:)"
+_TITLED = tuple(
+    _Format(re.compile(opener, re.IGNORECASE | re.DOTALL), re.compile(closer, re.IGNORECASE))
+    for opener, closer in (
+        (rf"\A{_OPEN}(?:{_CERTAIN}){_SHUT}", rf"{_OPEN}/[ \t]*(?:{_CERTAIN}){_SHUT}"),
+        (
+            rf"\A{_OPEN}({_LIKELY}){_SHUT}(?=.*?{_OPEN}/[ \t]*\1{_SHUT}\s*\S)",
+            rf"{_OPEN}/[ \t]*(?:{_LIKELY}){_SHUT}",
+        ),
+        (
+            r"\A<details\b[^<>\n]{0,200}>\s*<summary>[^<>]{0,80}?(?:thought|thinking|reasoning)"
+            r"[^<>]{0,80}</summary>",
+            r"</details>",
+        ),
+        (r"\AHere(?: i|')s my thought process:", r"Here(?: i|')s my response:"),
+        (
+            rf"\A#{{1,6}}[ \t]*(?:Thinking|Thought process|Reasoning)[ \t]*:?\n(?=.*?{_FINAL})",
+            _FINAL,
+        ),
+        (
+            rf"\A\*\*(?:Thinking|Thought process|Reasoning)(?::\*\*|\*\*:)(?=.*?{_ANSWER})",
+            _ANSWER,
+        ),
+    )
+)
+"""Further tags, headings and sentences: at the very beginning, where nothing else is a marker."""
 
 
 @cache
@@ -161,11 +203,13 @@ def _pattern(mark: str) -> re.Pattern[str]:
     """
     head = re.escape(mark.removesuffix(_HEADER_END)).replace("analysis", "(?:analysis|commentary)")
     more = rf"\b[^\n]{{0,64}}?{re.escape(_HEADER_END)}" if mark.endswith(_HEADER_END) else ""
+    if _TAG.fullmatch(mark):  # a tag may have blanks or attributes before it ends
+        head, more = re.escape(mark[:-1]), r"(?:\s[^<>\n]{0,100})?>"
     return re.compile(head + more, re.IGNORECASE)
 
 
 def _head(mark: str) -> str:
-    return mark.removesuffix(_HEADER_END).removesuffix("analysis").lower()
+    return mark.removesuffix(_HEADER_END).removesuffix("analysis").lower().removesuffix(">")
 
 
 def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
@@ -177,17 +221,21 @@ def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
         alone: Nothing is known of a thought beside it, so that the opening word of a format
             without markers is enough.
     """
-    rest, closed = text.strip(), True
+    rest, closed = _without_end(text.strip()), True
     thoughts: list[str] = []
-    while found := _bare(rest, alone and not thoughts) or _marked(rest, formats):
+    while found := (
+        _bare(_BARE, rest, alone and not thoughts)
+        or _marked(rest, formats)
+        or _bare(_TITLED, rest, alone and not thoughts)
+    ):
         thought, rest, closed = _cut(rest, found)
         thoughts.append(thought)
         rest = _unwrapped(rest)
     return _Split(_joined(thoughts), rest, closed, marked=bool(thoughts))
 
 
-def _bare(text: str, alone: bool) -> _Format | None:
-    for found in _BARE:
+def _bare(formats: Sequence[_Format], text: str, alone: bool) -> _Format | None:
+    for found in formats:
         opened, closed = found.opener.match(text), found.closer.search(text)
         if (opened and (closed or alone)) or (alone and found.closer.match(text)):
             return found
@@ -221,7 +269,7 @@ def _cut(text: str, found: _Format) -> tuple[str, str, bool]:
     marks = sorted([*openers, *closers, *seams])
     closed = bool(closers) and openers[-1:] < closers[-1:]
     begin, end = closers[-1] if closed else (len(text), len(text))
-    return _joined(_pieces(text[:begin], marks)), _without_end(text[end:], found), closed
+    return _joined(_pieces(text[:begin], marks)), text[end:], closed
 
 
 def _pieces(text: str, marks: Iterable[tuple[int, int]]) -> list[str]:
@@ -234,11 +282,10 @@ def _pieces(text: str, marks: Iterable[tuple[int, int]]) -> list[str]:
     return [*pieces, text[start:]]
 
 
-def _without_end(answer: str, found: _Format) -> str:
-    """An answer without the tokens that end a message of a format of channels."""
-    near = max(0, len(answer) - _MOST_ENDS)
-    ends = _ENDS.search(answer, near) if found.seam is _SEAM else None
-    return answer if ends is None else answer[: ends.start()]
+def _without_end(answer: str) -> str:
+    """An answer without the tokens that end a turn, where whoever wrote the text has kept them."""
+    ends = _ENDS.search(answer, max(0, len(answer) - _MOST_ENDS))
+    return answer if ends is None else answer[: ends.start()].rstrip()
 
 
 def _unwrapped(answer: str) -> str:

@@ -1,0 +1,57 @@
+"""Tables of our own as Parquet: written whole, and every page and value checked when read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import atomic_path
+
+PARQUET_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
+"""What Arrow raises for a file that is damaged; the last for the name of a column."""
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write a table atomically, with a checksum of each page.
+
+    Raises:
+        RefusalCliffError: The folder cannot be written, or the disk is full.
+    """
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
+
+
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read what `write_parquet` wrote; nothing that is damaged gets through.
+
+    Args:
+        path: A Parquet file.
+        columns: Which of its columns; all by default.
+
+    Raises:
+        RefusalCliffError: The file is missing or damaged, or lacks a column.
+    """
+    try:
+        table = pq.read_table(path, columns=columns, page_checksum_verification=True)
+        table.validate(full=True)
+        names = {name for field in table.schema for name in _names(field)}
+    except PARQUET_ERRORS as error:
+        said = " ".join(str(error).split())[:300]
+        raise RefusalCliffError(
+            f"Could not read {path}: {said}. Check the path, or make the file again."
+        ) from error
+    if lacking := set(columns or ()) - names:
+        raise RefusalCliffError(
+            f"{path} lacks the column(s) {', '.join(sorted(lacking))}. Make the file again."
+        )
+    return table
+
+
+def _names(field: pa.Field) -> list[str]:
+    """Name of a column and of all inside it: Arrow decodes each only when it is asked for."""
+    inside = map(field.type.field, range(field.type.num_fields))
+    return [field.name, *(name for part in inside for name in _names(part))]
