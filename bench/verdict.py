@@ -29,6 +29,7 @@ from refusal_cliff.cliff.verdict import (
     yardstick,
 )
 from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.probe.files import read_probes
@@ -192,7 +193,10 @@ def main() -> None:
         folder = Path(model)
         label = f"{folder.name}-of-{folder.parent.name}" if folder.is_dir() else model
         for seed in given.seed or [0]:
-            measure(model, seed, given.out / f"{label}-{seed}", given.data)
+            try:
+                measure(model, seed, given.out / f"{label}-{seed}", given.data)
+            except RefusalCliffError as error:  # which is a result, too
+                print(f"{label}-{seed}: {error}", flush=True)
 
 
 def print_tables(runs: Sequence[str]) -> None:
