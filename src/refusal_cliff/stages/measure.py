@@ -19,7 +19,7 @@ from refusal_cliff.data.traces import Trace, complies, read_prompts, read_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
-from refusal_cliff.judges import judge_all
+from refusal_cliff.judges import judge_traces
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.probe.direction import Estimator
@@ -58,6 +58,7 @@ def measure_stages(study: Study) -> list[Stage]:
             made,
             [*(f"traces-{part}.parquet" for part in PARTS), "rates.json"],
             lambda job: _judge(study, job),
+            study.verdicts,
         ),
         study.stage(
             "probe",
@@ -93,7 +94,7 @@ def _generate(study: Study, job: Job) -> Headline:
             )
             write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
             if part == PARTS[0]:  # before the test prompts are asked for nothing
-                _require_classes(judge_all(traces))
+                _require_classes(judge_traces(traces, study.judge, journal))
             tokens += sum(len(trace.token_ids) for trace in traces)
     return {"traces": sum(map(len, prompts)), "tokens": tokens}
 
@@ -130,9 +131,11 @@ def prompts_needed(found: int, asked: int, wanted: int) -> int | None:
 
 def _judge(study: Study, job: Job) -> Headline:
     judged: list[Trace] = []
-    for part in PARTS:
-        judged = judge_all(read_traces(job.input(study.path(f"generated-{part}.parquet"))))
-        write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
+    with answers_kept(job) as journal:
+        for part in PARTS:
+            traces = read_traces(job.input(study.path(f"generated-{part}.parquet")))
+            judged = judge_traces(traces, study.judge, journal)
+            write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
     found = rates(judged)
     write_json(job.output(study.path("rates.json")), asdict(found))
     headline: Headline = {"truncated": found.truncated.count}
