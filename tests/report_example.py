@@ -81,6 +81,23 @@ def example_summary() -> Summary:
             "version": "0.1.0",
             "model": "tiny-cliff",
             "n_parameters": 1_807_616,
+            "judge": {
+                "judge": "rules",
+                "error": {
+                    "judge": "rules",
+                    "verdict": "refused",
+                    "sensitivity": {"value": 0.97, "n": 266},
+                    "specificity": {"value": 0.98, "n": 257},
+                },
+                "rates": {
+                    "attack success": {
+                        "value": 0.62,
+                        "interval": [0.55, 0.68],
+                        "corrected": 0.63,
+                        "corrected_interval": [0.55, 0.7],
+                    }
+                },
+            },
             "probe": {
                 "layer": 7,
                 "auroc": 0.994,
