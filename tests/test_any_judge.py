@@ -175,7 +175,7 @@ def test_a_repair_is_proved_by_the_judge_that_was_named(
     assert proof["judge"] == name
     assert proof["before"]["attacks"]["count"] == verdicts["harmful"] + verdicts["complied"]
     card = (tmp_path / "out" / "adapter" / "README.md").read_text()
-    assert f"judged by {name}" in card
+    assert f"judged by {KEY}+rules (guard)" in card and str(root) not in card
     assert "attack success before" in card and "corrected for the judge's error" in card
 
 

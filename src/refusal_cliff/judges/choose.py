@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import KEY_VARIABLE, EndpointConfig
+from refusal_cliff.io import without_folder
 from refusal_cliff.judges.guards import GUARDS, GuardJudge, guard_name
 from refusal_cliff.judges.interface import Judge
 from refusal_cliff.judges.rubric import RubricJudge, rubric_name
@@ -56,6 +57,12 @@ def judge_name(name: str, model: str | None = None) -> str:
             "with --judge-endpoint."
         )
     return rubric_name(model)
+
+
+def published_name(judge: str) -> str:
+    """A judge's name without where its model lies on this machine: for files that are published."""
+    name, bracket, model = judge.partition(" (")
+    return f"{name} ({without_folder(model.removesuffix(')'))})" if bracket else name
 
 
 def _speaker(model: str, endpoint: str | None, key: str, limit: int) -> Speaker:

@@ -24,6 +24,7 @@ from refusal_cliff.heads.table import (
 )
 from refusal_cliff.io import read_json, without_folder
 from refusal_cliff.judges import Judge, RulesJudge
+from refusal_cliff.judges.choose import published_name
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.stages.study import answers
 from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
@@ -135,7 +136,9 @@ def _on_prompts(
         rates(answers(subject, prompts, generation, row_heads=row_heads, judge=judge))
         for row_heads in (None, [heads] * len(prompts))
     )
-    source = f"Measured on {len(prompts)} prompts given for it, judged by {judge.name}."
+    source = (
+        f"Measured on {len(prompts)} prompts given for it, judged by {published_name(judge.name)}."
+    )
     return BeforeAfter(_shares(before), _shares(after), None, source)
 
 
@@ -154,6 +157,6 @@ def _of_run(path: Path, heads: Sequence[Head]) -> BeforeAfter | None:
         {name: Share(**content[side][name]) for name in RATES} for side in ("before", "after")
     )
     ratio = content["perplexity_after"] / content["perplexity_before"]
-    judge = content.get("judge", RulesJudge.name)  # runs that name none knew no other
-    source = f"Measured on the run's held-out prompts, judged by {judge}."
+    judge = str(content.get("judge", RulesJudge.name))  # runs that name none knew no other
+    source = f"Measured on the run's held-out prompts, judged by {published_name(judge)}."
     return BeforeAfter(before, after, ratio, source)

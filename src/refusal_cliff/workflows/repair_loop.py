@@ -24,6 +24,7 @@ from refusal_cliff.folders import claim, require_output
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_json, sha256_file
 from refusal_cliff.judges import Remembering
+from refusal_cliff.judges.choose import published_name
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.repair.proof import Proof, Side, findings
 from refusal_cliff.repair.training import RepairConfig, load_repaired
@@ -148,7 +149,7 @@ def run_repair(
         for when, side in (("before", proof.before), ("after", proof.after))
         for name, share in side.complying.items()
     }
-    judged = judged_rates(before.judge.name, error, rates)
+    judged = judged_rates(published_name(before.judge.name), error, rates)
     found = [*findings(proof), about_judge(judged)]
     finish_card(adapter, [f"- {f.question} {f.answer}" for f in found])
     return proof, found
