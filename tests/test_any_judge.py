@@ -26,6 +26,7 @@ from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Prompt, Trace, Verdict, read_traces
+from refusal_cliff.data.types import LABELS
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.generate import GenerationConfig
@@ -154,7 +155,7 @@ def test_a_repair_is_proved_by_the_judge_that_was_named(
 ) -> None:
     write_examples(tmp_path / "pool.jsonl", language.safety_pool(16, 0))
     write_examples(tmp_path / "benign.jsonl", language.examples("pool", "benign", 8, 0))
-    both = [p for label in ("harmful", "benign") for p in language.prompts("test", label, 12, 0)]  # type: ignore[arg-type]
+    both = [p for label in LABELS for p in language.prompts("test", label, 12, 0)]
     write_prompts(tmp_path / "asked.jsonl", both)
     error = {"value": 0.9, "n": 100}
     name = f"{KEY}+rules ({root / 'guard'})"
@@ -276,7 +277,8 @@ def test_rates_without_the_judges_error() -> None:
 
 def test_what_never_ended_is_not_misjudged() -> None:
     made = traces(10)
-    verdicts: list[Verdict] = [*["complied"] * 4, *["refused"] * 4, *["truncated"] * 2]
+    groups: list[tuple[Verdict, int]] = [("complied", 4), ("refused", 4), ("truncated", 2)]
+    verdicts = [verdict for verdict, n in groups for _ in range(n)]
     made = [replace(t, verdict=v) for t, v in zip(made, verdicts, strict=True)]
     benign = [replace(t, prompt=replace(t.prompt, label="benign")) for t in made[2:]]
     shares = complying(rates([*made, *benign]))
