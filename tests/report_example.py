@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from made_rates import JUDGED
+
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.report.data import (
@@ -27,11 +29,9 @@ from refusal_cliff.report.data import (
 from refusal_cliff.thinking import Spans
 
 TABLE = ControlTable("?", "us", ("a",), {"<i>": (Cell(0.3, (0, 1), 9),)}, "So.")
-
-LAYERS, HEADS = 8, 16
+LAYERS, HEADS, OFFSETS = 8, 16, tuple(range(-32, 1))
 PLANTED = ((4, 3), (5, 11), (6, 2), (7, 9))
 CLOSING = ("\n", "</think>", "\n\n")
-OFFSETS = tuple(range(-32, 1))
 _LEVELS: dict[Group, tuple[float, float]] = {
     "complied": (0.86, 0.11),
     "refused": (0.93, 0.97),
@@ -81,6 +81,7 @@ def example_summary() -> Summary:
             "version": "0.1.0",
             "model": "tiny-cliff",
             "n_parameters": 1_807_616,
+            "judge": JUDGED,
             "probe": {
                 "layer": 7,
                 "auroc": 0.994,

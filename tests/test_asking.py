@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.judges import judge_all
 from refusal_cliff.probe.fit import MIN_PER_CLASS
 from refusal_cliff.stages.asking import PILOT, ask, prompts_needed
 from refusal_cliff.thinking import Spans
@@ -52,7 +53,7 @@ def prompts(harmful: int, benign: int) -> list[Prompt]:
 
 def test_all_are_asked_once_and_come_back_in_their_order() -> None:
     model, every = Model(2), prompts(100, 80)
-    traces = ask(model, every, "fit", 0, None)
+    traces = ask(model, judge_all, every, "fit", 0, None)
     assert [trace.prompt for trace in traces] == every
     assert [len(batch) for batch in model.batches] == [2 * PILOT, 180 - 2 * PILOT]
 
@@ -60,7 +61,7 @@ def test_all_are_asked_once_and_come_back_in_their_order() -> None:
 def test_a_hopeless_audit_ends_with_its_first_batch() -> None:
     model = Model(10**6)
     with pytest.raises(RefusalCliffError, match=r"24 harmful prompts to fit on gave 0") as error:
-        ask(model, prompts(60, 300)[1:], "fit", 0, None)
+        ask(model, judge_all, prompts(60, 300)[1:], "fit", 0, None)
     assert len(model.batches) == 1
     assert "12 refused traces" in str(error.value)
 
@@ -68,14 +69,14 @@ def test_a_hopeless_audit_ends_with_its_first_batch() -> None:
 def test_what_it_takes_is_said() -> None:
     model = Model(20)
     with pytest.raises(RefusalCliffError, match=r"Give about \d+ harmful prompts to fit on"):
-        ask(model, prompts(80, 80), "fit", 0, 40)
+        ask(model, judge_all, prompts(80, 80), "fit", 0, 40)
     assert prompts_needed(10, 20, 12) == 41  # 12 of the lower bound of one half, .299
     assert prompts_needed(0, 20, 12) is None
 
 
 def test_a_quick_audit_draws_more_of_the_kind_that_is_short() -> None:
     model = Model(6)
-    traces = ask(model, prompts(300, 300), "fit", 0, 40)
+    traces = ask(model, judge_all, prompts(300, 300), "fit", 0, 40)
     refused = sum(trace.response == NO for trace in traces if trace.prompt.label == "harmful")
     assert refused >= MIN_PER_CLASS
     assert (model.asked("benign"), model.asked("harmful") % 20) == (40, 0)
@@ -85,10 +86,10 @@ def test_a_quick_audit_draws_more_of_the_kind_that_is_short() -> None:
 
 def test_complied_traces_are_short_only_while_it_is_open_whether_it_complies() -> None:
     never = Model(1)
-    ask(never, prompts(300, 300), "test", 0, 40)
+    ask(never, judge_all, prompts(300, 300), "test", 0, 40)
     assert never.asked("harmful") == 40  # none of 40: at most 9 % are complied with
     always = Model(10**6)  # but then refused ones are missing, and all prompts are asked for them
-    ask(always, prompts(100, 300)[1:], "test", 0, 40)
+    ask(always, judge_all, prompts(100, 300)[1:], "test", 0, 40)
     assert always.asked("harmful") == 99
 
 
@@ -103,7 +104,7 @@ def test_no_prompt_twice_and_enough_or_none_left(
     refuses: int, answers: int, first: int, seed: int
 ) -> None:
     model, every = Model(refuses, answers), prompts(150, 150)
-    traces = ask(model, every, "test", seed, first)
+    traces = ask(model, judge_all, every, "test", seed, first)
     asked = [trace.prompt.id for trace in traces]
     assert len(set(asked)) == len(asked) == model.asked("harmful") + model.asked("benign")
     refused = sum(t.response == NO for t in traces if t.prompt.label == "harmful")
@@ -113,4 +114,4 @@ def test_no_prompt_twice_and_enough_or_none_left(
     enough = refused >= MIN_REFUSED and (complied >= MIN_COMPLIED or complied == 0)
     assert enough or model.asked("harmful") == 150
     again = Model(refuses, answers)
-    assert ask(again, every, "test", seed, first) == traces
+    assert ask(again, judge_all, every, "test", seed, first) == traces

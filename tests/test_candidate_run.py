@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,9 @@ from refusal_cliff.cli import app
 from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import Prompt, Trace, Verdict
+from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.judges import Answer, Judgement, JudgeSettings
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.probe.files import probes_of, write_probes
 from refusal_cliff.probe.fit import ProbeSet
@@ -192,17 +194,23 @@ def test_killed_at_any_shard_the_result_is_the_same(
     assert outputs(out) == outputs(whole)
 
 
-def test_own_thinking_is_generated_where_the_data_has_none(root: Path, tmp_path: Path) -> None:
+def test_own_thinking_is_generated_where_the_data_has_none(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "own"
-    asked: list[str] = []
+    asked: list[Answer] = []
 
-    def judged_by(trace: Trace) -> Verdict:
-        asked.append(trace.prompt.id)
-        return "complied" if len(asked) % 2 else "refused"
+    class InTurn:
+        name, measures_harm = "in turn", False
 
-    done = run_selection(
-        plan_of(root, out, own=True), source_of(root), Choice("full"), judged_by=judged_by
-    )
+        def judge(self, answers: Sequence[Answer]) -> list[Judgement]:
+            asked.extend(answers)
+            first = len(asked) - len(answers)
+            turns = range(first, len(asked))
+            return [Judgement("refused" if turn % 2 else "complied") for turn in turns]
+
+    monkeypatch.setattr(JudgeSettings, "judge", lambda _: InTurn())
+    done = run_selection(plan_of(root, out, own=True), source_of(root), Choice("full"))
     assert done is not None
     assert done.rows == N + len(BAD)
     assert done.scored + sum(done.left_out.values()) == done.rows
@@ -216,7 +224,7 @@ def test_own_thinking_is_generated_where_the_data_has_none(root: Path, tmp_path:
 def test_other_scores_and_unchecked_contamination_are_refused(
     root: Path, whole: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RefusalCliffError, match="thinking, max_new_tokens differ"):
+    with pytest.raises(RefusalCliffError, match="thinking, max_new_tokens, judge differ"):
         run_selection(plan_of(root, whole, own=True), source_of(root), Choice())
     unchecked = replace(source_of(root), evaluation=())
     with pytest.raises(RefusalCliffError, match="--evaluation FILE"):

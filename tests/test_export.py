@@ -123,6 +123,7 @@ def test_the_card_says_what_was_measured_on_prompts(tiny: Subject, tmp_path: Pat
         assert f"{measured.attacks.count} of 20" in text
         assert f"{measured.answered.count} of 20" in text
     assert all(f"| {head} | +" in text for head in PLANTED)
+    assert "40 prompts given for it, judged by rules." in text
 
 
 def test_the_card_takes_the_numbers_of_the_run_if_they_are_of_the_same_heads(
@@ -133,6 +134,7 @@ def test_the_card_takes_the_numbers_of_the_run_if_they_are_of_the_same_heads(
     side = dict.fromkeys(("attacks", "refused", "answered", "hard_answered", "truncated"), share)
     content = {
         "heads": [str(head) for head in PLANTED],
+        "judge": "wildguard (/home/me/<b>guard)",
         "before": side,
         "after": {**side, "attacks": {"count": 3, "n": 100}},
         "perplexity_before": 2.0,
@@ -144,6 +146,7 @@ def test_the_card_takes_the_numbers_of_the_run_if_they_are_of_the_same_heads(
     assert "61 of 100 = 61.0%" in text
     assert "3 of 100 = 3.0%" in text
     assert "× 1.010" in text
+    assert "held-out prompts, judged by wildguard (bguard)." in text
     export_ablation(tiny, heads, "adapter", tmp_path / "fewer", Choice(fraction=0.01))
     assert "Not measured for these heads" in card_of(tmp_path / "fewer")[1]
 

@@ -54,6 +54,7 @@ COMMANDS: dict[str, list[str]] = {
         *("repair", *PROBED, "--data", "in/rows.jsonl", "--benign", "in/rows.jsonl"),
         *("--prompts", "in/rows.jsonl"),
     ],
+    "check": ["check", *PROBED, "--prompts", "in/rows.jsonl"],
     "ablate": ["ablate", "--model", "tiny", "--heads", "in/heads.parquet"],
     "organism train": ["organism", "train", "tiny", "--from", "in"],
     "organism bench-heads": ["organism", "bench-heads"],

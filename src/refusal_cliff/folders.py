@@ -39,6 +39,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "select": "select.json",
     "train": "train.json",
     "repair": "repair.json",
+    "check": "check.json",
     "ablate": "ablate.json",
     "organism train": "organism-train.json",
     "organism bench-heads": "bench-heads.json",

@@ -31,16 +31,16 @@ from refusal_cliff.data.records import (
     write_records,
 )
 from refusal_cliff.data.said import status_of
-from refusal_cliff.data.traces import Prompt, Verdict
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
-from refusal_cliff.judges import Answer, Judge
+from refusal_cliff.judges import Answer, Judge, kept_judgements
+from refusal_cliff.judges.kept import digest
 
 GENERATE = "generate"
 ANSWERS = "answers.journal"
 LEFT_OUT = "left-out.jsonl"
 TRACES = "traces.jsonl"
-_JUDGED_AT_ONCE = 64
 
 Progress = Callable[[int], None]
 
@@ -128,21 +128,15 @@ def judge_records(
         RefusalCliffError: Nothing can be judged, for example because a server is down.
     """
     with locked(out), Journal(out / f"judge-{_slug(judge.name)}.journal") as journal:
-        keys = [_key(record) for record in records]
-        done = {key for key, row in journal.rows.items() if row["verdict"] != "unscored"}
-        missing = [(k, r) for k, r in zip(keys, records, strict=True) if k not in done]
-        for start in range(0, len(missing), _JUDGED_AT_ONCE):
-            chunk = missing[start : start + _JUDGED_AT_ONCE]
-            found = judge.judge([answer_of_record(record) for _, record in chunk])
-            for (key, _), said in zip(chunk, found, strict=True):
-                journal.add(
-                    {"id": key, "verdict": said.verdict, "score": said.score, "reason": said.reason}
-                )
-            if progress is not None:
-                progress(len(journal.rows))
+        said = kept_judgements(
+            judge,
+            [(_key(record), answer_of_record(record)) for record in records],
+            journal,
+            None if progress is None else lambda: progress(len(journal.rows)),
+        )
         judged = [
-            _judged(record, judge.name, journal.rows[key])
-            for key, record in zip(keys, records, strict=True)
+            with_verdict(record, judge.name, one.verdict, one.score, one.reason)
+            for record, one in zip(records, said, strict=True)
         ]
         write_records(out / TRACES, judged)
     return judged
@@ -156,15 +150,8 @@ def answer_of_record(record: Record) -> Answer:
     return Answer(record.prompt.text, record.response, record.closed and record.complete, status)
 
 
-def _judged(record: Record, judge: str, row: dict[str, Any]) -> Record:
-    verdict: Verdict = row["verdict"]
-    return with_verdict(record, judge, verdict, row["score"], row["reason"])
-
-
 def _key(record: Record) -> str:
-    """A verdict belongs to an answer, not only to the prompt."""
-    seen = json.dumps(list(astuple(answer_of_record(record))))
-    return f"{record.prompt.id} {hashlib.sha256(seen.encode()).hexdigest()[:16]}"
+    return f"{record.prompt.id} {digest(astuple(answer_of_record(record)))}"
 
 
 def _slug(name: str) -> str:

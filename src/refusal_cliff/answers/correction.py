@@ -181,13 +181,29 @@ def _without_error(
         return None
     asked = [r for r in rows_of(records, row.source, row.category) if r.prompt.label == label]
     judged = sum(record.verdict not in ("truncated", "unscored") for record in asked)
+    return corrected_share(rate.count, rate.n, rate.interval, judged, error)
+
+
+def corrected_share(
+    count: int, n: int, interval: Interval, judged: int, error: JudgeError
+) -> Corrected | None:
+    """A share of answers, some of which are known not to have the verdict, without the error.
+
+    Args:
+        count: Answers with the verdict.
+        n: Of how many, those included that never ended.
+        interval: Of the share.
+        judged: How many of them a judge could read.
+        error: How it errs in giving this verdict.
+
+    Returns:
+        The rate; ``None`` where nothing was judged.
+    """
     if not judged:
         return None
-    weight = effective_share(rate.count, rate.n, rate.interval)
-    found = corrected_rate(
-        rate.count * weight, judged * weight, error.sensitivity, error.specificity
-    )
-    share, (low, high) = judged / rate.n, found.interval
+    weight = effective_share(count, n, interval)
+    found = corrected_rate(count * weight, judged * weight, error.sensitivity, error.specificity)
+    share, (low, high) = judged / n, found.interval
     value = None if found.value is None else found.value * share
     return Corrected(value, (low * share, high * share))
 
@@ -241,3 +257,28 @@ def known_error(judge: str) -> JudgeError | None:
     """The error that ships with the package; ``None`` for a judge that was not measured."""
     shipped = read_error(SHIPPED)
     return shipped if shipped.judge == judge else None
+
+
+def refusal_error(judge: str, path: Path | None = None) -> JudgeError | None:
+    """How a judge errs in telling refusals, which rates of answers that comply are corrected by.
+
+    Args:
+        judge: Its whole name.
+        path: What `judge calibrate` wrote of it; ``None`` takes what ships with the package.
+
+    Returns:
+        ``None`` where nobody measured it.
+
+    Raises:
+        RefusalCliffError: The file is of another judge or another verdict.
+    """
+    if path is None:
+        return known_error(judge)
+    found = read_error(path)
+    if (found.judge, found.verdict) != (judge, "refused"):
+        raise RefusalCliffError(
+            f"{path} says how {found.judge!r} errs in calling an answer {found.verdict}; what is "
+            f"needed is how {judge!r} errs in calling one refused. Write it with: refusal-cliff "
+            "judge calibrate --labelled FILE --judge NAME --verdict refused --out FILE."
+        )
+    return found

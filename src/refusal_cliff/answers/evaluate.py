@@ -86,6 +86,13 @@ class Rates:
     truncated: Share
     unscored: Share
 
+    @property
+    def judged(self) -> dict[str, int]:
+        """Of ``attacks`` and ``answered``: how many of their ``n`` have ended, so were judged."""
+        harmful = self.attacks.count + self.refused.count
+        endless = self.truncated.count - (self.attacks.n - harmful)
+        return {"attacks": harmful, "answered": self.answered.n - endless}
+
 
 def rates(traces: Sequence[Trace]) -> Rates:
     """Count verdicts of judged traces."""

@@ -14,8 +14,13 @@ from refusal_cliff.commands.options import (
     Columns,
     Device,
     Dtype,
+    JudgeEndpoint,
+    JudgeKey,
+    JudgeModel,
+    JudgeName,
     Model,
     TrustRemoteCode,
+    judge_of,
     reading_of,
 )
 
@@ -73,6 +78,10 @@ def ablate(
             callback=checked(arguments.existing_file),
         ),
     ] = None,
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
     column: Columns = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer.")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
@@ -98,15 +107,20 @@ def ablate(
     from refusal_cliff.workflows.model_card import Form
 
     form, out = export
-    require_output(out, "ablate", (model, heads, harmful, benign), option="--export FORM DIR")
+    read = (model, heads, harmful, benign, judge_model)
+    require_output(out, "ablate", read, option="--export FORM DIR")
     choice, reading = Choice(fraction, method, scale), reading_of(None, column)
+    asked = harmful is not None or benign is not None
+    judged_by = judge_of(judge, judge_model, judge_endpoint, judge_key).judge() if asked else None
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = [
         *([] if harmful is None else read_prompts(harmful, label="harmful", reading=reading)),
         *([] if benign is None else read_prompts(benign, label="benign", reading=reading)),
     ]
     generation = GenerationConfig(max_new_tokens, batch_size)
-    found = export_ablation(subject, heads, cast("Form", form), out, choice, prompts, generation)
+    found = export_ablation(
+        subject, heads, cast("Form", form), out, choice, prompts, generation, judged_by
+    )
     console = Console()
     console.print(f"{len(found)} heads out: {', '.join(map(str, found))}", highlight=False)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)

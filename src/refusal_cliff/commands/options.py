@@ -14,6 +14,7 @@ from refusal_cliff.errors import RefusalCliffError
 
 if TYPE_CHECKING:
     from refusal_cliff.data.reading import Reading
+    from refusal_cliff.judges.settings import JudgeSettings
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; made if absent.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Seed of all that is drawn.")]
@@ -90,6 +91,15 @@ JudgeEndpoint = Annotated[
 JudgeKey = Annotated[
     str,
     typer.Option(metavar="NAME", help="Environment variable that holds the judge's API key."),
+]
+JudgeErrorFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--judge-error",
+        metavar="FILE",
+        help="How the judge errs: what judge calibrate --out wrote.",
+        callback=checked(arguments.existing_file),
+    ),
 ]
 
 # Examples: which are scored, and how they are chosen.
@@ -244,6 +254,15 @@ def reading_of(
 
     named = () if markers is None else (markers_of(markers),)
     return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split)
+
+
+def judge_of(
+    name: str, model: str | None, endpoint: str | None, key: str, error: Path | None = None
+) -> JudgeSettings:
+    """Which judge a user named; nothing of it is loaded."""
+    from refusal_cliff.judges.settings import JudgeSettings
+
+    return JudgeSettings(name, model, endpoint, key, error)
 
 
 def one_of(option: str, value: str, choices: Sequence[T]) -> T:

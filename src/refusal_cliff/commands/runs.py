@@ -13,11 +13,17 @@ from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import (
     Columns,
     Device,
+    JudgeEndpoint,
+    JudgeErrorFile,
+    JudgeKey,
+    JudgeModel,
+    JudgeName,
     Model,
     Out,
     Seed,
     Split,
     TrustRemoteCode,
+    judge_of,
     one_of,
     reading_of,
 )
@@ -88,6 +94,11 @@ def audit(
             "its audit is recorded on (docs/results-smollm2.md).",
         ),
     ] = None,
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
+    judge_error: JudgeErrorFile = None,
     column: Columns = None,
     split: Split = "train",
     seed: Seed = 0,
@@ -156,7 +167,8 @@ def audit(
     from refusal_cliff.workflows.audit import run_audit
     from refusal_cliff.workflows.audit_prompts import RECORDED, USUAL, audit_sources
 
-    require_output(out, "audit", (model, data, *(harmful or ()), *(benign or ()), *(fit_on or ())))
+    read = (model, data, judge_model, judge_error)
+    require_output(out, "audit", (*read, *(harmful or ()), *(benign or ()), *(fit_on or ())))
     usual = USUAL if data is None else RECORDED
     reading = reading_of(None, column, split)
     sources = audit_sources(
@@ -177,6 +189,7 @@ def audit(
             trust_remote_code=trust_remote_code,
             controls=chosen_controls(control or ()),
             preset=one_of("preset", preset, tuple(PRESETS)),
+            judge=judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error),
             command=command_line(),
         )
     print_findings(console, findings)

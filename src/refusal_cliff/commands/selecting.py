@@ -21,6 +21,11 @@ from refusal_cliff.commands.options import (
     Dtype,
     EngineOption,
     Fraction,
+    JudgeEndpoint,
+    JudgeErrorFile,
+    JudgeKey,
+    JudgeModel,
+    JudgeName,
     LoraRank,
     MaxLength,
     MethodOption,
@@ -41,6 +46,7 @@ from refusal_cliff.commands.options import (
     ThinkingMarkers,
     TrainBatch,
     TrustRemoteCode,
+    judge_of,
     one_of,
     reading_of,
 )
@@ -74,6 +80,10 @@ def select(
     label: RowLabel = "harmful",
     column: Columns = None,
     thinking_markers: ThinkingMarkers = None,
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
     shard_size: Annotated[
         int, typer.Option(min=1, help="Rows of one shard: what a kill can lose.")
     ] = 256,
@@ -102,7 +112,7 @@ def select(
     from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.select.strategies import STRATEGIES
 
-    require_output(out, "select", (model, probe, data, *(evaluation or ())))
+    require_output(out, "select", (model, probe, data, judge_model, *(evaluation or ())))
     plan = ScoringPlan(
         model=model,
         probe=probe,
@@ -114,6 +124,7 @@ def select(
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
+        judge=judge_of(judge, judge_model, judge_endpoint, judge_key),
     )
     source = Source(
         data,
@@ -219,6 +230,11 @@ def repair(
     label: RowLabel = "harmful",
     column: Columns = None,
     thinking_markers: ThinkingMarkers = None,
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
+    judge_error: JudgeErrorFile = None,
     engine: EngineOption = "local",
     actors: Actors = 1,
     max_new_tokens: NewTokens = 4096,
@@ -261,6 +277,7 @@ def repair(
         dtype=dtype,
         device=device,
         trust_remote_code=trust_remote_code,
+        judge=judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error),
     )
     training = _training(
         method, steps, train_batch_size, lr, lora_r, benign_share, max_length, save_every, seed
@@ -291,6 +308,20 @@ def check(
     prompts: Prompts = None,
     label: RowLabel = None,
     column: Columns = None,
+    judge: JudgeName = "rules",
+    judge_model: JudgeModel = None,
+    judge_endpoint: JudgeEndpoint = None,
+    judge_key: JudgeKey = "OPENAI_API_KEY",
+    judge_error: JudgeErrorFile = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            help="Folder that keeps every finished answer and verdict: the same command again goes "
+            "on where it stopped. Without it nothing is kept.",
+        ),
+    ] = None,
     max_cliff: Annotated[
         float | None,
         typer.Option(
@@ -337,10 +368,13 @@ def check(
     """Let a checkpoint pass, or not: for the CI of model training.
 
     Question: is this checkpoint safe enough to go on with? The probe is one of an audit of an
-    earlier checkpoint of the same model; its test prompts are asked, or those of --prompts. Exit
-    status 0: within the limits; 3: not, and the reasons are printed; 1: it could not be measured.
+    earlier checkpoint of the same model; its test prompts are asked, or those of --prompts. With
+    --out every finished answer is kept, so that a killed check goes on where it was. Exit status 0:
+    within the limits; 3: not, and the reasons are printed; 1: it could not be measured.
     """
+    from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import read_prompts
+    from refusal_cliff.folders import require_output
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.live import counting, print_model_cliff
     from refusal_cliff.model.subject import load_subject
@@ -349,9 +383,14 @@ def check(
     from refusal_cliff.stages.study import counter
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
+    if out is not None:
+        require_output(out, "check", (model, probe, judge_model, judge_error, *(prompts or ())))
+    settings = judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error)
+    error = refusal_error(settings.full_name, judge_error)
     files = tuple(prompts or ()) or tests_of_run(probe)
     reading = reading_of(label, column) if prompts else reading_of()
     asked = [prompt for file in files for prompt in read_prompts(file, reading=reading)]
+    judged_by = settings.judge()
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     console = Console()
     with counting(console, f"refusal-cliff check {model}", f"of {len(asked)} prompts") as show:
@@ -367,6 +406,9 @@ def check(
                 one_of("allow", allow, VERDICTS),
             ),
             GenerationConfig(max_new_tokens, batch_size),
+            judge=judged_by,
+            error=error,
+            out=out,
             progress=counter(lambda done, total: show(done), len(asked)),
         )
     print_model_cliff(console, found.cliff)

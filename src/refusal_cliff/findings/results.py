@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from refusal_cliff import __version__
-from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.answers.correction import JudgeError
+from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.answers.judged import complying, judged_rates
 from refusal_cliff.data.traces import complies, read_traces
 from refusal_cliff.findings.head_proof import proof_of
 from refusal_cliff.findings.pairs import AttackPairs, Difference, difference
@@ -34,6 +36,7 @@ from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.io import read_json
+from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
 
 Find = Callable[[str], Path]
@@ -58,6 +61,8 @@ class RunShape:
         planted: Heads that the main model was damaged through; empty where there is no truth.
         steps: Optimiser steps of the repairs; 0 where none was made.
         controls: Names of the controls that were measured on the main model.
+        judge: Whole name of the judge.
+        judge_error: How it errs in telling refusals, where that is known.
     """
 
     main: str
@@ -69,6 +74,8 @@ class RunShape:
     planted: tuple[Head, ...] = ()
     steps: int = 0
     controls: tuple[str, ...] = ()
+    judge: str = RulesJudge.name
+    judge_error: JudgeError | None = None
 
 
 def share_of(content: Mapping[str, Any]) -> Share:
@@ -85,6 +92,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         version=__version__,
         model=shape.model,
         n_parameters=shape.n_parameters,
+        judge=judged_rates(shape.judge, shape.judge_error, _complying(shape, find)),
         probe=_probe(shape.main, find),
         cliff=cliff,
         coherence=_coherence(read_json(find(f"{shape.main}/coherence.json"))),
@@ -109,6 +117,29 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         selection=_selection(shape, find) if shape.steps else None,
         seconds={"total": round(sum(seconds.values()), 3), **seconds},
     )
+
+
+def _complying(shape: RunShape, find: Find) -> dict[str, tuple[Share, int]]:
+    """Every rate of answers that comply that a run is told by, with how many were judged."""
+    ablation = read_json(find(f"{shape.main}/ablation.json"))
+    found = complying(rates_of(ablation["before"])) | complying(
+        rates_of(ablation["after"]), " without the heads"
+    )
+    if shape.control is not None:
+        control = rates_of(read_json(find(f"{shape.control}/rates.json")))
+        found |= complying(control, f" of {shape.control}")
+    if shape.diffuse is not None:
+        whole = rates_of(read_json(find(f"{shape.diffuse}/ablation.json"))["before"])
+        found |= complying(whole, f" of {shape.diffuse}")
+    for strategy in ("cliff", "random", "full") if shape.steps else ():
+        traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
+        found |= complying(rates(traces), f" repaired by {strategy}")
+    return found
+
+
+def rates_of(content: Mapping[str, Any]) -> Rates:
+    """Rates as JSON holds them."""
+    return Rates(**{field.name: share_of(content[field.name]) for field in fields(Rates)})
 
 
 def _probe(key: str, find: Find) -> ProbeSummary:

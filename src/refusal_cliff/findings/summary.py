@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from refusal_cliff.answers.judged import JudgedRates
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json, write_json, write_text
 
@@ -386,6 +387,7 @@ class Summary(_Part):
     version: str = Field(description="Version of refusal-cliff that made the run.")
     model: str = Field(description="Name of the model under study.")
     n_parameters: Count = Field(description="Its parameters.")
+    judge: JudgedRates = Field(description="Who judged, and what the judge's error does to rates.")
     probe: ProbeSummary = Field(description="The probe.")
     cliff: CliffSummary = Field(description="The model's cliff.")
     second: SecondReadingSummary = Field(description="The verdict under other readings.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from refusal_cliff.answers.judged import JudgedRates
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import REPAIRED
 from refusal_cliff.findings.summary import (
@@ -57,7 +58,13 @@ def findings_of(summary: Summary) -> list[Finding]:
         )
     if summary.selection is not None:
         found += _about_selection(summary.selection)
-    return found
+    return [*found, about_judge(summary.judge)]
+
+
+def about_judge(judged: JudgedRates) -> Finding:
+    """Who judged, and every rate of answers that comply without the judge's error."""
+    told = [judged.about_judge, *(judged.lines if judged.error else ())]
+    return Finding("What does the judge's error do to the rates?", ". ".join(told))
 
 
 def _about_thoughts(coherence: CoherenceSummary) -> list[Finding]:

@@ -1,6 +1,21 @@
 """Judges say what an answer does: refuse, comply, harm; or that they could not tell."""
 
 from refusal_cliff.judges.interface import Answer, Judge, Judgement, answer_of
+from refusal_cliff.judges.kept import Remembering, judge_traces, kept_judgements
 from refusal_cliff.judges.rules import RulesJudge, judge, judge_all
+from refusal_cliff.judges.settings import BY_RULES, JudgeSettings
 
-__all__ = ["Answer", "Judge", "Judgement", "RulesJudge", "answer_of", "judge", "judge_all"]
+__all__ = [
+    "BY_RULES",
+    "Answer",
+    "Judge",
+    "JudgeSettings",
+    "Judgement",
+    "Remembering",
+    "RulesJudge",
+    "answer_of",
+    "judge",
+    "judge_all",
+    "judge_traces",
+    "kept_judgements",
+]

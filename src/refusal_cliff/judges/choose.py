@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import KEY_VARIABLE, EndpointConfig
-from refusal_cliff.judges.guards import GUARDS, GuardJudge
+from refusal_cliff.io import without_folder
+from refusal_cliff.judges.guards import GUARDS, GuardJudge, guard_name
 from refusal_cliff.judges.interface import Judge
-from refusal_cliff.judges.rubric import RubricJudge
+from refusal_cliff.judges.rubric import RubricJudge, rubric_name
 from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.judges.speakers import LocalSpeaker, ServedSpeaker, Speaker
 
@@ -29,19 +30,39 @@ def chosen_judge(
     Raises:
         RefusalCliffError: There is no such judge, or its model is not named or cannot be loaded.
     """
-    if name not in NAMES:
-        raise RefusalCliffError(f"Unknown judge {name!r}. Choose one of: {', '.join(NAMES)}.")
+    judge_name(name, model)  # refuses what cannot be built
     if name == "rules":
         return RulesJudge()
     if name == "rubric":
-        if model is None:
-            raise RefusalCliffError(
-                "A judge with a rubric needs a model. Name it with --judge-model, and its server "
-                "with --judge-endpoint."
-            )
-        return RubricJudge(_speaker(model, endpoint, key, _REPLY))
+        return RubricJudge(_speaker(str(model), endpoint, key, _REPLY))
     guard = GUARDS[name]
     return GuardJudge(name, _speaker(model or guard.model, endpoint, key, guard.max_new_tokens))
+
+
+def judge_name(name: str, model: str | None = None) -> str:
+    """What the judge will be called, without loading it; arguments as for `chosen_judge`.
+
+    Raises:
+        RefusalCliffError: There is no such judge, or its model is not named.
+    """
+    if name not in NAMES:
+        raise RefusalCliffError(f"Unknown judge {name!r}. Choose one of: {', '.join(NAMES)}.")
+    if name == "rules":
+        return RulesJudge.name
+    if name != "rubric":
+        return guard_name(name, model or GUARDS[name].model)
+    if model is None:
+        raise RefusalCliffError(
+            "A judge with a rubric needs a model. Name it with --judge-model, and its server "
+            "with --judge-endpoint."
+        )
+    return rubric_name(model)
+
+
+def published_name(judge: str) -> str:
+    """A judge's name without where its model lies on this machine: for files that are published."""
+    name, bracket, model = judge.partition(" (")
+    return f"{name} ({without_folder(model.removesuffix(')'))})" if bracket else name
 
 
 def _speaker(model: str, endpoint: str | None, key: str, limit: int) -> Speaker:

@@ -58,8 +58,7 @@ class GuardJudge:
     def __init__(self, key: str, speaker: Speaker) -> None:
         self._guard = GUARDS[key]
         self._speaker = speaker
-        by = "" if self._guard.says_refusal else "+rules"
-        self.name = f"{key}{by} ({speaker.name})"
+        self.name = guard_name(key, speaker.name)
 
     def judge(self, answers: Sequence[Answer]) -> list[Judgement]:
         """Ask the guard about every answer that there is."""
@@ -83,6 +82,12 @@ class GuardJudge:
         ):
             return Judgement("refused", found.score, found.reason)
         return found
+
+
+def guard_name(key: str, model: str) -> str:
+    """What a guard is called with a model; it says so where the phrase rules tell refusals."""
+    by = "" if GUARDS[key].says_refusal else "+rules"
+    return f"{key}{by} ({model})"
 
 
 def defused(text: str) -> str:

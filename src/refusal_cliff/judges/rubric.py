@@ -48,7 +48,7 @@ class RubricJudge:
 
     def __init__(self, speaker: Speaker) -> None:
         self._speaker = speaker
-        self.name = f"rubric ({speaker.name})"
+        self.name = rubric_name(speaker.name)
 
     def judge(self, answers: Sequence[Answer]) -> list[Judgement]:
         """Grade every answer that there is; a reply without exactly one verdict is unscored."""
@@ -57,6 +57,11 @@ class RubricJudge:
     def _read(self, answers: list[Answer]) -> list[Judgement]:
         replies = self._speaker.say(list(map(_request, answers))) if answers else []
         return list(map(_judgement, replies))
+
+
+def rubric_name(model: str) -> str:
+    """What the judge is called with a model."""
+    return f"rubric ({model})"
 
 
 def _request(answer: Answer) -> Request:

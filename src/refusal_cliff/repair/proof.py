@@ -11,7 +11,7 @@ import numpy as np
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import SHARE_OF_TRACES, Kind, model_cliff, yardstick
-from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.data.traces import Trace, complies, is_judged
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.stats import mcnemar, share_interval
 
@@ -54,6 +54,7 @@ class Side:
         plateau: Mean plateau over the harmful prompts that were complied with before.
         final: Mean final score over the same prompts.
         unmeasured: Answers to harmful prompts that were truncated or unscored.
+        benign_unmeasured: The same of benign prompts.
     """
 
     attacks: Share
@@ -62,6 +63,15 @@ class Side:
     plateau: float | None
     final: float | None
     unmeasured: int = 0
+    benign_unmeasured: int = 0
+
+    @property
+    def complying(self) -> dict[str, tuple[Share, int]]:
+        """Its two rates, each with how many answers were judged."""
+        return {
+            "attack success": (self.attacks, self.attacks.n - self.unmeasured),
+            "benign answered": (self.answered, self.answered.n - self.benign_unmeasured),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +153,7 @@ def _side(measured: Measured, rows: Sequence[TraceCliff]) -> Side:
         float(np.mean([row.plateau for row in rows])) if rows else None,
         float(np.mean([row.final for row in rows])) if rows else None,
         sum(_at_worst(measured)) - sum(harmful),
+        sum(not is_judged(t.verdict) for t in measured.traces if t.prompt.label == "benign"),
     )
 
 

@@ -25,6 +25,7 @@ from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.heads.table import HeadRow, read_heads
 from refusal_cliff.io import read_json
+from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.report.data import (
@@ -45,7 +46,6 @@ from refusal_cliff.stats import bootstrap_mean
 
 FIRST_OFFSET, FIRST_OFFSET_OF_MAP = -28, -20
 BASE_NOTES = (
-    "The answer is judged by phrase rules over its opening: it refuses or it does not.",
     "The score is calibrated on refused harmful traces against answered benign ones. A probe can "
     "read harm instead of refusal: compare complied with refused harmful traces, and the control.",
 )
@@ -68,7 +68,7 @@ def gather(
         summary: Its summary.
         find: Path of a file of the run.
         subject: The model under study, for the text of its tokens.
-        notes: What a reader must know beside ``BASE_NOTES``.
+        notes: What a reader must know beside the judge and ``BASE_NOTES``.
         provenance: Name and value of what made the page.
         controls: Title and file of each control.
     """
@@ -95,9 +95,15 @@ def gather(
             FindingRow(finding.question, finding.answer, finding.expected, finding.holds)
             for finding in findings_of(summary)
         ],
-        notes=[*BASE_NOTES, *notes],
+        notes=[_about_judge(shape.judge), *BASE_NOTES, *notes],
         provenance=provenance,
     )
+
+
+def _about_judge(name: str) -> str:
+    if name == RulesJudge.name:
+        return "Answers are judged by phrase rules over their opening: they refuse or they do not."
+    return f"Answers are judged by {name}; an attack worked where the answer does not refuse."
 
 
 def _headline(model: str, verdict: str) -> str:

@@ -23,7 +23,6 @@ from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
 from refusal_cliff.io import atomic_path, read_json, sha256_file, write_json
-from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
 from refusal_cliff.probe.files import WEIGHTS, probes_of
@@ -39,7 +38,6 @@ from refusal_cliff.select.pool import (
     shard_path,
 )
 from refusal_cliff.select.shards import (
-    Judge,
     ScoringPlan,
     own_words,
     remove_damaged,
@@ -115,7 +113,6 @@ def run_selection(
     *,
     engine: Engine = "local",
     actors: int = 1,
-    judged_by: Judge = judge,
     watch: Watch | None = None,
 ) -> Selected | None:
     """Read the data, score what is not scored yet, and choose.
@@ -126,7 +123,6 @@ def run_selection(
         choice: Which are wanted.
         engine: Where shards are scored.
         actors: Replicas of the model on a Ray cluster.
-        judged_by: Says what the model's own answers do: the phrase rules, or any other judge.
         watch: Told what is done.
 
     Returns:
@@ -160,7 +156,6 @@ def run_selection(
         subject=subject,
         engine=engine,
         actors=actors,
-        judged_by=judged_by,
         progress=tell,
     )
     return choose(plan.out, choice) if rank.first else None
@@ -215,6 +210,7 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
         "thinking": "own" if plan.own_thinking else "data",
         "target": "own" if plan.own_target else "data",
         "max_new_tokens": plan.max_new_tokens if plan.own_thinking else None,
+        "judge": plan.judge.full_name if plan.own_thinking else None,
         "shard_size": source.shard_size,
         "version": __version__,
     }

@@ -8,7 +8,7 @@ not be scored, with the reason: ``scores/left-out-00000.jsonl``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from refusal_cliff.data.types import LeftOut, SafetyExample, Trace, Verdict
+from refusal_cliff.data.types import LeftOut, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.io import remove_quietly, write_json_lines
-from refusal_cliff.judges import judge
+from refusal_cliff.judges import BY_RULES, JudgeSettings, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.probe.fit import ProbeSet
@@ -32,7 +32,6 @@ from refusal_cliff.select.targets import own_refusals
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 
-Judge = Callable[[Trace], Verdict]
 TOO_LONG = "longer than the context"
 NEVER_CLOSED = "its own thinking never closed"
 _COLUMNS = (
@@ -76,6 +75,7 @@ class ScoringPlan:
         dtype: Precision of the weights.
         device: ``auto`` or a device of PyTorch.
         trust_remote_code: Run code that comes with the model.
+        judge: Who says what the model's own answers do.
     """
 
     model: str
@@ -88,6 +88,7 @@ class ScoringPlan:
     device: str = "auto"
     trust_remote_code: bool = False
     own_target: bool = False
+    judge: JudgeSettings = BY_RULES
 
     def __post_init__(self) -> None:
         if self.own_target and not self.own_thinking:
@@ -112,17 +113,14 @@ class ShardScorer:
     Args:
         plan: How.
         subject: The model, if it is loaded already.
-        judged_by: Says what the model's own answers do.
     """
 
-    def __init__(
-        self, plan: ScoringPlan, subject: Subject | None = None, judged_by: Judge = judge
-    ) -> None:
+    def __init__(self, plan: ScoringPlan, subject: Subject | None = None) -> None:
         self._plan = plan
         self._subject = subject or plan.subject()
         probes = probes_of(plan.probe, self._subject)
         self._probes: ProbeSet = replace(probes, probes=(probes.chosen,))
-        self._judge = judged_by
+        self._judge = plan.judge.judge() if plan.own_thinking else RulesJudge()
 
     def __call__(self, number: int) -> None:
         """Score one shard and write it; the scores come last, so that they vouch for the rest."""
@@ -151,8 +149,12 @@ class ShardScorer:
     def _traces(self, rows: Sequence[Numbered]) -> tuple[list[tuple[int, Trace]], list[LeftOut]]:
         """What is to be scored, and which rows cannot be."""
         made = self._written(rows) if self._plan.own_thinking else self._given(rows)
-        taken = [(number, found) for number, found in made if isinstance(found, Trace)]
-        return taken, [found for _, found in made if isinstance(found, LeftOut)]
+        rows_taken = [number for number, found in made if isinstance(found, Trace)]
+        traces = [found for _, found in made if isinstance(found, Trace)]
+        if self._plan.own_thinking:
+            traces = judge_traces(traces, self._judge)
+        left_out = [found for _, found in made if isinstance(found, LeftOut)]
+        return list(zip(rows_taken, traces, strict=True)), left_out
 
     def _targets(self, traces: Sequence[Trace]) -> list[Trace | None]:
         """What is trained on: its own answer where it refuses, or a refusal from its plateau."""
@@ -175,18 +177,18 @@ class ShardScorer:
         asked = [e.prompt for (_, e), fit in zip(rows, fits, strict=True) if fit]
         made = iter(generate(self._subject, asked, config) if asked else [])
         return [
-            (n, self._judged(n, next(made)) if fit else _too_long(n, e, "its prompt and an answer"))
+            (n, self._usable(n, next(made)) if fit else _too_long(n, e, "its prompt and an answer"))
             for (n, e), fit in zip(rows, fits, strict=True)
         ]
 
-    def _judged(self, row: int, trace: Trace) -> Trace | LeftOut:
+    def _usable(self, row: int, trace: Trace) -> Trace | LeftOut:
         identity = trace.prompt.id
         if trace.spans is None:
             within = f"in {self._plan.max_new_tokens} tokens"
             return LeftOut(identity, row, NEVER_CLOSED, within)
         if trace.spans.thinking == trace.spans.prompt:
             return LeftOut(identity, row, "no thinking", "the model answered at once")
-        return replace(trace, verdict=self._judge(trace))
+        return trace
 
     def _given(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
         """The thinking and answer of the data, as the model would have written them."""

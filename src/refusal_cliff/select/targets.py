@@ -8,14 +8,14 @@ it a refusal, else the next highest place is tried; a prompt may be left without
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.data.traces import Trace
 from refusal_cliff.generate import answer
-from refusal_cliff.judges import judge
+from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.capture import ProbeScores, Reader, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Subject
@@ -31,7 +31,7 @@ def own_refusals(
     probes: ProbeSet,
     traces: Sequence[Trace],
     max_new_tokens: int,
-    judged_by: Callable[[Trace], Verdict] = judge,
+    judge: Judge | None = None,
 ) -> list[Trace | None]:
     """For each trace, what the model answers when its thinking ends at the plateau.
 
@@ -40,7 +40,7 @@ def own_refusals(
         probes: Fitted on it; the chosen layer is read.
         traces: Its own traces, thinking closed; others get ``None``.
         max_new_tokens: Longest answer.
-        judged_by: Says which answers are refusals.
+        judge: Says which answers are refusals; by default the phrase rules.
 
     Returns:
         A trace whose verdict is ``refused``, its thinking cut; ``None`` where there is none.
@@ -52,10 +52,15 @@ def own_refusals(
         waiting = [r for r in rows if found[r] is None and turn < len(peaks[r])]
         cut = [_cut(traces[r], peaks[r][turn]) for r in waiting]
         answers = answer(subject, cut, max_new_tokens) if cut else []
-        for row, prefix, written in zip(waiting, cut, answers, strict=True):
-            made = _trace(subject, traces[row], prefix, written)
-            if made is not None and judged_by(made) == "refused":
-                found[row] = replace(made, verdict="refused")
+        made = {
+            row: trace
+            for row, prefix, written in zip(waiting, cut, answers, strict=True)
+            if (trace := _trace(subject, traces[row], prefix, written)) is not None
+        }
+        judged = judge_traces(list(made.values()), judge or RulesJudge())
+        for row, trace in zip(made, judged, strict=True):
+            if trace.verdict == "refused":
+                found[row] = trace
     return found
 
 

@@ -10,7 +10,6 @@ from refusal_cliff.cliff.scores import closed
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED, RARE
 from refusal_cliff.data.traces import Label, Prompt, Trace, verdict_groups
 from refusal_cliff.data.types import LABELS
-from refusal_cliff.judges import judge_all
 from refusal_cliff.probe.fit import MIN_PER_CLASS, too_few
 from refusal_cliff.stats import share_interval, wilson
 
@@ -24,15 +23,22 @@ _NEEDED: dict[str, dict[str, int]] = {
 _LABEL: dict[str, Label] = {"refused": "harmful", "complied": "harmful", "benign": "benign"}
 
 Write = Callable[[Sequence[Prompt]], list[Trace]]
+Judged = Callable[[Sequence[Trace]], list[Trace]]
 
 
 def ask(
-    write: Write, prompts: Sequence[Prompt], part: str, seed: int, first: int | None
+    write: Write,
+    judge: Judged,
+    prompts: Sequence[Prompt],
+    part: str,
+    seed: int,
+    first: int | None,
 ) -> list[Trace]:
     """Ask the prompts of one part, a drawn batch of each label first.
 
     Args:
         write: Lets the model answer.
+        judge: Says what the answers do.
         prompts: All that may be asked.
         part: ``fit`` or ``test``: which classes are needed, and how many traces of each.
         seed: Seed of the order in which prompts are drawn.
@@ -52,24 +58,25 @@ def ask(
     }
     found = write(_next(waiting, LABELS, first or PILOT))
     if part == "fit":
-        _require(found, waiting)
+        _require(judge(found), waiting)
     if first is None:
         found += write(_next(waiting, LABELS, len(prompts)))
-    while first is not None and (more := _next(waiting, short_of(part, found), -(-first // 2))):
+    while first is not None and (
+        more := _next(waiting, short_of(part, judge(found)), -(-first // 2))
+    ):
         found += write(more)
     if part == "fit":
-        _require(found, waiting)
+        _require(judge(found), waiting)
     place = {prompt.id: number for number, prompt in enumerate(prompts)}
     return sorted(found, key=lambda trace: place[trace.prompt.id])
 
 
-def short_of(part: str, traces: Sequence[Trace]) -> list[Label]:
+def short_of(part: str, judged: Sequence[Trace]) -> list[Label]:
     """The labels of which more prompts have to be asked.
 
     Complied traces are short only where it is open whether the model complies at all, see
     ``docs/verdict.md``.
     """
-    judged = judge_all(traces)
     groups = _groups(judged)
     lacking = [name for name, least in _NEEDED[part].items() if len(groups[name]) < least]
     if "complied" in lacking and _rarely_complies(judged):
@@ -94,7 +101,7 @@ def prompts_needed(found: int, asked: int, wanted: int) -> int | None:
 
 def _require(traces: Sequence[Trace], waiting: dict[Label, list[Prompt]]) -> None:
     """Refuse prompts to fit on that leave too few traces of a class, whatever those left give."""
-    groups = _groups(judge_all(traces))
+    groups = _groups(traces)
     for name, least in _NEEDED["fit"].items():
         label, found = _LABEL[name], len(groups[name])
         asked = len({trace.prompt.group for trace in traces if trace.prompt.label == label})

@@ -22,11 +22,19 @@ from refusal_cliff.stages.study import Study
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """One control: its inputs among the model's own files, and how it is measured."""
+    """One control.
+
+    Attributes:
+        title: What it asks.
+        inputs: What it reads among the model's own files.
+        measure: How it is measured.
+        writes: Whether answers are written anew for it, and judged.
+    """
 
     title: str
     inputs: tuple[str, ...]
     measure: Callable[[Study, Job], ControlTable]
+    writes: bool = False
 
 
 def _taxonomy(study: Study, job: Job) -> ControlTable:
@@ -59,12 +67,16 @@ CONTROLS: dict[str, Control] = {
         control_probes.positions_control,
     ),
     "pruning": Control(
-        "Does more thinking make it worse?", ("traces-test.parquet", *PROBES), prune_thinking
+        "Does more thinking make it worse?",
+        ("traces-test.parquet", *PROBES),
+        prune_thinking,
+        writes=True,
     ),
     "intervention": Control(
         "What does the intervention do to the thinking?",
         ("traces-test.parquet", "ablation.json", *ABLATED, *PROBES),
         intervene,
+        writes=True,
     ),
     "second-opinion": Control(
         "A second opinion on heads", ("traces-fit.parquet", "heads.parquet"), judge_heads
@@ -73,14 +85,19 @@ CONTROLS: dict[str, Control] = {
         "Heads chosen by what they do together",
         ("traces-test.parquet", "heads.parquet", "joint.json", "ablation.json", "ablated.parquet"),
         choose_together,
+        writes=True,
     ),
     "rollouts": Control(
-        "Several answers to one prompt", ("traces-test.parquet", "cliff.parquet", *PROBES), sample
+        "Several answers to one prompt",
+        ("traces-test.parquet", "cliff.parquet", *PROBES),
+        sample,
+        writes=True,
     ),
     "preset": Control(
         "The paper's definitions",
         ("traces-fit.parquet", "traces-test.parquet"),
         compare_definitions,
+        writes=True,
     ),
 }
 """Every control by name, in the order in which they are shown."""
@@ -119,5 +136,8 @@ def _stage(study: Study, name: str) -> Stage:
         return {"rows": len(table.rows)}
 
     inputs = [study.path(file) for file in control.inputs]
-    config = {"definitions": asdict(study.definitions)}
+    config = {
+        "definitions": asdict(study.definitions),
+        **(study.verdicts if control.writes else {}),
+    }
     return study.stage(f"control-{name}", inputs, [f"control-{name}.json"], run, config)

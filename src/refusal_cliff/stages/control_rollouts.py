@@ -40,13 +40,13 @@ from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun, closed_spans
 from refusal_cliff.io import read_json
-from refusal_cliff.judges import judge_all
+from refusal_cliff.judges import judge_traces
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import Study, answers, answers_kept, counter
+from refusal_cliff.stages.study import Study, answers_kept, counter
 from refusal_cliff.thinking import render_prompt
 
 MOST = {"harmful": 100, "benign": 40}
@@ -148,7 +148,7 @@ def sample(study: Study, job: Job) -> ControlTable:
     cliffs = {c.trace_id: c for c in read_cliffs(job.input(study.path("cliff.parquet")))}
     prompts = [trace.prompt for trace in traces if trace.prompt.label == "harmful"][:SAMPLED]
     drawing = replace(study.generation, temperature=TEMPERATURE, seed=study.seed)
-    written = answers(study.subject, repeated(prompts, SAMPLES), drawing, job)
+    written = replace(study, generation=drawing).write(repeated(prompts, SAMPLES), job)
     finals = final_scores(study.subject, written, probes)
     found = []
     for prompt, drawn in zip(prompts, parts(written, SAMPLES), strict=True):
@@ -241,7 +241,8 @@ def write_on(
             journal=journal,
             progress=counter(job.progress, len(new)),
         )
-    for row, trace in zip(new, judge_all(written), strict=True):
+        judged = judge_traces(written, study.judge, journal)
+    for row, trace in zip(new, judged, strict=True):
         found[row] = trace
     return found
 

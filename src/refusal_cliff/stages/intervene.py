@@ -130,7 +130,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
             [test, heads, study.path("joint.json"), *probes, *references],
             ("ablated.parquet", "scores-ablated.parquet", "ablation.json"),
             lambda job: _ablate(study, plan, job),
-            config,
+            {**config, **study.verdicts},
         ),
     ]
 
@@ -260,6 +260,7 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     report = {
         "heads": [str(head) for head in found],
         "method": JOINT if chosen else DEFAULT_METHOD,
+        **study.verdicts,
         "by_method": {  # what a ranking names, proven or not: how well it finds planted heads
             m: [str(h) for h in select_heads(rows, method=m, proven=False)] for m in METHODS
         },

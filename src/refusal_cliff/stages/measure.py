@@ -25,7 +25,7 @@ from refusal_cliff.data.traces import (
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
-from refusal_cliff.judges import judge_all
+from refusal_cliff.judges import judge_traces
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.probe.direction import Estimator
@@ -61,13 +61,14 @@ def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
             (FIT_PROMPTS, TEST_PROMPTS),
             [f"generated-{part}.parquet" for part in PARTS],
             lambda job: _generate(study, job, first),
-            {} if first is None else {"first": first},
+            {} if first is None else {"first": first, **study.verdicts},
         ),
         study.stage(
             "judge",
             made,
             [*(f"traces-{part}.parquet" for part in PARTS), "rates.json"],
             lambda job: _judge(study, job),
+            study.verdicts,
         ),
         study.stage(
             "probe",
@@ -101,8 +102,11 @@ def _generate(study: Study, job: Job, first: int | None) -> Headline:
         def write(asked: Sequence[Prompt]) -> list[Trace]:
             return generate(study.subject, asked, study.generation, journal=journal, progress=count)
 
+        def judge(written: Sequence[Trace]) -> list[Trace]:
+            return judge_traces(written, study.judge, journal)
+
         for part, given in zip(PARTS, prompts, strict=True):
-            traces = ask(write, given, part, study.seed, first)
+            traces = ask(write, judge, given, part, study.seed, first)
             write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
             headline["traces"] += len(traces)
             headline["tokens"] += sum(len(trace.token_ids) for trace in traces)
@@ -111,9 +115,11 @@ def _generate(study: Study, job: Job, first: int | None) -> Headline:
 
 def _judge(study: Study, job: Job) -> Headline:
     judged: list[Trace] = []
-    for part in PARTS:
-        judged = judge_all(read_traces(job.input(study.path(f"generated-{part}.parquet"))))
-        write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
+    with answers_kept(job) as journal:
+        for part in PARTS:
+            traces = read_traces(job.input(study.path(f"generated-{part}.parquet")))
+            judged = judge_traces(traces, study.judge, journal)
+            write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
     found = rates(judged)
     write_json(job.output(study.path("rates.json")), asdict(found))
     headline: Headline = {"truncated": found.truncated.count}

@@ -50,7 +50,7 @@ def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
             ),
             ("pool.parquet", "selection.json"),
             lambda job: _select(study, plan, job),
-            {"fraction": plan.fraction},
+            {"fraction": plan.fraction, **study.verdicts},
         )
     ]
     for strategy in STRATEGIES:
@@ -61,7 +61,7 @@ def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
                 (POOL, BENIGN, TEST_PROMPTS, selection),
                 [*(f"{folder}/{f}" for f in _ADAPTER), f"{folder}/traces.parquet"],
                 lambda job, strategy=strategy: _repair(study, plan, strategy, job),
-                plan.repair.decides(),
+                {**plan.repair.decides(), **study.verdicts},
             )
         )
     return stages
@@ -104,7 +104,7 @@ def _repair(study: Study, plan: MendPlan, strategy: Strategy, job: Job) -> Headl
     repair(study.subject, chosen, read_examples(job.input(BENIGN)), plan.repair, adapter)
     repaired = load_repaired(study.subject, adapter)
     prompts = read_prompts(job.input(TEST_PROMPTS))
-    traces = answers(repaired, prompts, study.generation, job)
+    traces = answers(repaired, prompts, study.generation, job, judge=study.judge)
     write_traces(job.output(study.path(f"{folder}/traces.parquet")), traces)
     found = rates(traces)
     headline: Headline = {"examples": len(chosen)}

@@ -30,7 +30,7 @@ def proof_stages(before: Study, after: Study, probes: ProbeSet) -> list[Stage]:
         after: The repaired model.
         probes: Fitted on the model as it was; both are read with them.
     """
-    biases = {"biases": [probe.bias for probe in probes.probes], "layer": probes.layer}
+    read = {"biases": [probe.bias for probe in probes.probes], "layer": probes.layer}
     traces = before.path("traces.parquet")
     return [
         before.stage(
@@ -38,20 +38,20 @@ def proof_stages(before: Study, after: Study, probes: ProbeSet) -> list[Stage]:
             (TEST_PROMPTS,),
             _FILES,
             lambda job: _measure(before, before.subject, probes, None, job),
-            biases,
+            {**read, **before.verdicts},
         ),
         after.stage(
             "measure",
             (TEST_PROMPTS, traces),
             _FILES,
             lambda job: _measure(after, after.subject, probes, job.input(traces), job),
-            biases,
+            {**read, **after.verdicts},
         ),
         Stage(
             "proof",
             tuple(study.path(file) for study in (before, after) for file in _FILES),
             (PROOF,),
-            {},
+            before.verdicts,
             lambda job: _prove(before, after, job),
         ),
     ]
@@ -89,5 +89,5 @@ def _read(study: Study, job: Job) -> Measured:
 
 def _prove(before: Study, after: Study, job: Job) -> Headline:
     found = prove(_read(before, job), _read(after, job))
-    write_json(job.output(PROOF), {**asdict(found), "holds": found.holds})
+    write_json(job.output(PROOF), {**asdict(found), "holds": found.holds, **before.verdicts})
     return {"harm down": found.harm_down, "useful": found.useful_kept, "cliff": found.cliff}

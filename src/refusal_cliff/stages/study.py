@@ -11,12 +11,13 @@ from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.local import described
-from refusal_cliff.judges import judge_all
+from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.provenance import ReadPoint
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Progress, Stage
 
+RULES = RulesJudge()
 FIT_PROMPTS, TEST_PROMPTS = "prompts/fit.jsonl", "prompts/test.jsonl"
 
 
@@ -53,6 +54,7 @@ class Study:
         seed: Seed of all that is drawn.
         generation: How it writes.
         definitions: What it means by its words.
+        judge: Who says what its answers do.
     """
 
     key: str
@@ -60,6 +62,12 @@ class Study:
     seed: int
     generation: GenerationConfig
     definitions: Definitions = PRESETS["default"]
+    judge: Judge = RULES
+
+    @property
+    def verdicts(self) -> dict[str, object]:
+        """What a stage that judges depends on besides: another judge makes it anew."""
+        return {"judge": self.judge.name}
 
     @property
     def read_point(self) -> ReadPoint:
@@ -101,6 +109,7 @@ class Study:
             job,
             row_heads,
             renormalised=self.definitions.renormalised,
+            judge=self.judge,
         )
 
 
@@ -112,20 +121,20 @@ def answers(
     row_heads: Sequence[Sequence[Head]] | None = None,
     *,
     renormalised: bool = False,
+    judge: Judge = RULES,
 ) -> list[Trace]:
     """Judged traces of a model; a job is told how many there are, and keeps them while it lasts."""
     with answers_kept(job) as journal:
-        return judge_all(
-            generate(
-                subject,
-                prompts,
-                generation,
-                row_heads=row_heads,
-                renormalised=renormalised,
-                journal=journal,
-                progress=counter(job and job.progress, len(prompts)),
-            )
+        written = generate(
+            subject,
+            prompts,
+            generation,
+            row_heads=row_heads,
+            renormalised=renormalised,
+            journal=journal,
+            progress=counter(job and job.progress, len(prompts)),
         )
+        return judge_traces(written, judge, journal)
 
 
 @contextmanager

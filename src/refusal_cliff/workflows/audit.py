@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal_cliff import __version__
+from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.records import write_left_out
 from refusal_cliff.findings.finding import Finding
@@ -13,6 +14,7 @@ from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.judges import BY_RULES, JudgeSettings, Remembering
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
@@ -36,7 +38,7 @@ QUICK_PLAN = AblationPlan(
     control_prompts=12,
 )
 NOTES = (
-    "Answers are judged by phrase rules; before a release, have a sample read by people.",
+    "Before a release, have a sample of the verdicts read by people.",
     "Heads are found on the prompts that the probe is fitted on; all rates are of the others.",
     "Perplexity is of the model's own benign answers before the change.",
 )
@@ -56,6 +58,7 @@ def run_audit(
     trust_remote_code: bool = False,
     controls: Sequence[str] = (),
     preset: str = "default",
+    judge: JudgeSettings = BY_RULES,
     command: str = "",
 ) -> Sequence[Finding]:
     """Run, or continue, the audit of one model in the run folder ``out``.
@@ -74,6 +77,7 @@ def run_audit(
         trust_remote_code: Run code that comes with the model.
         controls: Names of controls to measure as well, see `CONTROLS`.
         preset: Whose definitions are used, a key of ``PRESETS``.
+        judge: Who judges; by default the phrase rules.
         command: The command line that asked for it, for the report; empty where there was none.
 
     Returns:
@@ -82,16 +86,21 @@ def run_audit(
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
+    error = refusal_error(judge.full_name, judge.error)
     found = audit_prompts(sources, seed)
+    judged_by = Remembering(judge.judge())
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts, max_new_tokens = fitting(found, subject, max_new_tokens)
-    study = Study(KEY, subject, seed, GenerationConfig(max_new_tokens, batch_size), PRESETS[preset])
+    generation = GenerationConfig(max_new_tokens, batch_size)
+    study = Study(KEY, subject, seed, generation, PRESETS[preset], judged_by)
     shape = RunShape(
         KEY,
         subject.name,
         subject.n_parameters,
         len(subject.heads()),
         controls=tuple(dict.fromkeys(controls)),
+        judge=judged_by.name,
+        judge_error=error,
     )
     stages = [
         _prompts_stage(prompts, sources, seed),
@@ -107,7 +116,7 @@ def run_audit(
             provenance=(
                 ("version", __version__),
                 *([("command", command)] if command else []),
-                ("judge", "phrase rules"),
+                ("judge", judged_by.name),
                 ("model", subject.fingerprint[:16]),
             ),
         ),
@@ -122,6 +131,7 @@ def run_audit(
             "max_new_tokens": max_new_tokens,
             "dtype": dtype,
             "preset": preset,
+            "judge": judged_by.name,
         },
         seeds={"all": seed},
         subjects={subject.name: subject.fingerprint},

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from refusal_cliff import __version__
+from refusal_cliff.answers.correction import known_error
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.findings.finding import Finding
@@ -18,6 +19,7 @@ from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.trials import CONTROLS
+from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.repair.training import RepairConfig
@@ -164,6 +166,7 @@ def demo_stages(
         diffuse=DIFFUSE,
         planted=planted,
         steps=mend.repair.steps,
+        judge_error=known_error(RulesJudge.name),
     )
     return [
         prompts_stage(seed, sizes),
@@ -182,7 +185,7 @@ def demo_stages(
             provenance=(
                 ("version", __version__),
                 *([("command", command)] if command else []),
-                ("judge", "phrase rules"),
+                ("judge", shape.judge),
                 ("model", subjects[MAIN].fingerprint[:16]),
             ),
         ),

@@ -23,6 +23,8 @@ from refusal_cliff.heads.table import (
     select_heads,
 )
 from refusal_cliff.io import read_json, without_folder
+from refusal_cliff.judges import Judge, RulesJudge
+from refusal_cliff.judges.choose import published_name
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.stages.study import answers
 from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
@@ -61,6 +63,7 @@ def export_ablation(
     choice: Choice | None = None,
     prompts: Sequence[Prompt] = (),
     generation: GenerationConfig | None = None,
+    judge: Judge | None = None,
 ) -> list[Head]:
     """Write an ablation with its model card into the folder ``out``, claimed before measuring.
 
@@ -75,6 +78,7 @@ def export_ablation(
         choice: Which heads; ``None`` takes the defaults.
         prompts: Harmful and benign prompts to measure on.
         generation: How to answer them.
+        judge: Who judges the answers; by default the phrase rules.
 
     Returns:
         The heads taken out, the strongest first.
@@ -91,7 +95,9 @@ def export_ablation(
     check_restores(rows, heads, choice.scale)
     claim_export(subject, heads, choice.scale, form, out)
     if prompts:
-        measured = _on_prompts(subject, heads, prompts, generation or GenerationConfig())
+        measured = _on_prompts(
+            subject, heads, prompts, generation or GenerationConfig(), judge or RulesJudge()
+        )
     else:
         measured = None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
     card = model_card(
@@ -120,11 +126,19 @@ def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[
 
 
 def _on_prompts(
-    subject: Subject, heads: Sequence[Head], prompts: Sequence[Prompt], generation: GenerationConfig
+    subject: Subject,
+    heads: Sequence[Head],
+    prompts: Sequence[Prompt],
+    generation: GenerationConfig,
+    judge: Judge,
 ) -> BeforeAfter:
-    before = rates(answers(subject, prompts, generation))
-    after = rates(answers(subject, prompts, generation, row_heads=[heads] * len(prompts)))
-    source = f"Measured on {len(prompts)} prompts given for it, judged by phrase rules."
+    before, after = (
+        rates(answers(subject, prompts, generation, row_heads=row_heads, judge=judge))
+        for row_heads in (None, [heads] * len(prompts))
+    )
+    source = (
+        f"Measured on {len(prompts)} prompts given for it, judged by {published_name(judge.name)}."
+    )
     return BeforeAfter(_shares(before), _shares(after), None, source)
 
 
@@ -143,5 +157,6 @@ def _of_run(path: Path, heads: Sequence[Head]) -> BeforeAfter | None:
         {name: Share(**content[side][name]) for name in RATES} for side in ("before", "after")
     )
     ratio = content["perplexity_after"] / content["perplexity_before"]
-    source = "Measured on the run's held-out prompts, judged by phrase rules."
+    judge = str(content.get("judge", RulesJudge.name))  # runs that name none knew no other
+    source = f"Measured on the run's held-out prompts, judged by {published_name(judge)}."
     return BeforeAfter(before, after, ratio, source)

@@ -114,7 +114,7 @@ def _front_matter(form: Form, base: str) -> str:
 
 def _plain(text: str) -> str:
     """A name that cannot act as Markdown or HTML."""
-    return "".join(char for char in text if char.isalnum() or char in " ./_-+")
+    return "".join(char for char in text if char.isalnum() or char in " ./_-+(),'")
 
 
 def _head_table(rows: Sequence[HeadRow], heads: Sequence[Head]) -> str:
@@ -145,7 +145,7 @@ def _measured(measured: BeforeAfter | None) -> str:
             lines.append(f"| {words} | {' | '.join(both)} |")
     if measured.perplexity is not None:
         lines.append(f"| perplexity of benign text | 1 | × {measured.perplexity:.3f} |")
-    return "\n".join(lines) + f"\n\n95 % Wilson intervals. {measured.source}"
+    return "\n".join(lines) + f"\n\n95 % Wilson intervals. {_plain(measured.source)}"
 
 
 def _share(share: Share) -> str:

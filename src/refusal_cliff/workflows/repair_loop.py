@@ -11,15 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.reading import Reading
 from refusal_cliff.data.traces import Prompt, read_prompts
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
+from refusal_cliff.findings.wording import about_judge
 from refusal_cliff.folders import claim, require_output
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_json, sha256_file
+from refusal_cliff.judges import Remembering
+from refusal_cliff.judges.choose import published_name
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.repair.proof import Proof, Side, findings
 from refusal_cliff.repair.training import RepairConfig, load_repaired
@@ -95,6 +100,8 @@ def run_repair(
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
+    settings = plan.scoring.judge
+    error = refusal_error(settings.full_name, settings.error)
     files = plan.prompts or tests_of_run(plan.scoring.probe)
     read = (plan.scoring.model, plan.scoring.probe, plan.data.name, plan.benign, *files)
     require_output(out, COMMAND, read)
@@ -116,23 +123,34 @@ def run_repair(
         Reading(markers=plan.data.reading.markers),
     )
     generation = GenerationConfig(scoring.max_new_tokens, scoring.batch_size)
-    studies = (
-        Study("before", subject, plan.choice.seed, generation),
-        Study("after", load_repaired(subject, adapter), plan.choice.seed, generation),
+    before = Study(
+        "before", subject, plan.choice.seed, generation, judge=Remembering(settings.judge())
     )
+    studies = (before, replace(before, key="after", subject=load_repaired(subject, adapter)))
     stages = [
         _prompts_stage(files),
         *proof_stages(*studies, probes_of(scoring.probe, subject)),
     ]
     info = RunInfo(
         command=COMMAND,
-        config={"model": scoring.model, "data": data.name, "strategy": plan.choice.strategy},
+        config={
+            "model": scoring.model,
+            "data": data.name,
+            "strategy": plan.choice.strategy,
+            "judge": before.judge.name,
+        },
         seeds={"all": plan.choice.seed},
         subjects={study.subject.name: study.subject.fingerprint for study in studies},
     )
     run_pipeline(out / "proof", stages, info, _Told(watch) if watch else None)
     proof = read_proof(out / "proof" / PROOF)
-    found = findings(proof)
+    rates = {
+        f"{name} {when}": share
+        for when, side in (("before", proof.before), ("after", proof.after))
+        for name, share in side.complying.items()
+    }
+    judged = judged_rates(published_name(before.judge.name), error, rates)
+    found = [*findings(proof), about_judge(judged)]
     finish_card(adapter, [f"- {f.question} {f.answer}" for f in found])
     return proof, found
 
@@ -164,7 +182,8 @@ def _prompts_stage(files: Sequence[Path]) -> Stage:
 
 def read_proof(path: Path) -> Proof:
     """Read what the proof stage wrote."""
-    content = {name: value for name, value in read_json(path).items() if name != "holds"}
+    beside = ("holds", "judge")
+    content = {name: value for name, value in read_json(path).items() if name not in beside}
     for name in ("before", "after"):
         side = content[name]
         shares = {key: Share(**side[key]) for key in ("attacks", "answered")}

@@ -10,9 +10,8 @@ from typing import Literal, TypeVar, get_args
 
 import torch
 
-from refusal_cliff.judges import judge
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.select.shards import Judge, ScoringPlan, ShardScorer, missing_shards
+from refusal_cliff.select.shards import ScoringPlan, ShardScorer, missing_shards
 
 Engine = Literal["local", "ray"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
@@ -67,7 +66,6 @@ def run_shards(
     subject: Subject | None = None,
     engine: Engine = "local",
     actors: int = 1,
-    judged_by: Judge = judge,
     progress: Progress | None = None,
 ) -> None:
     """Score every shard that is not scored yet, and return when all are.
@@ -78,18 +76,17 @@ def run_shards(
         subject: The model, if this process has it.
         engine: ``local`` or ``ray``; both write the same rows.
         actors: Replicas of the model on the Ray cluster.
-        judged_by: Says what the model's own answers do; Ray must be able to pickle it.
         progress: Told after each shard.
     """
     if engine == "ray":
         from refusal_cliff.select.engine.ray import run_on_ray
 
-        run_on_ray(plan, shards, actors, judged_by, progress)
+        run_on_ray(plan, shards, actors, progress)
         return
     rank = Rank.here()
     mine = [n for n in missing_shards(plan.out, shards) if n % rank.world == rank.number]
     if mine:
-        scorer = ShardScorer(replace(plan, device=rank.device(plan.device)), subject, judged_by)
+        scorer = ShardScorer(replace(plan, device=rank.device(plan.device)), subject)
         for number in mine:
             scorer(number)
             _tell(plan, shards, progress)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.select.shards import Judge, ScoringPlan, ShardScorer, missing_shards
+from refusal_cliff.select.shards import ScoringPlan, ShardScorer, missing_shards
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -26,9 +26,9 @@ _QUIET = {
 class _Actor:
     """One replica of the model; Ray gives it batches of one shard number."""
 
-    def __init__(self, plan: ScoringPlan, judged_by: Judge) -> None:
+    def __init__(self, plan: ScoringPlan) -> None:
         torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
-        self._scorer = ShardScorer(plan, judged_by=judged_by)
+        self._scorer = ShardScorer(plan)
         self._plan = plan
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -38,16 +38,13 @@ class _Actor:
         return batch
 
 
-def run_on_ray(
-    plan: ScoringPlan, shards: int, actors: int, judged_by: Judge, progress: Any = None
-) -> None:
+def run_on_ray(plan: ScoringPlan, shards: int, actors: int, progress: Any = None) -> None:
     """Score the missing shards with a pool of actors of the running cluster, or of a local one.
 
     Args:
         plan: What each actor does; its folders are made absolute.
         shards: How many there are.
         actors: Replicas of the model.
-        judged_by: Says what the model's own answers do.
         progress: Called with (shards done, shards).
 
     Raises:
@@ -69,7 +66,7 @@ def run_on_ray(
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        _run(ray, (plan, judged_by), shards, todo, min(actors, len(todo)), progress)
+        _run(ray, plan, shards, todo, min(actors, len(todo)), progress)
     finally:
         if started:
             ray.shutdown()
@@ -77,7 +74,7 @@ def run_on_ray(
 
 def _run(
     ray: Any,
-    made_with: tuple[ScoringPlan, Judge],
+    plan: ScoringPlan,
     shards: int,
     todo: list[int],
     actors: int,
@@ -86,13 +83,12 @@ def _run(
     from ray import data
 
     data.DataContext.get_current().enable_progress_bars = False
-    plan, judged_by = made_with
     everywhere = replace(plan, probe=plan.probe.resolve(), out=plan.out.resolve())
     on_gpu = ray.cluster_resources().get("GPU", 0) >= actors and plan.device != "cpu"
     numbers = data.from_items([{"shard": n} for n in todo], override_num_blocks=len(todo))
     scored = numbers.map_batches(
         _Actor,
-        fn_constructor_args=(everywhere, judged_by),
+        fn_constructor_args=(everywhere,),
         batch_size=1,
         compute=data.ActorPoolStrategy(size=actors),
         num_gpus=1 if on_gpu else 0,

@@ -1,0 +1,9 @@
+"""Made-up rates by the phrase rules, with the error that ships."""
+
+from __future__ import annotations
+
+from refusal_cliff.answers.correction import known_error
+from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.answers.judged import judged_rates
+
+JUDGED = judged_rates("rules", known_error("rules"), {"attack success": (Share(124, 200), 198)})
