@@ -3,15 +3,16 @@
     python bench/verdict.py measure OUT --model NAME|DIR … [--seed S …] [--data DIR]
     python bench/verdict.py table NAME=RUN/KEY … > table.md
 
-``measure`` asks each model the demo's prompts (with ``--data``, those of the pretrained organisms'
-audits) and runs the stages up to the cliff, and the second readings, in OUT/MODEL-SEED; what is
-done is kept. ``table`` runs nothing: it reads scores of any runs (``runs/demo/tiny`` is one), and
-draws traces from them.
+``measure`` asks each model the demo's prompts (with ``--data``, a draw of those of the pretrained
+organisms' audits) and runs the stages up to the cliff, and the second readings, in OUT/MODEL-SEED;
+what is done is kept. ``table`` runs nothing: it reads scores of any runs (``runs/demo/tiny`` is
+one), and draws traces from them.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from refusal_cliff.cliff.verdict import (
     yardstick,
 )
 from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.model.subject import load_subject
@@ -41,6 +43,8 @@ from refusal_cliff.workflows.audit_prompts import RECORDED, audit_prompts, recor
 from refusal_cliff.workflows.demo import GENERATION, DemoSizes, prompts_stage
 
 KEY = "model"
+FIT_ON, TEST_ON = {"harmful": 50, "benign": 40}, {"harmful": 100, "benign": 50}
+"""Prompts of each label that a pretrained organism is asked."""
 SLOPES = (0.25, 0.6, 1.0, 2.0, 4.0)
 SIZES = (5, 10, 15, 20, 30, 40)
 DRAWS = 200
@@ -150,7 +154,7 @@ def _draws(rows: Sequence[TraceCliff], size: int, seed: int) -> list[list[TraceC
 
 def measure(name: str, seed: int, out: Path, data: Path | None) -> None:
     """One model's test traces, their scores, cliffs and second readings, in a run folder."""
-    subject = load_subject(name, device="cpu", dtype="float32" if data is None else RECORDED.dtype)
+    subject = load_subject(name, device="cpu")
     if data is None:
         study, prompts = Study(KEY, subject, seed, GENERATION), prompts_stage(seed, DemoSizes())
     else:
@@ -165,14 +169,26 @@ def measure(name: str, seed: int, out: Path, data: Path | None) -> None:
 
 
 def _recorded_prompts(data: Path, seed: int) -> Stage:
+    """A draw of the prompts of the recorded audits, which take an hour and more."""
     found = audit_prompts(recorded_sources(data), seed)
+    rng = random.Random(seed)
+    parts = [
+        [p for label, n in most.items() for p in _some(part, label, n, rng)]
+        for part, most in ((found.fit, FIT_ON), (found.test, TEST_ON))
+    ]
 
     def write(job: Job) -> Headline:
-        write_prompts(job.output(FIT_PROMPTS), found.fit)
-        write_prompts(job.output(TEST_PROMPTS), found.test)
-        return {"fit": len(found.fit), "test": len(found.test)}
+        for name, part in zip((FIT_PROMPTS, TEST_PROMPTS), parts, strict=True):
+            write_prompts(job.output(name), part)
+        return {"fit": len(parts[0]), "test": len(parts[1])}
 
-    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS), dict(found.files), write)
+    config = {**found.files, "most": [FIT_ON, TEST_ON], "seed": seed}
+    return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS), config, write)
+
+
+def _some(part: Sequence[Prompt], label: str, n: int, rng: random.Random) -> list[Prompt]:
+    mine = [prompt for prompt in part if prompt.label == label]
+    return rng.sample(mine, min(n, len(mine)))
 
 
 def main() -> None:

@@ -62,8 +62,16 @@ def findings_of(summary: Summary) -> list[Finding]:
 
 
 def about_judge(judged: JudgedRates) -> Finding:
-    """Who judged, and every rate of answers that comply without the judge's error."""
-    told = [judged.about_judge, *(judged.lines if judged.error else ())]
+    """Who judged, and what its error does: to the first rate, and at most to any."""
+    told = [judged.about_judge]
+    corrected = [rate for rate in judged.rates.values() if rate.corrected is not None]
+    if judged.error is not None and corrected:
+        most = max(abs(rate.value - (rate.corrected or 0.0)) for rate in corrected)
+        told += [
+            judged.lines[0],
+            f"Of {len(corrected)} rates none changes by more than {100 * most:.1f} points; "
+            "summary.json has all under judge.rates",
+        ]
     return Finding("What does the judge's error do to the rates?", ". ".join(told))
 
 
