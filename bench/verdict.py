@@ -29,10 +29,13 @@ from refusal_cliff.cliff.verdict import (
     refused_rows,
     yardstick,
 )
+from refusal_cliff.controls.second_reading import MARGIN, OVER_THINKING, OWN, SAME_PLACE
 from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.traces import read_traces
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.run.folder import Headline, RunInfo
@@ -191,6 +194,46 @@ def _some(part: Sequence[Prompt], label: str, n: int, rng: random.Random) -> lis
     return rng.sample(mine, min(n, len(mine)))
 
 
+def by_benign(models: dict[str, list[TraceCliff]], folders: dict[str, Path]) -> str:
+    """The verdict with some of the benign traces only: those of harmful words, and all others."""
+    found = []
+    for name, rows in models.items():
+        traces = read_traces(folders[name] / "traces-test.parquet")
+        hard = {t.prompt.id for t in traces if "hard-benign" in t.prompt.tags}
+        cells = []
+        for chosen in (hard, {t.prompt.id for t in traces} - hard):
+            kept = [r for r in rows if r.label == "harmful" or r.trace_id in chosen]
+            if not chosen:
+                cells.append("–")
+                continue
+            said = model_cliff(kept)
+            cells.append(f"{said.verdict}, {said.share_with_cliff:.0%} ({len(benign_rows(kept))})")
+        found.append([name, *cells])
+    return table(("verdict, share that falls (benign traces)", "hard benign", "others"), found)
+
+
+def by_reading(folders: dict[str, Path]) -> str:
+    """The second readings of each model, and what refitting the probe leaves of the share."""
+    found = []
+    for name, folder in folders.items():
+        content = read_json(folder / "readings.json")
+        said = content["readings"]
+        cells = [
+            f"{said[key]['verdict']}, {said[key]['share']:.0%}" if key in said else "–"
+            for key in (OWN, OVER_THINKING, SAME_PLACE, MARGIN)
+        ]
+        refit = content["refit_share"]
+        cells.append("–" if refit is None else f"[{refit[0]:.0%}, {refit[1]:.0%}]")
+        for key in ("margin_at_closing", "margin_over_thinking", "beyond_margin"):
+            cells.append("–" if content[key] is None else f"{content[key]:.2f}")
+        early = [said[key]["early_auroc"] if key in said else None for key in (OWN, MARGIN)]
+        cells.append(" / ".join("–" if value is None else f"{value:.2f}" for value in early))
+        found.append([name, *cells])
+    heading = ("model", OWN, OVER_THINKING, SAME_PLACE, MARGIN, "probe fitted again: share")
+    more = ("r at closing", "r over thinking", "beyond the margin", "early AUROC: probe / margin")
+    return table((*heading, *more), found)
+
+
 def main() -> None:
     """Measure models, or print the tables of runs."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -217,8 +260,8 @@ def main() -> None:
 
 def print_tables(runs: Sequence[str]) -> None:
     """The tables of ``docs/verdict.md``."""
-    named = [run.partition("=") for run in runs]
-    models = {name: rows_of(Path(folder)) for name, _, folder in named}
+    folders = {name: Path(folder) for name, _, folder in (run.partition("=") for run in runs)}
+    models = {name: rows_of(folder) for name, folder in folders.items()}
     for title, text in (
         ("What the rule says", operating(models)),
         (
@@ -226,6 +269,8 @@ def print_tables(runs: Sequence[str]) -> None:
             by_slope(models),
         ),
         ("Verdicts by number of traces", by_size(models)),
+        ("Verdicts by benign source", by_benign(models, folders)),
+        ("Verdicts by reading", by_reading(folders)),
     ):
         print(f"**{title}**\n\n{text}\n")
 
