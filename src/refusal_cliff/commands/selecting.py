@@ -14,7 +14,9 @@ from refusal_cliff.commands.options import (
     Actors,
     BatchSize,
     Benign,
+    BenignColumns,
     BenignShare,
+    BenignSplit,
     Columns,
     Data,
     Device,
@@ -33,6 +35,8 @@ from refusal_cliff.commands.options import (
     NewTokens,
     Number,
     Probe,
+    PromptColumns,
+    PromptLabel,
     Prompts,
     Rate,
     RowLabel,
@@ -76,6 +80,13 @@ def select(
             callback=checked(arguments.existing_file),
         ),
     ] = None,
+    evaluation_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=COLUMN",
+            help="Where a field is in the files of --evaluation; repeatable.",
+        ),
+    ] = None,
     split: Split = "train",
     label: RowLabel = "harmful",
     column: Columns = None,
@@ -105,6 +116,7 @@ def select(
     DIR/selected.jsonl (training rows), DIR/selection.json, DIR/left-out.jsonl (every row that was
     not used, and why).
     """
+    from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.folders import require_output
     from refusal_cliff.live import working
     from refusal_cliff.select.engine import ENGINES
@@ -126,9 +138,10 @@ def select(
         trust_remote_code=trust_remote_code,
         judge=judge_of(judge, judge_model, judge_endpoint, judge_key),
     )
+    asked = reading_of(None, evaluation_column, prefix="evaluation-")
     source = Source(
         data,
-        (*evaluation_of(probe), *(evaluation or ())),
+        (*evaluation_of(probe), *(PromptFile(file, asked) for file in evaluation or ())),
         reading_of(label, column, split, thinking_markers),
         shard_size,
     )
@@ -226,6 +239,10 @@ def repair(
     thinking: Thinking = "own",
     target: Target = "data",
     prompts: Prompts = None,
+    prompts_label: PromptLabel = None,
+    prompts_column: PromptColumns = None,
+    benign_split: BenignSplit = "train",
+    benign_column: BenignColumns = None,
     split: Split = "train",
     label: RowLabel = "harmful",
     column: Columns = None,
@@ -256,9 +273,11 @@ def repair(
 
     Question: can few examples make my model refuse again, without making it useless, and did the
     cliff close or was it papered over? Needs the probe of an audit, whose test prompts are asked
-    before and after. --split, --label and --column are those of --data. Writes DIR/adapter with
+    before and after. --split, --label and --column are those of --data; --benign and --prompts have
+    their own. Writes DIR/adapter with
     its model card, and DIR/proof/proof.json. Exit status 3: the proof does not hold.
     """
+    from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.live import print_findings, working
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of
@@ -282,13 +301,15 @@ def repair(
     training = _training(
         method, steps, train_batch_size, lr, lora_r, benign_share, max_length, save_every, seed
     )
+    asked = reading_of(prompts_label, prompts_column, prefix="prompts-")
     plan = RepairPlan(
         scoring,
         Source(data, evaluation_of(probe), reading_of(label, column, split, thinking_markers)),
         Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed),
         benign,
         training,
-        tuple(prompts or ()),
+        tuple(PromptFile(file, asked) for file in prompts or ()),
+        reading_of(None, benign_column, benign_split, prefix="benign-"),
         one_of("engine", engine, ENGINES),
         actors,
     )
@@ -373,7 +394,7 @@ def check(
     within the limits; 3: not, and the reasons are printed; 1: it could not be measured.
     """
     from refusal_cliff.answers.correction import refusal_error
-    from refusal_cliff.data.traces import read_prompts
+    from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.folders import require_output
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.live import counting, print_model_cliff
@@ -387,9 +408,9 @@ def check(
         require_output(out, "check", (model, probe, judge_model, judge_error, *(prompts or ())))
     settings = judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error)
     error = refusal_error(settings.full_name, judge_error)
-    files = tuple(prompts or ()) or tests_of_run(probe)
-    reading = reading_of(label, column) if prompts else reading_of()
-    asked = [prompt for file in files for prompt in read_prompts(file, reading=reading)]
+    reading = reading_of(label, column)
+    files = tuple(PromptFile(file, reading) for file in prompts or ()) or tests_of_run(probe)
+    asked = [prompt for file in files for prompt in file.prompts()]
     judged_by = settings.judge()
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     console = Console()
