@@ -343,7 +343,6 @@ def test_what_a_killed_conversion_left_is_removed(
     monkeypatch.setattr(bases, "_gguf_file", lambda package: tmp_path / "m.gguf")
     monkeypatch.setattr(bases.metadata, "version", lambda name: "9")
     monkeypatch.setattr(bases, "_dequantised", dequantised)
-    for _ in range(2):
-        folder = Path(bases.base_location(bases.SMOLLM2))
-    assert [p for p in folder.parent.iterdir() if p.is_dir()] == [folder]
+    folder, again = (Path(bases.base_location(bases.SMOLLM2)) for _ in range(2))
+    assert [p for p in folder.parent.iterdir() if p.is_dir()] == [folder] == [again]
     assert len(made) == 1

@@ -35,7 +35,7 @@ def organism_card(
     name: Annotated[
         str,
         typer.Argument(
-            help="Such as tiny.", callback=checked(arguments.organism(arguments.ORGANISMS))
+            help="Such as tiny.", callback=checked(arguments.organism(tuple(arguments.ORGANISMS)))
         ),
     ],
 ) -> None:
