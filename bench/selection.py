@@ -33,6 +33,7 @@ import pyarrow.parquet as pq
 import torch
 
 from refusal_cliff.data.examples import write_examples, write_prompts
+from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.io import write_text
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import default_token_budget, next_batch
@@ -66,7 +67,7 @@ def plan_of(options: argparse.Namespace, out: Path) -> tuple[ScoringPlan, Source
     """The thinking of the data is scored: generation would hide what scoring costs."""
     return (
         ScoringPlan(options.model, options.probe, out, own_thinking=False, device="cpu"),
-        Source(str(options.out / "data.jsonl"), (options.out / "asked.jsonl",)),
+        Source(str(options.out / "data.jsonl"), (PromptFile(options.out / "asked.jsonl"),)),
         Choice(),
     )
 

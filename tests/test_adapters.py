@@ -358,6 +358,14 @@ def test_a_base_is_named_from_the_adapter_on(tmp_path: Path, base: Path) -> None
     assert json.loads((moved / "a" / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
 
+@pytest.mark.parametrize("name", ["/nowhere/model", "../nowhere", "a b"])
+def test_an_adapter_whose_base_is_gone_says_which(tmp_path: Path, name: str) -> None:
+    save_adapter(tiny_model(), name, tmp_path / "a")
+    said = refusal(tmp_path / "a")
+    assert f"{tmp_path / 'a'} stands on {name!r}" in said
+    assert "base_model_name_or_path" in said and "Check the spelling" not in said
+
+
 def test_an_adapter_of_the_hub_is_merged_too(base: Path, adapter: Path, tmp_path: Path) -> None:
     """Without the network: both stand in a cache, as downloading leaves them."""
     for name, source in (("base", base), ("adapter", adapter)):

@@ -270,6 +270,8 @@ def test_rates_without_the_judges_error() -> None:
     assert "40% [" in rate.text and f"error {1 - refused:.0%} [" in rate.text
     unknown = judged_rates("j", None, {"attack success": (Share(40, 100), 100)})
     assert "error of this judge not given" in unknown.about_judge
+    assert "does not refuse, harmful or not" in unknown.about_judge
+    assert "harmful or not" not in judged_rates("rules", error, {}).about_judge
     assert "corrected" not in unknown.lines[0]
     none = judged_rates("j", error, {"benign answered": (Share(0, 0), 0)})
     assert none.rates == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -155,6 +156,56 @@ def test_nothing_heavy_is_imported_for_it(command: str, folder: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+WRONG = {
+    "demo": "--organisms nope",
+    "audit": f"{AUDIT} --harmful nope.jsonl",
+    "generate": f"{GENERATE} --prompts nope.jsonl",
+    "judge": "--traces nope.jsonl --out run",
+    "judge calibrate": "--labelled nope.jsonl",
+    "evaluate": "--traces nope.jsonl",
+    "trace": f"{TRACE} --probe nope",
+    "cliff": "--scores nope",
+    "ablate": f"{ABLATE} --heads nope.parquet",
+    "select": f"{SELECT} --data nope.jsonl",
+    "train": f"{TRAIN} --selected nope.jsonl",
+    "repair": f"{REPAIR} --benign nope.jsonl",
+    "check": f"{CHECK} --prompts nope.jsonl",
+    "experiment less-is-more": "--strategy nope",
+    "experiment controls": "tinny",
+    "organism list": "nope",
+    "organism card": "nope",
+    "organism train": "nope --out run",
+    "organism bench-heads": "--organisms 0 --out run",
+}
+"""One argument that is wrong, for each command; what comes before it is right."""
+
+
+def test_every_command_refuses_a_wrong_argument_before_anything_heavy(folder: Path) -> None:
+    """All in one process: what one of them imports, the rest would show too."""
+    assert set(WRONG) == {name for name, c in COMMANDS.items() if c.callback and name} - {
+        *("experiment", "organism")
+    }
+    lines = [
+        line if line.split()[0] == name.split()[0] else f"{name} {line}"
+        for name, line in WRONG.items()
+    ]
+    code = (
+        "import json, sys\nfrom typer.testing import CliRunner\n"
+        "from refusal_cliff.cli import app\n"
+        "for line in sys.argv[1:]:\n"
+        "    done = CliRunner().invoke(app, line.split())\n"
+        f"    heavy = [m for m in {HEAVY} if m in sys.modules]\n"
+        "    print(json.dumps([line, done.exit_code, heavy, done.stderr]))"
+    )
+    said = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True)
+    for text in said.stdout.splitlines():
+        line, status, heavy, stderr = json.loads(text)
+        assert status in (1, 2) and stderr.strip() and not heavy, (line, status, heavy, stderr)
+        assert "Traceback" not in stderr
+    assert len(said.stdout.splitlines()) == len(lines), said.stderr
+    assert not (folder / "run").exists()
+
+
 def numbers() -> list[tuple[str, str]]:
     """Every option of a real number, by the annotation of its parameter."""
     return [
@@ -194,6 +245,8 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.choose import NAMES
     from refusal_cliff.model.subject import DTYPES
+    from refusal_cliff.organisms import fooling, recipe
+    from refusal_cliff.organisms.pretrained.recipe import NAMES as PRETRAINED
     from refusal_cliff.repair.training_run import METHODS
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.strategies import STRATEGIES
@@ -208,6 +261,8 @@ def test_the_names_are_those_of_the_code() -> None:
     assert arguments.JUDGES == NAMES
     assert tuple(DTYPES) == arguments.DTYPES
     assert tuple(METHODS) == arguments.TRAININGS
+    recipes = {*recipe.NAMES, fooling.NAME, *PRETRAINED}
+    assert set(arguments.ORGANISM_RECIPES) == recipes
     assert tuple(ENGINES) == arguments.ENGINES
     assert arguments.STRATEGIES == STRATEGIES
     assert tuple(CONTROLS) == arguments.CONTROLS

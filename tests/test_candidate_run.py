@@ -27,7 +27,7 @@ from refusal_cliff.cli import app
 from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.traces import Prompt, PromptFile, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer, Judgement, JudgeSettings
 from refusal_cliff.model.subject import Subject, load_subject
@@ -107,7 +107,7 @@ def plan_of(root: Path, out: Path, *, own: bool = False) -> ScoringPlan:
 
 
 def source_of(root: Path) -> Source:
-    return Source(str(root / "data.jsonl"), (root / "asked.jsonl",), shard_size=SHARD)
+    return Source(str(root / "data.jsonl"), (PromptFile(root / "asked.jsonl"),), shard_size=SHARD)
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.stages.study import answers
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.workflows.export import Choice, export_ablation
+from refusal_cliff.workflows.export import Choice, _joint_heads, export_ablation
 from refusal_cliff.workflows.model_card import Form
 
 WEIGHTS = "adapter_model.safetensors"
@@ -205,3 +205,17 @@ def test_no_private_path_is_written(tiny: Subject, tmp_path: Path, form: Form) -
         assert b"private" not in written
         assert str(tiny.source.parent).encode() not in written
         assert load_subject(str(out), device="cpu").fingerprint != tiny.fingerprint
+
+
+@pytest.mark.parametrize("content", ['{"chosen": "7.7"}', '{"chosen": [{"a": 1}]}', "[]", "3"])
+def test_a_damaged_joint_set_is_named(tmp_path: Path, content: str) -> None:
+    joint = tmp_path / "joint.json"
+    joint.write_text(content)
+    with pytest.raises(RefusalCliffError, match=r"joint\.json is damaged: .*--method causal"):
+        _joint_heads(joint)
+
+
+def test_a_head_named_three_times_is_taken_out_once(tmp_path: Path) -> None:
+    joint = tmp_path / "joint.json"
+    joint.write_text('{"chosen": ["7.7", "7.7", "7.07"]}')
+    assert [str(head) for head in _joint_heads(joint)] == ["7.7"]

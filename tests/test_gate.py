@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from refusal_cliff.cli import app
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.cliff.verdict import Verdict as CliffVerdict
-from refusal_cliff.commands.selecting import GATE_CLOSED
+from refusal_cliff.commands.gate import GATE_CLOSED
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError

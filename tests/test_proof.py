@@ -141,7 +141,7 @@ def test_the_loop_and_the_gate_on_an_organism(tmp_path: Path, organism_run: Path
 
 
 def gate_closed() -> int:
-    from refusal_cliff.commands.selecting import GATE_CLOSED
+    from refusal_cliff.commands.gate import GATE_CLOSED
 
     return GATE_CLOSED
 

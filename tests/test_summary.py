@@ -99,7 +99,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ("probe.layer", 0),
         ("probe.unheard_of", 1),
         ("seconds", {"probe": 1.0}),
-        ("format", 1),
+        ("format", "3"),
     ],
 )
 def test_a_bad_file_is_refused_by_key(tmp_path: Path, key: str, value: object) -> None:
@@ -123,6 +123,17 @@ def test_a_file_that_is_no_summary_is_refused(tmp_path: Path, content: str) -> N
     path.write_text(content, encoding="utf-8")
     with pytest.raises(RefusalCliffError, match=re.escape(str(path))):
         read_summary(path)
+
+
+def test_a_summary_of_an_earlier_format_says_what_to_do(tmp_path: Path) -> None:
+    """Format 2 had no judge: the missing key is not the fault that a user can mend."""
+    old = as_json(example_summary()) | {"format": 2}
+    del old["judge"]
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps(old), encoding="utf-8")
+    with pytest.raises(RefusalCliffError, match=r"format 2, and this .* reads format 3") as caught:
+        read_summary(path)
+    assert "same command in a new folder" in str(caught.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

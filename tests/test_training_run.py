@@ -74,6 +74,20 @@ def test_rows_too_long_are_listed_and_never_cut(root: Path, adapter: Path) -> No
     assert "3 safety examples and 4 benign ones" in card
 
 
+def test_the_card_loads_the_adapter_from_any_folder(
+    root: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """PEFT follows the way to a base from where it runs; the lines of the card do not need it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    card = (adapter / "README.md").read_text()
+    code = card.split("```python")[1].split("```")[0]
+    made: dict[str, object] = {"base_model": str(root / "model"), "folder": str(adapter)}
+    exec(code, made)  # what a user copies from the card
+    assert type(made["model"]).__name__ == "PeftModelForCausalLM"
+    assert "AutoPeftModel" in card
+
+
 def test_a_finished_training_is_not_done_again(
     root: Path, subject: Subject, adapter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,16 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from refusal_cliff import __version__
-from refusal_cliff.commands import answers, experiment, heads, organism, runs, scores, selecting
+from refusal_cliff.commands import (
+    answers,
+    experiment,
+    gate,
+    heads,
+    organism,
+    runs,
+    scores,
+    selecting,
+)
 from refusal_cliff.commands.typed import remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.live import print_error, write_what_can_be_shown
@@ -84,7 +93,7 @@ app.command()(heads.ablate)
 app.command()(selecting.select)
 app.command()(selecting.train)
 app.command()(selecting.repair)
-app.command()(selecting.check)
+app.command()(gate.check)
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
 

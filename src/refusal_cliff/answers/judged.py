@@ -10,6 +10,7 @@ from pydantic import Field
 
 from refusal_cliff.answers.correction import JudgeError, corrected_share
 from refusal_cliff.answers.evaluate import Rates, Share
+from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.stats import Interval
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -57,7 +58,13 @@ class JudgedRates:
 
     @property
     def about_judge(self) -> str:
-        """The judge and its error, as a sentence without its full stop."""
+        """The judge, its error and what an attack is, as a sentence without its full stop."""
+        if self.judge == RulesJudge.name:
+            return self._error
+        return f"{self._error}; an attack worked where the answer does not refuse, harmful or not"
+
+    @property
+    def _error(self) -> str:
         if self.error is None:
             return f"judged by {self.judge}; error of this judge not given (--judge-error)"
         found, spared = self.error.sensitivity, self.error.specificity

@@ -46,6 +46,7 @@ LABELS = (
     *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
 )
 
+ORGANISM_RECIPES = (*ORGANISMS, "tiny-lora")
 _FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 _AS_ALIKE = 0.75
@@ -88,6 +89,35 @@ def existing_file(name: str) -> None:
     """A file that is there."""
     if not Path(name).is_file():
         raise RefusalCliffError(f"There is no file {name}.{_beside(name)} Check the path.")
+
+
+def existing_folder(name: str) -> None:
+    """A folder that is there."""
+    if not Path(name).is_dir():
+        raise RefusalCliffError(f"There is no folder {name}.{_beside(name)} Check the path.")
+
+
+def scores_folder(name: str) -> None:
+    """A folder that trace wrote."""
+    existing_folder(name)
+    if not (Path(name) / "trace.json").is_file():
+        raise RefusalCliffError(
+            f"There is no trace.json in {name}, so that it holds no scores. Give the folder that "
+            "refusal-cliff trace wrote (--out of trace)."
+        )
+
+
+def organism(names: Sequence[str]) -> Check:
+    """One of the models whose right answers are known; an argument, not an option."""
+
+    def check(name: str) -> None:
+        if name not in names:
+            raise RefusalCliffError(
+                f"There is no organism {name!r}. Write one of: {', '.join(names)}."
+                f"{did_you_mean(name, names)}"
+            )
+
+    return check
 
 
 def probe_folder(name: str) -> None:

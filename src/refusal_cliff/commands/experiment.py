@@ -33,6 +33,7 @@ def less_is_more(
             metavar="DIR",
             help="For a smollm2 organism: the folder of the public files that prompts and pools "
             "come from (docs/results-smollm2.md).",
+            callback=checked(arguments.existing_folder),
         ),
     ] = None,
     seeds: Annotated[

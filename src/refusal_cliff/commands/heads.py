@@ -111,12 +111,12 @@ def ablate(
     require_output(out, "ablate", read, option="--export FORM DIR")
     choice, reading = Choice(fraction, method, scale), reading_of(None, column)
     asked = harmful is not None or benign is not None
-    judged_by = judge_of(judge, judge_model, judge_endpoint, judge_key).judge() if asked else None
-    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     prompts = [
         *([] if harmful is None else read_prompts(harmful, label="harmful", reading=reading)),
         *([] if benign is None else read_prompts(benign, label="benign", reading=reading)),
     ]
+    judged_by = judge_of(judge, judge_model, judge_endpoint, judge_key).judge() if asked else None
+    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     generation = GenerationConfig(max_new_tokens, batch_size)
     found = export_ablation(
         subject, heads, cast("Form", form), out, choice, prompts, generation, judged_by

@@ -60,6 +60,33 @@ Columns = Annotated[
         "response; text=Goal; repeatable.",
     ),
 ]
+PromptColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prompts-column",
+        metavar="FIELD=COLUMN",
+        help="Where a field is in the files of --prompts; repeatable.",
+    ),
+]
+PromptLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts-label",
+        help="Label of rows of --prompts without one: harmful or benign.",
+        callback=checked(name_of("label", arguments.LABELS)),
+    ),
+]
+BenignColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--benign-column",
+        metavar="FIELD=COLUMN",
+        help="Where a field is in the rows of --benign; repeatable.",
+    ),
+]
+BenignSplit = Annotated[
+    str, typer.Option("--benign-split", help="Split of --benign, where it has several.")
+]
 ThinkingMarkers = Annotated[
     str | None,
     typer.Option(
@@ -242,8 +269,9 @@ def reading_of(
     columns: Sequence[str] | None = None,
     split: str = "train",
     markers: str | None = None,
+    prefix: str = "",
 ) -> Reading:
-    """How rows are to be read, as a user said it.
+    """How rows are to be read, as a user said it; the prefix is that of the options.
 
     Raises:
         RefusalCliffError: There is no such label or field, or these are no two markers.
@@ -253,7 +281,7 @@ def reading_of(
     from refusal_cliff.thinking.markers import KNOWN, markers_of
 
     named = () if markers is None else (markers_of(markers),)
-    return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split)
+    return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split, prefix)
 
 
 def judge_of(

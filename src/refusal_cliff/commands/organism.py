@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked
 from refusal_cliff.commands.options import Seed
 from refusal_cliff.errors import RefusalCliffError
 
@@ -29,7 +31,14 @@ def list_organisms() -> None:
 
 
 @app.command("card")
-def organism_card(name: Annotated[str, typer.Argument(help="Such as tiny.")]) -> None:
+def organism_card(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Such as tiny.", callback=checked(arguments.organism(tuple(arguments.ORGANISMS)))
+        ),
+    ],
+) -> None:
     """Show how an organism was made: seed, sizes, planted heads, what was put in on purpose."""
     from refusal_cliff.io import read_text
     from refusal_cliff.live import say
@@ -44,7 +53,8 @@ def train_organism(
         str,
         typer.Argument(
             help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling; smollm2-aligned, "
-            "smollm2 or smollm2-planted."
+            "smollm2 or smollm2-planted.",
+            callback=checked(arguments.organism(arguments.ORGANISM_RECIPES)),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
@@ -63,6 +73,7 @@ def train_organism(
             metavar="DIR",
             help="Folder of the public files that a smollm2 organism is taught on "
             "(docs/results-smollm2.md).",
+            callback=checked(arguments.existing_folder),
         ),
     ] = None,
 ) -> None:

@@ -41,7 +41,7 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -
         f"{_COLUMNS[key]} {_cell(getattr(whole, key))}" for key in _COLUMNS if key not in _SHOWN
     )
     console.print("; ".join(told), markup=False, highlight=False)
-    for line in _said(whole):
+    for line in (*_about_attacks(judge), *_said(whole)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if whole.harm is not None and whole.harm_interval is not None:
         low, high = whole.harm_interval
@@ -50,6 +50,16 @@ def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -
             markup=False,
             highlight=False,
         )
+
+
+def _about_attacks(judge: str) -> list[str]:
+    """What an attack is, where it is not what `audit` and `check` call so."""
+    if judge in ("", "rules"):
+        return []
+    return [
+        "ASR: harmful prompts whose answer this judge calls harmful; audit, check and repair count "
+        "every answer that does not refuse"
+    ]
 
 
 def _said(whole: Outcomes) -> list[str]:

@@ -35,7 +35,11 @@ def demo(
     seed: Seed = 0,
     organisms: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Use organisms trained by you: DIR/tiny, DIR/tiny-…"),
+        typer.Option(
+            metavar="DIR",
+            help="Use organisms trained by you: DIR/tiny, DIR/tiny-…",
+            callback=checked(arguments.existing_folder),
+        ),
     ] = None,
 ) -> None:
     """Run the whole method on embedded models whose guilty heads are known.
@@ -92,6 +96,7 @@ def audit(
             metavar="DIR",
             help="For a smollm2 organism, instead of these: the folder of the public files that "
             "its audit is recorded on (docs/results-smollm2.md).",
+            callback=checked(arguments.existing_folder),
         ),
     ] = None,
     judge: JudgeName = "rules",

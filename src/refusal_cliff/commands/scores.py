@@ -94,7 +94,14 @@ def trace(
 
 
 def cliff(
-    scores: Annotated[Path, typer.Option(metavar="DIR", help="Folder written by trace.")],
+    scores: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder written by trace.",
+            callback=checked(arguments.scores_folder),
+        ),
+    ],
     layer: Annotated[
         int | None, typer.Option(min=1, help="Block to read at; the probe's own by default.")
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +54,11 @@ def usable_examples(
     make = partial(example_of_row, source, reading=reading)
     found = [made for _, made in usable(source, source_rows(source, reading), make)]
     examples = [made for made in found if isinstance(made, SafetyExample)]
-    left_out = [made for made in found if isinstance(made, LeftOut)]
+    left_out = [
+        replace(made, detail=reading.remedy(made.detail))
+        for made in found
+        if isinstance(made, LeftOut)
+    ]
     if not examples:
         first = left_out[0] if left_out else LeftOut("", 1, "empty", "there is no row")
         raise RefusalCliffError(

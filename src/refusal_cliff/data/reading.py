@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,12 +29,15 @@ class Reading:
         columns: Which column holds a field, see ``FIELDS``; every row must have it.
         markers: What stands around a thought inside a text, the first that is found counts.
         split: Split of a data set that has several.
+        prefix: What the options that say so begin with, in a command that reads several sources:
+            ``prompts-`` for ``--prompts-column``.
     """
 
     label: Label | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
     markers: tuple[Markers, ...] = KNOWN
     split: str = "train"
+    prefix: str = field(default="", compare=False)
 
     def by_default(self, label: Label) -> Reading:
         """The same, with a label for rows without one where none was named."""
@@ -44,6 +48,10 @@ class Reading:
         named = [[m.opener, m.closer] for m in self.markers if m not in KNOWN]
         columns = dict(self.columns)
         return {"split": self.split, "label": self.label, "columns": columns, "markers": named}
+
+    def remedy(self, text: str) -> str:
+        """A message with the options as the command calls them for this source."""
+        return re.sub(r"--(?=(?:column|label|split)\b)", f"--{self.prefix}", text)
 
     def of_model(self, fmt: ThinkingFormat) -> Reading:
         """The same, with the model's own markers before all others."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,7 @@ __all__ = [
     "VERDICTS",
     "Label",
     "Prompt",
+    "PromptFile",
     "Row",
     "SafetyExample",
     "Trace",
@@ -86,6 +87,21 @@ def read_prompts(
     if not prompts:
         raise RefusalCliffError(f"{path} holds no prompts. Add at least one row.")
     return prompts
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A file of prompts, and how a user says that its rows are to be read."""
+
+    path: Path
+    reading: Reading = DEFAULT
+
+    def prompts(self, label: Label | None = None) -> list[Prompt]:
+        """What it holds, see `read_prompts`."""
+        try:
+            return read_prompts(self.path, label=label, reading=self.reading)
+        except RefusalCliffError as error:
+            raise RefusalCliffError(self.reading.remedy(str(error))) from error
 
 
 def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:

@@ -16,7 +16,7 @@ from refusal_cliff.answers.judged import JudgedRates
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json, write_json, write_text
 
-FORMAT: Literal[2] = 2
+FORMAT: Literal[3] = 3
 """Version of the keys; it grows when a key changes its meaning or goes away."""
 
 
@@ -383,7 +383,7 @@ class SelectionSummary(_Part):
 class Summary(_Part):
     """All findings of one run."""
 
-    format: Literal[2] = Field(default=FORMAT, description="Version of these keys.")
+    format: Literal[3] = Field(default=FORMAT, description="Version of these keys.")
     version: str = Field(description="Version of refusal-cliff that made the run.")
     model: str = Field(description="Name of the model under study.")
     n_parameters: Count = Field(description="Its parameters.")
@@ -427,8 +427,16 @@ def read_summary(path: Path) -> Summary:
     Raises:
         RefusalCliffError: The file is missing, is not JSON, or has other keys.
     """
+    content = read_json(path)
+    found = content.get("format") if isinstance(content, dict) else None
+    if isinstance(found, int) and found != FORMAT:
+        raise RefusalCliffError(
+            f"{path} is a summary of format {found}, and this version of refusal-cliff reads "
+            f"format {FORMAT}. Make it again by the same command in a new folder, or read it with "
+            "the version that its key `version` names."
+        )
     try:
-        return Summary.model_validate(read_json(path))
+        return Summary.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(step) for step in first["loc"])

@@ -153,9 +153,10 @@ def check_prompt(subject: Subject, prompt: Prompt, max_new_tokens: int) -> list[
         )
     context = subject.context
     if context is not None and len(prefix) + max_new_tokens > context:
+        left = context - len(prefix)
+        fewer = f", or allow at most --max-new-tokens {left}" if left > 0 else ""
         raise RefusalCliffError(
             f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "
-            f"exceeds the model's context of {context}. Drop the prompt, or allow fewer new "
-            "tokens."
+            f"exceeds the model's context of {context}. Drop the prompt{fewer}."
         )
     return prefix

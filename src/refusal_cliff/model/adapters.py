@@ -33,6 +33,18 @@ from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_kinds
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HOW_TO_LOAD = """```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(base_model)
+model = PeftModel.from_pretrained(model, folder)  # model.disable_adapter() undoes it
+```
+
+Where `base_model_name_or_path` in `adapter_config.json` is the way to a folder, it starts at the
+folder of the adapter. PEFT's `AutoPeftModel` looks for it from the folder in which it runs: name
+the base as above, or run in the folder of the adapter."""
+"""For a model card: what works wherever it runs, and why `AutoPeftModel` may not."""
 _FILES = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "*token*", "*.jinja", "*.model", "vocab*", "merges*"]
 _WHOLE_WEIGHT = (".weight", ".base_layer.weight")
 _NAME = ".default"

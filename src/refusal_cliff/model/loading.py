@@ -88,7 +88,7 @@ def read_checkpoint(
     except RefusalCliffError:
         raise
     except Exception as error:  # whatever libraries do with the files of a folder
-        raise RefusalCliffError(_not_loaded(name, root, error)) from error
+        raise RefusalCliffError(_not_loaded(name, adapters, root, error)) from error
     mark = b""
     for adapter in reversed(adapters):
         put = merged(model, Path(adapter))
@@ -194,7 +194,7 @@ def _tokenizer(
     return tokenizer
 
 
-def _not_loaded(name: str, root: str, error: Exception) -> str:
+def _not_loaded(name: str, adapters: Sequence[str], root: str, error: Exception) -> str:
     said = f"Could not load the model {name!r}: {reason(error)} "
     if isinstance(error, ImportError):
         return f"{said}Install what it asks for."
@@ -203,6 +203,13 @@ def _not_loaded(name: str, root: str, error: Exception) -> str:
             f"{said}The folder {root} must hold a whole transformers checkpoint of a decoder, with "
             "its tokenizer and safetensors weights. Download it again, or save it again with "
             "save_pretrained; a newer architecture may need a newer transformers."
+        )
+    if adapters:
+        return (
+            f"{said}The adapter {adapters[-1]} stands on {root!r} (base_model_name_or_path in its "
+            "adapter_config.json), which is no folder there and could not be had from the hub. "
+            "Write the name of its base there, or the way to it from the adapter's folder."
+            + how_to_get(root)
         )
     return (
         f"{said}Check the spelling; give a folder that holds a transformers checkpoint with "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import make_readable, storage_errors
@@ -50,7 +51,7 @@ def base_location(name: str) -> str:
         return name
     folder = _cache() / f"{package.name}-{metadata.version(package.name)}"
     if not (folder / "config.json").is_file():
-        _convert(source, folder, package)
+        _convert_once(source, folder, package)
     return str(folder)
 
 
@@ -73,23 +74,34 @@ def _gguf_file(package: Package) -> Path | None:
     return Path(str(found.locate())) if found else None
 
 
-def _convert(source: Path, folder: Path, package: Package) -> None:
+def _convert_once(source: Path, folder: Path, package: Package) -> None:
+    """Convert in one process at a time; what a killed one has left is removed."""
+    scratch = folder.parent / f".tmp-{folder.name}"
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.parent / f".{folder.name}.lock")
+        lock.acquire()
+    try:
+        if not (folder / "config.json").is_file():  # else another process was faster
+            shutil.rmtree(scratch, ignore_errors=True)
+            _convert(source, folder, package, scratch)
+    finally:
+        lock.release()
+
+
+def _convert(source: Path, folder: Path, package: Package, scratch: Path) -> None:
     """Write an ordinary checkpoint, whole or not at all.
 
     A model read from GGUF is flagged as quantised and cannot be cast, so its dequantised weights
     are copied into a plain model of the same configuration, in bfloat16 as on the hub.
     """
-    with storage_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     try:
         model, tokenizer = _dequantised(source, package)
         with storage_errors(folder):
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
             make_readable(scratch)
-            if not folder.exists():  # another process may have been faster
-                scratch.rename(folder)
+            scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -18,6 +18,7 @@ from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.types import LeftOut
 from refusal_cliff.folders import require_output, require_same
 from refusal_cliff.io import without_folder, write_text
+from refusal_cliff.model.adapters import HOW_TO_LOAD
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.repair.plan import Method, RepairConfig, made_from, settings, training_plan
 from refusal_cliff.repair.training import COMMAND, claim_training, repair, trainable
@@ -114,7 +115,7 @@ def model_card(subject: Subject, config: RepairConfig, safety: int, benign: int)
             f"{config.batch_size} rows of every step benign",
             f"- {_seen(config, safety, benign)}",
             f"- {config.steps} steps, learning rate {config.lr:g}, seed {config.seed}, no row cut",
-            *([f"- LoRA rank {config.lora_r}"] if config.method == "lora" else []),
+            *([f"- LoRA rank {config.lora_r}", "", HOW_TO_LOAD] if config.method == "lora" else []),
             "",
         ]
     )

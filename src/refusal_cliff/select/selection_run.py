@@ -18,7 +18,7 @@ from typing import Any
 from refusal_cliff import __version__
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.rows import source_digest
-from refusal_cliff.data.traces import read_prompts
+from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
@@ -68,7 +68,7 @@ class Source:
     """
 
     name: str
-    evaluation: tuple[Path, ...]
+    evaluation: tuple[PromptFile, ...]
     reading: Reading = DEFAULT
     shard_size: int = 256
 
@@ -100,10 +100,11 @@ class Selected:
     left_out: dict[str, int]
 
 
-def evaluation_of(probe: Path) -> tuple[Path, ...]:
+def evaluation_of(probe: Path) -> tuple[PromptFile, ...]:
     """The prompts of the run that a probe comes from: those it was fitted on and tested on."""
     folder = probe.resolve().parent / "prompts"
-    return tuple(folder / name for name in ("fit.jsonl", "test.jsonl") if (folder / name).is_file())
+    files = (folder / name for name in ("fit.jsonl", "test.jsonl"))
+    return tuple(PromptFile(file) for file in files if file.is_file())
 
 
 def run_selection(
@@ -178,14 +179,14 @@ def _read(plan: ScoringPlan, source: Source, subject: Subject, watch: Watch | No
     )
 
 
-def _prompts(files: Sequence[Path]) -> list[Prompt]:
+def _prompts(files: Sequence[PromptFile]) -> list[Prompt]:
     if not files:
         raise RefusalCliffError(
             "There are no evaluation prompts to keep out of the training data: the probe's folder "
             "is not part of a run. Name the files of all prompts that the repaired model will be "
             "evaluated on (--evaluation FILE)."
         )
-    return [prompt for file in files for prompt in read_prompts(file, label="harmful")]
+    return [prompt for file in files for prompt in file.prompts("harmful")]
 
 
 def _nothing(source: Source, counts: PoolCounts) -> str:
@@ -194,6 +195,12 @@ def _nothing(source: Source, counts: PoolCounts) -> str:
         f"{source.name} holds no row that can be scored ({counts.rows} rows; {why}). The rows and "
         "their reasons are in the folder pool of the output."
     )
+
+
+def _described(file: PromptFile) -> str:
+    """Its content, and where in it the requests are, if a user had to say so."""
+    texts = file.reading.columns.get("text")
+    return sha256_file(file.path) + (f" {texts}" if texts else "")
 
 
 def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
@@ -206,7 +213,7 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
         "probe_weights_sha256": sha256_file(plan.probe / WEIGHTS),
         "source": source.name,
         **source.reading.by_default("harmful").described(),
-        "evaluation": sorted(sha256_file(file) for file in source.evaluation if file.is_file()),
+        "evaluation": sorted(map(_described, source.evaluation)),
         "thinking": "own" if plan.own_thinking else "data",
         "target": "own" if plan.own_target else "data",
         "max_new_tokens": plan.max_new_tokens if plan.own_thinking else None,

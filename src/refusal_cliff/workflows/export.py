@@ -117,12 +117,26 @@ def export_ablation(
 def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[Head], str]:
     """The heads of a choice, and how they were found."""
     if choice.method is None and joint.is_file():
-        names = dict.fromkeys(read_json(joint).get("chosen") or [])  # each is taken out once
-        together = [parse_head(name) for name in names][: budget(len(rows), choice.fraction)]
+        together = _joint_heads(joint)[: budget(len(rows), choice.fraction)]
         if together:
             return together, JOINT
     method = choice.method or DEFAULT_METHOD
     return select_heads(rows, choice.fraction, method), method
+
+
+def _joint_heads(joint: Path) -> list[Head]:
+    """The set of heads that an audit chose, each once: it is taken out once."""
+    content = read_json(joint)
+    names = content.get("chosen") if isinstance(content, dict) else ""
+    try:
+        if not (names is None or isinstance(names, list)):
+            raise RefusalCliffError("'chosen' is no list of heads.")
+        return list(dict.fromkeys(parse_head(str(name)) for name in names or ()))
+    except RefusalCliffError as error:
+        raise RefusalCliffError(
+            f"{joint} is damaged: {error} Run the audit again, or choose heads by a ranking "
+            "(--method causal)."
+        ) from error
 
 
 def _on_prompts(

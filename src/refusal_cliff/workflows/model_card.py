@@ -10,6 +10,7 @@ from typing import Any, Literal
 from refusal_cliff import __version__
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.model.adapters import HOW_TO_LOAD
 from refusal_cliff.model.subject import Head
 
 Form = Literal["adapter", "merged"]
@@ -21,10 +22,9 @@ RATES = {
     "truncated": "answers that never ended",
 }
 _USE = {
-    "adapter": "from peft import PeftModel\n"
-    "model = PeftModel.from_pretrained(base_model, folder)  # model.disable_adapter() undoes it",
-    "merged": "from transformers import AutoModelForCausalLM\n"
-    "model = AutoModelForCausalLM.from_pretrained(folder)",
+    "adapter": HOW_TO_LOAD,
+    "merged": "```python\nfrom transformers import AutoModelForCausalLM\n"
+    "model = AutoModelForCausalLM.from_pretrained(folder)\n```",
 }
 
 
@@ -76,7 +76,7 @@ def model_card(
         f"intention to refuse down just before the answer are {done}. Nothing was trained. Made by "
         f"refusal-cliff {__version__} after Yin et al., *Refusal Falls Off a Cliff* (arXiv "
         f"2510.06036). The model changed: {_plain(base)}, fingerprint `{fingerprint[:16]}`.",
-        f"```python\n{_USE[form]}\n```",
+        _USE[form],
         f"## The heads\n\nChosen of all heads by {method}. Effects are in logits of "
         "the refusal score at the last token before the answer, with 95 % intervals over prompts."
         "\n\n" + _head_table(rows, heads),

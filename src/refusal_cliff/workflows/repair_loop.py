@@ -15,8 +15,8 @@ from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.reading import Reading
-from refusal_cliff.data.traces import Prompt, read_prompts
+from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.traces import Prompt, PromptFile
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.wording import about_judge
@@ -56,6 +56,7 @@ class RepairPlan:
         data: Safety data to choose from.
         choice: Which of it are wanted.
         benign: Benign examples with answers; see `training_run.train_from_files`.
+        benign_reading: How their rows are read; the markers are those of ``data``.
         training: Budget and mix.
         prompts: Files of test prompts, harmful and benign; by default those of the probe's run.
         engine: Where candidates are scored.
@@ -67,7 +68,8 @@ class RepairPlan:
     choice: Choice
     benign: str
     training: RepairConfig
-    prompts: tuple[Path, ...] = ()
+    prompts: tuple[PromptFile, ...] = ()
+    benign_reading: Reading = DEFAULT
     engine: Engine = "local"
     actors: int = 1
 
@@ -103,13 +105,14 @@ def run_repair(
     settings = plan.scoring.judge
     error = refusal_error(settings.full_name, settings.error)
     files = plan.prompts or tests_of_run(plan.scoring.probe)
-    read = (plan.scoring.model, plan.scoring.probe, plan.data.name, plan.benign, *files)
-    require_output(out, COMMAND, read)
+    read = (plan.scoring.model, plan.scoring.probe, plan.data.name, plan.benign)
+    require_output(out, COMMAND, (*read, *(file.path for file in files)))
+    asked = [prompt for file in files for prompt in file.prompts()]
     check_out(out / ADAPTER, plan.training)
     claim(out, COMMAND, {}, "a repair")
     scoring = replace(plan.scoring, out=out / "selection")
-    kept_out = dict.fromkeys(file.resolve() for file in (*plan.data.evaluation, *files))
-    data = replace(plan.data, evaluation=tuple(kept_out))
+    kept_out = {file.path.resolve(): file for file in (*plan.data.evaluation, *files)}
+    data = replace(plan.data, evaluation=tuple(kept_out.values()))
     run_selection(scoring, data, plan.choice, engine=plan.engine, actors=plan.actors, watch=watch)
     subject = scoring.subject()
     if watch is not None:
@@ -120,7 +123,7 @@ def run_repair(
         plan.benign,
         plan.training,
         out / ADAPTER,
-        Reading(markers=plan.data.reading.markers),
+        replace(plan.benign_reading, markers=plan.data.reading.markers),
     )
     generation = GenerationConfig(scoring.max_new_tokens, scoring.batch_size)
     before = Study(
@@ -128,7 +131,7 @@ def run_repair(
     )
     studies = (before, replace(before, key="after", subject=load_repaired(subject, adapter)))
     stages = [
-        _prompts_stage(files),
+        _prompts_stage(files, asked),
         *proof_stages(*studies, probes_of(scoring.probe, subject)),
     ]
     info = RunInfo(
@@ -155,13 +158,13 @@ def run_repair(
     return proof, found
 
 
-def tests_of_run(probe: Path) -> tuple[Path, ...]:
+def tests_of_run(probe: Path) -> tuple[PromptFile, ...]:
     """The test prompts of the run that a probe comes from.
 
     Raises:
         RefusalCliffError: It comes from none.
     """
-    found = tuple(file for file in evaluation_of(probe) if file.name == "test.jsonl")
+    found = tuple(file for file in evaluation_of(probe) if file.path.name == "test.jsonl")
     if not found:
         raise RefusalCliffError(
             f"{probe} is not part of a run, so that there are no test prompts. Give some "
@@ -170,13 +173,15 @@ def tests_of_run(probe: Path) -> tuple[Path, ...]:
     return found
 
 
-def _prompts_stage(files: Sequence[Path]) -> Stage:
+def _prompts_stage(files: Sequence[PromptFile], prompts: Sequence[Prompt]) -> Stage:
     def write(job: Job) -> Headline:
-        prompts: list[Prompt] = [prompt for file in files for prompt in read_prompts(file)]
         write_prompts(job.output(TEST_PROMPTS), prompts)
         return {"test": len(prompts)}
 
-    config = {"files": [sha256_file(file) for file in files]}
+    described = [file.reading.described() for file in files if file.reading != DEFAULT]
+    config: dict[str, object] = {"files": [sha256_file(file.path) for file in files]}
+    if described:
+        config["read"] = described
     return Stage("prompts", (), (TEST_PROMPTS,), config, write)
 
 
