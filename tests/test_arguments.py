@@ -67,6 +67,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("harmful.jsonl", "benign.jsonl", "heads.parquet", "traces.jsonl"):
         (tmp_path / name).write_text("")
     (tmp_path / "probe").mkdir()
+    (tmp_path / "scores").mkdir()
+    (tmp_path / "scores/trace.json").write_text("{}")
     return tmp_path
 
 
@@ -124,7 +126,7 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         ("judge calibrate --labelled traces.jsonl --verdict refuse", "Did you mean refused?"),
         ("evaluate --traces trace.jsonl", "Did you mean traces.jsonl?"),
         (f"{TRACE} --traces a/b/c.csv", "There is no file or folder a/b/c.csv."),
-        ("cliff --scores run --pool mean-of", "Unknown pool 'mean-of'."),
+        ("cliff --scores scores --pool mean-of", "Unknown pool 'mean-of'."),
         ("experiment controls tinny", "Did you mean tiny?"),
         ("experiment less-is-more --strategy rnd", "Unknown strategy 'rnd'."),
     ],
