@@ -17,7 +17,7 @@ import refusal_cliff
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.outcomes import as_rows, compare, evaluate
 from refusal_cliff.cliff.curves import TraceCliff
-from refusal_cliff.cliff.scores import TraceScores, closed
+from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import complied_rows, model_cliff
 from refusal_cliff.controls.arms import Arm, change_of_asr
 from refusal_cliff.controls.sources import by_source
@@ -28,6 +28,7 @@ from refusal_cliff.data.traces import (
     Prompt,
     Trace,
     Verdict,
+    closed,
     complies,
     verdict_groups,
 )

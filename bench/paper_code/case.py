@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
-from refusal_cliff.cliff.scores import TraceScores, closed, read_scores
+from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.cliff.verdict import measured_rows
 from refusal_cliff.controls.table import Cell, mean_cell
-from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.heads.effects import direct_contributions
 from refusal_cliff.heads.table import budget
 from refusal_cliff.model.capture import ProbeScores, capture

@@ -12,9 +12,9 @@ from scipy.special import expit
 from torch import nn
 
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.cliff.scores import closed, score_traces
+from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.controls.table import Cell, share_cell
-from refusal_cliff.data.traces import Trace, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.probe.quality import Floats, auroc, expected_calibration_error, measure_quality
 from refusal_cliff.stages.measure import closing_states, main_probes
 from refusal_cliff.stages.study import PRESETS

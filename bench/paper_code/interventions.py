@@ -12,9 +12,8 @@ from bench.paper_code.case import Case, Effect, contributions, ranking_effects
 from torch import nn
 
 from refusal_cliff.answers.evaluate import Share, perplexity, rates
-from refusal_cliff.cliff.scores import closed
 from refusal_cliff.controls.table import Cell, share_cell
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed
 from refusal_cliff.generate import generate
 from refusal_cliff.judges import judge_all
 from refusal_cliff.model.ablation import ablated

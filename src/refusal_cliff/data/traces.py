@@ -37,11 +37,13 @@ __all__ = [
     "SafetyExample",
     "Trace",
     "Verdict",
+    "closed",
     "complies",
     "is_judged",
     "read_prompts",
     "read_traces",
     "trace_of_record",
+    "verdict_groups",
     "write_traces",
 ]
 
@@ -86,6 +88,11 @@ def read_prompts(
     if not prompts:
         raise RefusalCliffError(f"{path} holds no prompts. Add at least one row.")
     return prompts
+
+
+def closed(traces: Iterable[Trace]) -> list[Trace]:
+    """The traces that can be scored: their thinking closed and they were judged."""
+    return [trace for trace in traces if trace.spans is not None and is_judged(trace.verdict)]
 
 
 def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:

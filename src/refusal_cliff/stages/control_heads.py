@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from refusal_cliff.cliff.scores import closed
 from refusal_cliff.controls.arms import Arm
 from refusal_cliff.controls.intervention import UNCHANGED
 from refusal_cliff.controls.second_opinion import Floats, second_opinion
@@ -18,7 +17,7 @@ from refusal_cliff.controls.together import (
     TOP,
     together_table,
 )
-from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.joint import select_jointly
 from refusal_cliff.heads.shift import AnswerShifts

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from refusal_cliff.cliff.curves import cliffs_of
-from refusal_cliff.cliff.scores import closed, score_traces
+from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.heads.table import HeadRow, measure_heads, select_heads
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.fit import ProbeSet

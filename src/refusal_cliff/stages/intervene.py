@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field
 
 from refusal_cliff.answers.evaluate import perplexity, rates
 from refusal_cliff.answers.writing import writing_of
-from refusal_cliff.cliff.scores import closed, score_traces, write_scores
+from refusal_cliff.cliff.scores import score_traces, write_scores
 from refusal_cliff.cliff.verdict import MIN_COMPLIED
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import (
     SafetyExample,
     Trace,
+    closed,
     read_traces,
     verdict_groups,
     write_traces,

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from refusal_cliff.answers.coherence import coherence
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import cliffs_of, write_cliffs
-from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
+from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.cliff.verdict import model_cliff
 from refusal_cliff.controls.second_reading import second_readings
 from refusal_cliff.data.traces import (
     Prompt,
     Trace,
+    closed,
     read_prompts,
     read_traces,
     verdict_groups,

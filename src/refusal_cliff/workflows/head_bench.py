@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.cliff.scores import closed
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, closed, read_traces
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.baselines import baselines, output_norms
 from refusal_cliff.heads.joint import JOINT
