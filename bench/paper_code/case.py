@@ -20,8 +20,8 @@ from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.quality import Floats
+from refusal_cliff.probe.traces import fit_on_traces
 from refusal_cliff.stages.intervene import explained
-from refusal_cliff.stages.measure import main_probes
 from refusal_cliff.stages.study import PRESETS, Study
 from refusal_cliff.stats import spearman
 from refusal_cliff.workflows.demo import GENERATION
@@ -72,7 +72,9 @@ class Case:
     @cached_property
     def after(self) -> ProbeSet:
         """Our fit of a probe after the final norm."""
-        return main_probes(self.study, closed(self.fit))
+        return fit_on_traces(
+            self.subject, self.fit, read_point=self.study.read_point, seed=self.seed
+        )
 
     @cached_property
     def contributions(self) -> Floats:
