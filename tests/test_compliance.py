@@ -32,11 +32,11 @@ from refusal_cliff.data.traces import (
     complies,
     verdict_groups,
 )
+from refusal_cliff.heads.find import explained
 from refusal_cliff.repair.gate import counted
 from refusal_cliff.repair.proof import Measured, prove
 from refusal_cliff.report import gather
 from refusal_cliff.select.strategies import Candidate, select
-from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.proof import benign_texts
 from refusal_cliff.thinking import Spans
 

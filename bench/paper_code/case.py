@@ -13,6 +13,7 @@ from refusal_cliff.cliff.verdict import measured_rows
 from refusal_cliff.controls.table import Cell, mean_cell
 from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.heads.effects import direct_contributions
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.table import budget
 from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
@@ -21,7 +22,6 @@ from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.quality import Floats
 from refusal_cliff.probe.traces import fit_on_traces
-from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.study import PRESETS, Study
 from refusal_cliff.stats import spearman
 from refusal_cliff.workflows.demo import GENERATION

@@ -19,6 +19,7 @@ from refusal_cliff.controls.together import (
 )
 from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.joint import select_jointly
 from refusal_cliff.heads.shift import AnswerShifts
 from refusal_cliff.heads.table import budget, read_heads, select_heads
@@ -27,7 +28,6 @@ from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.control_rollouts import parts
-from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.study import Study
 
 TRACES, BENIGN, CANDIDATES = 40, 20, 12

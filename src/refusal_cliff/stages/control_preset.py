@@ -10,6 +10,7 @@ from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.table import HeadRow, measure_heads, select_heads
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.fit import ProbeSet
@@ -17,7 +18,6 @@ from refusal_cliff.probe.provenance import ReadPoint
 from refusal_cliff.probe.traces import fit_on_traces
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.control_rollouts import first_of_each, limited
-from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.study import PRESETS, Definitions, Study
 
 READ_POINTS: tuple[ReadPoint, ...] = ("resid_post", "final_norm")

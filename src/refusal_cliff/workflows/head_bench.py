@@ -18,9 +18,10 @@ from sklearn.metrics import average_precision_score
 
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Trace, closed, read_traces
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.baselines import baselines, output_norms
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
@@ -39,7 +40,7 @@ from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.traces import closing_states
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
-from refusal_cliff.stages.intervene import AblationPlan, explained, intervene_stages
+from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import input_probes, measure_stages
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.stats import bootstrap_mean
