@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from refusal_cliff.cliff.curves import DEFAULT_POOL, TraceCliff, cliffs_of
+from refusal_cliff.cliff.curves import (
+    DEFAULT_POOL,
+    Level,
+    TraceCliff,
+    cliffs_of,
+    read_cliffs,
+    write_cliffs,
+)
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json, write_json
 from refusal_cliff.probe.fit import ProbeSet
 
 
@@ -60,3 +70,30 @@ def measure_cliff(
     return MeasuredCliff(
         model_cliff(rows, seed), tuple(rows), probes.layer, tuple(one.cliff for one in depth)
     )
+
+
+def write_measured(rows: Path, numbers: Path, measured: MeasuredCliff) -> None:
+    """Write ``cliff.parquet``, one row a trace, and ``cliff.json``, all else."""
+    write_cliffs(rows, measured.rows)
+    depth = {"layer": measured.layer, "cliff_by_layer": list(measured.by_layer)}
+    write_json(numbers, {**asdict(measured.found), **depth})
+
+
+def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
+    """Read what `write_measured` wrote.
+
+    Raises:
+        RefusalCliffError: A file is damaged, or of another version.
+    """
+    content: dict[str, Any] = read_json(numbers)
+    try:
+        layer, by_layer = content.pop("layer"), content.pop("cliff_by_layer")
+        levels = {name: content[name] and Level(**content[name]) for name in ("refused", "benign")}
+        ends = {name: tuple(content[name]) for name in ("cliff_ci", "share_ci")}
+        found = ModelCliff(**{**content, **levels, **ends})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RefusalCliffError(
+            f"{numbers} is not a cliff of this version ({error}): it is damaged, or was written by "
+            "another version of refusal-cliff. Delete it, and run again."
+        ) from error
+    return MeasuredCliff(found, tuple(read_cliffs(rows)), int(layer), tuple(by_layer))

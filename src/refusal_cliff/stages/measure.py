@@ -7,8 +7,7 @@ from dataclasses import asdict
 
 from refusal_cliff.answers.coherence import coherence
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.cliff.curves import write_cliffs
-from refusal_cliff.cliff.measure import measure_cliff
+from refusal_cliff.cliff.measure import measure_cliff, write_measured
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.controls.second_reading import second_readings
 from refusal_cliff.data.traces import (
@@ -223,11 +222,8 @@ def _cliff(study: Study, job: Job) -> Headline:
         scores, probes, pool=study.definitions.pool, seed=study.seed, name=study.subject.name
     )
     found = measured.found
-    write_cliffs(job.output(study.path("cliff.parquet")), measured.rows)
-    write_json(
-        job.output(study.path("cliff.json")),
-        {**asdict(found), "layer": measured.layer, "cliff_by_layer": list(measured.by_layer)},
-    )
+    names = (study.path("cliff.parquet"), study.path("cliff.json"))
+    write_measured(job.output(names[0]), job.output(names[1]), measured)
     return {
         "plateau": found.plateau,
         "final": found.final,
