@@ -168,14 +168,11 @@ class Changes(Rows[Change]):
 
     def plot(self) -> Chart:
         """Each rate before and after, as bars."""
-        bars = [
-            Bar(f"{_RATE_WORDS[one.rate]}, {side}", value, None, one.n, role)
-            for one in self.rows
-            for side, value, role in (
-                ("before", one.before, "baseline"),
-                ("after", one.after, "result"),
-            )
-        ]
+        bars: list[Bar] = []
+        for one in self.rows:
+            words = _RATE_WORDS[one.rate]
+            bars.append(Bar(f"{words}, before", one.before, None, one.n, "baseline"))
+            bars.append(Bar(f"{words}, after", one.after, None, one.n, "result"))
         svg = bar_chart("changes", "share of the same prompts", bars, width=_WIDTH)
         return Chart.of("before and after", svg)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -34,7 +35,9 @@ class Chart:
             title: What it shows.
             svg: What a function of `report` drew.
         """
-        styled = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+        known = hashlib.sha256(svg.encode(errors="surrogatepass")).hexdigest()[:12]
+        named = svg.replace('-desc"', f'-{known}"')  # ids are unique on a notebook's page
+        styled = named.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
         styled = styled.replace('class="chart', f'class="{_SCOPE} chart', 1)
         return cls(title, styled.replace(">", f"><style>{_style()}</style>", 1))
 

@@ -26,7 +26,9 @@ def curves_of(name: str, scores: Sequence[TraceScores], row: int) -> list[Curve]
         scores: Of any traces.
         row: Row of the layer.
     """
-    measured = [(group, group_of(scores, group)) for group in GROUPS]
+    measured: list[tuple[Group, list[TraceScores]]] = [
+        (group, group_of(scores, group)) for group in GROUPS
+    ]
     return [
         curve_of(name, group, mean_curve(traces, row, FIRST_OFFSET))
         for group, traces in measured
