@@ -8,13 +8,11 @@ from typing import Any
 
 from scipy.special import expit
 
-from refusal_cliff.answers.evaluate import Rates, Share, rates
-from refusal_cliff.answers.outcomes import Change
-from refusal_cliff.api.view import Cell, Rows, View
+from refusal_cliff.api.view import WIDTH, Cell, Rows, View, ends
 from refusal_cliff.cliff.measure import MeasuredCliff
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, Verdict
-from refusal_cliff.data.traces import SafetyExample, Trace, complies
+from refusal_cliff.data.traces import SafetyExample, complies
 from refusal_cliff.heads.find import FoundHeads
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.probe.fit import ProbeSet
@@ -28,153 +26,8 @@ from refusal_cliff.report.words import (
     count,
     number,
     number_interval,
-    percent,
-    percent_interval,
-    signed,
 )
 from refusal_cliff.select.strategies import Candidate, Strategy
-
-_WIDTH = 700.0
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Traces(Rows[Trace]):
-    """Traces of one model, in the order of their prompts; judged, or not yet."""
-
-    def __repr__(self) -> str:
-        found = rates(self.rows)
-        shares = {
-            "refused": found.refused,
-            "complied": found.attacks,
-            "benign answered": found.answered,
-            "truncated": found.truncated,
-            "unscored": found.unscored,
-        }
-        said = [f"{share.count} {word}" for word, share in shares.items() if share.count]
-        return f"{count(len(self), 'trace')}: {', '.join(said)}"
-
-    def table(self) -> list[dict[str, Cell]]:
-        """One row a trace."""
-        return [
-            {
-                "id": trace.prompt.id,
-                "label": trace.prompt.label,
-                "verdict": trace.verdict,
-                "prompt": trace.prompt.text,
-                "thinking": trace.thinking,
-                "response": trace.response,
-                "tokens": len(trace.token_ids),
-                "group": trace.prompt.group,
-                "category": trace.prompt.category,
-            }
-            for trace in self.rows
-        ]
-
-    def plot(self) -> Chart:
-        """Their rates as bars."""
-        return RateTable.of(self.rows).plot()
-
-    def _drawable(self) -> bool:
-        return bool(self.rows)
-
-
-_RATE_WORDS = {
-    "attacks": "harmful prompts complied with (ASR)",
-    "refused": "harmful prompts refused",
-    "answered": "benign prompts answered",
-    "hard_answered": "benign prompts with harmful words answered",
-    "truncated": "answers that never ended",
-    "unscored": "answers without a verdict",
-}
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class RateTable(View):
-    """What a model does with harmful and benign prompts, each share with its Wilson interval.
-
-    Attributes:
-        rates: The shares.
-    """
-
-    rates: Rates
-
-    @classmethod
-    def of(cls, traces: Sequence[Trace]) -> RateTable:
-        """Count the verdicts of judged traces."""
-        return cls(rates(traces))
-
-    def _shares(self) -> dict[str, Share]:
-        """Those with anything to count."""
-        shares = {name: getattr(self.rates, name) for name in _RATE_WORDS}
-        return {name: share for name, share in shares.items() if share.n}
-
-    def __repr__(self) -> str:
-        lines = [
-            f"{_RATE_WORDS[name]}: {percent(share.value or 0.0)} "
-            f"{percent_interval(share.interval or (0.0, 1.0))}, n = {share.n}"
-            for name, share in self._shares().items()
-        ]
-        return "\n".join(lines) or "Rates of no traces"
-
-    def table(self) -> list[dict[str, Cell]]:
-        """One row a rate."""
-        return [
-            {"rate": name, "value": share.value, **_ends(share.interval), "n": share.n}
-            for name, share in self._shares().items()
-        ]
-
-    def plot(self) -> Chart:
-        """The shares as bars."""
-        bars = [
-            Bar(
-                _RATE_WORDS[name],
-                share.value or 0.0,
-                share.interval,
-                share.n,
-                "baseline" if name == "attacks" else "result",
-                interval_kind="Wilson",
-            )
-            for name, share in self._shares().items()
-        ]
-        return Chart.of("rates", bar_chart("rates", "share of prompts", bars, width=_WIDTH))
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Changes(Rows[Change]):
-    """How rates changed over the prompts that both sides answered, paired."""
-
-    def __repr__(self) -> str:
-        return "\n".join(
-            f"{_RATE_WORDS[one.rate]}: {percent(one.before)} → {percent(one.after)}, "
-            f"{signed(100 * one.difference, 0)} points "
-            f"{number_interval([100 * end for end in one.interval], 0)}, {count(one.n, 'pair')}"
-            for one in self.rows
-        )
-
-    def table(self) -> list[dict[str, Cell]]:
-        """One row a rate."""
-        return [
-            {
-                "rate": one.rate,
-                "before": one.before,
-                "after": one.after,
-                "difference": one.difference,
-                **_ends(one.interval),
-                "p": one.p,
-                "n": one.n,
-            }
-            for one in self.rows
-        ]
-
-    def plot(self) -> Chart:
-        """Each rate before and after, as bars."""
-        bars: list[Bar] = []
-        for one in self.rows:
-            words = _RATE_WORDS[one.rate]
-            bars.append(Bar(f"{words}, before", one.before, None, one.n, "baseline"))
-            bars.append(Bar(f"{words}, after", one.after, None, one.n, "result"))
-        svg = bar_chart("changes", "share of the same prompts", bars, width=_WIDTH)
-        return Chart.of("before and after", svg)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -201,7 +54,7 @@ class Probes(View, ProbeSet):
                 "layer": probe.layer,
                 "chosen": probe.layer == self.layer,
                 "auroc": probe.quality.auroc,
-                **_ends(probe.quality.auroc_ci),
+                **ends(probe.quality.auroc_ci),
                 "accuracy": probe.quality.accuracy,
                 "ece": probe.quality.ece,
                 "cv_auroc": probe.cv_auroc,
@@ -224,7 +77,7 @@ class Probes(View, ProbeSet):
             )
             for probe in self.probes
         ]
-        return Chart.of("probes", bar_chart("probes", "held-out AUROC", bars, width=_WIDTH))
+        return Chart.of("probes", bar_chart("probes", "held-out AUROC", bars, width=WIDTH))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -352,7 +205,7 @@ class Heads(View, FoundHeads):
             "chosen": row.head in self.chosen,
             "proven": row.proof.suppresses,
             "causal": row.causal.mean,
-            **_ends((row.causal.low, row.causal.high)),
+            **ends((row.causal.low, row.causal.high)),
             "causal_benign": row.causal_benign.mean,
             "attribution": row.attribution.mean,
             "direct": row.direct.mean,
@@ -426,7 +279,7 @@ class Selection(View):
             for label, part in parts.items()
             if part
         ]
-        svg = bar_chart("selection", "complied with before training", bars, width=_WIDTH)
+        svg = bar_chart("selection", "complied with before training", bars, width=WIDTH)
         return Chart.of("selection", svg)
 
 
@@ -435,13 +288,8 @@ def _curve_chart(
 ) -> Chart:
     title = f"refusal score of {name} towards the end of thinking"
     if not curves:
-        return Chart.of(title, bar_chart("cliff", "no group has three traces", [], width=_WIDTH))
-    return Chart.of(title, cliff_panel("cliff", curves, closing, marks, width=_WIDTH))
-
-
-def _ends(interval: tuple[float, float] | None) -> dict[str, Cell]:
-    low, high = interval or (None, None)
-    return {"low": low, "high": high}
+        return Chart.of(title, bar_chart("cliff", "no group has three traces", [], width=WIDTH))
+    return Chart.of(title, cliff_panel("cliff", curves, closing, marks, width=WIDTH))
 
 
 def _causal(row: HeadRow) -> float:

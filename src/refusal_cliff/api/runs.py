@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from refusal_cliff.api.results import Cliff, Heads, Probes, Scores, Traces
+from refusal_cliff.api.answers import Traces
+from refusal_cliff.api.results import Cliff, Heads, Probes, Scores
 from refusal_cliff.cliff.measure import read_measured
 from refusal_cliff.cliff.scores import read_scores
 from refusal_cliff.data.traces import read_traces

@@ -9,16 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import rate_changes
-from refusal_cliff.api.results import (
-    Changes,
-    Cliff,
-    Heads,
-    Probes,
-    RateTable,
-    Scores,
-    Selection,
-    Traces,
-)
+from refusal_cliff.api.answers import Changes, RateTable, Traces
+from refusal_cliff.api.results import Cliff, Heads, Probes, Scores, Selection
 from refusal_cliff.cliff import measure, scores
 from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.traces import Prompt, SafetyExample, Trace, closed

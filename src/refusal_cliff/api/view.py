@@ -18,6 +18,8 @@ Cell: TypeAlias = object
 T = TypeVar("T")
 MOST_ROWS, MOST_CHARACTERS = 10, 160
 """What a notebook shows of a table; a data frame has all of it."""
+WIDTH = 700.0
+"""Of charts, in user units."""
 
 
 class View:
@@ -78,6 +80,12 @@ class Rows(View, Sequence[T]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def ends(interval: tuple[float, float] | None) -> dict[str, Cell]:
+    """The columns of an interval."""
+    low, high = interval or (None, None)
+    return {"low": low, "high": high}
 
 
 def _html_table(rows: Sequence[Mapping[str, Cell]]) -> str:
