@@ -23,7 +23,7 @@ from refusal_cliff.api.runs import NEEDED
 from refusal_cliff.api.view import View
 from refusal_cliff.cliff.measure import read_measured, write_measured
 from refusal_cliff.cliff.scores import score_traces
-from refusal_cliff.heads.find import JOINT_TRACES, explained, search_sets
+from refusal_cliff.heads import find
 from refusal_cliff.report.chart import Chart
 
 ROOT = Path(__file__).parent.parent
@@ -154,6 +154,14 @@ def test_every_result_has_words_a_table_and_a_chart(walk: dict[str, Any]) -> Non
             ET.fromstring(view.plot().markup)
 
 
+def test_progress_is_told(walk: dict[str, Any]) -> None:
+    told: list[tuple[int, int]] = []
+    prompts = [trace.prompt for trace in walk["traces"]][:3]
+    config = rc.GenerationConfig(max_new_tokens=2, batch_size=2)
+    rc.ask(walk["model"], prompts, config, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (3, 3)
+
+
 def test_results_are_what_the_steps_return(walk: dict[str, Any]) -> None:
     model, traces, probes = walk["model"], walk["traces"], walk["probes"]
     some = [trace for trace in traces if trace.spans is not None][:3]
@@ -239,23 +247,30 @@ def test_examples_are_selected_trained_on_and_the_ablation_is_written(
     assert f"{len(walk['traces'])} prompts" in (out / "README.md").read_text()
 
 
-def test_a_joint_set_is_searched_by_the_same_steps_as_in_a_run(walk: dict[str, Any]) -> None:
-    """`find_heads` takes what the run's search would: a proven set, or the ranking."""
-    heads, fitting = walk["heads"], walk["fitting"]
-    assert len(explained(list(fitting))) < JOINT_TRACES + 5 and heads.method == "direct"
-    found = search_sets(
-        walk["model"],
-        heads.rows,
+def test_find_heads_takes_what_the_search_of_a_run_takes(
+    walk: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A set that is proven on traces after those it was chosen by; else the ranking."""
+    model, fitting, probe = walk["model"], walk["fitting"], walk["probes"].chosen
+    rows = walk["heads"].rows
+    monkeypatch.setattr(find, "measure_on_traces", lambda *_, **__: list(rows))
+    assert len(find.explained(list(fitting))) < find.JOINT_TRACES + find.LEAST_DECIDING
+    assert walk["heads"].method == "direct"
+    searched = find.search_sets(
+        model,
+        rows,
         fitting,
         walk["traces"][:40],
-        walk["probes"].chosen,
+        probe,
         fractions=(0.01,),
         most=20,
         joint_traces=10,
         candidates=4,
     )
-    assert rc.Head(7, 7) in (found.together or heads.chosen)
-    assert found.reverse.mean < 0
+    found = find.find_heads(model, fitting, probe, most=20, joint_traces=10, candidates=4)
+    assert found.chosen == find.taken_out(rows, searched.together)
+    assert (found.method == "joint effect") == (searched.together is not None)
+    assert searched.reverse.mean < 0
 
 
 @pytest.fixture

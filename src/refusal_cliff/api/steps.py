@@ -30,13 +30,18 @@ from refusal_cliff.report.curves import closing_texts
 from refusal_cliff.select import candidates, strategies
 from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
+from refusal_cliff.stages.study import counter
 from refusal_cliff.workflows.audit_prompts import USUAL, usual_tokens
 from refusal_cliff.workflows.export import export_heads, measured_on
 from refusal_cliff.workflows.model_card import Form
 
 
 def generate_traces(
-    model: Subject, prompts: Sequence[Prompt], config: GenerationConfig | None = None
+    model: Subject,
+    prompts: Sequence[Prompt],
+    config: GenerationConfig | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> Traces:
     """Let a model think and answer; the traces are not judged yet.
 
@@ -45,12 +50,14 @@ def generate_traces(
         prompts: What to ask.
         config: How much to write, and how; by default greedily, with as many tokens as ``audit``
             allows.
+        progress: Called with (traces done, traces).
 
     Raises:
         RefusalCliffError: A prompt and its answer do not fit the model's context, or memory.
     """
     usual = GenerationConfig(usual_tokens(model, prompts), USUAL.batch_size)
-    return Traces(tuple(generate(model, prompts, config or usual)))
+    told = counter(progress, len(prompts))
+    return Traces(tuple(generate(model, prompts, config or usual, progress=told)))
 
 
 def judge_traces(traces: Sequence[Trace], by: Judge | None = None) -> Traces:
@@ -71,9 +78,22 @@ def ask(
     prompts: Sequence[Prompt],
     config: GenerationConfig | None = None,
     by: Judge | None = None,
+    *,
+    progress: Progress | None = None,
 ) -> Traces:
-    """`generate_traces`, then `judge_traces`."""
-    return judge_traces(generate_traces(model, prompts, config), by)
+    """`generate_traces`, then `judge_traces`.
+
+    Args:
+        model: The model.
+        prompts: What to ask.
+        config: How much to write, and how.
+        by: Who judges; by default the phrase rules.
+        progress: Called with (traces done, traces).
+
+    Raises:
+        RefusalCliffError: A prompt does not fit the model, or no answer can be judged.
+    """
+    return judge_traces(generate_traces(model, prompts, config, progress=progress), by)
 
 
 def rates(traces: Sequence[Trace]) -> RateTable:
