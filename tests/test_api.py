@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from report_example import example_summary
 
 import refusal_cliff as rc
 from refusal_cliff.api.answers import Traces
@@ -23,6 +24,8 @@ from refusal_cliff.api.runs import NEEDED
 from refusal_cliff.api.view import View
 from refusal_cliff.cliff.measure import read_measured, write_measured
 from refusal_cliff.cliff.scores import score_traces
+from refusal_cliff.findings.summary import write_summary
+from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.heads import find
 from refusal_cliff.report.chart import Chart
 
@@ -262,7 +265,7 @@ def test_find_heads_takes_what_the_search_of_a_run_takes(
         fitting,
         walk["traces"][:40],
         probe,
-        fractions=(0.01,),
+        fractions=(0.01, 0.03),
         most=20,
         joint_traces=10,
         candidates=4,
@@ -295,6 +298,7 @@ def test_a_run_is_opened_without_its_model(walk: dict[str, Any], run: Path) -> N
     assert isinstance(opened.cliff, Cliff)
     assert opened.cliff.measured == walk["cliff"].measured
     assert opened.probes.layer == walk["probes"].layer
+    assert opened.cliff.name == "tiny"
     assert "not finished" in repr(opened)
     with pytest.raises(rc.RefusalCliffError, match=r"model/ablation\.json.*not run"):
         _ = opened.heads
@@ -305,6 +309,15 @@ def test_a_run_is_opened_without_its_model(walk: dict[str, Any], run: Path) -> N
     for name in NEEDED:
         (run / "other" / name).unlink()
     assert rc.open_run(run).model == "model"
+
+
+def test_a_finished_run_says_what_it_found(run: Path) -> None:
+    summary = example_summary().model_copy(update={"model": "other"})
+    write_summary(run / "summary.json", summary)
+    opened = rc.open_run(run)  # the main one of several
+    assert opened.model == "other"
+    assert opened.summary == summary
+    assert findings_of(summary)[0].question in repr(opened)
 
 
 def test_a_damaged_cliff_is_refused(run: Path) -> None:

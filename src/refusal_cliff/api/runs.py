@@ -45,6 +45,12 @@ class Run:
         """The probes, fitted on the first half of the prompts."""
         return Probes.of(read_probes(self._path("probes.safetensors"), self._path("probes.json")))
 
+    @property
+    def name(self) -> str:
+        """What the model is called; its folder in the run where its probes do not say it."""
+        origin = self.probes.provenance
+        return self.model if origin is None else origin.model
+
     @cached_property
     def traces(self) -> Traces:
         """Judged traces of the test prompts."""
@@ -59,13 +65,13 @@ class Run:
     def scores(self) -> Scores:
         """Scores of the test traces."""
         found = read_scores(self._path("scores.parquet"))
-        return Scores(tuple(found), self.probes, self.model)
+        return Scores(tuple(found), self.probes, self.name)
 
     @cached_property
     def cliff(self) -> Cliff:
         """The verdict as the run made it."""
         measured = read_measured(self._path("cliff.parquet"), self._path("cliff.json"))
-        return Cliff(self.model, measured, tuple(self.scores.curves))
+        return Cliff(self.name, measured, tuple(self.scores.curves))
 
     @cached_property
     def heads(self) -> Heads:
