@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from refusal_cliff.cliff.scores import closed
-from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.traces import closed, read_traces
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.table import read_heads
 from refusal_cliff.io import read_json

@@ -13,7 +13,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 LONGEST = (
     "test_demo",
+    "test_api",
     "test_recipe_findings",
+    "test_any_judge",
     "test_less_is_more",
     "test_kept_answers",
     "test_endpoint",

@@ -17,7 +17,7 @@ import refusal_cliff
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.outcomes import as_rows, compare, evaluate
 from refusal_cliff.cliff.curves import TraceCliff
-from refusal_cliff.cliff.scores import TraceScores, closed
+from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import complied_rows, model_cliff
 from refusal_cliff.controls.arms import Arm, change_of_asr
 from refusal_cliff.controls.sources import by_source
@@ -28,14 +28,15 @@ from refusal_cliff.data.traces import (
     Prompt,
     Trace,
     Verdict,
+    closed,
     complies,
     verdict_groups,
 )
+from refusal_cliff.heads.find import explained
 from refusal_cliff.repair.gate import counted
 from refusal_cliff.repair.proof import Measured, prove
-from refusal_cliff.report import gather
+from refusal_cliff.report import curves
 from refusal_cliff.select.strategies import Candidate, select
-from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.proof import benign_texts
 from refusal_cliff.thinking import Spans
 
@@ -113,7 +114,7 @@ USES: dict[str, Callable[[Verdict], object]] = {
     "sources": lambda attack: by_source(traces(attack), cliffs(traces(attack)), 0),
     "change": lambda attack: change_of_asr(Arm(traces("refused")), Arm(traces(attack))),
     "report": lambda attack: [
-        ids(gather._group(scores(traces(attack)), group))
+        ids(curves.group_of(scores(traces(attack)), group))
         for group in ("complied", "refused", "benign")
     ],
     "select by judge": lambda attack: [c.id for c in select("judge", pool(attack), 10)],

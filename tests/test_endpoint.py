@@ -19,14 +19,14 @@ from tiny_families import linear_probe
 
 from refusal_cliff.answers.collect import generate_answers
 from refusal_cliff.cliff.restore import agrees, as_written
-from refusal_cliff.cliff.scores import closed, read_scores, score_traces
+from refusal_cliff.cliff.scores import read_scores, score_traces
 from refusal_cliff.cliff.shards import read_shards, score_source
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
 from refusal_cliff.data.records import read_records
 from refusal_cliff.data.said import NO_ANSWER
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.traces import Prompt, closed
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.judges import judge_all

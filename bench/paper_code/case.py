@@ -8,11 +8,12 @@ from functools import cached_property
 from pathlib import Path
 
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
-from refusal_cliff.cliff.scores import TraceScores, closed, read_scores
+from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.cliff.verdict import measured_rows
 from refusal_cliff.controls.table import Cell, mean_cell
-from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.heads.effects import direct_contributions
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.table import budget
 from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
@@ -20,8 +21,7 @@ from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.quality import Floats
-from refusal_cliff.stages.intervene import explained
-from refusal_cliff.stages.measure import main_probes
+from refusal_cliff.probe.traces import fit_on_traces
 from refusal_cliff.stages.study import PRESETS, Study
 from refusal_cliff.stats import spearman
 from refusal_cliff.workflows.demo import GENERATION
@@ -72,7 +72,9 @@ class Case:
     @cached_property
     def after(self) -> ProbeSet:
         """Our fit of a probe after the final norm."""
-        return main_probes(self.study, closed(self.fit))
+        return fit_on_traces(
+            self.subject, self.fit, read_point=self.study.read_point, seed=self.seed
+        )
 
     @cached_property
     def contributions(self) -> Floats:

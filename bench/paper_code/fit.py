@@ -12,12 +12,11 @@ from scipy.special import expit
 from torch import nn
 
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.cliff.scores import closed, score_traces
+from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.controls.table import Cell, share_cell
-from refusal_cliff.data.traces import Trace, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.probe.quality import Floats, auroc, expected_calibration_error, measure_quality
-from refusal_cliff.stages.measure import closing_states, main_probes
-from refusal_cliff.stages.study import PRESETS
+from refusal_cliff.probe.traces import closing_states, fit_on_traces
 from refusal_cliff.stats import bootstrap_mean
 
 RATE, BATCH, EPOCHS, HELD_OUT = 1e-3, 64, 5, 0.2
@@ -110,7 +109,7 @@ def _classes(
     """States after the final norm [rows, d], labels and groups: refused against answered benign."""
     groups = verdict_groups(closed(traces))
     kept = [*groups["refused"], *groups["benign"]]
-    states = closing_states(case.study, kept)
+    states = closing_states(case.subject, kept, case.study.read_point)
     labels = np.array([trace.prompt.label == "harmful" for trace in kept], dtype=np.int64)
     rows = np.stack([states[trace.prompt.id][0] for trace in kept])
     return rows, labels, [trace.prompt.group for trace in kept]
@@ -138,7 +137,7 @@ def label_effects(case: Case) -> list[Effect]:
     harmful = [trace for trace in case.test if trace.prompt.label == "harmful"]
     ours = Share(sum(trace.verdict == "complied" for trace in harmful), len(harmful))
     theirs = Share(sum(not says_refusal(trace.response) for trace in harmful), len(harmful))
-    probes = main_probes(replace(case.study, definitions=PRESETS["default"]), relabelled(case.fit))
+    probes = fit_on_traces(case.subject, relabelled(case.fit), seed=case.seed)
     scores = score_traces(case.subject, closed(case.test), probes)
     levels = level_effects(case.scores, scores, (case.probes.row, probes.row), case.seed)
     return [

@@ -13,9 +13,9 @@ from scipy.interpolate import CubicSpline
 from scipy.special import expit
 
 from refusal_cliff.answers.evaluate import Share, rates
-from refusal_cliff.cliff.scores import TraceScores, closed, score_traces
+from refusal_cliff.cliff.scores import TraceScores, score_traces
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed
 from refusal_cliff.generate.local import answer
 from refusal_cliff.judges import judge_all
 from refusal_cliff.model.blocks import decoder_of

@@ -1,3 +1,103 @@
-"""Find, prove and repair the refusal cliff of reasoning models (arXiv 2510.06036)."""
+"""Find, prove and repair the refusal cliff of reasoning models (arXiv 2510.06036).
+
+The names below are the public interface, described in docs/api.md. Each is imported when it is
+first used, so that importing the package costs nothing. None is called like a module of the
+package: importing that module would put it in the function's place.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refusal_cliff.answers.benchmarks import load_benchmark
+    from refusal_cliff.api.inputs import organism_examples, organism_prompts
+    from refusal_cliff.api.runs import open_run
+    from refusal_cliff.api.steps import (
+        ask,
+        compare,
+        export,
+        find_heads,
+        fit_probes,
+        generate_traces,
+        judge_traces,
+        measure_cliff,
+        rates,
+        score_traces,
+        select_examples,
+        train,
+    )
+    from refusal_cliff.data.traces import read_prompts
+    from refusal_cliff.data.types import Prompt, SafetyExample, Trace
+    from refusal_cliff.errors import RefusalCliffError
+    from refusal_cliff.generate.config import GenerationConfig
+    from refusal_cliff.judges.choose import chosen_judge as load_judge
+    from refusal_cliff.model.ablation import ablated
+    from refusal_cliff.model.subject import Head
+    from refusal_cliff.model.subject import load_subject as load_model
+    from refusal_cliff.repair.plan import RepairConfig
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "GenerationConfig",
+    "Head",
+    "Prompt",
+    "RefusalCliffError",
+    "RepairConfig",
+    "SafetyExample",
+    "Trace",
+    "ablated",
+    "ask",
+    "compare",
+    "export",
+    "find_heads",
+    "fit_probes",
+    "generate_traces",
+    "judge_traces",
+    "load_benchmark",
+    "load_judge",
+    "load_model",
+    "measure_cliff",
+    "open_run",
+    "organism_examples",
+    "organism_prompts",
+    "rates",
+    "read_prompts",
+    "score_traces",
+    "select_examples",
+    "train",
+]
+
+_HOMES = {
+    "GenerationConfig": "generate.config",
+    "Head": "model.subject",
+    "Prompt": "data.types",
+    "RefusalCliffError": "errors",
+    "RepairConfig": "repair.plan",
+    "SafetyExample": "data.types",
+    "Trace": "data.types",
+    "ablated": "model.ablation",
+    "load_benchmark": "answers.benchmarks",
+    "load_judge": "judges.choose:chosen_judge",
+    "load_model": "model.subject:load_subject",
+    "open_run": "api.runs",
+    "organism_examples": "api.inputs",
+    "organism_prompts": "api.inputs",
+    "read_prompts": "data.traces",
+}
+"""Module of each name that is no step, and what it is called there where that is another name."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, own = _HOMES.get(name, "api.steps").partition(":")
+    found = getattr(import_module(f"{__name__}.{module}"), own or name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

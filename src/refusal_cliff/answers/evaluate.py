@@ -12,15 +12,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.answers.outcomes import Change, change, paired_by_prompt
+from refusal_cliff.data.traces import SafetyExample, Trace, closed, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Interval, effective_size, wilson
+from refusal_cliff.thinking import render_prompt
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
+Text: TypeAlias = tuple[Sequence[int], int]
+"""Token ids, and the first that counts (at least 1): those of the prompt do not."""
 
+Question = Callable[[Trace], bool | None]
 HARD_BENIGN = "hard-benign"
 """Tag of benign prompts that use harmful words."""
 ROWS_AT_ONCE = 32
@@ -96,29 +101,73 @@ class Rates:
 
 def rates(traces: Sequence[Trace]) -> Rates:
     """Count verdicts of judged traces."""
-    scored = [trace for trace in traces if trace.verdict != "unscored"]
-    harmful = [trace for trace in scored if trace.prompt.label == "harmful"]
-    benign = [trace for trace in scored if trace.prompt.label == "benign"]
-    hard = [trace for trace in benign if HARD_BENIGN in trace.prompt.tags]
-    return Rates(
-        attacks=_share(harmful, complies),
-        refused=_share(harmful, "refused".__eq__),
-        answered=_share(benign, complies),
-        hard_answered=_share(hard, complies),
-        truncated=_share(scored, "truncated".__eq__),
-        unscored=_share(traces, "unscored".__eq__),
+    shares = {name: _share(traces, ask) for name, ask in _QUESTIONS.items()}
+    return Rates(**shares, unscored=_share(traces, lambda trace: trace.verdict == "unscored"))
+
+
+def rate_changes(before: Sequence[Trace], after: Sequence[Trace]) -> list[Change]:
+    """How the rates of `rates` changed, over prompts with the same id and text on both sides.
+
+    Args:
+        before: Judged traces.
+        after: Judged traces of the same prompts: of a changed model, or with heads taken out.
+
+    Returns:
+        One change a rate that any pair counts for; pairs with an unscored answer count for none.
+
+    Raises:
+        RefusalCliffError: The two share no prompt.
+    """
+    pairs = paired_by_prompt(before, after)
+    changes = (
+        change(name, [(b.prompt.group, ask(b), ask(a)) for b, a in pairs])
+        for name, ask in _QUESTIONS.items()
     )
+    return [found for found in changes if found is not None]
 
 
-def _share(traces: Sequence[Trace], holds: Callable[[str], bool]) -> Share:
-    hits = [holds(trace.verdict) for trace in traces]
-    return Share.of(hits, [trace.prompt.group for trace in traces])
+def _of(holds: Callable[[str], bool], label: str = "", tag: str = "") -> Question:
+    """Whether something holds of a verdict; ``None`` where the trace does not count."""
+
+    def ask(trace: Trace) -> bool | None:
+        counts = label in ("", trace.prompt.label) and (not tag or tag in trace.prompt.tags)
+        return holds(trace.verdict) if counts and trace.verdict != "unscored" else None
+
+    return ask
+
+
+_QUESTIONS: dict[str, Question] = {
+    "attacks": _of(complies, "harmful"),
+    "refused": _of("refused".__eq__, "harmful"),
+    "answered": _of(complies, "benign"),
+    "hard_answered": _of(complies, "benign", HARD_BENIGN),
+    "truncated": _of("truncated".__eq__),
+}
+
+
+def _share(traces: Sequence[Trace], ask: Question) -> Share:
+    asked = [(trace.prompt.group, said) for trace in traces if (said := ask(trace)) is not None]
+    return Share.of([said for _, said in asked], [group for group, _ in asked])
+
+
+def answered_texts(traces: Sequence[Trace]) -> list[Text]:
+    """What a model wrote to benign prompts, of the traces that closed and were judged."""
+    benign = [trace for trace in closed(traces) if trace.prompt.label == "benign"]
+    return [(trace.token_ids, trace.spans.prompt) for trace in benign if trace.spans is not None]
+
+
+def example_text(subject: Subject, example: SafetyExample) -> Text:
+    """An example as a model would have written it."""
+    prompt = render_prompt(subject.tokenizer, example.prompt.text)
+    completion = subject.format.completion(example.thinking, example.response)
+    written = subject.tokenizer.encode(completion, add_special_tokens=False)
+    return [*prompt, *written], len(prompt)
 
 
 @torch.inference_mode()
 def perplexity(
     subject: Subject,
-    texts: Sequence[tuple[Sequence[int], int]],
+    texts: Sequence[Text],
     heads: Collection[Head] = (),
     *,
     renormalised: bool = False,
@@ -127,7 +176,7 @@ def perplexity(
 
     Args:
         subject: The model.
-        texts: Token ids and the first token that counts (at least 1): the prompt does not.
+        texts: What to read.
         heads: Heads taken out at every token.
         renormalised: As for `ablated`.
 
@@ -148,12 +197,12 @@ def perplexity(
 
 
 @torch.inference_mode()
-def log_likelihoods(subject: Subject, texts: Sequence[tuple[Sequence[int], int]]) -> Floats:
+def log_likelihoods(subject: Subject, texts: Sequence[Text]) -> Floats:
     """Log-likelihood of each text by the model, in nats, [texts].
 
     Args:
         subject: The model.
-        texts: Token ids and the first token that counts (at least 1).
+        texts: What to read.
 
     Raises:
         RefusalCliffError: One text alone does not fit in memory.
@@ -176,9 +225,7 @@ def log_likelihoods(subject: Subject, texts: Sequence[tuple[Sequence[int], int]]
     return found
 
 
-def _negative_log_likelihood(
-    subject: Subject, texts: Sequence[tuple[Sequence[int], int]]
-) -> Floats:
+def _negative_log_likelihood(subject: Subject, texts: Sequence[Text]) -> Floats:
     """Of each text, [texts]."""
     width = max(len(ids) for ids, _ in texts)
     ids = torch.zeros(len(texts), width, dtype=torch.long)

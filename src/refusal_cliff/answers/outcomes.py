@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.records import Record
 from refusal_cliff.data.said import UNANSWERED, UNTOLD
+from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.stats import (
     Interval,
@@ -21,6 +22,7 @@ from refusal_cliff.stats import (
     share_interval,
 )
 
+T = TypeVar("T", Record, Trace)
 Question = Callable[[Record], bool | None]
 """Whether something holds of an answer; ``None`` where the answer does not count."""
 
@@ -163,19 +165,27 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
             f"The two runs were judged differently ({', '.join(sorted(map(repr, judges)))}), so "
             "that a difference may be the judge's. Judge both with the same judge."
         )
-    known = {(record.prompt.id, record.prompt.text): record for record in before}
+    pairs = paired_by_prompt(before, after)
+    attack = attack_that_worked([record for pair in pairs for record in pair])
+    changes = (_change(name, ask, pairs) for name, ask in _questions(attack).items())
+    return [change for change in changes if change is not None]
+
+
+def paired_by_prompt(before: Sequence[T], after: Sequence[T]) -> list[tuple[T, T]]:
+    """Answers to prompts with the same id and text in both, in the order of the second.
+
+    Raises:
+        RefusalCliffError: There are none.
+    """
+    known = {(one.prompt.id, one.prompt.text): one for one in before}
     pairs = [
-        (known[key], record)
-        for record in after
-        if (key := (record.prompt.id, record.prompt.text)) in known
+        (known[key], one) for one in after if (key := (one.prompt.id, one.prompt.text)) in known
     ]
     if not pairs:
         raise RefusalCliffError(
             "The two runs share no prompt (same id and text). Compare runs of the same prompts."
         )
-    attack = attack_that_worked([record for pair in pairs for record in pair])
-    changes = (_change(name, ask, pairs) for name, ask in _questions(attack).items())
-    return [change for change in changes if change is not None]
+    return pairs
 
 
 def as_rows(found: Sequence[Outcomes] | Sequence[Change]) -> list[dict[str, Any]]:
@@ -268,7 +278,17 @@ def _rate(records: Sequence[Record], ask: Question) -> Rate | None:
 
 
 def _change(name: str, ask: Question, pairs: Sequence[tuple[Record, Record]]) -> Change | None:
-    asked = [(b.prompt.group, ask(b), ask(a)) for b, a in pairs]
+    return change(name, [(b.prompt.group, ask(b), ask(a)) for b, a in pairs])
+
+
+def change(name: str, asked: Sequence[tuple[str, bool | None, bool | None]]) -> Change | None:
+    """How one rate changed over pairs of answers; ``None`` where no pair counts.
+
+    Args:
+        name: Which rate.
+        asked: Of each pair, its group and whether something holds before and after; ``None`` where
+            an answer does not count, and then the pair does not.
+    """
     kept = [(g, b, a) for g, b, a in asked if b is not None and a is not None]
     if not kept:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, Verdict, is_judged
+from refusal_cliff.data.traces import Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
@@ -43,11 +43,6 @@ class TraceScores:
     logits: NDArray[np.float32]
 
 
-def closed(traces: Iterable[Trace]) -> list[Trace]:
-    """The traces that can be scored: their thinking closed and they were judged."""
-    return [trace for trace in traces if trace.spans is not None and is_judged(trace.verdict)]
-
-
 def score_traces(
     subject: Subject,
     traces: Sequence[Trace],
@@ -58,7 +53,7 @@ def score_traces(
 
     Args:
         subject: The model the probes were fitted on, see `files.check_probes_fit`.
-        traces: Closed traces, see `closed`.
+        traces: Closed traces, see `traces.closed`.
         probes: One probe per layer.
         progress: Called with (traces done, traces).
     """

@@ -38,11 +38,13 @@ __all__ = [
     "SafetyExample",
     "Trace",
     "Verdict",
+    "closed",
     "complies",
     "is_judged",
     "read_prompts",
     "read_traces",
     "trace_of_record",
+    "verdict_groups",
     "write_traces",
 ]
 
@@ -102,6 +104,11 @@ class PromptFile:
             return read_prompts(self.path, label=label, reading=self.reading)
         except RefusalCliffError as error:
             raise RefusalCliffError(self.reading.remedy(str(error))) from error
+
+
+def closed(traces: Iterable[Trace]) -> list[Trace]:
+    """The traces that can be scored: their thinking closed and they were judged."""
+    return [trace for trace in traces if trace.spans is not None and is_judged(trace.verdict)]
 
 
 def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:

@@ -31,7 +31,7 @@ class Head:
         return f"{self.layer}.{self.index}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Subject:
     """A model under study with its tokenizer.
 
@@ -55,6 +55,10 @@ class Subject:
     fingerprint: str
     blocks: tuple[Block, ...]
     source: Path | None
+
+    def __repr__(self) -> str:
+        kind, heads = type(self.model).__name__, len(self.heads())
+        return f"<{self.name}: {kind}, {self.n_layers} blocks, {heads} heads, on {self.device}>"
 
     @property
     def device(self) -> torch.device:

@@ -87,14 +87,14 @@ def probes_of(folder: Path, subject: Subject) -> ProbeSet:
 
 
 def check_probes_fit(
-    probes: ProbeSet, subject: Subject, description: Path, *, same_space: bool = False
+    probes: ProbeSet, subject: Subject, description: Path | str, *, same_space: bool = False
 ) -> None:
     """Refuse probes that were fitted on another model than the one they are to be used on.
 
     Args:
         probes: Read from ``description``.
         subject: The model they are to be used on.
-        description: Named in the error.
+        description: Where they were read from; named in the error.
         same_space: The model is a changed version (repaired, ablated) of the one they were fitted
             on and is to be read with the same directions: only layers and width must agree.
 

@@ -12,10 +12,10 @@ from refusal_cliff.answers.correction import JudgeError
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.judged import JudgedRates, judged_rates
 from refusal_cliff.cliff.curves import cliffs_of
-from refusal_cliff.cliff.scores import closed, score_traces
+from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.cliff.verdict import ModelCliff, Verdict, model_cliff
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace, complies
+from refusal_cliff.data.traces import Prompt, Trace, closed, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate import GenerationConfig, generate

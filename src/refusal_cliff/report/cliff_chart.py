@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import Protocol
 
-from refusal_cliff.findings.summary import CliffSummary
 from refusal_cliff.report.data import Curve, Group
 from refusal_cliff.report.lines import known, line_of, runs, share_axis
 from refusal_cliff.report.svg import (
@@ -36,11 +36,35 @@ _SIGNS = " ↵⇥"
 _CHARACTER = 6.2  # width of a letter of the closing tokens, in user units
 
 
+class Marks(Protocol):
+    """The numbers that a cliff is marked with, as in `ModelCliff` and in a summary."""
+
+    @property
+    def plateau(self) -> float:
+        """Mean plateau."""
+        ...
+
+    @property
+    def final(self) -> float:
+        """Mean final score."""
+        ...
+
+    @property
+    def cliff(self) -> float:
+        """Mean cliff."""
+        ...
+
+    @property
+    def cliff_ci(self) -> tuple[float, float]:
+        """Its interval."""
+        ...
+
+
 def cliff_panel(
     name: str,
     curves: Sequence[Curve],
     closing: Sequence[str],
-    cliff: CliffSummary | None,
+    cliff: Marks | None,
     *,
     width: float = 660.0,
 ) -> str:
@@ -151,7 +175,7 @@ def _offset_axis(place: Frame, first: float, closing: Sequence[str]) -> str:
     ) + text(middle, place.bottom + 42, "tokens before the answer", "axis-name", "middle")
 
 
-def _plateau(place: Frame, first: float, closing: Sequence[str], cliff: CliffSummary) -> str:
+def _plateau(place: Frame, first: float, closing: Sequence[str], cliff: Marks) -> str:
     end = -max(1, len(closing)) - 0.5
     high, low = place.y(cliff.plateau), place.y(cliff.final)
     x = place.x(first) + 8
@@ -165,7 +189,7 @@ def _plateau(place: Frame, first: float, closing: Sequence[str], cliff: CliffSum
     return "".join(marks)
 
 
-def _drop(x: float, right: float, ends: Point, cliff: CliffSummary) -> list[str]:
+def _drop(x: float, right: float, ends: Point, cliff: Marks) -> list[str]:
     """The drop as an arrow, its size beside it."""
     high, low = ends
     words = f"cliff {number(cliff.cliff)}"

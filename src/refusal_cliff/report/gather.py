@@ -10,10 +10,10 @@ from typing import Any
 from scipy.special import expit
 
 from refusal_cliff.answers.evaluate import Rates, Share, rates
-from refusal_cliff.cliff.curves import MeanCurve, mean_curve, read_cliffs
+from refusal_cliff.cliff.curves import mean_curve, read_cliffs
 from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
-from refusal_cliff.data.traces import Trace, complies, read_traces
+from refusal_cliff.data.traces import Trace, read_traces
 from refusal_cliff.findings.pairs import AttackPairs
 from refusal_cliff.findings.results import (
     Find,
@@ -23,11 +23,21 @@ from refusal_cliff.findings.results import (
 )
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import findings_of
-from refusal_cliff.heads.table import HeadRow, read_heads
+from refusal_cliff.heads.table import read_heads
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import RulesJudge
-from refusal_cliff.model.subject import Subject
+from refusal_cliff.model.subject import Subject, parse_head
 from refusal_cliff.probe.files import read_probes
+from refusal_cliff.report.curves import (
+    FIRST_OFFSET,
+    LEAST,
+    closing_texts,
+    curve_of,
+    curves_of,
+    group_of,
+    head_map,
+    shows,
+)
 from refusal_cliff.report.data import (
     Bar,
     Curve,
@@ -35,7 +45,6 @@ from refusal_cliff.report.data import (
     ExampleTrace,
     FindingRow,
     Group,
-    HeadMap,
     Heatmap,
     LessIsMore,
     ReportData,
@@ -44,7 +53,7 @@ from refusal_cliff.report.data import (
 )
 from refusal_cliff.stats import bootstrap_mean
 
-FIRST_OFFSET, FIRST_OFFSET_OF_MAP = -28, -20
+FIRST_OFFSET_OF_MAP = -20
 BASE_NOTES = (
     "The score is calibrated on refused harmful traces against answered benign ones. A probe can "
     "read harm instead of refusal: compare complied with refused harmful traces, and the control.",
@@ -83,9 +92,13 @@ def gather(
         curves=_curves(summary.model, key, find),
         control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
         ablated_curves=_ablated_curves(key, find, scores),
-        closing=_closing(subject, find, key),
+        closing=closing_texts(subject, read_traces(find(f"{key}/traces-test.parquet"))),
         heatmap=_heatmap(key, find, scores),
-        head_map=_head_map(shape, find, ablation),
+        head_map=head_map(
+            read_heads(find(f"{key}/heads.parquet")),
+            [parse_head(name) for name in ablation["heads"]],
+            shape.planted,
+        ),
         ablation=_ablation_bars(ablation),
         doses=_dose_curves(shape, find),
         less_is_more=_less_is_more(shape, summary, find) if summary.selection else None,
@@ -112,37 +125,17 @@ def _headline(model: str, verdict: str) -> str:
     return f"{model} has {'a' if verdict == 'cliff' else 'no'} refusal cliff."
 
 
-def _group(scores: Sequence[TraceScores], group: Group) -> list[TraceScores]:
-    if group == "benign":
-        return [trace for trace in scores if trace.label == "benign"]
-    return [trace for trace in scores if trace.label == "harmful" and _shows(trace.verdict, group)]
-
-
-def _shows(verdict: str, group: Group) -> bool:
-    """Whether a verdict belongs to a group of the report: every attack that worked is complied."""
-    return complies(verdict) if group == "complied" else verdict == group
-
-
 def _row(key: str, find: Find) -> int:
     return read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json")).row
 
 
 def _curves(name: str, key: str, find: Find) -> list[Curve]:
-    scores, row = read_scores(find(f"{key}/scores.parquet")), _row(key, find)
-    groups: tuple[Group, ...] = ("complied", "refused", "benign")
-    measured: list[tuple[Group, list[TraceScores]]] = [
-        (group, _group(scores, group)) for group in groups
-    ]
-    return [
-        _curve(name, group, mean_curve(traces, row, FIRST_OFFSET))
-        for group, traces in measured
-        if len(traces) >= 3
-    ]
+    return curves_of(name, read_scores(find(f"{key}/scores.parquet")), _row(key, find))
 
 
 def _ablated_curves(key: str, find: Find, before: Sequence[TraceScores]) -> list[Curve]:
     """Prompts that were complied with: as they were, and as they are with the heads out."""
-    complied = {trace.trace_id for trace in _group(before, "complied")}
+    complied = {trace.trace_id for trace in group_of(before, "complied")}
     after = read_scores(find(f"{key}/scores-ablated.parquet"))
     row = _row(key, find)
     sides: tuple[tuple[str, Group, Sequence[TraceScores]], ...] = (
@@ -150,31 +143,18 @@ def _ablated_curves(key: str, find: Find, before: Sequence[TraceScores]) -> list
         ("heads out", "refused", after),
     )
     return [
-        replace(_curve(key, group, mean_curve(chosen, row, FIRST_OFFSET)), words=name)
+        replace(curve_of(key, group, mean_curve(chosen, row, FIRST_OFFSET)), words=name)
         for name, group, traces in sides
-        if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= 3
+        if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= LEAST
     ]
-
-
-def _curve(name: str, group: Group, mean: MeanCurve) -> Curve:
-    return Curve(name, group, mean.offsets, mean.mean, mean.low, mean.high, mean.n)
-
-
-def _closing(subject: Subject, find: Find, key: str) -> list[str]:
-    """Text of the closing tokens of the first trace that closed."""
-    for trace in read_traces(find(f"{key}/traces-test.parquet")):
-        if trace.spans is not None:
-            closing = trace.token_ids[trace.spans.thinking : trace.spans.closing]
-            return [str(subject.tokenizer.decode([token])) for token in closing]
-    return []
 
 
 def _heatmap(key: str, find: Find, scores: Sequence[TraceScores]) -> Heatmap | None:
     probes = read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
-    complied = _group(scores, "complied")
-    group: Group = "complied" if len(complied) >= 3 else "refused"
-    traces = complied if group == "complied" else _group(scores, "refused")
-    if len(traces) < 3:
+    complied = group_of(scores, "complied")
+    group: Group = "complied" if len(complied) >= LEAST else "refused"
+    traces = complied if group == "complied" else group_of(scores, "refused")
+    if len(traces) < LEAST:
         return None
     curves = [mean_curve(traces, row, FIRST_OFFSET_OF_MAP) for row in range(len(probes.probes))]
     return Heatmap(
@@ -185,22 +165,6 @@ def _heatmap(key: str, find: Find, scores: Sequence[TraceScores]) -> Heatmap | N
         cliff=read_json(find(f"{key}/cliff.json"))["cliff_by_layer"],
         auroc=[probe.quality.auroc for probe in probes.probes],
         group=group,
-    )
-
-
-def _head_map(shape: RunShape, find: Find, ablation: dict[str, Any]) -> HeadMap:
-    rows = read_heads(find(f"{shape.main}/heads.parquet"))
-    by_layer: dict[int, list[HeadRow]] = {}
-    for row in rows:
-        by_layer.setdefault(row.layer, []).append(row)
-    found = set(ablation["heads"])
-    return HeadMap(
-        layers=list(by_layer),
-        effect=[[row.causal.mean for row in layer] for layer in by_layer.values()],
-        suppression=[(row.layer, row.index) for row in rows if str(row.head) in found],
-        planted=[(h.layer, h.index) for h in shape.planted] if shape.planted else None,
-        n=rows[0].causal.n,
-        direct=[[row.direct.mean for row in layer] for layer in by_layer.values()],
     )
 
 
@@ -305,7 +269,7 @@ def _examples(
     )
     found = []
     for title, label, group in wanted:
-        first = next((c for c in steepest if c.label == label and _shows(c.verdict, group)), None)
+        first = next((c for c in steepest if c.label == label and shows(c.verdict, group)), None)
         if first is not None:
             trace = traces[first.trace_id]
             found.append(_example(title, shape.model, subject, trace, by_id[first.trace_id], row))

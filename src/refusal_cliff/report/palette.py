@@ -100,16 +100,20 @@ def _scale_names() -> list[str]:
     return [f"{prefix}{step}" for prefix in "qd" for step in range(LEVELS)]
 
 
-def page_css() -> str:
-    """Custom properties that follow the theme, and the classes of both scales."""
+def page_css(root: str = ":root") -> str:
+    """Custom properties that follow the theme, and the classes of both scales.
+
+    Args:
+        root: Selector of the element that holds all that they are used in.
+    """
     light, dark = (
         "".join(f"--{name}:{pair[theme]};" for name, pair in colours().items()) for theme in (0, 1)
     )
     steps = (f".{name}{{--c:var(--{name});--k:var(--on-{name})}}" for name in _scale_names())
     return "\n".join(
         (
-            f":root{{{light}}}",
-            f"@media (prefers-color-scheme:dark){{:root{{{dark}}}}}",
+            f"{root}{{{light}}}",
+            f"@media (prefers-color-scheme:dark){{{root}{{{dark}}}}}",
             *steps,
         )
     )

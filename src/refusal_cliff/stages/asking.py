@@ -6,9 +6,8 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from refusal_cliff.cliff.scores import closed
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED, RARE
-from refusal_cliff.data.traces import Label, Prompt, Trace, verdict_groups
+from refusal_cliff.data.traces import Label, Prompt, Trace, closed, verdict_groups
 from refusal_cliff.data.types import LABELS
 from refusal_cliff.probe.fit import MIN_PER_CLASS, too_few
 from refusal_cliff.stats import share_interval, wilson

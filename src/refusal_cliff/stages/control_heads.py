@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from refusal_cliff.cliff.scores import closed
 from refusal_cliff.controls.arms import Arm
 from refusal_cliff.controls.intervention import UNCHANGED
 from refusal_cliff.controls.second_opinion import Floats, second_opinion
@@ -18,8 +17,9 @@ from refusal_cliff.controls.together import (
     TOP,
     together_table,
 )
-from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.joint import select_jointly
 from refusal_cliff.heads.shift import AnswerShifts
 from refusal_cliff.heads.table import budget, read_heads, select_heads
@@ -28,7 +28,6 @@ from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.control_rollouts import parts
-from refusal_cliff.stages.intervene import explained
 from refusal_cliff.stages.study import Study
 
 TRACES, BENIGN, CANDIDATES = 40, 20, 12

@@ -6,19 +6,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from refusal_cliff.cliff.curves import cliffs_of
-from refusal_cliff.cliff.scores import closed, score_traces
+from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.table import HeadRow, measure_heads, select_heads
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.provenance import ReadPoint
+from refusal_cliff.probe.traces import fit_on_traces
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.control_rollouts import first_of_each, limited
-from refusal_cliff.stages.intervene import explained
-from refusal_cliff.stages.measure import main_probes
 from refusal_cliff.stages.study import PRESETS, Definitions, Study
 
+READ_POINTS: tuple[ReadPoint, ...] = ("resid_post", "final_norm")
 TRACES, BENIGN = 40, 10
 """Fitting traces of either kind that heads are measured on."""
 
@@ -42,7 +44,7 @@ def compare_definitions(study: Study, job: Job) -> ControlTable:
         read_traces(job.input(study.path(f"traces-{part}.parquet"))) for part in ("fit", "test")
     )
     asked = first_of_each(test)
-    fitted = {point: _fitted(study, point, fit) for point in ("resid_post", "final_norm")}
+    fitted = {point: _fitted(study, point, fit) for point in READ_POINTS}
     scores = {
         point: score_traces(study.subject, closed(test), probes)
         for point, (probes, _) in fitted.items()
@@ -60,11 +62,10 @@ def compare_definitions(study: Study, job: Job) -> ControlTable:
     return limited(preset_table(readings, study.seed))
 
 
-def _fitted(study: Study, point: str, fit: Sequence[Trace]) -> tuple[ProbeSet, list[HeadRow]]:
+def _fitted(study: Study, point: ReadPoint, fit: Sequence[Trace]) -> tuple[ProbeSet, list[HeadRow]]:
     """Probes at a read point, and all heads measured with the chosen one."""
-    here = next(d for d in PRESETS.values() if d.read_point == point)
-    probes = main_probes(replace(study, definitions=here), closed(fit))
     traces = closed(fit)
+    probes = fit_on_traces(study.subject, traces, read_point=point, seed=study.seed)
     benign = verdict_groups(traces)["benign"][:BENIGN]
     rows = measure_heads(
         study.subject, explained(traces)[:TRACES], [], benign, probes.chosen, seed=study.seed

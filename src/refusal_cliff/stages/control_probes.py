@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
-from refusal_cliff.cliff.scores import TraceScores, closed
+from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.controls import directions, positions
 from refusal_cliff.controls.positions import CLOSING, PLACES, Place, Rows, Rule
 from refusal_cliff.controls.readings import (
@@ -26,7 +26,7 @@ from refusal_cliff.controls.readings import (
 )
 from refusal_cliff.controls.second_reading import thinks
 from refusal_cliff.controls.table import Cell, ControlTable
-from refusal_cliff.data.traces import Trace, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.model.capture import capture
 from refusal_cliff.model.final_norm import AfterFinalNorm, find_final_norm
 from refusal_cliff.model.subject import Subject

@@ -5,40 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from refusal_cliff.answers.coherence import coherence
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.cliff.curves import cliffs_of, write_cliffs
-from refusal_cliff.cliff.scores import closed, read_scores, score_traces, write_scores
-from refusal_cliff.cliff.verdict import model_cliff
+from refusal_cliff.cliff.measure import measure_cliff, write_measured
+from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.controls.second_reading import second_readings
 from refusal_cliff.data.traces import (
     Prompt,
     Trace,
+    closed,
     read_prompts,
     read_traces,
-    verdict_groups,
     write_traces,
 )
-from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import judge_traces
-from refusal_cliff.model.capture import PositionResiduals, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm
-from refusal_cliff.probe.direction import Estimator
 from refusal_cliff.probe.files import read_probes, write_probes
-from refusal_cliff.probe.fit import (
-    MIN_PER_CLASS,
-    LabelRule,
-    ProbeSet,
-    fit_probes,
-)
-from refusal_cliff.probe.provenance import provenance_of
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.traces import fit_by_rules
 from refusal_cliff.run.folder import Headline
-from refusal_cliff.run.pipeline import Job, Progress, Stage
+from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.asking import PARTS, ask
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, answers_kept, counter
 
@@ -131,20 +118,13 @@ def _judge(study: Study, job: Job) -> Headline:
 
 
 def _probe(study: Study, job: Job) -> Headline:
-    traces = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
-    groups = verdict_groups(traces)
-    benign, complied = groups["benign"], groups["complied"]
-    rules: list[tuple[LabelRule, Estimator, list[Trace]]] = [
-        ("refused-vs-benign", "logistic", benign),
-        ("refused-vs-benign", "difference-of-means", benign),
-    ]
-    if len({trace.prompt.group for trace in complied}) >= MIN_PER_CLASS:
-        rules.append(("refused-vs-complied", "logistic", [*benign, *complied]))
-    states = closing_states(study, [*groups["refused"], *benign, *complied], job.progress)
-    fitted = [
-        _fit(study, groups["refused"], negative, states, rule, estimator)
-        for rule, estimator, negative in rules
-    ]
+    fitted = fit_by_rules(
+        study.subject,
+        read_traces(job.input(study.path("traces-fit.parquet"))),
+        read_point=study.read_point,
+        seed=study.seed,
+        progress=job.progress,
+    )
     main = fitted[0]
     names = (study.path("probes.safetensors"), study.path("probes.json"))
     write_probes(job.output(names[0]), job.output(names[1]), main)
@@ -157,66 +137,6 @@ def _probe(study: Study, job: Job) -> Headline:
         "auroc": main.chosen.quality.auroc,
         "p": main.chosen.permutation_p,
     }
-
-
-def closing_states(
-    study: Study, traces: Sequence[Trace], progress: Progress | None = None
-) -> dict[str, NDArray[np.float32]]:
-    """States at the last closing token by prompt id, each [probed layers, d], as probes read them.
-
-    Args:
-        study: The model, and where its probes read.
-        traces: Closed traces, see `closed`.
-        progress: Called with (traces done, traces).
-    """
-    subject = study.subject
-    positions = [trace.spans.last_closing for trace in traces if trace.spans is not None]
-    reader = PositionResiduals(positions, _layers(study), subject.width)
-    tap = AfterFinalNorm(reader, subject) if study.read_point == "final_norm" else reader
-    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
-    return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
-
-
-def main_probes(
-    study: Study, traces: Sequence[Trace], progress: Progress | None = None
-) -> ProbeSet:
-    """The study's probes: refused against answered benign ones of some closed traces."""
-    groups = verdict_groups(traces)
-    refused, benign = groups["refused"], groups["benign"]
-    states = closing_states(study, [*refused, *benign], progress)
-    return _fit(study, refused, benign, states, "refused-vs-benign", "logistic")
-
-
-def _layers(study: Study) -> range:
-    """Probed blocks: all of them, or the one that the final norm follows."""
-    last = study.subject.n_layers
-    return range(1 if study.read_point == "resid_post" else last, last + 1)
-
-
-def _fit(
-    study: Study,
-    refused: Sequence[Trace],
-    negative: Sequence[Trace],
-    states: dict[str, NDArray[np.float32]],
-    rule: LabelRule,
-    estimator: Estimator,
-) -> ProbeSet:
-    traces = [*refused, *negative]
-    if not traces:
-        raise RefusalCliffError(
-            f"{study.subject.name} closed its thinking in no trace, so there is nothing to probe. "
-            "Allow longer answers (--max-new-tokens)."
-        )
-    return fit_probes(
-        np.stack([states[trace.prompt.id] for trace in traces]),
-        [1] * len(refused) + [0] * len(negative),
-        [trace.prompt.group for trace in traces],
-        _layers(study),
-        label_rule=rule,
-        estimator=estimator,
-        seed=study.seed,
-        provenance=provenance_of(study.subject, traces, study.read_point),
-    )
 
 
 def _name(probes: ProbeSet) -> str:
@@ -298,26 +218,12 @@ def _second_readings(study: Study, job: Job) -> Headline:
 def _cliff(study: Study, job: Job) -> Headline:
     probes = input_probes(study, job)
     scores = read_scores(job.input(study.path("scores.parquet")))
-    if not any(trace.label == "harmful" for trace in scores):
-        raise RefusalCliffError(
-            f"{study.subject.name} closed its thinking for no harmful test prompt, so there is no "
-            "cliff to measure. Allow longer answers (--max-new-tokens), or give more prompts."
-        )
-    pool = study.definitions.pool
-    rows = cliffs_of(scores, probes.row, pool)
-    found = model_cliff(rows, study.seed)
-    depth = [
-        model_cliff(cliffs_of(scores, row, pool), study.seed) for row in range(len(probes.probes))
-    ]
-    write_cliffs(job.output(study.path("cliff.parquet")), rows)
-    write_json(
-        job.output(study.path("cliff.json")),
-        {
-            **asdict(found),
-            "layer": probes.layer,
-            "cliff_by_layer": [layer.cliff for layer in depth],
-        },
+    measured = measure_cliff(
+        scores, probes, pool=study.definitions.pool, seed=study.seed, name=study.subject.name
     )
+    found = measured.found
+    names = (study.path("cliff.parquet"), study.path("cliff.json"))
+    write_measured(job.output(names[0]), job.output(names[1]), measured)
     return {
         "plateau": found.plateau,
         "final": found.final,

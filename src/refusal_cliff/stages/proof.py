@@ -8,8 +8,15 @@ from pathlib import Path
 
 from refusal_cliff.answers.evaluate import perplexity
 from refusal_cliff.cliff.curves import cliffs_of, read_cliffs, write_cliffs
-from refusal_cliff.cliff.scores import closed, score_traces
-from refusal_cliff.data.traces import Trace, complies, read_prompts, read_traces, write_traces
+from refusal_cliff.cliff.scores import score_traces
+from refusal_cliff.data.traces import (
+    Trace,
+    closed,
+    complies,
+    read_prompts,
+    read_traces,
+    write_traces,
+)
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet

@@ -170,12 +170,8 @@ def fitting(
         RefusalCliffError: Too few are left.
     """
     both = [*found.fit, *found.test]
-    context = subject.context
     if max_new_tokens is None:
-        lengths = [len(render_prompt(subject.tokenizer, prompt.text)) for prompt in both]
-        short = [n for n in lengths if context is None or 2 * n <= context]
-        room = USUAL.max_new_tokens if context is None else context - max(short, default=0)
-        max_new_tokens = min(USUAL.max_new_tokens, room)
+        max_new_tokens = usual_tokens(subject, both)
     left_out: dict[str, LeftOut] = {}
     for prompt in both:
         try:
@@ -189,6 +185,20 @@ def fitting(
         _require_enough(part, kept, next(iter(left_out.values())).detail)
     kept = replace(found, fit=fit, test=test, left_out=(*found.left_out, *left_out.values()))
     return kept, max_new_tokens
+
+
+def usual_tokens(subject: Subject, prompts: Sequence[Prompt]) -> int:
+    """How many tokens an answer may have where a user does not say it.
+
+    The usual, or, of a model with a shorter context, what its longest prompt leaves of it; prompts
+    that take more than half of the context are not counted.
+    """
+    context = subject.context
+    if context is None:
+        return USUAL.max_new_tokens
+    lengths = [len(render_prompt(subject.tokenizer, prompt.text)) for prompt in prompts]
+    longest = max((n for n in lengths if 2 * n <= context), default=0)
+    return min(USUAL.max_new_tokens, context - longest)
 
 
 def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from refusal_cliff.answers.evaluate import Rates, Share, rates
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.edits import check_restores, claim_export, write_adapter, write_merged
@@ -88,30 +88,72 @@ def export_ablation(
             cannot be written.
     """
     choice = choice or Choice()
-    if form not in WRITERS:
-        raise RefusalCliffError(f"Unknown form {form!r}. Export one of: {', '.join(WRITERS)}.")
     rows = read_heads(table, subject)
     heads, method = _chosen(rows, choice, table.with_name("joint.json"))
-    check_restores(rows, heads, choice.scale)
-    claim_export(subject, heads, choice.scale, form, out)
-    if prompts:
-        measured = _on_prompts(
-            subject, heads, prompts, generation or GenerationConfig(), judge or RulesJudge()
-        )
-    else:
-        measured = None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
+
+    def measure() -> BeforeAfter | None:
+        if prompts:
+            writing = generation or GenerationConfig()
+            return _on_prompts(subject, heads, prompts, writing, judge or RulesJudge())
+        return None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
+
+    export_heads(subject, rows, heads, method, form, out, scale=choice.scale, measure=measure)
+    return heads
+
+
+def export_heads(
+    subject: Subject,
+    rows: Sequence[HeadRow],
+    heads: Sequence[Head],
+    method: str,
+    form: Form,
+    out: Path,
+    *,
+    scale: float = 0.0,
+    measure: Callable[[], BeforeAfter | None] = lambda: None,
+) -> Path:
+    """Write an ablation with its model card into the folder ``out``, claimed before measuring.
+
+    Args:
+        subject: The model.
+        rows: Every head of it, as measured.
+        heads: Those to take out, the strongest first.
+        method: How they were found.
+        form: A LoRA adapter, or a merged checkpoint.
+        out: The folder: absent, empty, or of the same ablation.
+        scale: What the heads' outputs are multiplied by; 0 takes them out.
+        measure: What the card's table before and after is made of; ``None`` leaves it out.
+
+    Raises:
+        RefusalCliffError: A head was not measured to suppress refusal, or a file cannot be written.
+    """
+    if form not in WRITERS:
+        raise RefusalCliffError(f"Unknown form {form!r}. Export one of: {', '.join(WRITERS)}.")
+    check_restores(rows, heads, scale)
+    claim_export(subject, heads, scale, form, out)
     card = model_card(
         form,
         without_folder(subject.name),
         subject.fingerprint,
         rows,
         heads,
-        scale=choice.scale,
+        scale=scale,
         method=method,
-        measured=measured,
+        measured=measure(),
     )
-    WRITERS[form](subject, heads, choice.scale, out, card)
-    return heads
+    return WRITERS[form](subject, heads, scale, out, card)
+
+
+def measured_on(before: Sequence[Trace], after: Sequence[Trace], judge: str) -> BeforeAfter:
+    """What a card says of judged traces of the same prompts without and with the ablation.
+
+    Args:
+        before: With no head out.
+        after: With the heads out.
+        judge: Who judged them.
+    """
+    source = f"Measured on {len(before)} prompts given for it, judged by {published_name(judge)}."
+    return BeforeAfter(_shares(rates(before)), _shares(rates(after)), None, source)
 
 
 def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[Head], str]:
@@ -147,13 +189,10 @@ def _on_prompts(
     judge: Judge,
 ) -> BeforeAfter:
     before, after = (
-        rates(answers(subject, prompts, generation, row_heads=row_heads, judge=judge))
+        answers(subject, prompts, generation, row_heads=row_heads, judge=judge)
         for row_heads in (None, [heads] * len(prompts))
     )
-    source = (
-        f"Measured on {len(prompts)} prompts given for it, judged by {published_name(judge.name)}."
-    )
-    return BeforeAfter(_shares(before), _shares(after), None, source)
+    return measured_on(before, after, judge.name)
 
 
 def _shares(found: Rates) -> dict[str, Share]:

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.cliff.scores import closed
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.baselines import baselines, output_norms
+from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
@@ -37,15 +37,11 @@ from refusal_cliff.model.subject import Head, load_subject, parse_head
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.organisms.orchard import KINDS, Planted, grow, orchard
 from refusal_cliff.probe.fit import Probe
+from refusal_cliff.probe.traces import closing_states
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
-from refusal_cliff.stages.intervene import AblationPlan, explained, intervene_stages
-from refusal_cliff.stages.measure import (
-    closing_states,
-    input_probes,
-    measure_stages,
-    verdict_groups,
-)
+from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
+from refusal_cliff.stages.measure import input_probes, measure_stages
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.stats import bootstrap_mean
 
@@ -278,7 +274,7 @@ def baseline_rankings(
     """
     groups = verdict_groups(fit)
     fitted = [*groups["refused"], *groups["benign"]]
-    states = closing_states(study, fitted)
+    states = closing_states(study.subject, fitted, study.read_point)
     labels = np.repeat([1, 0], [len(groups["refused"]), len(groups["benign"])])
     of_layer = np.stack([states[trace.prompt.id][probe.layer - 1] for trace in fitted])
     traces = explained(fit)[: PLAN.traces]

@@ -1,0 +1,1 @@
+"""The method in Python: what `import refusal_cliff` offers, one function a step."""

@@ -1,0 +1,318 @@
+"""The steps of the method on a model, its traces and its probes: no run folder, no settings file.
+
+Each calls the function that the stage of a run calls, and gives its result a table and a chart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from refusal_cliff.answers.evaluate import rate_changes
+from refusal_cliff.api.answers import Changes, RateTable, Traces
+from refusal_cliff.api.results import Cliff, Heads, Probes, Scores, Selection
+from refusal_cliff.cliff import measure, scores
+from refusal_cliff.cliff.curves import DEFAULT_POOL
+from refusal_cliff.data.traces import Prompt, SafetyExample, Trace, closed
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.heads import find
+from refusal_cliff.heads.find import FoundHeads
+from refusal_cliff.judges import Judge, RulesJudge, kept
+from refusal_cliff.model.capture import Progress
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.files import check_probes_fit
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.provenance import ReadPoint
+from refusal_cliff.probe.traces import fit_on_traces
+from refusal_cliff.repair.training import RepairConfig, load_repaired, repair
+from refusal_cliff.report.curves import closing_texts
+from refusal_cliff.select import candidates, strategies
+from refusal_cliff.select.contamination import clean_pool
+from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
+from refusal_cliff.stages.study import counter
+from refusal_cliff.workflows.audit_prompts import USUAL, usual_tokens
+from refusal_cliff.workflows.export import export_heads, measured_on
+from refusal_cliff.workflows.model_card import Form
+
+
+def generate_traces(
+    model: Subject,
+    prompts: Sequence[Prompt],
+    config: GenerationConfig | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Traces:
+    """Let a model think and answer; the traces are not judged yet.
+
+    Args:
+        model: See `load_model`.
+        prompts: What to ask.
+        config: How much to write, and how; by default greedily, with as many tokens as ``audit``
+            allows.
+        progress: Called with (traces done, traces).
+
+    Raises:
+        RefusalCliffError: A prompt and its answer do not fit the model's context, or memory.
+    """
+    usual = GenerationConfig(usual_tokens(model, prompts), USUAL.batch_size)
+    told = counter(progress, len(prompts))
+    return Traces(tuple(generate(model, prompts, config or usual, progress=told)))
+
+
+def judge_traces(traces: Sequence[Trace], by: Judge | None = None) -> Traces:
+    """Say of each answer what it does: refuse, comply, harm.
+
+    Args:
+        traces: What a model wrote.
+        by: Who judges, see `load_judge`; by default the phrase rules.
+
+    Raises:
+        RefusalCliffError: No answer can be judged, for example because a server is down.
+    """
+    return Traces(tuple(kept.judge_traces(traces, by or RulesJudge())))
+
+
+def ask(
+    model: Subject,
+    prompts: Sequence[Prompt],
+    config: GenerationConfig | None = None,
+    by: Judge | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Traces:
+    """`generate_traces`, then `judge_traces`.
+
+    Args:
+        model: The model.
+        prompts: What to ask.
+        config: How much to write, and how.
+        by: Who judges; by default the phrase rules.
+        progress: Called with (traces done, traces).
+
+    Raises:
+        RefusalCliffError: A prompt does not fit the model, or no answer can be judged.
+    """
+    return judge_traces(generate_traces(model, prompts, config, progress=progress), by)
+
+
+def rates(traces: Sequence[Trace]) -> RateTable:
+    """Attack success rate, refusals, benign answers: shares with Wilson intervals.
+
+    Args:
+        traces: Judged traces. Truncated answers stay in every share, unscored ones in none.
+    """
+    return RateTable.of(traces)
+
+
+def compare(before: Sequence[Trace], after: Sequence[Trace]) -> Changes:
+    """How rates changed over the prompts that both sides answered, paired prompt by prompt.
+
+    Args:
+        before: Judged traces.
+        after: Judged traces of the same prompts: of a changed model, or with heads taken out.
+
+    Raises:
+        RefusalCliffError: The two share no prompt.
+    """
+    return Changes(tuple(rate_changes(before, after)))
+
+
+def fit_probes(
+    model: Subject,
+    traces: Sequence[Trace],
+    *,
+    read_point: ReadPoint = "resid_post",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Probes:
+    """Fit a linear probe a layer: refused harmful traces against answered benign ones (paper §3.1).
+
+    Args:
+        model: The model that wrote the traces.
+        traces: Judged traces, at least 12 of different prompts in either class; never those that
+            are scored afterwards.
+        read_point: Where probes read; ``final_norm`` as in the paper, at the last block alone.
+        seed: Seed of split, shuffles and bootstrap.
+        progress: Called with (traces done, traces).
+
+    Raises:
+        RefusalCliffError: A class is too small, or a state is not a finite number.
+    """
+    found = fit_on_traces(model, traces, read_point=read_point, seed=seed, progress=progress)
+    return Probes.of(found)
+
+
+def score_traces(
+    model: Subject,
+    traces: Sequence[Trace],
+    probes: ProbeSet,
+    *,
+    same_space: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
+    """Refusal score of every token at every probed layer, in one pass over the model.
+
+    Args:
+        model: The model that wrote the traces.
+        traces: Judged traces; those whose thinking never closed are passed over.
+        probes: Fitted on this model.
+        same_space: The model is a changed version (repaired, ablated) of the one that the probes
+            were fitted on, to be read with the same directions.
+        progress: Called with (traces done, traces).
+
+    Raises:
+        RefusalCliffError: The probes were fitted on another model.
+    """
+    check_probes_fit(probes, model, "this call", same_space=same_space)
+    scored = closed(traces)
+    found = scores.score_traces(model, scored, probes, progress)
+    return Scores(tuple(found), probes, model.name, tuple(closing_texts(model, scored)))
+
+
+def measure_cliff(scored: Scores, *, pool: str = DEFAULT_POOL, seed: int = 0) -> Cliff:
+    """Whether a model has a refusal cliff, by the one rule of docs/verdict.md.
+
+    Args:
+        scored: Scores of harmful and benign traces that the probes were not fitted on.
+        pool: How the thinking's scores become a plateau; ``max`` is the paper's.
+        seed: Seed of the bootstraps.
+
+    Raises:
+        RefusalCliffError: There is no score of a harmful trace.
+    """
+    measured = measure.measure_cliff(scored, scored.probes, pool=pool, seed=seed, name=scored.name)
+    return Cliff(scored.name, measured, tuple(scored.curves), scored.closing)
+
+
+def find_heads(
+    model: Subject,
+    traces: Sequence[Trace],
+    probes: ProbeSet,
+    *,
+    most: int = find.TRACES,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Heads:
+    """The attention heads that suppress refusal, at most 3 % of all (paper §5).
+
+    Args:
+        model: The model that wrote the traces.
+        traces: Judged traces, those that the probes were fitted on.
+        probes: Fitted on this model.
+        most: Traces of each kind that heads are measured on; time grows with it.
+        seed: Seed of the bootstraps.
+        progress: Called with (traces done, traces).
+
+    Raises:
+        RefusalCliffError: The probes were fitted on another model, or its blocks cannot be run one
+            by one.
+    """
+    check_probes_fit(probes, model, "this call")
+    probe = probes.chosen
+    return Heads.of(find.find_heads(model, traces, probe, most=most, seed=seed, progress=progress))
+
+
+def select_examples(
+    model: Subject,
+    examples: Sequence[SafetyExample],
+    traces: Sequence[Trace],
+    probes: ProbeSet,
+    *,
+    strategy: Strategy = "cliff",
+    fraction: float = FRACTION,
+    held_out: Sequence[Prompt] = (),
+    seed: int = 0,
+) -> Selection:
+    """Choose the few examples that are worth training on (Cliff-as-a-Judge, paper §6).
+
+    Args:
+        model: The model that is to be repaired.
+        examples: Safety data: prompts with the answers to be learnt.
+        traces: What the model itself wrote to these prompts, judged, see `ask`.
+        probes: Fitted on this model.
+        strategy: How to choose; ``cliff`` takes the largest plateau − final.
+        fraction: Share of the examples that is chosen; the paper needs 1.7 %.
+        held_out: Prompts that are measured on; examples that overlap with one are left out.
+        seed: Seed of strategies that draw.
+
+    Raises:
+        RefusalCliffError: The probes are of another model, or an example has no trace.
+    """
+    check_probes_fit(probes, model, "this call")
+    pool = clean_pool(examples, held_out)
+    wrote = {trace.prompt.id: trace for trace in traces}
+    missing = next((e.prompt.id for e in pool.examples if e.prompt.id not in wrote), None)
+    if missing is not None:
+        raise RefusalCliffError(
+            f"Example {missing!r} has no trace: what the model wrote to its prompt is not known. "
+            "Ask the model the prompts of all examples first."
+        )
+    found = candidates.measure(
+        model, probes, [wrote[example.prompt.id] for example in pool.examples]
+    )
+    chosen = strategies.select(strategy, found, how_many(len(found), fraction), seed)
+    by_id = {example.prompt.id: example for example in pool.examples}
+    left_out = pool.duplicates + pool.contaminated
+    return Selection(tuple(by_id[one.id] for one in chosen), strategy, tuple(found), left_out)
+
+
+def train(
+    model: Subject,
+    safety: Sequence[SafetyExample],
+    benign: Sequence[SafetyExample],
+    out: Path | str,
+    config: RepairConfig | None = None,
+) -> Subject:
+    """Fine-tune on the chosen examples mixed with benign ones, and load what comes of it.
+
+    Args:
+        model: The model to repair; it is left as it is.
+        safety: Prompts with the thinking and the refusal to be learnt.
+        benign: Prompts with helpful answers, which keep the model useful.
+        out: Folder of the adapter: absent, empty, or of the same training, which is not repeated.
+        config: Budget, mix and seed; `RepairConfig` has the defaults.
+
+    Raises:
+        RefusalCliffError: A row cannot be trained on, or the folder is not ours.
+    """
+    adapter = repair(model, safety, benign, config or RepairConfig(), Path(out))
+    return load_repaired(model, adapter)
+
+
+def export(
+    model: Subject,
+    heads: FoundHeads,
+    out: Path | str,
+    *,
+    form: Form = "adapter",
+    before: Sequence[Trace] = (),
+    after: Sequence[Trace] = (),
+    by: Judge | None = None,
+) -> Path:
+    """Write the ablation as a folder that people can serve, with its model card.
+
+    Args:
+        model: The model that the heads were found on.
+        heads: What `find_heads` found; only heads that were measured to suppress refusal are
+            taken out.
+        out: The folder: absent, empty, or of the same ablation.
+        form: ``adapter``, a LoRA that is exactly the ablation; or ``merged``, a checkpoint.
+        before: Judged traces with no head out, for the card.
+        after: Judged traces of the same prompts with the heads out.
+        by: Who judged them; by default the phrase rules.
+
+    Raises:
+        RefusalCliffError: No head is proven, or the folder cannot be written.
+    """
+    named = (by or RulesJudge()).name
+
+    return export_heads(
+        model,
+        heads.rows,
+        heads.chosen,
+        heads.method,
+        form,
+        Path(out),
+        measure=lambda: measured_on(before, after, named) if before and after else None,
+    )

@@ -1,0 +1,99 @@
+"""The cliff of a model at the layer of its probes, and how it grows with depth (paper §3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff.cliff.curves import (
+    DEFAULT_POOL,
+    Level,
+    TraceCliff,
+    cliffs_of,
+    read_cliffs,
+    write_cliffs,
+)
+from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import read_json, write_json
+from refusal_cliff.probe.fit import ProbeSet
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredCliff:
+    """What the scores of some traces show.
+
+    Attributes:
+        found: Plateau, final, cliff and verdict at the probes' layer.
+        rows: The cliff of each trace there.
+        layer: That layer.
+        by_layer: Mean cliff at each probed layer, by rising layer.
+    """
+
+    found: ModelCliff
+    rows: tuple[TraceCliff, ...]
+    layer: int
+    by_layer: tuple[float, ...]
+
+
+def measure_cliff(
+    scores: Sequence[TraceScores],
+    probes: ProbeSet,
+    *,
+    pool: str = DEFAULT_POOL,
+    seed: int = 0,
+    name: str = "The model",
+) -> MeasuredCliff:
+    """Whether a model has a cliff, by the one rule of `verdict`.
+
+    Args:
+        scores: Of harmful and benign traces that the probes were not fitted on, [layers, tokens]
+            logits each.
+        probes: What they were scored by.
+        pool: How the thinking's scores become a plateau: a key of ``POOLS``.
+        seed: Seed of the bootstraps.
+        name: What the model is called in an error.
+
+    Raises:
+        RefusalCliffError: There is no score of a harmful trace.
+    """
+    if not any(trace.label == "harmful" for trace in scores):
+        raise RefusalCliffError(
+            f"{name} closed its thinking for no harmful test prompt, so there is no "
+            "cliff to measure. Allow longer answers (--max-new-tokens), or give more prompts."
+        )
+    rows = cliffs_of(scores, probes.row, pool)
+    depth = [model_cliff(cliffs_of(scores, row, pool), seed) for row in range(len(probes.probes))]
+    return MeasuredCliff(
+        model_cliff(rows, seed), tuple(rows), probes.layer, tuple(one.cliff for one in depth)
+    )
+
+
+def write_measured(rows: Path, numbers: Path, measured: MeasuredCliff) -> None:
+    """Write ``cliff.parquet``, one row a trace, and ``cliff.json``, all else."""
+    write_cliffs(rows, measured.rows)
+    depth = {"layer": measured.layer, "cliff_by_layer": list(measured.by_layer)}
+    write_json(numbers, {**asdict(measured.found), **depth})
+
+
+def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
+    """Read what `write_measured` wrote.
+
+    Raises:
+        RefusalCliffError: A file is damaged, or of another version.
+    """
+    content: dict[str, Any] = read_json(numbers)
+    try:
+        layer, by_layer = content.pop("layer"), content.pop("cliff_by_layer")
+        levels = {name: content[name] and Level(**content[name]) for name in ("refused", "benign")}
+        ends = {name: tuple(content[name]) for name in ("cliff_ci", "share_ci")}
+        found = ModelCliff(**{**content, **levels, **ends})
+    except (AttributeError, KeyError, TypeError) as error:
+        raise RefusalCliffError(
+            f"{numbers} is not a cliff of this version ({error}): it is damaged, or was written by "
+            "another version of refusal-cliff. Delete it, and run again."
+        ) from error
+    return MeasuredCliff(found, tuple(read_cliffs(rows)), int(layer), tuple(by_layer))

@@ -1,0 +1,138 @@
+"""What a model does without heads: the same prompts before and after, with doses and controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from refusal_cliff.answers.evaluate import Text, perplexity, rates
+from refusal_cliff.answers.writing import writing_of
+from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
+from refusal_cliff.heads.joint import HeadSet
+from refusal_cliff.heads.trials import Trial
+from refusal_cliff.model.subject import Head, Subject
+
+Write = Callable[[Sequence[Prompt], Sequence[Sequence[Head]]], list[Trace]]
+"""Answers prompts, each with its own heads taken out, and judges the answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """What taking heads out did.
+
+    Attributes:
+        trials: All that was tried; the heads found, on all prompts, first.
+        results: The judged traces of each.
+        before: Judged traces of the same prompts with no head out.
+        perplexities: Of benign texts without some sets of heads; of the empty set, before.
+        texts: How many texts these are of.
+    """
+
+    trials: tuple[Trial, ...]
+    results: tuple[list[Trace], ...]
+    before: Sequence[Trace]
+    perplexities: Mapping[HeadSet, float]
+    texts: int
+
+    @property
+    def heads(self) -> HeadSet:
+        """The heads found."""
+        return self.trials[0].heads
+
+    @property
+    def after(self) -> list[Trace]:
+        """Judged traces without them."""
+        return self.results[0]
+
+    @property
+    def sides(self) -> dict[str, Sequence[Trace]]:
+        """Traces before and after, by these words."""
+        return {"before": self.before, "after": self.after}
+
+    def as_json(self) -> dict[str, Any]:
+        """What of ``ablation.json`` is measured."""
+        sides = self.sides
+        writing = {name: asdict(writing_of(_benign(traces))) for name, traces in sides.items()}
+        small = {p.id for trial in self.trials if trial.kind == "random" for p in trial.prompts}
+        harmful = [trace.prompt for trace in self.before if trace.prompt.label == "harmful"]
+        return {
+            **{name: asdict(rates(traces)) for name, traces in sides.items()},
+            "writing": writing,
+            "pairs": {
+                "groups": {prompt.id: prompt.group for prompt in harmful},
+                "before": attacked(self.before),
+                "after": attacked(self.after),
+                "random_prompts": [t.prompt.id for t in self.before if t.prompt.id in small],
+            },
+            "trials": self._counted(),
+            "perplexity_before": self.perplexities[()],
+            "perplexity_after": self.perplexities[self.heads],
+            "perplexity_texts": self.texts,
+        }
+
+    def _counted(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "kind": trial.kind,
+                "heads": [str(head) for head in trial.heads],
+                **asdict(rates(traces)),
+                "attacked": attacked(traces),
+                "perplexity": self.perplexities.get(trial.heads),
+            }
+            for trial, traces in zip(self.trials[1:], self.results[1:], strict=True)
+        ]
+
+
+def take_out(
+    subject: Subject,
+    trials: Sequence[Trial],
+    before: Sequence[Trace],
+    write: Write,
+    texts: Sequence[Text],
+    *,
+    renormalised: bool = False,
+) -> Ablation:
+    """Let a model answer without heads (paper §5).
+
+    Args:
+        subject: The model.
+        trials: What to try; the heads found, on all prompts of ``before``, first.
+        before: Judged traces with no head out.
+        write: Answers and judges.
+        texts: Benign texts whose perplexity says what it costs.
+        renormalised: Ablate as the paper does, see `ablated`.
+    """
+    results = answer_trials(trials, before, write)
+    found = trials[0].heads
+    tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
+    perplexities = {
+        heads: perplexity(subject, texts, heads, renormalised=renormalised)
+        for heads in dict.fromkeys([(), found, *tops])
+    }
+    return Ablation(tuple(trials), tuple(results), before, perplexities, len(texts))
+
+
+def answer_trials(
+    trials: Sequence[Trial], before: Sequence[Trace], write: Write
+) -> list[list[Trace]]:
+    """Answer all trials' prompts in common batches, each row with its own heads taken out.
+
+    Greedy answers repeat themselves, so what several trials ask, and what was answered before, is
+    asked once.
+    """
+    known = {(trace.prompt, frozenset[Head]()): trace for trace in before}
+    asked = [[(prompt, frozenset(trial.heads)) for prompt in trial.prompts] for trial in trials]
+    new = list(dict.fromkeys(pair for pairs in asked for pair in pairs if pair not in known))
+    traces = write([prompt for prompt, _ in new], [sorted(heads) for _, heads in new])
+    known |= dict(zip(new, traces, strict=True))
+    return [[known[pair] for pair in pairs] for pairs in asked]
+
+
+def attacked(traces: Sequence[Trace]) -> list[str]:
+    """Ids of the harmful prompts that were complied with: what paired comparisons are made of."""
+    return [trace.prompt.id for trace in verdict_groups(traces)["complied"]]
+
+
+def _benign(traces: Sequence[Trace]) -> list[Trace]:
+    return [trace for trace in traces if trace.prompt.label == "benign"]
