@@ -25,11 +25,12 @@ from refusal_cliff.errors import RefusalCliffError
 ROOT = Path(refusal_cliff.__file__).parent
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "numpy", "pyarrow", "datasets")
 FOREIGN = {"--no-deps", "--local-dir"}  # of pip, of hf download
+STYLES = {"palette.py", "chart.py"}  # a variable of a style sheet is written like an option
 RAISED_BY = {
     "repair/training.py": ("train", "repair"),
     "repair/gate.py": ("check",),
     "select/": ("select", "repair"),
-    "cliff/": ("trace", "cliff"),
+    "cliff/": ("trace", "cliff", "audit"),
     "judges/": ("generate", "judge", "audit", "check", "repair", "select", "ablate"),
     "answers/calibration.py": ("judge calibrate",),
     "workflows/audit_prompts.py": ("audit",),
@@ -301,7 +302,7 @@ def named_options() -> list[tuple[str, int, str]]:
             text = getattr(node, "value", None)
             if not isinstance(node, ast.Constant) or not isinstance(text, str):
                 continue
-            if id(node) not in documentation and path.name != "palette.py":
+            if id(node) not in documentation and path.name not in STYLES:
                 options = re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)
                 found += [(str(path.relative_to(ROOT)), node.lineno, o) for o in options]
     return found
