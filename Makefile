@@ -7,7 +7,7 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint smollm2 clean
+.PHONY: help setup demo test pytest slow lint smollm2 clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,8 +24,14 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Run the whole method on the embedded models: OUT=runs/demo
 	$(BIN)/refusal-cliff demo --out $(OUT)
 
-test: lint ## Lint, check types and run the tests
+test: setup ## Lint, check types and run the tests
+	$(MAKE) --no-print-directory -j2 --output-sync=line lint pytest
+
+pytest: setup
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+slow: setup ## Run the tests that train or kill whole runs, which take minutes each
+	$(BIN)/pytest $(PYTEST_ARGS) -m slow
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check .

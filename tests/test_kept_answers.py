@@ -191,6 +191,7 @@ def test_a_journal_belongs_to_a_key_and_goes_with_its_stage(tmp_path: Path, work
     assert run(counting("a", {"k": 2})) == {"a": {"known": 0}}
 
 
+@pytest.mark.slow
 def test_a_killed_audit_leaves_the_files_of_a_whole_one(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
     rows, _ = audit(whole)

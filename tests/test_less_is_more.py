@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
 from refusal_cliff.data.examples import read_examples, write_prompts
 from refusal_cliff.data.prompt_files import source_of
@@ -78,6 +79,7 @@ def test_a_small_experiment(tmp_path: Path) -> None:
     assert again.started == []
 
 
+@pytest.mark.slow
 def test_public_files_instead_of_the_language(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

@@ -18,6 +18,7 @@ from refusal_cliff.run.folder import RunInfo
 from refusal_cliff.run.pipeline import run_pipeline
 from refusal_cliff.workflows.demo import MAIN, DemoSizes, demo_stages
 
+pytestmark = pytest.mark.slow
 SEED = 5
 SIZES = DemoSizes(
     fit=60, test=40, pool=20, benign=10, reference=10, head_traces=20, random_sets=2, sets=2
