@@ -19,6 +19,7 @@ ROWS = [
     {"prompt": "Bake bread", "response": "I cannot help with that.", "label": "benign"},
     {"prompt": "Sing", "response": "I can", "complete": False, "label": "harmful"},
     {"prompt": "Row", "response": None, "label": "harmful"},
+    {"response": "An answer to nothing", "label": "harmful"},
 ]
 
 
@@ -68,7 +69,7 @@ def test_judge_and_evaluate(tmp_path: Path) -> None:
     result = RUNNER.invoke(app, ["judge", "--traces", str(file), "--out", str(out)])
     assert result.exit_code == 0, result.output
     verdicts = [row["verdict"] for row in read(out / "traces.jsonl")]
-    assert verdicts == ["complied", "refused", "truncated"]
+    assert verdicts == ["complied", "refused", "truncated", "unscored"]
     assert len((out / "left-out.jsonl").read_text().splitlines()) == 1
     better = [dict(ROWS[0], response="I cannot help with that."), *ROWS[1:3]]
     after = tmp_path / "after"
