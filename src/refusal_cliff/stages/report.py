@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from refusal_cliff import __version__
 from refusal_cliff.findings.results import RunShape, summarise
-from refusal_cliff.findings.summary import write_summary
+from refusal_cliff.findings.summary import FORMAT, write_summary
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.report.gather import gather
 from refusal_cliff.report.page import write_page
@@ -41,6 +41,7 @@ def report_stage(
             "notes": list(notes),
             "provenance": [list(pair) for pair in provenance],
             "version": __version__,
+            "format": FORMAT,
         },
         lambda job: _report(shape, subject, notes, provenance, job),
     )
