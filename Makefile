@@ -7,7 +7,7 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test pytest slow lint smollm2 clean
+.PHONY: help setup demo test slow lint smollm2 clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -24,10 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## Run the whole method on the embedded models: OUT=runs/demo
 	$(BIN)/refusal-cliff demo --out $(OUT)
 
-test: setup ## Lint, check types and run the tests
-	$(MAKE) --no-print-directory -j2 --output-sync=line lint pytest
-
-pytest: setup
+test: lint ## Lint, check types and run the tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 slow: setup ## Run the tests that train or kill whole runs, which take minutes each
