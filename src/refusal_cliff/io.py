@@ -10,9 +10,12 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from refusal_cliff.errors import RefusalCliffError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 _IN_WORDS = tuple(map(os.strerror, _FULL_OR_READ_ONLY))
@@ -73,6 +76,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
             sync_folder(path.parent)
     finally:
         remove_quietly(temporary)
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where a file of ours is wrong first, and how: ``place: what``."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"])) or "the whole"
+    return f"{place}: {first['msg']}"
 
 
 def remove_stale(folder: Path) -> None:

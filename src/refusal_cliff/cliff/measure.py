@@ -16,7 +16,7 @@ from refusal_cliff.cliff.curves import (
     write_cliffs,
 )
 from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
+from refusal_cliff.cliff.verdict import ModelCliff, mean_cliff, model_cliff
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.probe.fit import ProbeSet
@@ -66,10 +66,8 @@ def measure_cliff(
             "cliff to measure. Allow longer answers (--max-new-tokens), or give more prompts."
         )
     rows = cliffs_of(scores, probes.row, pool)
-    depth = [model_cliff(cliffs_of(scores, row, pool), seed) for row in range(len(probes.probes))]
-    return MeasuredCliff(
-        model_cliff(rows, seed), tuple(rows), probes.layer, tuple(one.cliff for one in depth)
-    )
+    by_layer = [mean_cliff(cliffs_of(scores, row, pool)) for row in range(len(probes.probes))]
+    return MeasuredCliff(model_cliff(rows, seed), tuple(rows), probes.layer, tuple(by_layer))
 
 
 def write_measured(rows: Path, numbers: Path, measured: MeasuredCliff) -> None:

@@ -154,9 +154,7 @@ def read_scores(path: Path) -> list[TraceScores]:
 
 
 def _is_whole(row: TraceScores) -> bool:
-    spans = row.spans
-    parts = 0 <= spans.prompt <= spans.thinking < spans.closing <= spans.total
-    return parts and row.logits.shape[1] == spans.total
+    return row.spans.in_order and row.logits.shape[1] == row.spans.total
 
 
 def _matrix(logits: Any) -> NDArray[np.float32]:

@@ -42,6 +42,7 @@ from refusal_cliff.data.types import LeftOut, Record, Row, Trace, is_judged, sho
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import DESCRIPTIONS, claim
 from refusal_cliff.io import (
+    first_fault,
     read_json,
     remove_quietly,
     write_json,
@@ -293,8 +294,7 @@ def _described_as(path: Path, kind: type[Described]) -> Described:
     try:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
-        place = ".".join(map(str, error.errors()[0]["loc"])) or "the whole"
-        raise _damaged(path, f"it is damaged ({place}: {error.errors()[0]['msg']})") from error
+        raise _damaged(path, f"it is damaged ({first_fault(error)})") from error
 
 
 def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:

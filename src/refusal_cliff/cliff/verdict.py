@@ -179,6 +179,14 @@ def model_cliff(rows: Sequence[TraceCliff], seed: int = 0) -> ModelCliff:
     )
 
 
+def mean_cliff(rows: Sequence[TraceCliff]) -> float:
+    """Mean plateau − mean final of the `measured_rows`, as in `model_cliff`, with no verdict."""
+    here = level(measured_rows(rows)[1])
+    if here is None:
+        raise ValueError("there is no harmful trace to measure")
+    return here.plateau - here.final
+
+
 def measured_rows(
     rows: Sequence[TraceCliff],
 ) -> tuple[Literal["complied", "harmful"], list[TraceCliff]]:

@@ -74,11 +74,14 @@ def name_of(option: str, choices: Sequence[str]) -> Check:
         option: Without its dashes.
         choices: The names.
     """
+    return _one_of(choices, f"Unknown {option}", f" (--{option})")
 
+
+def _one_of(choices: Sequence[str], wrong: str, where: str = "") -> Check:
     def check(name: str) -> None:
         if name not in choices:
             raise RefusalCliffError(
-                f"Unknown {option} {name!r}. Write one of: {', '.join(choices)} (--{option})."
+                f"{wrong} {name!r}. Write one of: {', '.join(choices)}{where}."
                 f"{did_you_mean(name, choices)}"
             )
 
@@ -109,15 +112,7 @@ def scores_folder(name: str) -> None:
 
 def organism(names: Sequence[str]) -> Check:
     """One of the models whose right answers are known; an argument, not an option."""
-
-    def check(name: str) -> None:
-        if name not in names:
-            raise RefusalCliffError(
-                f"There is no organism {name!r}. Write one of: {', '.join(names)}."
-                f"{did_you_mean(name, names)}"
-            )
-
-    return check
+    return _one_of(names, "There is no organism")
 
 
 def probe_folder(name: str) -> None:

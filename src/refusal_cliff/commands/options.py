@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -43,46 +43,39 @@ BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts gen
 
 # How rows are read: the same in every command, see `reading_of`.
 Split = Annotated[str, typer.Option("--split", help="Split of a data set that has several.")]
-RowLabel = Annotated[
-    str | None,
-    typer.Option(
-        "--label",
-        help="Label of rows without one: harmful or benign.",
+
+
+def _label(option: str, rows: str) -> Any:
+    """The option that says what rows are that say it not themselves."""
+    return typer.Option(
+        option,
+        help=f"Label of {rows} without one: harmful or benign.",
         callback=checked(name_of("label", arguments.LABELS)),
-    ),
-]
+    )
+
+
+def _columns(option: str, where: str) -> Any:
+    """The option that says where a field is."""
+    return typer.Option(option, metavar="FIELD=COLUMN", help=f"Where a field is{where}")
+
+
+RowLabel = Annotated[str | None, _label("--label", "rows")]
 Columns = Annotated[
     list[str] | None,
-    typer.Option(
+    _columns(
         "--column",
-        metavar="FIELD=COLUMN",
-        help="Where a field is: id, text (the request), label, group, category, tags, thinking or "
-        "response; text=Goal; repeatable.",
+        ": id, text (the request), label, group, category, tags, thinking or response; text=Goal; "
+        "repeatable.",
     ),
 ]
 PromptColumns = Annotated[
     list[str] | None,
-    typer.Option(
-        "--prompts-column",
-        metavar="FIELD=COLUMN",
-        help="Where a field is in the files of --prompts; repeatable.",
-    ),
+    _columns("--prompts-column", " in the files of --prompts; repeatable."),
 ]
-PromptLabel = Annotated[
-    str | None,
-    typer.Option(
-        "--prompts-label",
-        help="Label of rows of --prompts without one: harmful or benign.",
-        callback=checked(name_of("label", arguments.LABELS)),
-    ),
-]
+PromptLabel = Annotated[str | None, _label("--prompts-label", "rows of --prompts")]
 BenignColumns = Annotated[
     list[str] | None,
-    typer.Option(
-        "--benign-column",
-        metavar="FIELD=COLUMN",
-        help="Where a field is in the rows of --benign; repeatable.",
-    ),
+    _columns("--benign-column", " in the rows of --benign; repeatable."),
 ]
 BenignSplit = Annotated[
     str, typer.Option("--benign-split", help="Split of --benign, where it has several.")

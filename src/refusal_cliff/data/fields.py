@@ -208,7 +208,7 @@ def spans_of(row: Row, total: int) -> Spans | None:
             f"'spans' is {shown(value)}", f"write whole numbers for {', '.join(_SPANS)}, or null"
         )
     spans = Spans(*cast("list[int]", ends))
-    if not 0 <= spans.prompt <= spans.thinking < spans.closing <= spans.total == total:
+    if not (spans.in_order and spans.total == total):
         raise bad(f"{spans} do not partition its {total} tokens", "generate the traces again")
     return spans
 

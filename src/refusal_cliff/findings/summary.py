@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from refusal_cliff.answers.judged import JudgedRates
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, write_json, write_text
+from refusal_cliff.io import first_fault, read_json, write_json, write_text
 
 FORMAT: Literal[3] = 3
 """Version of the keys; it grows when a key changes its meaning or goes away."""
@@ -438,9 +438,7 @@ def read_summary(path: Path) -> Summary:
     try:
         return Summary.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(step) for step in first["loc"])
         raise RefusalCliffError(
-            f"{path} is not a summary of format {FORMAT}: at {place}: {first['msg']}. "
+            f"{path} is not a summary of format {FORMAT}: at {first_fault(error)}. "
             "Make it again with the version of refusal-cliff that you use now."
         ) from error

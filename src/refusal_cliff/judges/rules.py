@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from refusal_cliff.data.traces import Trace, Verdict
 from refusal_cliff.judges import phrases as say
 from refusal_cliff.judges.interface import Answer, Judgement, answer_of, judge_each
+from refusal_cliff.judges.kept import judge_traces
 
 OPENING_CHARACTERS = 300
 """How much of an answer is searched for a refusal: it comes first; later negations are about the
@@ -124,7 +124,7 @@ def judge(trace: Trace) -> Verdict:
 
 def judge_all(traces: Iterable[Trace]) -> list[Trace]:
     """The same traces with their verdicts."""
-    return [replace(trace, verdict=judge(trace)) for trace in traces]
+    return judge_traces(list(traces), RulesJudge())
 
 
 def _verdict(answer: Answer) -> Verdict:

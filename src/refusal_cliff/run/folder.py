@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (
+    first_fault,
     move_file,
     read_json,
     remove_quietly,
@@ -224,10 +225,8 @@ def _read_manifest(path: Path) -> Manifest | None:
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise RefusalCliffError(
-            f"{file} is damaged: {where}: {first['msg']}. Choose another folder (--out "
+            f"{file} is damaged: {first_fault(error)}. Choose another folder (--out "
             "DIR): without it there is no telling which results of this one are whole."
         ) from error
 

@@ -42,8 +42,8 @@ def ask(
         part: ``fit`` or ``test``: which classes are needed, and how many traces of each.
         seed: Seed of the order in which prompts are drawn.
         first: Prompts of each label in the first batch; then half as many more of a label, as
-            long as one of its classes is too small. ``None`` asks all of them, after a batch that
-            shows whether they can be enough.
+            long as one of its classes is too small. ``None`` asks all of them; of those to fit on
+            a batch first, which shows whether they can be enough.
 
     Returns:
         Traces of the prompts that were asked, in their order.
@@ -55,15 +55,16 @@ def ask(
     waiting: dict[Label, list[Prompt]] = {
         label: _shuffled(prompts, label, seed) for label in LABELS
     }
-    found = write(_next(waiting, LABELS, first or PILOT))
+    pilot = PILOT if part == "fit" else len(prompts)
+    found = write(_next(waiting, LABELS, first or pilot))
     if part == "fit":
         _require(judge(found), waiting)
     if first is None:
         found += write(_next(waiting, LABELS, len(prompts)))
-    while first is not None and (
-        more := _next(waiting, short_of(part, judge(found)), -(-first // 2))
-    ):
-        found += write(more)
+    else:
+        half = math.ceil(first / 2)
+        while more := _next(waiting, short_of(part, judge(found)), half):
+            found += write(more)
     if part == "fit":
         _require(judge(found), waiting)
     place = {prompt.id: number for number, prompt in enumerate(prompts)}

@@ -33,6 +33,11 @@ class Spans:
     total: int
 
     @property
+    def in_order(self) -> bool:
+        """Whether the ends are those of four parts one after the other, the closing not empty."""
+        return 0 <= self.prompt <= self.thinking < self.closing <= self.total
+
+    @property
     def last_closing(self) -> int:
         """Index of the token from which the first response token is predicted."""
         return self.closing - 1
