@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refusal_cliff.errors import RefusalCliffError
@@ -241,6 +241,8 @@ _HOSTILE = st.lists(st.one_of(st.sampled_from(_PIECES), st.text(max_size=5)), ma
 
 
 @settings(deadline=None)
+@example("<|eom|><think>", None)
+@example("<think>\nanswer\n", "think\n")
 @given(_HOSTILE.map("".join), st.one_of(st.none(), _HOSTILE.map("".join)))
 def test_reading_is_stable(content: str, reasoning: str | None) -> None:
     found = read_message(content, reasoning)

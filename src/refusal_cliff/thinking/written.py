@@ -299,14 +299,12 @@ def _unwrapped(answer: str) -> str:
 
 
 def _unmarked(thinking: str, formats: Sequence[_Format]) -> str:
-    """A thought without any marker that it does not only speak of."""
-    for _ in formats:  # what one pass leaves may change what stands between quotes
-        found = _present(thinking, formats)
-        if not found:
+    """A thought as it stays when it is read again: without markers, or tokens that end a turn."""
+    for _ in formats:  # what one pass leaves may stand together as another marker
+        told = _split(thinking, formats, alone=False)
+        thinking = _joined((told.thinking, told.response))
+        if not told.marked:
             break
-        mentions = Mentions(thinking)
-        marks = [s for f in found for p in (f.opener, f.closer) for s in mentions.without(p)]
-        thinking = _joined(_pieces(thinking, sorted(marks)))
     return thinking
 
 
