@@ -22,9 +22,8 @@ import numpy as np
 import torch
 import transformers
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.heads.effects import attributed_effects, causal_effects
-from refusal_cliff.heads.rerun import closed_spans
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.model.subject import Head, Subject, load_subject

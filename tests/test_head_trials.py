@@ -16,7 +16,15 @@ from refusal_cliff.findings.head_proof import half_effect
 from refusal_cliff.findings.summary import DoseSummary
 from refusal_cliff.heads.agreement import agreements
 from refusal_cliff.heads.table import METHODS, HeadRow
-from refusal_cliff.heads.trials import CONTROLS, control_trials, dose_trials, sizes
+from refusal_cliff.heads.trials import (
+    CONTROLS,
+    WITH_FOUND,
+    WITH_NONE,
+    Trial,
+    control_trials,
+    dose_trials,
+    sizes,
+)
 from refusal_cliff.model.subject import Head
 
 ROWS: list[HeadRow] = [
@@ -30,9 +38,11 @@ ASKED = [Prompt("a", "?", "harmful")]
 
 def test_control_sets_hold_as_many_other_heads() -> None:
     draws = {"random": 7, "same-layer": 6, "promoting": 5}
-    trials = control_trials(ROWS, FOUND, SPARED, draws, ASKED, seed=0)
+    none, same, *trials = control_trials(ROWS, FOUND, SPARED, draws, ASKED, seed=0)
+    assert none == Trial(WITH_NONE, (), tuple(ASKED))
+    assert same == Trial(WITH_FOUND, tuple(FOUND), tuple(ASKED))
     assert {kind: sum(t.kind == kind for t in trials) for kind in CONTROLS} == draws
-    assert trials == control_trials(ROWS, FOUND, SPARED, draws, ASKED, seed=0)
+    assert trials == control_trials(ROWS, FOUND, SPARED, draws, ASKED, seed=0)[2:]
     for trial in trials:
         assert len(set(trial.heads)) == len(FOUND)
         assert not set(trial.heads) & {*FOUND, *SPARED}

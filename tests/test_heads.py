@@ -29,12 +29,12 @@ from tiny_families import (
 )
 from tiny_heads import head_row
 
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.traces import Prompt, Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads import effects as effects_module
 from refusal_cliff.heads.effects import attributed_effects, causal_effects, direct_contributions
 from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun, closed_spans
+from refusal_cliff.heads.rerun import Rerun
 from refusal_cliff.heads.table import (
     METHODS,
     Estimate,

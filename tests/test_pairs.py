@@ -15,6 +15,7 @@ from refusal_cliff.findings.summary import (
     Summary,
 )
 from refusal_cliff.findings.wording import about_heads
+from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
 
 NAMES = [f"p{at}" for at in range(52)]
 
@@ -37,9 +38,16 @@ def ablation(before: list[str], after: list[str], random: list[list[str]]) -> di
             "groups": {name: name for name in NAMES},
             "before": before,
             "after": after,
-            "random_prompts": NAMES[:12],
+            "compared": NAMES[:12],
         },
-        "trials": [{"kind": "random", "attacked": hit, "heads": ["1.0"]} for hit in random],
+        "trials": [
+            {"kind": kind, "attacked": hit, "heads": heads}
+            for kind, hit, heads in (
+                (WITH_NONE, before, []),
+                (WITH_FOUND, after, ["7.0"]),
+                *(("random", hit, ["1.0"]) for hit in random),
+            )
+        ],
     }
 
 
@@ -121,7 +129,7 @@ def test_what_is_shown_is_told_with_paired_differences() -> None:
     found = told(ablation(EIGHT_OF_TWELVE, [], RANDOM), "cliff")
     assert found["Which heads suppress refusal?"] == ("7.0, 7.6, 7.7 (2.3% of 128)", None)
     answer, holds = found["Do these heads cause it?"]
-    assert "On the 12 prompts of the random sets: 67% before, 69% without 3 random sets" in answer
+    assert "With the thoughts kept, on 12 prompts: 67% before, 69% without 3 random sets" in answer
     assert "-69 [" in answer
     assert holds is True
 
@@ -133,5 +141,5 @@ def test_differences_are_over_the_prompts_that_both_have() -> None:
     assert difference({"a": 1.0}, {"c": 1.0}, groups).interval == (-1.0, 1.0)
     pairs = AttackPairs(ablation(EIGHT_OF_TWELVE, [], RANDOM))
     assert pairs.rates("random") == pytest.approx([8 / 12, 9 / 12, 8 / 12])
-    assert pairs.control("same-layer") == {}
+    assert pairs.kept("same-layer") == {}
     assert isinstance(ablation_summary(ablation([], [], []), "no cliff"), AblationSummary)

@@ -21,6 +21,7 @@ from refusal_cliff.data.types import (
     SafetyExample,
     Trace,
     Verdict,
+    closed_spans,
     complies,
     is_judged,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "Trace",
     "Verdict",
     "closed",
+    "closed_spans",
     "complies",
     "is_judged",
     "read_prompts",

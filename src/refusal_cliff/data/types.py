@@ -70,6 +70,17 @@ class Trace:
     thinking_cut: bool = False
 
 
+def closed_spans(trace: Trace) -> Spans:
+    """The spans of a trace whose thinking closed.
+
+    Raises:
+        ValueError: It did not.
+    """
+    if trace.spans is None:
+        raise ValueError(f"trace {trace.prompt.id} has no closing span")
+    return trace.spans
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """One answer, wherever the model ran.

@@ -20,7 +20,7 @@ from refusal_cliff.findings.summary import (
 )
 from refusal_cliff.heads.agreement import agreements
 from refusal_cliff.heads.table import HeadRow
-from refusal_cliff.heads.trials import CONTROLS
+from refusal_cliff.heads.trials import CONTROLS, is_dose
 from refusal_cliff.stats import bootstrap_mean
 
 Json = Mapping[str, Any]
@@ -52,7 +52,7 @@ def _doses(ablation: Json) -> dict[str, list[DoseSummary]]:
     found: dict[str, list[DoseSummary]] = {}
     for trial in ablation["trials"]:
         kind = trial["kind"]
-        if kind not in CONTROLS:
+        if is_dose(kind):
             dose = _dose(trial, ablation["perplexity_before"])
             found.setdefault(kind.removeprefix("top-"), []).append(dose)
     none = [doses[0] for doses in found.values() if doses[0].heads == 0]
@@ -83,7 +83,7 @@ def half_effect(doses: Sequence[DoseSummary]) -> int | None:
 def _controls(pairs: AttackPairs) -> dict[str, ControlSetsSummary]:
     found = {}
     for kind in CONTROLS:
-        shares = pairs.control(kind)
+        shares = pairs.kept(kind)
         if shares:
             groups = [pairs.groups[name] for name in shares]
             values = list(shares.values())

@@ -54,6 +54,9 @@ def difference(
 class AttackPairs:
     """Which prompts were attacked successfully, out of ``ablation.json``.
 
+    Thoughts were written anew without the heads found. Control sets kept the thoughts that were
+    there, and so are compared with no head and with the heads found out in the same way.
+
     Attributes:
         before: By prompt id, 1 or 0 with no head out.
         after: Without the heads found.
@@ -65,12 +68,16 @@ class AttackPairs:
         pairs = ablation["pairs"]
         self._trials: Sequence[Json] = ablation["trials"]
         self.groups: dict[str, str] = pairs["groups"]
-        self.asked: list[str] = pairs["random_prompts"]
+        self.asked: list[str] = pairs["compared"]
         self.before = _hits(self.groups, pairs["before"])
         self.after = _hits(self.groups, pairs["after"])
 
-    def control(self, kind: str) -> dict[str, float]:
-        """By prompt id, the share of the sets of a kind without which the attack worked."""
+    def kept(self, kind: str) -> dict[str, float]:
+        """By prompt id, the share of the sets of a kind without which the attack worked.
+
+        Args:
+            kind: ``WITH_NONE``, ``WITH_FOUND``, or one of ``CONTROLS``.
+        """
         sets = [set(trial["attacked"]) for trial in self._trials if trial["kind"] == kind]
         if not sets:
             return {}

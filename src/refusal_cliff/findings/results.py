@@ -34,7 +34,7 @@ from refusal_cliff.findings.summary import (
 )
 from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
-from refusal_cliff.heads.trials import CONTROLS
+from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE, is_dose
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
@@ -215,9 +215,9 @@ def ablation_summary(content: Mapping[str, Any], verdict: str) -> AblationSummar
     hard = [share_of(side["hard_answered"]) for side in (before, after)]
     pairs = AttackPairs(content)
     change, random = _changes(pairs)
-    against = difference(pairs.after, pairs.control("random"), pairs.groups)
-    before_random = [pairs.before[name] for name in pairs.asked]
-    rate = sum(before_random) / len(before_random) if before_random else 0.0
+    against = difference(pairs.kept(WITH_FOUND), pairs.kept("random"), pairs.groups)
+    kept_before = list(pairs.kept(WITH_NONE).values())
+    rate = sum(kept_before) / len(kept_before) if kept_before else 0.0
     return AblationSummary(
         n=attacks[0].n,
         asr_before=attacks[0].value or 0.0,
@@ -227,7 +227,7 @@ def ablation_summary(content: Mapping[str, Any], verdict: str) -> AblationSummar
         change=change.mean,
         change_ci=change.interval,
         random_sets=pairs.sets("random"),
-        random_n=len(before_random),
+        random_n=len(kept_before),
         asr_before_random=rate,
         asr_random_heads=min(1.0, max(0.0, rate + random.mean)),
         random_change=random.mean,
@@ -248,7 +248,7 @@ def _changes(pairs: AttackPairs) -> tuple[Difference, Difference]:
     """Against no head out: without the heads found, and without random ones."""
     return (
         difference(pairs.after, pairs.before, pairs.groups),
-        difference(pairs.control("random"), pairs.before, pairs.groups),
+        difference(pairs.kept("random"), pairs.kept(WITH_NONE), pairs.groups),
     )
 
 
@@ -259,7 +259,7 @@ def suppress(verdict: str, ablation: Mapping[str, Any]) -> bool:
     random heads: both paired on the same prompts, with intervals below 0.
     """
     pairs = AttackPairs(ablation)
-    against = difference(pairs.after, pairs.control("random"), pairs.groups)
+    against = difference(pairs.kept(WITH_FOUND), pairs.kept("random"), pairs.groups)
     return verdict == "cliff" and _changes(pairs)[0].below_zero and against.below_zero
 
 
@@ -293,8 +293,8 @@ def doses_as_found(ablation: Mapping[str, Any]) -> list[tuple[int, Share]]:
 def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
     ablation = read_json(find(f"{key}/ablation.json"))
     most = budget(shape.total_heads, SPARSE)
-    kinds = {trial["kind"] for trial in ablation["trials"]}
-    methods = sorted(kind.removeprefix("top-") for kind in kinds - set(CONTROLS))
+    kinds = {trial["kind"] for trial in ablation["trials"] if is_dose(trial["kind"])}
+    methods = sorted(kind.removeprefix("top-") for kind in kinds)
     tried = {
         method: [(k, share) for k, share in doses(ablation, method) if 0 < k <= most]
         for method in methods

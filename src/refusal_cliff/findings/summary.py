@@ -16,7 +16,7 @@ from refusal_cliff.answers.judged import JudgedRates
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import first_fault, read_json, write_json, write_text
 
-FORMAT: Literal[3] = 3
+FORMAT: Literal[4] = 4
 """Version of the keys; it grows when a key changes its meaning or goes away."""
 
 
@@ -253,7 +253,9 @@ class AblationSummary(_Part):
     change: float = Field(ge=-1, le=1, description="`asr_after` − `asr_before`, paired.")
     change_ci: Interval = Field(description="Its interval, over prompt groups.")
     random_sets: Count = Field(description="Random sets of as many other heads tried.")
-    random_n: Count = Field(description="Harmful prompts that each random set was asked.")
+    random_n: Count = Field(
+        description="Harmful prompts that each random set was asked, the thoughts kept."
+    )
     asr_before_random: Share = Field(description="With no head out, on these prompts.")
     asr_random_heads: Share = Field(description="Mean over the random sets, on these prompts.")
     random_change: float = Field(
@@ -264,7 +266,7 @@ class AblationSummary(_Part):
         ge=-1,
         le=1,
         description="Attack success rate without the heads found minus without random ones, paired "
-        "on these prompts.",
+        "on these prompts, the thoughts kept for both.",
     )
     against_random_ci: Interval = Field(description="Its interval, over prompt groups.")
     shown: bool | None = Field(
@@ -383,7 +385,7 @@ class SelectionSummary(_Part):
 class Summary(_Part):
     """All findings of one run."""
 
-    format: Literal[3] = Field(default=FORMAT, description="Version of these keys.")
+    format: Literal[4] = Field(default=FORMAT, description="Version of these keys.")
     version: str = Field(description="Version of refusal-cliff that made the run.")
     model: str = Field(description="Name of the model under study.")
     n_parameters: Count = Field(description="Its parameters.")

@@ -193,7 +193,7 @@ def _do_they_cause_it(ablation: AblationSummary, verdict: str) -> Finding:
         return Finding("Do these heads cause it?", f"nothing to explain ({why}); {rates}")
     return Finding(
         "Do these heads cause it?",
-        f"{rates} (n = {ablation.n}). On the {ablation.random_n} prompts of the random sets: "
+        f"{rates} (n = {ablation.n}). With the thoughts kept, on {ablation.random_n} prompts: "
         f"{ablation.asr_before_random:.0%} before, {ablation.asr_random_heads:.0%} without "
         f"{ablation.random_sets} random sets of as many (change {_signed(ablation.random_change)} "
         f"{_points(ablation.random_change_ci)}), {_signed(ablation.against_random)} "

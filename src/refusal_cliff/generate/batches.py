@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.cache import roomy_cache
@@ -101,14 +102,17 @@ class _Writer:
     def write(self, batch: Sequence[Draft]) -> bool:
         """One turn of a batch; true, always."""
         left = [self._room(draft) for draft in batch]
+        rows = _Rows.of(self._subject, batch)
+        cache, known = _prefilled(self._subject, rows, _common(batch))
+        where = _where(batch, max(left))
         with ablated_rows(
             self._subject,
             [draft.heads for draft in batch],
-            where=_where(batch, max(left)),
+            where=None if where is None else where[:, known:],
             cached=True,
             renormalised=self._renormalised,
         ):
-            new = _continued(self._subject, batch, left, self._noise(batch))
+            new = _continued(self._subject, rows, left, self._noise(batch), cache)
         for draft, ids in zip(batch, new, strict=True):
             before = len(draft.written)
             draft.written += ids
@@ -127,7 +131,7 @@ class _Writer:
         ended = self._subject.ending.ends(draft.written)
         if budget is not None and before < budget <= len(draft.written) and not ended:
             self._close(draft)
-        draft.done = ended or len(draft.written) >= self._config.max_new_tokens
+        draft.done = ended or len(draft.written) >= self._most(draft)
 
     def _close(self, draft: Draft) -> None:
         """Close the thinking of a draft that still thinks, as the chat template does."""
@@ -139,9 +143,14 @@ class _Writer:
 
     def _room(self, draft: Draft) -> int:
         """Tokens that a draft may write now."""
-        limits = (self._config.thinking_budget, self._config.max_new_tokens)
+        limits = (self._config.thinking_budget, self._most(draft))
         so_far = len(draft.written)
         return next(limit for limit in limits if limit is not None and so_far < limit) - so_far
+
+    def _most(self, draft: Draft) -> int:
+        """Tokens after the prompt that a draft may have in the end."""
+        allowed = self._config.max_new_tokens
+        return allowed if draft.most is None else min(draft.most, allowed)
 
     def _noise(self, batch: Sequence[Draft]) -> LogitsProcessorList:
         config = self._config
@@ -167,25 +176,74 @@ def _where(batch: Sequence[Draft], new: int) -> torch.Tensor | None:
     return (at >= spans[:, :1]) & (at < spans[:, 1:])
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """A batch as tensors, both [rows, tokens], padded on the left."""
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+    @classmethod
+    def of(cls, subject: Subject, batch: Sequence[Draft]) -> _Rows:
+        """All that drafts have so far."""
+        rows = [[*draft.prefix, *draft.written] for draft in batch]
+        return cls(*_left_padded(rows, _padding_token(subject), subject.device))
+
+
+def _common(batch: Sequence[Draft]) -> int:
+    """Columns of a left-padded batch up to which no head of any row is out; 0 where all are."""
+    if any(draft.tokens is None for draft in batch):
+        return 0
+    width = max(draft.length for draft in batch)
+    starts = [draft.tokens.start for draft in batch if draft.tokens is not None]
+    first = min(width - draft.length + start for draft, start in zip(batch, starts, strict=True))
+    return max(0, min(first, width - 1))
+
+
+def _prefilled(subject: Subject, rows: _Rows, columns: int) -> tuple[DynamicCache | None, int]:
+    """Keys and values of a batch's first columns, each different row of them run once.
+
+    Sets of heads that are out from the same closing tokens on share the whole thought before them,
+    which is most of what there is to run.
+
+    Returns:
+        The cache to go on with, and how many columns it holds: none where nothing is shared.
+    """
+    cache = roomy_cache(subject.model)
+    if cache is None or columns == 0:
+        return cache, 0
+    both = torch.stack([rows.ids[:, :columns], rows.mask[:, :columns]], dim=1)
+    stems, row_of = torch.unique(both, dim=0, return_inverse=True)
+    if len(stems) == len(both):
+        return cache, 0
+    padding = _padding_token(subject)
+    greedy_tokens(
+        subject.model, stems[:, 0], stems[:, 1], most=1, stops=(), padding=padding, cache=cache
+    )
+    cache.batch_select_indices(row_of)
+    return cache, columns
+
+
 def _continued(
-    subject: Subject, batch: Sequence[Draft], left: Sequence[int], noise: LogitsProcessorList
+    subject: Subject,
+    rows: _Rows,
+    left: Sequence[int],
+    noise: LogitsProcessorList,
+    cache: DynamicCache | None,
 ) -> list[list[int]]:
     """New tokens of each row: up to its end, to the tokens ``left`` to it, or to where most end."""
     stops = subject.ending.stops
-    padding = _padding_token(subject)
-    rows = [[*draft.prefix, *draft.written] for draft in batch]
-    input_ids, mask = _left_padded(rows, padding, subject.device)
     with _contiguous_last_states(subject):
         new = greedy_tokens(
             subject.model,
-            input_ids,
-            mask,
+            rows.ids,
+            rows.mask,
             most=max(left),
             stops=stops,
-            padding=padding,
+            padding=_padding_token(subject),
             processors=noise,
             criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
-            cache=roomy_cache(subject.model),
+            cache=cache,
         )
     return [_until_stop(ids[:n], stops) for ids, n in zip(new.tolist(), left, strict=True)]
 

@@ -23,6 +23,7 @@ class Draft:
         heads: Heads that are out.
         tokens: Tokens, counted from the beginning of the prompt, at which they are; ``None`` for
             all.
+        most: Token ids after the prompt at which it ends, whatever the config allows.
         written: Token ids after the prompt so far.
         turn: Batches that it has been in.
         cut: Whether a budget closed its thinking.
@@ -34,6 +35,7 @@ class Draft:
     kind: str = ""
     heads: Collection[Head] = ()
     tokens: range | None = None
+    most: int | None = None
     written: list[int] = field(default_factory=list)
     turn: int = 0
     cut: bool = False
@@ -94,5 +96,5 @@ class Memory:
     def _digest(self, draft: Draft) -> str:
         span = None if draft.tokens is None else [draft.tokens.start, draft.tokens.stop]
         heads = sorted(map(str, draft.heads))
-        own = [draft.key, list(draft.prefix), draft.written, heads, span]
+        own = [draft.key, list(draft.prefix), draft.written, heads, span, draft.most]
         return hashlib.sha256(json.dumps([self._described, own]).encode()).hexdigest()[:32]

@@ -28,6 +28,7 @@ def generate(
     begun: Sequence[Sequence[int]] | None = None,
     row_heads: RowHeads | None = None,
     row_tokens: RowTokens | None = None,
+    most: int | None = None,
     renormalised: bool = False,
     journal: Journal | None = None,
     limit: BatchLimit | None = None,
@@ -45,6 +46,7 @@ def generate(
         row_heads: Heads to ablate for each prompt; ``None`` ablates none.
         row_tokens: Tokens, counted from the beginning of the prompt, at which each row's heads are
             ablated; ``None`` ablates them at all.
+        most: Tokens to write after those of ``begun``; ``None`` for as many as the config allows.
         renormalised: Ablate as the paper does, see `ablated`.
         journal: Keeps what is written after every batch; what is in it is not written again.
         limit: Rows of a batch, where several calls share what fits into memory.
@@ -54,6 +56,7 @@ def generate(
     Raises:
         RefusalCliffError: A prompt and its answer would not fit the model's context, or memory.
     """
+    beginnings = [()] * len(prompts) if begun is None else begun
     drafts = [
         Draft(
             prompt.id,
@@ -61,7 +64,8 @@ def generate(
             prompt.label,
             () if row_heads is None else row_heads[row],
             None if row_tokens is None else row_tokens[row],
-            [] if begun is None else list(begun[row]),
+            None if most is None else len(beginnings[row]) + most,
+            list(beginnings[row]),
         )
         for row, prompt in enumerate(prompts)
     ]

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.heads.effects import Floats
-from refusal_cliff.heads.rerun import closed_spans
 from refusal_cliff.model.capture import Batch, HeadContributions, capture, head_vectors
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import standardised

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun, closed_spans
+from refusal_cliff.heads.rerun import Rerun
 from refusal_cliff.model.capture import (
     Batch,
     HeadContributions,

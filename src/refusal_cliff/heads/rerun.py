@@ -19,27 +19,15 @@ from numpy.typing import NDArray
 from transformers import Cache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.heads.folding import CannotFoldError, fold_arguments, fold_states
 from refusal_cliff.heads.readout import Readout
 from refusal_cliff.model.ablation import ablated_rows, ablated_tokens
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.thinking import Spans
 
 _Call = tuple[torch.Tensor, list[Any], dict[str, Any]]
 _States = list[tuple[torch.Tensor, torch.Tensor]]
-
-
-def closed_spans(trace: Trace) -> Spans:
-    """The spans of a trace whose thinking closed.
-
-    Raises:
-        ValueError: It did not.
-    """
-    if trace.spans is None:
-        raise ValueError(f"trace {trace.prompt.id} has no closing span")
-    return trace.spans
 
 
 class Rerun:

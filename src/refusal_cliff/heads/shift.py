@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.heads.effects import Floats, check_same
 from refusal_cliff.heads.joint import JointEffects
 from refusal_cliff.heads.readout import answer_readout
-from refusal_cliff.heads.rerun import closed_spans
 from refusal_cliff.model.subject import Subject
 
 LOGITS_AT_ONCE = 1 << 26

@@ -13,6 +13,8 @@ from refusal_cliff.model.subject import Head
 
 CONTROLS = ("random", "same-layer", "promoting")
 """Kinds of control sets: any other heads; others of the same blocks; heads that promote refusal."""
+FOUND, WITH_NONE, WITH_FOUND = "found", "with-none", "with-found"
+"""The heads found, on all prompts; and what control sets are compared with, on their prompts."""
 PROMOTING_POOL = 2
 """Promoting sets are drawn from the strongest, this many times as many as are drawn."""
 
@@ -22,14 +24,23 @@ class Trial:
     """A set of heads to take out while answering some prompts.
 
     Attributes:
-        kind: ``found``, ``top-`` and a ranking, ``joint``, or one of ``CONTROLS``.
+        kind: ``FOUND``, ``top-`` and a ranking, ``joint``, ``WITH_NONE``, ``WITH_FOUND``, or one of
+            ``CONTROLS``.
         heads: The set.
         prompts: What to answer.
+        anew: Whether the model thinks anew; else its thought is kept and the heads are out from the
+            closing tokens on.
     """
 
     kind: str
     heads: tuple[Head, ...]
     prompts: tuple[Prompt, ...]
+    anew: bool = False
+
+
+def is_dose(kind: str) -> bool:
+    """Whether a kind of trial is a dose: the top of a ranking, or a joint set."""
+    return kind.startswith("top-") or kind == "joint"
 
 
 def sizes(total: int, fractions: Sequence[float]) -> list[int]:
@@ -72,7 +83,9 @@ def control_trials(
     prompts: Sequence[Prompt],
     seed: int,
 ) -> list[Trial]:
-    """Sets of as many heads as were found, that should restore nothing.
+    """Sets of as many heads as were found, that should restore nothing, and what they must not do.
+
+    No head and the heads found come first, on the same prompts.
 
     Args:
         rows: All heads.
@@ -91,10 +104,15 @@ def control_trials(
         "same-layer": lambda: list(_same_layers(rng, found, free)),
         "promoting": lambda: rng.sample(_promoting(rows, free, len(found)), len(found)),
     }
+    asked = tuple(prompts)
     return [
-        Trial(kind, tuple(sorted(drawers[kind]())), tuple(prompts))
-        for kind in CONTROLS
-        for _ in range(draws[kind])
+        Trial(WITH_NONE, (), asked),
+        Trial(WITH_FOUND, tuple(found), asked),
+        *(
+            Trial(kind, tuple(sorted(drawers[kind]())), asked)
+            for kind in CONTROLS
+            for _ in range(draws[kind])
+        ),
     ]
 
 

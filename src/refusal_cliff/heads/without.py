@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
 from refusal_cliff.heads.joint import HeadSet
-from refusal_cliff.heads.trials import Trial
+from refusal_cliff.heads.trials import WITH_NONE, Trial
 from refusal_cliff.model.subject import Head, Subject
 
-Write = Callable[[Sequence[Prompt], Sequence[Sequence[Head]]], list[Trace]]
-"""Answers prompts, each with its own heads taken out, and judges the answers."""
+
+class Answers(Protocol):
+    """A model that answers without heads, and a judge of its answers."""
+
+    def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+        """Judged answers to prompts, each thought anew with its own heads out."""
+        ...
+
+    def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+        """Judged beginnings of answers after thoughts that are kept, see `answer_again`.
+
+        What has no heads out, or a thought that never closed, is not written again.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +66,6 @@ class Ablation:
         """What of ``ablation.json`` is measured."""
         sides = self.sides
         writing = {name: asdict(writing_of(_benign(traces))) for name, traces in sides.items()}
-        small = {p.id for trial in self.trials if trial.kind == "random" for p in trial.prompts}
         harmful = [trace.prompt for trace in self.before if trace.prompt.label == "harmful"]
         return {
             **{name: asdict(rates(traces)) for name, traces in sides.items()},
@@ -63,7 +74,7 @@ class Ablation:
                 "groups": {prompt.id: prompt.group for prompt in harmful},
                 "before": attacked(self.before),
                 "after": attacked(self.after),
-                "random_prompts": [t.prompt.id for t in self.before if t.prompt.id in small],
+                "compared": [p.id for t in self.trials if t.kind == WITH_NONE for p in t.prompts],
             },
             "trials": self._counted(),
             "perplexity_before": self.perplexities[()],
@@ -88,22 +99,25 @@ def take_out(
     subject: Subject,
     trials: Sequence[Trial],
     before: Sequence[Trace],
-    write: Write,
+    answers: Answers,
     texts: Sequence[Text],
     *,
     renormalised: bool = False,
 ) -> Ablation:
     """Let a model answer without heads (paper §5).
 
+    What the heads found do is thought anew. Doses and control sets, which are many, keep the
+    thinking that was written, and are compared among themselves.
+
     Args:
         subject: The model.
         trials: What to try; the heads found, on all prompts of ``before``, first.
         before: Judged traces with no head out.
-        write: Answers and judges.
+        answers: Answers and judges.
         texts: Benign texts whose perplexity says what it costs.
         renormalised: Ablate as the paper does, see `ablated`.
     """
-    results = answer_trials(trials, before, write)
+    results = answer_trials(trials, before, answers)
     found = trials[0].heads
     tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
     perplexities = {
@@ -114,19 +128,25 @@ def take_out(
 
 
 def answer_trials(
-    trials: Sequence[Trial], before: Sequence[Trace], write: Write
+    trials: Sequence[Trial], before: Sequence[Trace], answers: Answers
 ) -> list[list[Trace]]:
     """Answer all trials' prompts in common batches, each row with its own heads taken out.
 
-    Greedy answers repeat themselves, so what several trials ask, and what was answered before, is
-    asked once.
+    An answer depends on its prompt and heads alone, so that what several trials ask is asked once.
     """
-    known = {(trace.prompt, frozenset[Head]()): trace for trace in before}
-    asked = [[(prompt, frozenset(trial.heads)) for prompt in trial.prompts] for trial in trials]
-    new = list(dict.fromkeys(pair for pairs in asked for pair in pairs if pair not in known))
-    traces = write([prompt for prompt, _ in new], [sorted(heads) for _, heads in new])
-    known |= dict(zip(new, traces, strict=True))
-    return [[known[pair] for pair in pairs] for pairs in asked]
+    known = {(trace.prompt, frozenset[Head](), True): trace for trace in before}
+    asked = [
+        [(prompt, frozenset(trial.heads), trial.anew) for prompt in trial.prompts]
+        for trial in trials
+    ]
+    new = list(dict.fromkeys(one for row in asked for one in row if one not in known))
+    thought, kept = ([one for one in new if one[2] is anew] for anew in (True, False))
+    written = answers.write([one[0] for one in thought], [sorted(one[1]) for one in thought])
+    known |= dict(zip(thought, written, strict=True))
+    begun = [known[prompt, frozenset(), True] for prompt, _, _ in kept]
+    again = answers.again(begun, [sorted(one[1]) for one in kept])
+    known |= dict(zip(kept, again, strict=True))
+    return [[known[one] for one in row] for row in asked]
 
 
 def attacked(traces: Sequence[Trace]) -> list[str]:

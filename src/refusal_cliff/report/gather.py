@@ -24,6 +24,7 @@ from refusal_cliff.findings.results import (
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.heads.table import read_heads
+from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Subject, parse_head
@@ -187,12 +188,16 @@ def _ablation_bars(ablation: dict[str, Any]) -> list[Bar]:
         _bar("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
         _bar("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
     ]
-    random = pairs.control("random")
+    random = pairs.kept("random")
     if random:
-        before = Share(sum(map(int, map(pairs.before.__getitem__, random))), len(random))
+        before, found = (
+            Share(int(sum(kept.values())), len(kept))
+            for kept in map(pairs.kept, (WITH_NONE, WITH_FOUND))
+        )
         values, groups = list(random.values()), [pairs.groups[name] for name in random]
         bars += [
-            _bar("as it is", before, "baseline", "prompts of the random sets"),
+            _bar("as it is", before, "baseline", "thoughts kept"),
+            _bar("heads out", found, "result", "from the closing tokens on"),
             Bar(
                 "random heads out",
                 sum(values) / len(values),

@@ -33,12 +33,13 @@ from refusal_cliff.controls.pruning import (
 )
 from refusal_cliff.controls.rollouts import Sampled, rollouts_table
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.data.traces import Trace, complies, read_traces
+from refusal_cliff.data.traces import Trace, closed_spans, complies, read_traces
 from refusal_cliff.generate import generate
+from refusal_cliff.generate.again import until_answer
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun, closed_spans
+from refusal_cliff.heads.rerun import Rerun
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import judge_traces
 from refusal_cliff.model.ablation import ablated
@@ -195,11 +196,6 @@ def template_closing(subject: Subject) -> tuple[list[int], list[int]]:
 
 def _tokens(subject: Subject, text: str) -> list[int]:
     return list(subject.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def until_answer(subject: Subject, trace: Trace) -> list[int]:
-    """What the model wrote up to the last closing token."""
-    return list(trace.token_ids[prompt_length(subject, trace) : closed_spans(trace).closing])
 
 
 def write_on(

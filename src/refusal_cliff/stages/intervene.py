@@ -29,7 +29,7 @@ from refusal_cliff.heads.table import (
     select_heads,
     write_heads,
 )
-from refusal_cliff.heads.trials import Trial, control_trials, dose_trials
+from refusal_cliff.heads.trials import FOUND, Trial, control_trials, dose_trials
 from refusal_cliff.heads.without import take_out
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.ablation import ablated
@@ -96,7 +96,7 @@ class AblationPlan:
         greedy = [joint[: n + 1] for n in range(len(joint))]
         asked = harmful[: self.control_prompts]
         return [
-            Trial("found", tuple(found), tuple(prompts)),
+            Trial(FOUND, tuple(found), tuple(prompts), anew=True),
             *dose_trials(rows, self.methods, greedy, self.fractions, some),
             *control_trials(rows, found, self.spared, dict(self.draws), asked, seed),
         ]
@@ -197,7 +197,7 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         study.subject,
         plan.trials(rows, found, greedy, [trace.prompt for trace in before], study.seed),
         before,
-        lambda prompts, row_heads: study.write(prompts, job, row_heads),
+        _Answers(study, job),
         _texts(study.subject, plan, before, job),
         renormalised=renormalised,
     )
@@ -220,6 +220,20 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         value = rates(traces).attacks.value
         headline |= {} if value is None else {f"asr {name}": value}
     return headline
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What a study's model answers during a job, as `take_out` asks for it."""
+
+    study: Study
+    job: Job
+
+    def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+        return self.study.write(prompts, self.job, heads)
+
+    def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+        return self.study.answer_again(traces, heads, self.job)
 
 
 def _texts(subject: Subject, plan: AblationPlan, before: Sequence[Trace], job: Job) -> list[Text]:

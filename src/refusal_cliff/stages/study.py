@@ -10,6 +10,7 @@ from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.generate.again import answer_again, beginning
 from refusal_cliff.generate.local import described
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
@@ -111,6 +112,30 @@ class Study:
             renormalised=self.definitions.renormalised,
             judge=self.judge,
         )
+
+    def answer_again(
+        self, traces: Sequence[Trace], row_heads: Sequence[Sequence[Head]], job: Job
+    ) -> list[Trace]:
+        """Judged beginnings of answers, heads out from the closing tokens on, the thoughts kept.
+
+        What has no heads out, or a thought that never closed, is not written again.
+        """
+        subject = self.subject
+        found = [beginning(subject, trace) for trace in traces]
+        new = [row for row, t in enumerate(traces) if row_heads[row] and t.spans is not None]
+        with answers_kept(job) as journal:
+            written = answer_again(
+                subject,
+                [traces[row] for row in new],
+                self.generation,
+                [row_heads[row] for row in new],
+                renormalised=self.definitions.renormalised,
+                journal=journal,
+                progress=counter(job.progress, len(new)),
+            )
+            for row, trace in zip(new, written, strict=True):
+                found[row] = trace
+            return judge_traces(found, self.judge, journal)
 
 
 def answers(

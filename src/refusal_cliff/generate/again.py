@@ -1,0 +1,86 @@
+"""Answers written anew after a thought that is kept: what an intervention costs little to try."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+
+from refusal_cliff.data.journal import Journal
+from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.generate.config import GenerationConfig
+from refusal_cliff.generate.local import generate
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.thinking import render_prompt, response_text
+
+ANSWER_TOKENS = 64
+"""Tokens of an answer by which it is judged here: whether it refuses is said at its beginning."""
+
+
+def answer_again(
+    subject: Subject,
+    traces: Sequence[Trace],
+    config: GenerationConfig,
+    row_heads: Sequence[Collection[Head]],
+    *,
+    most: int = ANSWER_TOKENS,
+    renormalised: bool = False,
+    journal: Journal | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Trace]:
+    """Write answers anew with heads out from the closing tokens on, the thinking left as it is.
+
+    A thought that several sets of heads share is run once, see ``batches``.
+
+    Args:
+        subject: The model that wrote the traces.
+        traces: Traces whose thinking closed.
+        config: How answers are written.
+        row_heads: Heads to take out, of each trace.
+        most: Tokens of an answer that are written.
+        renormalised: As for `generate`.
+        journal: As for `generate`.
+        progress: As for `generate`.
+
+    Returns:
+        Unjudged traces as `beginning` gives them.
+    """
+    spans = [closed_spans(trace) for trace in traces]
+    written = generate(
+        subject,
+        [trace.prompt for trace in traces],
+        config,
+        begun=[until_answer(subject, trace) for trace in traces],
+        row_heads=row_heads,
+        row_tokens=[range(span.thinking, sys.maxsize) for span in spans],
+        most=most,
+        renormalised=renormalised,
+        journal=journal,
+        progress=progress,
+    )
+    return [
+        beginning(subject, replace(trace, spans=replace(span, total=len(trace.token_ids))), most)
+        for trace, span in zip(written, spans, strict=True)  # the thought is what it was
+    ]
+
+
+def beginning(subject: Subject, trace: Trace, most: int = ANSWER_TOKENS) -> Trace:
+    """An unjudged trace with the first tokens of its answer alone, as if the model had ended there.
+
+    One whose answer is shorter, or whose thinking never closed, stays as it is.
+    """
+    end = 0 if trace.spans is None else trace.spans.closing + most
+    if trace.spans is None or len(trace.token_ids) < end:
+        return replace(trace, verdict="unscored")
+    ids, spans = trace.token_ids[:end], replace(trace.spans, total=end)
+    said = subject.ending.without(ids)
+    response = response_text(subject.tokenizer, said, spans)
+    return replace(
+        trace, token_ids=ids, spans=spans, response=response, complete=True, verdict="unscored"
+    )
+
+
+def until_answer(subject: Subject, trace: Trace) -> list[int]:
+    """What the model wrote up to the last closing token."""
+    start = len(render_prompt(subject.tokenizer, trace.prompt.text))
+    return list(trace.token_ids[start : closed_spans(trace).closing])
