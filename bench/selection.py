@@ -44,6 +44,7 @@ from refusal_cliff.report.svg import frame, line, picture, polyline, tag, text
 from refusal_cliff.select.pool import read_candidates, scores_path, shard_path
 from refusal_cliff.select.selection_run import Choice, Source, run_selection
 from refusal_cliff.select.shards import ScoringPlan
+from refusal_cliff.settings import Loading
 from refusal_cliff.thinking import tokenise_trace
 
 MEGABYTE = 1 << 20
@@ -66,7 +67,9 @@ def make_data(out: Path, rows: int) -> None:
 def plan_of(options: argparse.Namespace, out: Path) -> tuple[ScoringPlan, Source, Choice]:
     """The thinking of the data is scored: generation would hide what scoring costs."""
     return (
-        ScoringPlan(options.model, options.probe, out, own_thinking=False, device="cpu"),
+        ScoringPlan(
+            options.model, options.probe, out, own_thinking=False, loading=Loading(device="cpu")
+        ),
         Source(str(options.out / "data.jsonl"), (PromptFile(options.out / "asked.jsonl"),)),
         Choice(),
     )

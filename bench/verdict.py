@@ -34,7 +34,6 @@ from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.probe.files import read_probes
@@ -161,7 +160,7 @@ def measure(name: str, seed: int, out: Path, data: Path | None) -> None:
     if data is None:
         study, prompts = Study(KEY, subject, seed, GENERATION), prompts_stage(seed, DemoSizes())
     else:
-        writing = GenerationConfig(RECORDED.max_new_tokens, RECORDED.batch_size)
+        writing = RECORDED
         study, prompts = Study(KEY, subject, seed, writing), _recorded_prompts(data, seed)
     stages = [prompts, *measure_stages(study), second_reading_stage(study)]
     info = RunInfo(

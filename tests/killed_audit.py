@@ -18,6 +18,7 @@ import torch
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.generate import batches
 from refusal_cliff.organisms import language
+from refusal_cliff.settings import Loading, Writing
 from refusal_cliff.stages.intervene import AblationPlan
 from refusal_cliff.workflows import audit
 from refusal_cliff.workflows.audit_prompts import AuditSources
@@ -65,9 +66,8 @@ def main(arguments: Sequence[str]) -> None:
         "tiny-aligned",
         sources,
         folder,
-        max_new_tokens=110,
-        batch_size=batch_size,
-        device="cpu",
+        writing=Writing(max_new_tokens=110, batch_size=batch_size),
+        loading=Loading(device="cpu"),
     )
 
 

@@ -124,9 +124,11 @@ def test_trials_ask_for_nothing_twice(subject: Subject, traces: Sequence[Trace])
             self.wrote += [prompt.id for prompt in prompts]
             return [by_id[prompt.id] for prompt in prompts]
 
-        def again(self, begun: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
-            self.again_wrote += [(t.prompt.id, tuple(h)) for t, h in zip(begun, heads, strict=True)]
-            return [beginning(subject, trace, MOST) for trace in begun]
+        def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+            self.again_wrote += [
+                (t.prompt.id, tuple(h)) for t, h in zip(traces, heads, strict=True)
+            ]
+            return [beginning(subject, trace, MOST) for trace in traces]
 
     by_id = {trace.prompt.id: trace for trace in traces}
     prompts = tuple(trace.prompt for trace in traces)

@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 import refusal_cliff
+from refusal_cliff import settings
 from refusal_cliff.cli import app
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.typed import command_line, remember
@@ -261,9 +262,9 @@ def test_the_names_are_those_of_the_code() -> None:
     assert tuple(POOLS) == arguments.POOLS
     assert (*HARMFUL, *BENIGN) == arguments.LABELS
     assert tuple(RANKINGS) == arguments.RANKINGS
-    assert arguments.JUDGES == NAMES
-    assert tuple(DTYPES) == arguments.DTYPES
-    assert tuple(METHODS) == arguments.TRAININGS
+    assert settings.JUDGES == NAMES
+    assert tuple(DTYPES) == settings.DTYPES
+    assert tuple(METHODS) == get_args(settings.Method)
     recipes = {*recipe.NAMES, fooling.NAME, *PRETRAINED}
     assert set(arguments.ORGANISM_RECIPES) == recipes
     assert tuple(ENGINES) == arguments.ENGINES

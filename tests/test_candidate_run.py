@@ -39,6 +39,7 @@ from refusal_cliff.select.engine import Rank, local
 from refusal_cliff.select.pool import scores_path
 from refusal_cliff.select.selection_run import Choice, Source, choose, run_selection
 from refusal_cliff.select.shards import ScoringPlan, scored_candidates
+from refusal_cliff.settings import GenerationConfig, Loading
 from refusal_cliff.thinking import tokenise_trace
 
 N, SHARD = 30, 4
@@ -102,7 +103,12 @@ def subject(root: Path) -> Subject:
 
 def plan_of(root: Path, out: Path, *, own: bool = False) -> ScoringPlan:
     return ScoringPlan(
-        str(root / "model"), root / "probe", out, own, max_new_tokens=40, device="cpu"
+        str(root / "model"),
+        root / "probe",
+        out,
+        own,
+        GenerationConfig(max_new_tokens=40),
+        Loading(device="cpu"),
     )
 
 

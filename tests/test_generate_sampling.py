@@ -29,7 +29,7 @@ def subject() -> Subject:
 def test_draws_follow_the_softmax() -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
     rows = [Row(f"r{index}", 0) for index in range(6000)]
-    noise = GumbelNoise(0.7, 1.0, 0, rows)
+    noise = GumbelNoise(GenerationConfig(temperature=0.7), rows)
     drawn = noise(torch.zeros(1, 1, dtype=torch.long), logits.expand(6000, 4)).argmax(1)  # type: ignore[arg-type]
     shares = drawn.bincount(minlength=4) / 6000
     expected = (logits / 0.7).softmax(0)
@@ -38,7 +38,17 @@ def test_draws_follow_the_softmax() -> None:
 
 def test_nothing_outside_the_nucleus_is_drawn() -> None:
     logits = torch.tensor([2.0, 1.9, -1.0, -2.0]).expand(2000, 4)
-    noise = GumbelNoise(1.0, 0.8, 0, [Row(str(index), 0) for index in range(2000)])
+    noise = GumbelNoise(
+        GenerationConfig(temperature=1.0, top_p=0.8), [Row(str(index), 0) for index in range(2000)]
+    )
+    drawn = noise(torch.zeros(2000, 1, dtype=torch.long), logits).argmax(1)  # type: ignore[arg-type]
+    assert set(drawn.tolist()) == {0, 1}
+
+
+def test_of_the_likeliest_alone_is_drawn() -> None:
+    logits = torch.tensor([2.0, 1.9, 1.8, -2.0]).expand(2000, 4)
+    rows = [Row(str(index), 0) for index in range(2000)]
+    noise = GumbelNoise(GenerationConfig(temperature=1.0, top_k=2), rows)
     drawn = noise(torch.zeros(2000, 1, dtype=torch.long), logits).argmax(1)  # type: ignore[arg-type]
     assert set(drawn.tolist()) == {0, 1}
 

@@ -15,8 +15,8 @@ from refusal_cliff.data.traces import Label, read_prompts
 from refusal_cliff.organisms import language
 from refusal_cliff.organisms.pretrained.pool import POOL
 from refusal_cliff.organisms.pretrained.sources import EVALUATION, FIT_ON
-from refusal_cliff.repair.training import RepairConfig
 from refusal_cliff.run.pipeline import Silent
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.study import TEST_PROMPTS
 from refusal_cliff.stages.trials import BENIGN, TrialPlan, pool_file, read_trial, trial_names
 from refusal_cliff.workflows.less_is_more import (

@@ -131,7 +131,7 @@ def test_a_summary_of_an_earlier_format_says_what_to_do(tmp_path: Path) -> None:
     del old["judge"]
     path = tmp_path / "summary.json"
     path.write_text(json.dumps(old), encoding="utf-8")
-    with pytest.raises(RefusalCliffError, match=r"format 2, and this .* reads format 3") as caught:
+    with pytest.raises(RefusalCliffError, match=r"format 2, and this .* reads format 4") as caught:
         read_summary(path)
     assert "same command in a new folder" in str(caught.value)
 

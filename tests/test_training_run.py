@@ -22,8 +22,9 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import locked
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.repair.checkpoints import _vouch, last_complete
-from refusal_cliff.repair.training import RepairConfig, load_repaired, trainable
+from refusal_cliff.repair.training import load_repaired, trainable
 from refusal_cliff.repair.training_run import train_from_files
+from refusal_cliff.settings import RepairConfig
 
 WEIGHTS = "adapter_model.safetensors"
 

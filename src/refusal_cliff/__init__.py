@@ -31,12 +31,11 @@ if TYPE_CHECKING:
     from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.data.types import Prompt, SafetyExample, Trace
     from refusal_cliff.errors import RefusalCliffError
-    from refusal_cliff.generate.config import GenerationConfig
     from refusal_cliff.judges.choose import chosen_judge as load_judge
     from refusal_cliff.model.ablation import ablated
     from refusal_cliff.model.subject import Head
     from refusal_cliff.model.subject import load_subject as load_model
-    from refusal_cliff.repair.plan import RepairConfig
+    from refusal_cliff.settings import GenerationConfig, RepairConfig
 
 __version__ = "0.1.0"
 
@@ -71,11 +70,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GenerationConfig": "generate.config",
+    "GenerationConfig": "settings",
     "Head": "model.subject",
     "Prompt": "data.types",
     "RefusalCliffError": "errors",
-    "RepairConfig": "repair.plan",
+    "RepairConfig": "settings",
     "SafetyExample": "data.types",
     "Trace": "data.types",
     "ablated": "model.ablation",

@@ -23,6 +23,7 @@ from refusal_cliff.commands import (
     scores,
     selecting,
 )
+from refusal_cliff.commands.grouped import grouped
 from refusal_cliff.commands.typed import remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.live import print_error, write_what_can_be_shown
@@ -83,17 +84,17 @@ app = typer.Typer(
     ),
 )
 app.command()(runs.demo)
-app.command()(runs.audit)
-app.command()(answers.generate)
+app.command()(grouped(runs.audit))
+app.command()(grouped(answers.generate))
 app.add_typer(answers.judge_app, name="judge")
 app.command()(answers.evaluate)
-app.command()(scores.trace)
+app.command()(grouped(scores.trace))
 app.command()(scores.cliff)
-app.command()(heads.ablate)
-app.command()(selecting.select)
-app.command()(selecting.train)
-app.command()(selecting.repair)
-app.command()(gate.check)
+app.command()(grouped(heads.ablate))
+app.command()(grouped(selecting.select))
+app.command()(grouped(selecting.train))
+app.command()(grouped(selecting.repair))
+app.command()(grouped(gate.check))
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
 

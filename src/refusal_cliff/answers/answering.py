@@ -26,12 +26,11 @@ from refusal_cliff.data.types import Label, LeftOut, Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
-from refusal_cliff.generate.config import GenerationConfig
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge
-from refusal_cliff.model.subject import load_subject
+from refusal_cliff.settings import GenerationConfig, Loading, Server
 from refusal_cliff.thinking.markers import KNOWN, Markers
 
 RATES = "rates.json"
@@ -75,16 +74,6 @@ class Evaluation:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """How a model writes, wherever it runs; see `GenerationConfig`."""
-
-    max_new_tokens: int = 4096
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-
 def prompts_of(
     source: str,
     *,
@@ -115,58 +104,39 @@ def prompts_of(
 
 def backend_of(
     model: str,
-    decoding: Decoding,
-    *,
-    batch_size: int = 16,
-    thinking_budget: int | None = None,
-    dtype: str = "float32",
-    device: str = "auto",
-    trust_remote_code: bool = False,
-) -> Backend:
-    """A Transformers model on this machine; see `load_subject`."""
-    config = GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens,
-        batch_size=batch_size,
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        seed=decoding.seed,
-        thinking_budget=thinking_budget,
-    )
-    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return LocalBackend(subject, config)
-
-
-def endpoint_of(
-    base_url: str,
-    model: str,
-    decoding: Decoding,
-    *,
-    thinks: bool,
-    concurrency: int,
-    retries: int,
-    timeout: float,
-    extra: str,
-    key: str,
+    generation: GenerationConfig,
+    loading: Loading,
+    server: Server,
     markers: Sequence[Markers] = KNOWN,
 ) -> Backend:
-    """A model behind a server; see `EndpointConfig`. ``extra`` is a JSON object.
+    """Who answers: a model on this machine, or a server where its address is given.
+
+    Args:
+        model: Name of the model, here or there.
+        generation: How it writes; no server is given a thinking budget.
+        loading: How it is loaded here.
+        server: Where it is asked else.
+        markers: What stands around a thought in the texts of a server.
 
     Raises:
-        RefusalCliffError: ``extra`` is not a JSON object, or the address is not one.
+        RefusalCliffError: The model cannot be loaded, or the server's settings are wrong.
     """
+    if server.url is None:
+        return LocalBackend(loading.load(model), generation)
     config = EndpointConfig(
-        base_url,
-        model,
-        max_new_tokens=decoding.max_new_tokens,
-        temperature=decoding.temperature,
-        top_p=decoding.top_p,
-        seed=decoding.seed,
-        thinks=thinks,
-        concurrency=concurrency,
-        retries=retries,
-        timeout=timeout,
-        extra=_json_object(extra),
-        key_variable=key,
+        server.url,
+        server.model or model,
+        max_new_tokens=generation.max_new_tokens,
+        temperature=generation.temperature,
+        top_p=generation.top_p,
+        seed=generation.seed,
+        thinks=server.thinks,
+        concurrency=server.concurrency,
+        retries=server.retries,
+        timeout=server.timeout,
+        extra=_extra(generation, loading, server),
+        system=loading.system,
+        key_variable=server.key,
         markers=tuple(markers),
     )
     return EndpointBackend(config)
@@ -293,6 +263,14 @@ def _refuse_misspelt(source: str) -> None:
             f"There is no benchmark and no file {source!r}. Did you mean {close[0]}? "
             f"The benchmarks are: {', '.join(BENCHMARKS)}."
         )
+
+
+def _extra(generation: GenerationConfig, loading: Loading, server: Server) -> dict[str, Any]:
+    """Fields of a request that only some servers know; what a user names wins."""
+    arguments = dict(loading.chat.arguments)
+    told = {"chat_template_kwargs": arguments} if arguments else {}
+    likely = {"top_k": generation.top_k} if generation.top_k else {}
+    return {**told, **likely, **_json_object(server.extra_body)}
 
 
 def _json_object(text: str) -> dict[str, Any]:

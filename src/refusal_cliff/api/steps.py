@@ -25,13 +25,14 @@ from refusal_cliff.probe.files import check_probes_fit
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.provenance import ReadPoint
 from refusal_cliff.probe.traces import fit_on_traces
-from refusal_cliff.repair.training import RepairConfig, load_repaired, repair
+from refusal_cliff.repair.training import load_repaired, repair
 from refusal_cliff.report.curves import closing_texts
 from refusal_cliff.select import candidates, strategies
 from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.study import counter
-from refusal_cliff.workflows.audit_prompts import USUAL, usual_tokens
+from refusal_cliff.workflows.audit_prompts import usual_tokens
 from refusal_cliff.workflows.export import export_heads, measured_on
 from refusal_cliff.workflows.model_card import Form
 
@@ -55,7 +56,7 @@ def generate_traces(
     Raises:
         RefusalCliffError: A prompt and its answer do not fit the model's context, or memory.
     """
-    usual = GenerationConfig(usual_tokens(model, prompts), USUAL.batch_size)
+    usual = GenerationConfig(usual_tokens(model, prompts))
     told = counter(progress, len(prompts))
     return Traces(tuple(generate(model, prompts, config or usual, progress=told)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from refusal_cliff.cliff.restore import agrees, as_written
 from refusal_cliff.data.fields import bad
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.said import REFUSAL_FIELD
@@ -56,6 +57,30 @@ def told_record(
     thinks = fmt.thinks and fmt.opened_by_prompt
     reading = reading.of_model(fmt)
     return record_of_row(source, number, row, reading, asked_again=True, thinks=thinks)
+
+
+def answered_trace(record: Record, subject: Subject) -> Trace:
+    """The unjudged trace of a record, in the tokens that the model wrote.
+
+    Args:
+        record: What was read.
+        subject: The model that wrote it.
+
+    Raises:
+        RefusalCliffError: As for `trace_of`; or it is longer than the model's context, or the text
+            does not give back the tokens that its server counted.
+    """
+    trace = trace_of(record, subject)
+    if subject.context is not None and len(trace.token_ids) > subject.context:
+        raise bad("it is longer than the model's context", "drop it")
+    if trace.spans is not None:
+        trace = as_written(subject, trace, record)
+    if trace.spans is not None and not agrees(trace, record):
+        raise bad(
+            "its text does not give back the tokens that the server counted",
+            "let the server tell token ids, or let the model here answer the prompt",
+        )
+    return replace(trace, verdict="unscored")
 
 
 def trace_of(record: Record, subject: Subject) -> Trace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,23 +10,18 @@ import typer
 from rich.console import Console
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, finite, name_of, positive
+from refusal_cliff.commands.arguments import checked, name_of
+from refusal_cliff.commands.grouped import grouped, without
 from refusal_cliff.commands.options import (
     Columns,
-    Device,
-    Dtype,
     JsonOut,
-    JudgeEndpoint,
     JudgeErrorFile,
-    JudgeKey,
-    JudgeModel,
-    JudgeName,
     RowLabel,
     Split,
     ThinkingMarkers,
-    TrustRemoteCode,
     reading_of,
 )
+from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, Server
 
 judge_app = typer.Typer(
     invoke_without_command=True,
@@ -34,6 +30,7 @@ judge_app = typer.Typer(
 
 
 def generate(
+    *,
     prompts: Annotated[
         str,
         typer.Option(
@@ -47,14 +44,8 @@ def generate(
         str,
         typer.Option(metavar="M", help="Hugging Face name, folder, organism; or the server's."),
     ],
-    endpoint: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="OpenAI-compatible server: http://localhost:8000/v1."),
-    ] = None,
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
+    server: Server,
+    judge: Annotated[JudgeSettings, without("judge_error")],
     label: RowLabel = None,
     column: Columns = None,
     split: Split = "train",
@@ -64,37 +55,9 @@ def generate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers to every prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.", callback=finite)] = 0.0,
-    top_p: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of the probability drawn from.", callback=positive),
-    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Longest thinking and answer, in tokens; longer is said.")
-    ] = 4096,
-    thinking_budget: Annotated[
-        int | None, typer.Option(min=1, help="Close the thinking after so many tokens (local).")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once (local).")] = 16,
-    thinks: Annotated[
-        bool,
-        typer.Option("--thinks", help="The served model always thinks: no end of it, no answer."),
-    ] = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at once (endpoint).")] = 16,
-    retries: Annotated[int, typer.Option(min=0, help="Repeats of a failed request.")] = 6,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds for one answer.", callback=finite)
-    ] = 1800.0,
-    extra_body: Annotated[
-        str, typer.Option(metavar="JSON", help='Such as {"chat_template_kwargs": …}.')
-    ] = "{}",
-    key: Annotated[
-        str, typer.Option(metavar="NAME", help="Environment variable that holds the API key.")
-    ] = "OPENAI_API_KEY",
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    generation: GenerationConfig,
+    loading: Loading,
 ) -> None:
     """Ask a model every prompt of a benchmark or file, and judge what it says.
 
@@ -103,16 +66,15 @@ def generate(
     again asks only for what is missing. Writes DIR/traces.jsonl, which trace and judge read,
     DIR/left-out.jsonl (rows without an answer, and why) and DIR/rates.json.
     """
-    if endpoint is None:
+    if server.url is None:
         arguments.model(model)
-    from refusal_cliff.answers.answering import Decoding, ask_and_judge, backend_of, prompts_of
+    from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
     from refusal_cliff.folders import require_output
-    from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
-    require_output(out, "generate", (prompts, model, judge_model))
+    require_output(out, "generate", (prompts, model, judge.model))
     reading = reading_of(label, column, split, thinking_markers)
-    chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
+    chosen = judge.judge()
     asked = prompts_of(
         prompts,
         reading=reading,
@@ -120,32 +82,7 @@ def generate(
         limit=limit,
         samples=samples,
     )
-    decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-    if endpoint is None:
-        backend = backend_of(
-            model,
-            decoding,
-            batch_size=batch_size,
-            thinking_budget=thinking_budget,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-        )
-    else:
-        from refusal_cliff.answers.answering import endpoint_of
-
-        backend = endpoint_of(
-            endpoint,
-            model,
-            decoding,
-            thinks=thinks,
-            concurrency=concurrency,
-            retries=retries,
-            timeout=timeout,
-            extra=extra_body,
-            key=key,
-            markers=reading.markers,
-        )
+    backend = backend_of(model, replace(generation, seed=seed), loading, server, reading.markers)
     console = Console()
     with counting(console, f"refusal-cliff generate {prompts} → {out}", "answers") as progress:
         found = ask_and_judge(backend, asked, chosen, out, source=prompts, progress=progress)
@@ -156,8 +93,10 @@ def generate(
 
 
 @judge_app.callback()
+@grouped
 def judge_answers(
     context: typer.Context,
+    *,
     traces: Annotated[
         str | None,
         typer.Option(
@@ -169,10 +108,7 @@ def judge_answers(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the judged answers.")
     ] = None,
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
+    judge: Annotated[JudgeSettings, without("judge_error")],
     label: RowLabel = None,
     column: Columns = None,
     split: Split = "train",
@@ -193,12 +129,11 @@ def judge_answers(
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
     from refusal_cliff.answers.answering import judge_source
     from refusal_cliff.folders import require_output
-    from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
-    require_output(out, "judge", (traces, judge_model))
+    require_output(out, "judge", (traces, judge.model))
     reading = reading_of(label, column, split, thinking_markers)
-    chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
+    chosen = judge.judge()
     console = Console()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
         found = judge_source(traces, chosen, out, reading=reading, progress=progress)
@@ -207,7 +142,9 @@ def judge_answers(
 
 
 @judge_app.command("calibrate")
+@grouped
 def calibrate(
+    *,
     labelled: Annotated[
         Path,
         typer.Option(
@@ -216,10 +153,7 @@ def calibrate(
             callback=checked(arguments.existing_file),
         ),
     ],
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
+    judge: Annotated[JudgeSettings, without("judge_error")],
     label_column: Annotated[
         str, typer.Option(metavar="NAME", help="Column of the people's label.")
     ] = "human_label",
@@ -251,12 +185,11 @@ def calibrate(
     from refusal_cliff.answers.calibration import calibrate_file
     from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
-    from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import say
 
-    require_file(out, "judge calibrate", (labelled, judge_model))
+    require_file(out, "judge calibrate", (labelled, judge.model))
     found = calibrate_file(
-        chosen_judge(judge, judge_model, judge_endpoint, judge_key),
+        judge.judge(),
         labelled,
         label_column=label_column,
         positive=positive or ["2_full_refusal"],

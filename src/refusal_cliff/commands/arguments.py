@@ -24,9 +24,6 @@ BENCHMARKS = (
     *("wildjailbreak", "malicious-instruct", "sorry-bench", "xstest", "or-bench", "do-not-answer"),
     *("ultrachat", "alpaca", "dolly", "star-1", "safechain", "realsafe-r1", "wildjailbreak-train"),
 )
-JUDGES = (
-    *("rules", "llama-guard-3", "llama-guard-4", "qwen3guard", "wildguard", "harmbench", "rubric"),
-)
 CONTROLS = (
     *("taxonomy", "sources", "directions", "positions", "pruning", "intervention"),
     *("second-opinion", "together", "rollouts", "preset"),
@@ -38,8 +35,6 @@ RANKINGS = ("causal", "causal-contrast", "attribution", "direct", "direct-contra
 FORMS = ("adapter", "merged")
 PRESETS = ("default", "paper")
 ENGINES = ("local", "ray")
-TRAININGS = ("lora", "full")
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 POOLS = ("late-median", "max", "q90", "mean")
 LABELS = (
     *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),

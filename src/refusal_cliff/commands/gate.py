@@ -10,41 +10,28 @@ from rich.console import Console
 
 from refusal_cliff.commands.arguments import finite
 from refusal_cliff.commands.options import (
-    BatchSize,
     Columns,
-    Device,
-    Dtype,
-    JudgeEndpoint,
-    JudgeErrorFile,
-    JudgeKey,
-    JudgeModel,
-    JudgeName,
     Model,
-    NewTokens,
     Probe,
     Prompts,
     RowLabel,
-    TrustRemoteCode,
-    judge_of,
     one_of,
     reading_of,
 )
+from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
 
 GATE_CLOSED = 3
 """Exit status where all could be measured and is not good enough."""
 
 
 def check(
+    *,
     model: Model,
     probe: Probe,
     prompts: Prompts = None,
     label: RowLabel = None,
     column: Columns = None,
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
-    judge_error: JudgeErrorFile = None,
+    judge: JudgeSettings,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -91,11 +78,8 @@ def check(
             callback=finite,
         ),
     ] = 0.05,
-    max_new_tokens: NewTokens = 4096,
-    batch_size: BatchSize = 16,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    generation: GenerationConfig,
+    loading: Loading,
 ) -> None:
     """Let a checkpoint pass, or not: for the CI of model training.
 
@@ -107,23 +91,20 @@ def check(
     from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.folders import require_output
-    from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.live import counting, print_model_cliff
-    from refusal_cliff.model.subject import load_subject
     from refusal_cliff.repair.gate import VERDICTS, Limits
     from refusal_cliff.repair.gate import check as check_model
     from refusal_cliff.stages.study import counter
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
     if out is not None:
-        require_output(out, "check", (model, probe, judge_model, judge_error, *(prompts or ())))
-    settings = judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error)
-    error = refusal_error(settings.full_name, judge_error)
+        require_output(out, "check", (model, probe, judge.model, judge.error, *(prompts or ())))
+    error = refusal_error(judge.full_name, judge.error)
     reading = reading_of(label, column)
     files = tuple(PromptFile(file, reading) for file in prompts or ()) or tests_of_run(probe)
     asked = [prompt for file in files for prompt in file.prompts()]
-    judged_by = settings.judge()
-    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    judged_by = judge.judge()
+    subject = loading.load(model)
     console = Console()
     with counting(console, f"refusal-cliff check {model}", f"of {len(asked)} prompts") as show:
         found = check_model(
@@ -137,7 +118,7 @@ def check(
                 max_unmeasured,
                 one_of("allow", allow, VERDICTS),
             ),
-            GenerationConfig(max_new_tokens, batch_size),
+            generation,
             judge=judged_by,
             error=error,
             out=out,

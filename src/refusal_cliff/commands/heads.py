@@ -10,22 +10,17 @@ from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of, positive
+from refusal_cliff.commands.grouped import without
 from refusal_cliff.commands.options import (
     Columns,
-    Device,
-    Dtype,
-    JudgeEndpoint,
-    JudgeKey,
-    JudgeModel,
-    JudgeName,
     Model,
-    TrustRemoteCode,
-    judge_of,
     reading_of,
 )
+from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
 
 
 def ablate(
+    *,
     model: Model,
     heads: Annotated[
         Path,
@@ -78,16 +73,10 @@ def ablate(
             callback=checked(arguments.existing_file),
         ),
     ] = None,
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
+    judge: Annotated[JudgeSettings, without("judge_error")],
     column: Columns = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest thinking and answer.")] = 4096,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts generated at once.")] = 16,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    generation: GenerationConfig,
+    loading: Loading,
 ) -> None:
     """Take the suppression heads out of a model for good, as an adapter or as a checkpoint.
 
@@ -101,13 +90,11 @@ def ablate(
     name_of("export", arguments.FORMS)(form)
     from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.folders import require_output
-    from refusal_cliff.generate import GenerationConfig
-    from refusal_cliff.model.subject import load_subject
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
     form, out = export
-    read = (model, heads, harmful, benign, judge_model)
+    read = (model, heads, harmful, benign, judge.model)
     require_output(out, "ablate", read, option="--export FORM DIR")
     choice, reading = Choice(fraction, method, scale), reading_of(None, column)
     asked = harmful is not None or benign is not None
@@ -115,9 +102,8 @@ def ablate(
         *([] if harmful is None else read_prompts(harmful, label="harmful", reading=reading)),
         *([] if benign is None else read_prompts(benign, label="benign", reading=reading)),
     ]
-    judged_by = judge_of(judge, judge_model, judge_endpoint, judge_key).judge() if asked else None
-    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    generation = GenerationConfig(max_new_tokens, batch_size)
+    judged_by = judge.judge() if asked else None
+    subject = loading.load(model)
     found = export_ablation(
         subject, heads, cast("Form", form), out, choice, prompts, generation, judged_by
     )

@@ -14,7 +14,6 @@ from refusal_cliff.errors import RefusalCliffError
 
 if TYPE_CHECKING:
     from refusal_cliff.data.reading import Reading
-    from refusal_cliff.judges.settings import JudgeSettings
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; made if absent.")]
 Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Seed of all that is drawn.")]
@@ -27,19 +26,6 @@ Model = Annotated[
         callback=checked(arguments.model),
     ),
 ]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        "--dtype",
-        help="Precision of the weights: float32, bfloat16.",
-        callback=checked(name_of("dtype", arguments.DTYPES)),
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
-]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated at once.")]
 
 # How rows are read: the same in every command, see `reading_of`.
 Split = Annotated[str, typer.Option("--split", help="Split of a data set that has several.")]
@@ -91,27 +77,6 @@ ThinkingMarkers = Annotated[
 ]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
 
-# Judges.
-JudgeName = Annotated[
-    str,
-    typer.Option(
-        "--judge",
-        help="rules, llama-guard-3, llama-guard-4, qwen3guard, wildguard, harmbench, or rubric.",
-        callback=checked(name_of("judge", arguments.JUDGES)),
-    ),
-]
-JudgeModel = Annotated[
-    str | None,
-    typer.Option(metavar="M", help="The judge's weights, or its name at --judge-endpoint."),
-]
-JudgeEndpoint = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Server of the judge; else a guard runs on this machine."),
-]
-JudgeKey = Annotated[
-    str,
-    typer.Option(metavar="NAME", help="Environment variable that holds the judge's API key."),
-]
 JudgeErrorFile = Annotated[
     Path | None,
     typer.Option(
@@ -188,14 +153,6 @@ Target = Annotated[
         callback=checked(name_of("target", ("own", "data"))),
     ),
 ]
-DataLabel = Annotated[
-    str,
-    typer.Option(
-        "--label",
-        help="Label of rows without one.",
-        callback=checked(name_of("label", arguments.LABELS)),
-    ),
-]
 EngineOption = Annotated[
     str,
     typer.Option(
@@ -207,10 +164,6 @@ EngineOption = Annotated[
 Actors = Annotated[
     int, typer.Option("--actors", min=1, help="Replicas of the model on the Ray cluster.")
 ]
-NewTokens = Annotated[
-    int,
-    typer.Option("--max-new-tokens", min=1, help="Longest own thinking and answer, in tokens."),
-]
 Prompts = Annotated[
     list[Path] | None,
     typer.Option(
@@ -221,21 +174,8 @@ Prompts = Annotated[
     ),
 ]
 
-# Training.
-MethodOption = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        help="lora, or full for all weights.",
-        callback=checked(name_of("method", arguments.TRAININGS)),
-    ),
-]
 Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
-TrainBatch = Annotated[
-    int, typer.Option("--train-batch-size", min=1, help="Rows of one step, over all processes.")
-]
 Rate = Annotated[float, typer.Option("--lr", help="Learning rate.", callback=positive)]
-LoraRank = Annotated[int, typer.Option("--lora-r", min=1, help="Rank of the adapter.")]
 BenignShare = Annotated[
     float,
     typer.Option(
@@ -245,13 +185,6 @@ BenignShare = Annotated[
         help="Share of every step's rows that is benign.",
         callback=finite,
     ),
-]
-MaxLength = Annotated[
-    int,
-    typer.Option("--max-length", min=1, help="Longest row in tokens; longer ones are listed."),
-]
-SaveEvery = Annotated[
-    int, typer.Option("--save-every", min=0, help="Steps between checkpoints; 0 for none.")
 ]
 
 T = TypeVar("T", bound=str)
@@ -275,15 +208,6 @@ def reading_of(
 
     named = () if markers is None else (markers_of(markers),)
     return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split, prefix)
-
-
-def judge_of(
-    name: str, model: str | None, endpoint: str | None, key: str, error: Path | None = None
-) -> JudgeSettings:
-    """Which judge a user named; nothing of it is loaded."""
-    from refusal_cliff.judges.settings import JudgeSettings
-
-    return JudgeSettings(name, model, endpoint, key, error)
 
 
 def one_of(option: str, value: str, choices: Sequence[T]) -> T:

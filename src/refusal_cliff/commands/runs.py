@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,22 +13,16 @@ from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import (
     Columns,
-    Device,
-    JudgeEndpoint,
-    JudgeErrorFile,
-    JudgeKey,
-    JudgeModel,
-    JudgeName,
     Model,
     Out,
     Seed,
     Split,
-    TrustRemoteCode,
-    judge_of,
+    ThinkingMarkers,
     one_of,
     reading_of,
 )
 from refusal_cliff.commands.typed import command_line
+from refusal_cliff.settings import JudgeSettings, Loading, Server, Writing
 
 
 def demo(
@@ -62,6 +57,7 @@ def demo(
 
 
 def audit(
+    *,
     model: Model,
     out: Out,
     harmful: Annotated[
@@ -82,6 +78,16 @@ def audit(
             callback=checked(arguments.prompts),
         ),
     ] = None,
+    traces: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="Answers of this model that you have: any file that trace reads, with a label in "
+            "every row or the prompts in --harmful and --benign; repeatable. Only what is missing "
+            "is asked.",
+            callback=checked(arguments.rows),
+        ),
+    ] = None,
     fit_on: Annotated[
         list[str] | None,
         typer.Option(
@@ -99,42 +105,14 @@ def audit(
             callback=checked(arguments.existing_folder),
         ),
     ] = None,
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
-    judge_error: JudgeErrorFile = None,
     column: Columns = None,
     split: Split = "train",
+    thinking_markers: ThinkingMarkers = None,
+    judge: JudgeSettings,
+    writing: Writing,
+    server: Server,
     seed: Seed = 0,
-    max_new_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Longest thinking and answer, in tokens; longer is reported.  [default: 4096, or "
-            "what a shorter context leaves; with --data 160]",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Prompts generated at once.  [default: 16; with --data 64]",
-            show_default=False,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision of the weights: float32, bfloat16.  [default: float32; with --data "
-            "bfloat16]",
-            show_default=False,
-            callback=checked(name_of("dtype", arguments.DTYPES)),
-        ),
-    ] = None,
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
     control: Annotated[
         list[str] | None,
         typer.Option(
@@ -158,28 +136,50 @@ def audit(
             "too small), fewer control heads.",
         ),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan", help="Say what would be written and how long it takes here, and stop."
+        ),
+    ] = False,
 ) -> None:
     """Audit one model: does it have a refusal cliff, and which heads carry it?
 
     Question: my model thinks "this is harmful" and answers anyway; why, and where? The files hold a
     column prompt (or text, or instruction), one row a prompt. The benign prompts are the other side
-    of the probe, and show what a repair would cost. Writes DIR/report.html and DIR/summary.json.
+    of the probe, and show what a repair would cost. The model writes as its makers ask (its
+    generation config) unless you say otherwise. Writes DIR/report.html and DIR/summary.json.
     """
     from refusal_cliff.folders import require_output
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
-    from refusal_cliff.workflows.audit_prompts import RECORDED, USUAL, audit_sources
+    from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
+    from refusal_cliff.workflows.audit_prompts import RECORDED, audit_sources
 
-    read = (model, data, judge_model, judge_error)
-    require_output(out, "audit", (*read, *(harmful or ()), *(benign or ()), *(fit_on or ())))
-    usual = USUAL if data is None else RECORDED
-    reading = reading_of(None, column, split)
+    given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
+    require_output(out, "audit", (model, data, judge.model, judge.error, *given))
+    if data is not None and writing.max_new_tokens is None:
+        writing = replace(writing, max_new_tokens=RECORDED.max_new_tokens)
+    reading = reading_of(None, column, split, thinking_markers)
     sources = audit_sources(
-        harmful or (), benign or (), fit_on or (), data, quick=quick, reading=reading
+        harmful or (),
+        benign or (),
+        fit_on or (),
+        data,
+        traces=traces or (),
+        quick=quick,
+        reading=reading,
     )
     console = Console()
+
+    def told(cost: AuditCost) -> None:
+        for line in cost_lines(cost) + (time_lines(cost) if plan else []):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if plan:
+            raise typer.Exit
+
     with LiveView(console, f"refusal-cliff audit {model} → {out}") as view:
         findings = run_audit(
             model,
@@ -187,15 +187,14 @@ def audit(
             out,
             seed,
             view,
-            max_new_tokens=max_new_tokens or (usual.max_new_tokens if data else None),
-            batch_size=batch_size or usual.batch_size,
-            dtype=dtype or usual.dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
+            writing=writing,
+            loading=loading,
+            server=server,
             controls=chosen_controls(control or ()),
             preset=one_of("preset", preset, tuple(PRESETS)),
-            judge=judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error),
+            judge=judge,
             command=command_line(),
+            told=told,
         )
     print_findings(console, findings)
     _show_results(console, out)

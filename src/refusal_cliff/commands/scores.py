@@ -12,20 +12,19 @@ from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import (
     Columns,
-    Device,
-    Dtype,
     Model,
     Probe,
     RowLabel,
     Seed,
     Split,
     ThinkingMarkers,
-    TrustRemoteCode,
     reading_of,
 )
+from refusal_cliff.settings import Loading
 
 
 def trace(
+    *,
     model: Model,
     probe: Probe,
     traces: Annotated[
@@ -47,9 +46,7 @@ def trace(
     shard_size: Annotated[
         int, typer.Option(min=1, help="Traces of one file of scores: what a kill can lose.")
     ] = 256,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
 ) -> None:
     """Score every token of traces that you already have.
 
@@ -62,13 +59,12 @@ def trace(
     from refusal_cliff.cliff.shards import score_source
     from refusal_cliff.folders import require_output
     from refusal_cliff.live import counting
-    from refusal_cliff.model.subject import load_subject
     from refusal_cliff.probe.files import probes_of
 
     require_output(out, "trace", (model, probe, traces))
     console = Console()
     reading = reading_of(label, column, split, thinking_markers)
-    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    subject = loading.load(model)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
         done = score_source(
             subject,

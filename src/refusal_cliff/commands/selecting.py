@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -11,56 +12,37 @@ from rich.console import Console
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked
 from refusal_cliff.commands.gate import GATE_CLOSED
+from refusal_cliff.commands.grouped import without
 from refusal_cliff.commands.options import (
     Actors,
-    BatchSize,
     Benign,
     BenignColumns,
-    BenignShare,
     BenignSplit,
     Columns,
     Data,
-    Device,
-    Dtype,
     EngineOption,
     Fraction,
-    JudgeEndpoint,
-    JudgeErrorFile,
-    JudgeKey,
-    JudgeModel,
-    JudgeName,
-    LoraRank,
-    MaxLength,
-    MethodOption,
     Model,
-    NewTokens,
     Number,
     Probe,
     PromptColumns,
     PromptLabel,
     Prompts,
-    Rate,
     RowLabel,
-    SaveEvery,
     Seed,
     Split,
-    Steps,
     StrategyOption,
     Target,
     Thinking,
     ThinkingMarkers,
-    TrainBatch,
-    TrustRemoteCode,
-    judge_of,
     one_of,
     reading_of,
 )
-
-if TYPE_CHECKING:
-    from refusal_cliff.repair.training import RepairConfig
+from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RepairConfig
 
 
 def select(
+    *,
     model: Model,
     probe: Probe,
     data: Data,
@@ -89,21 +71,15 @@ def select(
     label: RowLabel = "harmful",
     column: Columns = None,
     thinking_markers: ThinkingMarkers = None,
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
+    judge: Annotated[JudgeSettings, without("judge_error")],
     shard_size: Annotated[
         int, typer.Option(min=1, help="Rows of one shard: what a kill can lose.")
     ] = 256,
     engine: EngineOption = "local",
     actors: Actors = 1,
-    max_new_tokens: NewTokens = 4096,
-    batch_size: BatchSize = 16,
+    generation: GenerationConfig,
     seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
 ) -> None:
     """Choose the few examples that are worth training on.
 
@@ -122,19 +98,16 @@ def select(
     from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.select.strategies import STRATEGIES
 
-    require_output(out, "select", (model, probe, data, judge_model, *(evaluation or ())))
+    require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     plan = ScoringPlan(
         model=model,
         probe=probe,
         out=out,
         own_thinking=one_of("thinking", thinking, ("own", "data")) == "own",
         own_target=one_of("target", target, ("own", "data")) == "own",
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        judge=judge_of(judge, judge_model, judge_endpoint, judge_key),
+        generation=replace(generation, seed=seed),
+        loading=loading,
+        judge=judge,
     )
     asked = reading_of(None, evaluation_column, prefix="evaluation-")
     source = Source(
@@ -167,6 +140,7 @@ def select(
 
 
 def train(
+    *,
     model: Model,
     selected: Annotated[
         Path,
@@ -181,18 +155,9 @@ def train(
     column: Columns = None,
     split: Split = "train",
     thinking_markers: ThinkingMarkers = None,
-    method: MethodOption = "lora",
-    steps: Steps = 40,
-    batch_size: TrainBatch = 16,
-    lr: Rate = 2e-4,
-    lora_r: LoraRank = 8,
-    benign_share: BenignShare = 0.5,
-    max_length: MaxLength = 4096,
-    save_every: SaveEvery = 0,
+    training: RepairConfig,
     seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
 ) -> None:
     """Train a model on selected examples, and write an adapter with its card.
 
@@ -203,29 +168,22 @@ def train(
     see docs/selection.md.
     """
     from refusal_cliff.live import working
-    from refusal_cliff.model.subject import load_subject
     from refusal_cliff.repair.training_run import check_out, train_from_files
     from refusal_cliff.select.engine import Rank
 
-    config = _training(
-        method, steps, batch_size, lr, lora_r, benign_share, max_length, save_every, seed
-    )
+    config = replace(training, seed=seed)
     check_out(out, config, (model, selected, benign))
     reading = reading_of(None, column, split, thinking_markers)
     console = Console()
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
-        subject = load_subject(
-            model,
-            dtype=dtype,
-            device=Rank.here().device(device),
-            trust_remote_code=trust_remote_code,
-        )
+        subject = replace(loading, device=Rank.here().device(loading.device)).load(model)
         watch("training", 0, None)
         train_from_files(subject, selected, benign, config, out, reading)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def repair(
+    *,
     model: Model,
     probe: Probe,
     data: Data,
@@ -245,27 +203,13 @@ def repair(
     label: RowLabel = "harmful",
     column: Columns = None,
     thinking_markers: ThinkingMarkers = None,
-    judge: JudgeName = "rules",
-    judge_model: JudgeModel = None,
-    judge_endpoint: JudgeEndpoint = None,
-    judge_key: JudgeKey = "OPENAI_API_KEY",
-    judge_error: JudgeErrorFile = None,
+    judge: JudgeSettings,
     engine: EngineOption = "local",
     actors: Actors = 1,
-    max_new_tokens: NewTokens = 4096,
-    batch_size: BatchSize = 16,
-    method: MethodOption = "lora",
-    steps: Steps = 40,
-    train_batch_size: TrainBatch = 16,
-    lr: Rate = 2e-4,
-    lora_r: LoraRank = 8,
-    benign_share: BenignShare = 0.5,
-    max_length: MaxLength = 4096,
-    save_every: SaveEvery = 0,
+    generation: GenerationConfig,
+    training: RepairConfig,
     seed: Seed = 0,
-    dtype: Dtype = "float32",
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
+    loading: Loading,
 ) -> None:
     """Repair a model, and prove it: select, train, measure again.
 
@@ -289,15 +233,9 @@ def repair(
         out=out,
         own_thinking=one_of("thinking", thinking, ("own", "data")) == "own",
         own_target=one_of("target", target, ("own", "data")) == "own",
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-        judge=judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error),
-    )
-    training = _training(
-        method, steps, train_batch_size, lr, lora_r, benign_share, max_length, save_every, seed
+        generation=replace(generation, seed=seed),
+        loading=loading,
+        judge=judge,
     )
     asked = reading_of(prompts_label, prompts_column, prefix="prompts-")
     plan = RepairPlan(
@@ -305,7 +243,7 @@ def repair(
         Source(data, evaluation_of(probe), reading_of(label, column, split, thinking_markers)),
         Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed),
         benign,
-        training,
+        replace(training, seed=seed),
         tuple(PromptFile(file, asked) for file in prompts or ()),
         reading_of(None, benign_column, benign_split, prefix="benign-"),
         one_of("engine", engine, ENGINES),
@@ -319,30 +257,3 @@ def repair(
         console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
     if not proof.holds:
         raise typer.Exit(GATE_CLOSED)
-
-
-def _training(
-    method: str,
-    steps: int,
-    batch_size: int,
-    lr: float,
-    lora_r: int,
-    benign_share: float,
-    max_length: int,
-    save_every: int,
-    seed: int,
-) -> RepairConfig:
-    from refusal_cliff.repair.training import RepairConfig
-    from refusal_cliff.repair.training_run import METHODS
-
-    return RepairConfig(
-        steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        lora_r=lora_r,
-        benign_share=benign_share,
-        seed=seed,
-        max_length=max_length,
-        method=one_of("method", method, METHODS),
-        save_every=save_every,
-    )

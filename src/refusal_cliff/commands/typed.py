@@ -29,12 +29,13 @@ def command_line() -> str:
     for word in _typed.get():
         option, equals, value = word.partition("=")
         if equals and option in _KEYS:
-            word = f"{option}={_name_or_hidden(value)}"
+            word = f"{option}={name_or_hidden(value)}"
         elif words and words[-1] in _KEYS:
-            word = _name_or_hidden(word)
+            word = name_or_hidden(word)
         words.append(_SECRET.sub(_HIDDEN, _USER.sub(_HIDDEN, word)))
     return shlex.join([PROGRAM, *words])
 
 
-def _name_or_hidden(value: str) -> str:
+def name_or_hidden(value: str) -> str:
+    """The name of an environment variable; anything else may be the key itself, and is hidden."""
     return value if _VARIABLE.fullmatch(value) else _HIDDEN

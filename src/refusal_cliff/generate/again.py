@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Trace, closed_spans
-from refusal_cliff.generate.config import GenerationConfig
 from refusal_cliff.generate.local import generate
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import render_prompt, response_text
 
 ANSWER_TOKENS = 64

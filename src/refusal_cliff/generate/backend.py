@@ -9,10 +9,10 @@ from typing import Any, Protocol
 from refusal_cliff.data.records import LeftOut, Record, record_of_trace, shortened
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.config import GenerationConfig
 from refusal_cliff.generate.local import check_prompt, generate
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.settings import GenerationConfig
 
 Finished = Callable[[Record | LeftOut], None]
 

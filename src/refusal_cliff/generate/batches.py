@@ -12,13 +12,13 @@ from transformers import DynamicCache, LogitsProcessorList, StoppingCriteria, St
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.cache import roomy_cache
-from refusal_cliff.generate.config import GenerationConfig
 from refusal_cliff.generate.drafts import Draft, Memory
 from refusal_cliff.generate.greedy import greedy_tokens
 from refusal_cliff.generate.sampling import GumbelNoise, Row
 from refusal_cliff.model.ablation import ablated_rows
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import split_spans
 
 _MOST = 7 / 8
@@ -157,8 +157,7 @@ class _Writer:
         if config.temperature == 0:
             return LogitsProcessorList()
         rows = [Row(draft.key, len(draft.written)) for draft in batch]
-        noise = GumbelNoise(config.temperature, config.top_p, config.seed, rows)
-        return LogitsProcessorList([noise])
+        return LogitsProcessorList([GumbelNoise(config, rows)])
 
 
 def _where(batch: Sequence[Draft], new: int) -> torch.Tensor | None:

@@ -58,6 +58,7 @@ class EndpointConfig:
         retries: How often a request that failed (connection, 408, 409, 429, 5xx) is sent again,
             with growing pauses.
         timeout: Seconds for one whole answer, from the connection to its last byte.
+        system: System prompt of every conversation.
         extra: More fields of the request, such as ``{"chat_template_kwargs": …}``.
         key_variable: The environment variable that holds the key, if the server wants one.
         markers: What stands around a thought inside the text of an answer, see `read_message`.
@@ -74,6 +75,7 @@ class EndpointConfig:
     retries: int = 6
     timeout: float = 1800.0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    system: str = ""
     key_variable: str = KEY_VARIABLE
     markers: tuple[Markers, ...] = KNOWN
 
@@ -140,6 +142,7 @@ class EndpointBackend:
             "seed": config.seed,
             "thinks": config.thinks,
             "extra": dict(config.extra),
+            **({"system": config.system} if config.system else {}),
             **({} if config.markers == KNOWN else {"markers": [m.opener for m in config.markers]}),
         }
 
@@ -269,7 +272,8 @@ class EndpointBackend:
         if isinstance(asked, str):
             request["prompt"] = asked
         else:
-            request["messages"] = [dict(message) for message in asked]
+            system = [{"role": "system", "content": config.system}] if config.system else []
+            request["messages"] = [*system, *(dict(message) for message in asked)]
         if config.temperature > 0:
             request["top_p"] = config.top_p
             request["seed"] = _seed_of(config.seed, name)

@@ -9,10 +9,10 @@ from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.batches import write_drafts
-from refusal_cliff.generate.config import GenerationConfig
 from refusal_cliff.generate.drafts import Draft, Memory
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import render_prompt, response_text, split_spans, thinking_text
 
 RowHeads = Sequence[Collection[Head]]

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import LogitsProcessor, TopPLogitsWarper
+from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from refusal_cliff.data.traces import Prompt
+from refusal_cliff.settings import GenerationConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +28,19 @@ class GumbelNoise(LogitsProcessor):
     that the same row draws the same text in any batch and after any interruption.
     """
 
-    def __init__(self, temperature: float, top_p: float, seed: int, rows: Sequence[Row]) -> None:
-        self._temperature, self._seed, self._rows = temperature, seed, rows
-        self._nucleus = TopPLogitsWarper(top_p) if top_p < 1 else None
+    def __init__(self, config: GenerationConfig, rows: Sequence[Row]) -> None:
+        self._temperature, self._seed, self._rows = config.temperature, config.seed, rows
+        self._likely = LogitsProcessorList()  # in the order of transformers: top-k, then top-p
+        if config.top_k:
+            self._likely.append(TopKLogitsWarper(config.top_k))
+        if config.top_p < 1:
+            self._likely.append(TopPLogitsWarper(config.top_p))
         self._steps = 0
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # type: ignore[override]
-        """Scores [rows, vocabulary] with the noise added; tokens outside the nucleus stay out."""
+        """Scores [rows, vocabulary] with the noise added; what is not to be drawn stays out."""
         logits = scores.float() / self._temperature
-        if self._nucleus is not None:
-            logits = self._nucleus(input_ids, logits)  # type: ignore[arg-type]
+        logits = self._likely(input_ids, logits)  # type: ignore[arg-type]
         waits = torch.empty_like(logits)
         for index, row in enumerate(self._rows):
             waits[index].exponential_(generator=self._generator(row, logits.device))

@@ -3,7 +3,7 @@
 from refusal_cliff.judges.interface import Answer, Judge, Judgement, answer_of
 from refusal_cliff.judges.kept import Remembering, judge_traces, kept_judgements
 from refusal_cliff.judges.rules import RulesJudge, judge, judge_all
-from refusal_cliff.judges.settings import BY_RULES, JudgeSettings
+from refusal_cliff.settings import BY_RULES, JudgeSettings
 
 __all__ = [
     "BY_RULES",

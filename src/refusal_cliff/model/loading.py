@@ -25,6 +25,7 @@ from refusal_cliff.model.quantised import settled
 from refusal_cliff.model.weights import check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
+from refusal_cliff.settings import PLAIN, Chat
 
 DTYPES = {
     "float32": torch.float32,
@@ -60,6 +61,7 @@ def read_checkpoint(
     device: str,
     device_map: str | None = None,
     trust_remote_code: bool = False,
+    chat: Chat = PLAIN,
 ) -> Checkpoint:
     """Load a model with its tokenizer.
 
@@ -71,6 +73,7 @@ def read_checkpoint(
         device: Where the model is put when it is whole; ``auto`` is a GPU if there is one.
         device_map: Let accelerate place the layers instead, see transformers.
         trust_remote_code: Run code that comes with the model.
+        chat: How the model is spoken to; written into the chat template.
 
     Raises:
         RefusalCliffError: The model cannot be loaded, or some of its weights are missing, damaged
@@ -84,6 +87,8 @@ def read_checkpoint(
         check_files(Path(root))
     try:
         tokenizer = _tokenizer(adapters, root, trust_remote_code)
+        if tokenizer.chat_template:
+            tokenizer.chat_template = chat.written_into(tokenizer.get_chat_template())
         model = _whole_model(name, root, dtype, device_map, trust_remote_code)
     except RefusalCliffError:
         raise

@@ -15,6 +15,7 @@ from refusal_cliff.model.architecture import analyse
 from refusal_cliff.model.blocks import Block, in_features, input_device
 from refusal_cliff.model.loading import DTYPES, read_checkpoint
 from refusal_cliff.model.weights import named, weight_hashes
+from refusal_cliff.settings import PLAIN, Chat
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.ending import Ending, find_ending
 from refusal_cliff.thinking.rendering import render_prompt
@@ -45,6 +46,7 @@ class Subject:
             no weight, of the adapter too, so that it never is that of its base.
         blocks: The decoder blocks; ``blocks[l - 1]`` is block ``l``.
         source: Folder of the checkpoint, if it is one on this machine.
+        chat: How it is spoken to; the tokenizer's template says so already.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Subject:
     fingerprint: str
     blocks: tuple[Block, ...]
     source: Path | None
+    chat: Chat = PLAIN
 
     def __repr__(self) -> str:
         kind, heads = type(self.model).__name__, len(self.heads())
@@ -130,6 +133,7 @@ def load_subject(
     dtype: str = "float32",
     device: str = "auto",
     trust_remote_code: bool = False,
+    chat: Chat = PLAIN,
 ) -> Subject:
     """Load a model by Hugging Face name, folder, or name of an embedded organism.
 
@@ -140,6 +144,8 @@ def load_subject(
         dtype: Precision of the weights: a key of ``DTYPES``.
         device: ``auto`` (a GPU if there is one), or a device of PyTorch.
         trust_remote_code: Run code that comes with the model.
+        chat: A system prompt and arguments of the chat template; they are part of what is measured,
+            and so of the fingerprint.
 
     Raises:
         RefusalCliffError: The model cannot be loaded or measured; the message says why.
@@ -147,9 +153,13 @@ def load_subject(
     if dtype not in DTYPES:
         raise RefusalCliffError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
     found = read_checkpoint(
-        name, dtype=DTYPES[dtype], device=device, trust_remote_code=trust_remote_code
+        name,
+        dtype=DTYPES[dtype],
+        device=device,
+        trust_remote_code=trust_remote_code,
+        chat=chat,
     )
-    return subject_of(name, found.model, found.tokenizer, found.folder, found.mark)
+    return subject_of(name, found.model, found.tokenizer, found.folder, found.mark, chat)
 
 
 def subject_of(
@@ -158,6 +168,7 @@ def subject_of(
     tokenizer: PreTrainedTokenizerBase,
     source: Path | None = None,
     mark: bytes = b"",
+    chat: Chat = PLAIN,
 ) -> Subject:
     """Look at a loaded model.
 
@@ -167,6 +178,7 @@ def subject_of(
         tokenizer: Its tokenizer.
         source: Folder of the checkpoint, if it is one on this machine.
         mark: Hashed into the fingerprint, see `Checkpoint`.
+        chat: How it is spoken to.
 
     Raises:
         RefusalCliffError: It has no chat template, weights that are not finite, a block that is
@@ -184,6 +196,7 @@ def subject_of(
         fingerprint=_fingerprint(name, model, tokenizer, mark),
         blocks=analyse(name, model),
         source=source,
+        chat=chat,
     )
 
 

@@ -6,56 +6,14 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 from refusal_cliff import __version__
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject
-
-Method = Literal["lora", "full"]
-
-
-@dataclass(frozen=True, slots=True)
-class RepairConfig:
-    """The fixed budget of one repair: ``steps`` optimiser steps of ``batch_size`` rows each.
-
-    ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
-    trains a LoRA adapter or all weights; ``save_every`` so many steps a checkpoint is written, from
-    which a killed training goes on (0: none).
-    """
-
-    steps: int = 40
-    batch_size: int = 16
-    lr: float = 2e-3
-    lora_r: int = 8
-    benign_share: float = 0.5
-    seed: int = 0
-    max_length: int = 2048
-    method: Method = "lora"
-    save_every: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.lora_r, self.max_length) < 1:
-            raise RefusalCliffError(
-                "steps, batch size, LoRA rank and maximal length must each be at least 1."
-            )
-        if not (0 <= self.benign_share < 1 and self.lr > 0):
-            raise RefusalCliffError(
-                "The benign share must be at least 0 and below 1, and the learning rate above 0."
-            )
-
-    @property
-    def benign_per_step(self) -> int:
-        """Benign rows in every step; at least one row of a step is a safety example."""
-        return min(round(self.batch_size * self.benign_share), self.batch_size - 1)
-
-    def decides(self) -> dict[str, Any]:
-        """All that changes what is learnt, as JSON: not how often it is saved."""
-        found = asdict(self)
-        del found["save_every"]
-        return found
+from refusal_cliff.settings import RepairConfig
 
 
 def training_plan(n_safety: int, n_benign: int, config: RepairConfig) -> list[tuple[bool, int]]:

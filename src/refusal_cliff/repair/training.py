@@ -35,8 +35,9 @@ from refusal_cliff.io import storage_errors
 from refusal_cliff.model.adapters import base_name, merged
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
-from refusal_cliff.repair.plan import RepairConfig, digest, made_from, training_plan
+from refusal_cliff.repair.plan import digest, made_from, training_plan
 from refusal_cliff.select.engine import Rank
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.thinking import render_prompt
 
 ADAPTER, CHECKPOINT = "adapter_config.json", "config.json"
@@ -122,7 +123,9 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
     name = f"{subject.name}+{adapter.name}"
     if (adapter / CHECKPOINT).is_file() and not (adapter / ADAPTER).is_file():
         dtype = str(subject.model.dtype).removeprefix("torch.")
-        repaired = load_subject(str(adapter), dtype=dtype, device=str(subject.device))
+        repaired = load_subject(
+            str(adapter), dtype=dtype, device=str(subject.device), chat=subject.chat
+        )
         return replace(repaired, name=name)
     with _quiet():
         try:

@@ -20,8 +20,9 @@ from refusal_cliff.folders import require_output, require_same
 from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.adapters import HOW_TO_LOAD
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.repair.plan import Method, RepairConfig, made_from, settings, training_plan
+from refusal_cliff.repair.plan import made_from, settings, training_plan
 from refusal_cliff.repair.training import COMMAND, claim_training, repair, trainable
+from refusal_cliff.settings import Method, RepairConfig
 
 REPORT, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def run_selection(
             made otherwise, or the data set cannot be read.
     """
     rank = Rank.here()
-    plan = replace(plan, device=rank.device(plan.device))
+    plan = plan.on(rank.device(plan.loading.device))
     subject = plan.subject()
     digest = source_digest(source.name)
     if rank.first:
@@ -216,7 +216,7 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
         "evaluation": sorted(map(_described, source.evaluation)),
         "thinking": "own" if plan.own_thinking else "data",
         "target": "own" if plan.own_target else "data",
-        "max_new_tokens": plan.max_new_tokens if plan.own_thinking else None,
+        "generation": plan.generation.decoding() if plan.own_thinking else None,
         "judge": plan.judge.full_name if plan.own_thinking else None,
         "shard_size": source.shard_size,
         "version": __version__,

@@ -19,16 +19,17 @@ import pyarrow.parquet as pq
 
 from refusal_cliff.data.types import LeftOut, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.generate import generate
 from refusal_cliff.io import remove_quietly, write_json_lines
-from refusal_cliff.judges import BY_RULES, JudgeSettings, RulesJudge, judge_traces
-from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.judges import RulesJudge, judge_traces
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.pool import Numbered, read_candidates, scores_path, shard_path
 from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.select.targets import own_refusals
+from refusal_cliff.settings import BY_RULES, GenerationConfig, JudgeSettings, Loading
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 
@@ -70,11 +71,8 @@ class ScoringPlan:
         own_thinking: Score what the model itself thinks, instead of the thinking of the data.
         own_target: Train on refusals in the model's own words, see `own_refusals`, instead of the
             answers of the data; needs ``own_thinking``.
-        max_new_tokens: Longest thinking and answer that the model may write.
-        batch_size: Prompts generated at once.
-        dtype: Precision of the weights.
-        device: ``auto`` or a device of PyTorch.
-        trust_remote_code: Run code that comes with the model.
+        generation: How the model writes.
+        loading: How it is loaded.
         judge: Who says what the model's own answers do.
     """
 
@@ -82,11 +80,8 @@ class ScoringPlan:
     probe: Path
     out: Path
     own_thinking: bool
-    max_new_tokens: int = 4096
-    batch_size: int = 16
-    dtype: str = "float32"
-    device: str = "auto"
-    trust_remote_code: bool = False
+    generation: GenerationConfig = GenerationConfig()
+    loading: Loading = Loading()
     own_target: bool = False
     judge: JudgeSettings = BY_RULES
 
@@ -99,12 +94,11 @@ class ScoringPlan:
 
     def subject(self) -> Subject:
         """Load the model."""
-        return load_subject(
-            self.model,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-        )
+        return self.loading.load(self.model)
+
+    def on(self, device: str) -> ScoringPlan:
+        """The same on a device."""
+        return replace(self, loading=replace(self.loading, device=device))
 
 
 class ShardScorer:
@@ -163,14 +157,18 @@ class ShardScorer:
         complied = [trace for trace in traces if trace.verdict != "refused"]
         made = iter(
             own_refusals(
-                self._subject, self._probes, complied, self._plan.max_new_tokens, self._judge
+                self._subject,
+                self._probes,
+                complied,
+                self._plan.generation.max_new_tokens,
+                self._judge,
             )
         )
         return [trace if trace.verdict == "refused" else next(made) for trace in traces]
 
     def _written(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
         """What the model itself thinks and answers."""
-        config = GenerationConfig(self._plan.max_new_tokens, self._plan.batch_size)
+        config = self._plan.generation
         context = self._subject.context
         room = math.inf if context is None else context - config.max_new_tokens
         fits = [len(render_prompt(self._subject.tokenizer, e.prompt.text)) <= room for _, e in rows]
@@ -184,7 +182,7 @@ class ShardScorer:
     def _usable(self, row: int, trace: Trace) -> Trace | LeftOut:
         identity = trace.prompt.id
         if trace.spans is None:
-            within = f"in {self._plan.max_new_tokens} tokens"
+            within = f"in {self._plan.generation.max_new_tokens} tokens"
             return LeftOut(identity, row, NEVER_CLOSED, within)
         if trace.spans.thinking == trace.spans.prompt:
             return LeftOut(identity, row, "no thinking", "the model answered at once")

@@ -18,7 +18,6 @@ from refusal_cliff.data.traces import (
     read_traces,
     write_traces,
 )
-from refusal_cliff.generate import generate
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import judge_traces
 from refusal_cliff.probe.files import read_probes, write_probes
@@ -48,7 +47,10 @@ def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
             (FIT_PROMPTS, TEST_PROMPTS),
             [f"generated-{part}.parquet" for part in PARTS],
             lambda job: _generate(study, job, first),
-            {} if first is None else {"first": first, **study.verdicts},
+            {
+                **study.elsewhere.described(),
+                **({} if first is None else {"first": first, **study.verdicts}),
+            },
         ),
         study.stage(
             "judge",
@@ -87,7 +89,7 @@ def _generate(study: Study, job: Job, first: int | None) -> Headline:
     with answers_kept(job) as journal:
 
         def write(asked: Sequence[Prompt]) -> list[Trace]:
-            return generate(study.subject, asked, study.generation, journal=journal, progress=count)
+            return study.first_answers(asked, journal, count)
 
         def judge(written: Sequence[Trace]) -> list[Trace]:
             return judge_traces(written, study.judge, journal)

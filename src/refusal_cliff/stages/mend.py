@@ -8,12 +8,13 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import complies, read_prompts, write_traces
 from refusal_cliff.io import read_json, write_json
-from refusal_cliff.repair.training import RepairConfig, load_repaired, repair
+from refusal_cliff.repair.training import load_repaired, repair
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many, select
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
 

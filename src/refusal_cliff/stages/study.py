@@ -17,6 +17,7 @@ from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.provenance import ReadPoint
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Progress, Stage
+from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served
 
 RULES = RulesJudge()
 FIT_PROMPTS, TEST_PROMPTS = "prompts/fit.jsonl", "prompts/test.jsonl"
@@ -56,6 +57,7 @@ class Study:
         generation: How it writes.
         definitions: What it means by its words.
         judge: Who says what its answers do.
+        elsewhere: Where its first answers come from, if it does not write them here.
     """
 
     key: str
@@ -64,6 +66,7 @@ class Study:
     generation: GenerationConfig
     definitions: Definitions = PRESETS["default"]
     judge: Judge = RULES
+    elsewhere: Elsewhere = NOWHERE
 
     @property
     def verdicts(self) -> dict[str, object]:
@@ -95,6 +98,27 @@ class Study:
         }
         own = tuple(self.path(output) for output in outputs)
         return Stage(self.path(name), tuple(inputs), own, depends, run)
+
+    def first_answers(
+        self,
+        prompts: Sequence[Prompt],
+        journal: Journal | None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Trace]:
+        """Unjudged traces of prompts, in their order: given, of a server, or written here."""
+        known = self.elsewhere.known(prompts)
+        missing = [prompt for prompt in prompts if prompt.id not in known]
+        server = self.elsewhere.server
+        if progress is not None and known:
+            progress(len(known))
+        if server is not None:
+            written = served(server, self.subject, missing, journal, progress)
+        else:
+            written = generate(
+                self.subject, missing, self.generation, journal=journal, progress=progress
+            )
+        known |= {trace.prompt.id: trace for trace in written}
+        return [known[prompt.id] for prompt in prompts]
 
     def write(
         self,

@@ -25,7 +25,7 @@ from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.repair.comparison import Trial
-from refusal_cliff.repair.training import RepairConfig, load_repaired, repair
+from refusal_cliff.repair.training import load_repaired, repair
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.select.candidates import measure
@@ -38,6 +38,7 @@ from refusal_cliff.select.strategies import (
     how_many,
     select,
 )
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
 from refusal_cliff.tables import read_parquet, write_parquet

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from refusal_cliff import __version__
+from refusal_cliff.answers.answering import backend_of
 from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.records import write_left_out
@@ -13,16 +15,17 @@ from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
-from refusal_cliff.generate import GenerationConfig
-from refusal_cliff.judges import BY_RULES, JudgeSettings, Remembering
-from refusal_cliff.model.subject import load_subject
+from refusal_cliff.judges import Remembering
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
+from refusal_cliff.settings import BY_RULES, JudgeSettings, Loading, Server, Writing
 from refusal_cliff.stages.control import control_stages
+from refusal_cliff.stages.elsewhere import Elsewhere
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
+from refusal_cliff.workflows.audit_cost import AuditCost, audit_cost
 from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts, fitting
 
 KEY = "model"
@@ -51,34 +54,32 @@ def run_audit(
     seed: int = 0,
     observer: Observer | None = None,
     *,
-    max_new_tokens: int | None = None,
-    batch_size: int = 16,
-    dtype: str = "float32",
-    device: str = "auto",
-    trust_remote_code: bool = False,
+    writing: Writing = Writing(),
+    loading: Loading = Loading(),
+    server: Server = Server(),
     controls: Sequence[str] = (),
     preset: str = "default",
     judge: JudgeSettings = BY_RULES,
     command: str = "",
+    told: Callable[[AuditCost], None] | None = None,
 ) -> Sequence[Finding]:
     """Run, or continue, the audit of one model in the run folder ``out``.
 
     Args:
         model: Hugging Face name, folder, or embedded organism.
-        sources: Where its prompts come from.
+        sources: Where its prompts, and answers that are there already, come from.
         out: The run folder; made if absent.
-        seed: Seed of splits and random heads.
+        seed: Seed of splits, draws and random heads.
         observer: Told what happens.
-        max_new_tokens: Longest thinking and answer together; ``None`` takes what fits, see
-            `fitting`.
-        batch_size: Prompts generated at once.
-        dtype: Precision of the weights.
-        device: ``auto`` or a device of PyTorch.
-        trust_remote_code: Run code that comes with the model.
+        writing: How it is to write.
+        loading: How it is loaded and spoken to.
+        server: Who gives the first answers instead of this machine, if its address is named; all
+            interventions are run here.
         controls: Names of controls to measure as well, see `CONTROLS`.
         preset: Whose definitions are used, a key of ``PRESETS``.
         judge: Who judges; by default the phrase rules.
         command: The command line that asked for it, for the report; empty where there was none.
+        told: Told what is going to be written, before anything is; may raise to stop there.
 
     Returns:
         The findings, in the order of the method.
@@ -87,12 +88,23 @@ def run_audit(
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
     error = refusal_error(judge.full_name, judge.error)
-    found = audit_prompts(sources, seed)
+    found = None if sources.traces else audit_prompts(sources, seed, samples=writing.samples)
     judged_by = Remembering(judge.judge())
-    subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    prompts, max_new_tokens = fitting(found, subject, max_new_tokens)
-    generation = GenerationConfig(max_new_tokens, batch_size)
-    study = Study(KEY, subject, seed, generation, PRESETS[preset], judged_by)
+    subject = loading.load(model)
+    if found is None:
+        found = audit_prompts(sources, seed, subject, writing.samples)
+    prompts, max_new_tokens = fitting(found, subject, writing.max_new_tokens)
+    generation = writing.of_model(subject.model.generation_config, max_new_tokens, seed)
+    elsewhere = Elsewhere(
+        prompts.given,
+        {name: prompts.files[name] for name in sources.traces},
+        backend_of(model, generation, loading, server) if server.url else None,
+    )
+    definitions = PRESETS[preset]
+    study = Study(KEY, subject, seed, generation, definitions, judged_by, elsewhere)
+    plan = AblationPlan() if sources.first is None else QUICK_PLAN
+    if told is not None:
+        told(audit_cost(prompts, study, plan, sources.first))
     shape = RunShape(
         KEY,
         subject.name,
@@ -107,7 +119,7 @@ def run_audit(
         *measure_stages(study, sources.first),
         second_reading_stage(study),
         coherence_stage(study),
-        *intervene_stages(study, AblationPlan() if sources.first is None else QUICK_PLAN),
+        *intervene_stages(study, plan),
         *control_stages(study, shape.controls),
         report_stage(
             shape,
@@ -116,6 +128,12 @@ def run_audit(
             provenance=(
                 ("version", __version__),
                 *([("command", command)] if command else []),
+                ("decoding", f"{generation}, at most {max_new_tokens:,} tokens"),
+                *([("samples", str(writing.samples))] if writing.samples > 1 else []),
+                *([("system prompt", loading.system)] if loading.system else []),
+                *([("template", " ".join(loading.template_arg))] if loading.template_arg else []),
+                *([("answers given", ", ".join(sources.traces))] if sources.traces else []),
+                *([("answered by", server.url)] if server.url else []),
                 ("judge", judged_by.name),
                 ("model", subject.fingerprint[:16]),
             ),
@@ -128,8 +146,8 @@ def run_audit(
             "prompts": dict(prompts.files),
             "fit_on": list(sources.fit_on),
             "first": sources.first,
-            "max_new_tokens": max_new_tokens,
-            "dtype": dtype,
+            "generation": generation.decoding(),
+            "loading": asdict(loading),
             "preset": preset,
             "judge": judged_by.name,
         },

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
+from refusal_cliff.cliff.source import answered_trace, told_record
+from refusal_cliff.data.fields import BadRow
 from refusal_cliff.data.prompt_files import FROM, PromptSet, read_prompt_set, source_of
-from refusal_cliff.data.reading import DEFAULT, Reading
+from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import source_digest
-from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt
+from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt, Record, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import repeated
 from refusal_cliff.generate.local import check_prompt
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.organisms.pretrained.sources import (
@@ -24,6 +29,7 @@ from refusal_cliff.organisms.pretrained.sources import (
     find_file,
 )
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
+from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import render_prompt
 
 MIN_PROMPTS = 40
@@ -32,18 +38,8 @@ QUICK_PROMPTS = 40
 """Prompts of each label and part that a quick audit asks; more where a class stays too small."""
 
 
-@dataclass(frozen=True, slots=True)
-class Writing:
-    """How a model is loaded and writes, where a user does not say it."""
-
-    max_new_tokens: int
-    batch_size: int
-    dtype: str
-
-
-USUAL = Writing(4096, 16, "float32")
-RECORDED = Writing(160, 64, "bfloat16")
-"""Of the recorded audits of the organisms of a pretrained model."""
+RECORDED = GenerationConfig(max_new_tokens=160, batch_size=64)
+"""How the organisms of a pretrained model write in their recorded audits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +55,8 @@ class AuditSources:
         first: Prompts of each label and part that are asked before it is seen whether more are
             needed, see `ask`; ``None`` asks all.
         reading: How the rows of what is no benchmark are read.
+        traces: Answers that are there already, see `read_given`; of prompts of the other sources,
+            or with labels of their own.
     """
 
     harmful: tuple[str, ...]
@@ -66,6 +64,7 @@ class AuditSources:
     fit_on: tuple[str, ...] = ()
     first: int | None = None
     reading: Reading = DEFAULT
+    traces: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +77,22 @@ class AuditPrompts:
         files: What each source held: hash of a file, commit of a benchmark.
         dropped: Prompts to fit on that were dropped because they overlap with the test.
         left_out: Rows of the sources that cannot be used.
+        given: Unjudged traces that are there already, by the id of their prompt.
     """
 
     fit: list[Prompt]
     test: list[Prompt]
     files: Mapping[str, str]
     dropped: int = 0
+    left_out: tuple[LeftOut, ...] = ()
+    given: Mapping[str, Trace] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """Answers that are there already, unjudged, every id unique; and rows that are none."""
+
+    traces: tuple[Trace, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
 
 
@@ -93,6 +102,7 @@ def audit_sources(
     fit_on: Sequence[str],
     data: Path | None,
     *,
+    traces: Sequence[str] = (),
     quick: bool,
     reading: Reading = DEFAULT,
 ) -> AuditSources:
@@ -102,15 +112,16 @@ def audit_sources(
         RefusalCliffError: Neither is given, or both are.
     """
     first = QUICK_PROMPTS if quick else None
-    if data is not None and not (harmful or benign or fit_on):
+    if data is not None and not (harmful or benign or fit_on or traces):
         return replace(recorded_sources(data), first=first)
-    if data is not None or not (harmful and benign):
+    if data is not None or not (traces or (harmful and benign)):
         raise RefusalCliffError(
             "An audit needs harmful and benign prompts: give --harmful and --benign, files or "
-            f"names of benchmarks ({', '.join(BENCHMARKS)}); or, for an organism of a "
+            f"names of benchmarks ({', '.join(BENCHMARKS)}); or --traces, answers of the model "
+            "that you have, with labels; or, for an organism of a "
             "pretrained model (refusal-cliff organism list), --data with the folder of its files."
         )
-    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), first, reading)
+    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), first, reading, tuple(traces))
 
 
 def recorded_sources(data: Path) -> AuditSources:
@@ -127,16 +138,28 @@ def recorded_sources(data: Path) -> AuditSources:
     )
 
 
-def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
+def audit_prompts(
+    sources: AuditSources, seed: int, subject: Subject | None = None, samples: int = 1
+) -> AuditPrompts:
     """Read the sources and split them.
+
+    Args:
+        sources: Where prompts, and answers that are there already, come from.
+        seed: Seed of the split.
+        subject: The model that wrote the answers; needed where there are some.
+        samples: How often each prompt without an answer is asked.
 
     Raises:
         RefusalCliffError: A source cannot be read, rows of a label would be lost, or there are too
             few.
     """
     prompts, left_out = _all_prompts(sources)
-    prompts = with_near_duplicates(prompts)
-    files = {name: _version(name, prompts) for name in (*sources.harmful, *sources.benign)}
+    given = Given() if subject is None else read_given(sources, subject, prompts)
+    answered = {trace.prompt.text for trace in given.traces}
+    missing = repeated([prompt for prompt in prompts if prompt.text not in answered], samples)
+    prompts = with_near_duplicates([*(trace.prompt for trace in given.traces), *missing])
+    names = (*sources.harmful, *sources.benign, *sources.traces)
+    files = {name: _version(name, prompts) for name in names}
     dropped = 0
     if not sources.fit_on:
         fit, test = split_prompts(prompts, seed)
@@ -149,7 +172,60 @@ def audit_prompts(sources: AuditSources, seed: int) -> AuditPrompts:
         dropped = len(every) - len(fit)
     for part, found in (("fit on", fit), ("test on", test)):
         _require_enough(part, found)
-    return AuditPrompts(fit, test, files, dropped, left_out)
+    answers = {trace.prompt.id: trace for trace in given.traces}
+    return AuditPrompts(fit, test, files, dropped, (*left_out, *given.left_out), answers)
+
+
+def read_given(sources: AuditSources, subject: Subject, prompts: Sequence[Prompt]) -> Given:
+    """Read answers that a model has given already, from any rows that ``trace`` reads.
+
+    A row without a label has that of the prompt of the same text. Verdicts in the rows do not
+    count: the answers without heads are judged by one judge, and these are by the same.
+
+    Args:
+        sources: Where they are.
+        subject: The model that wrote them.
+        prompts: Those of the other sources, whose labels, groups and tags hold.
+
+    Raises:
+        RefusalCliffError: A source cannot be read at all.
+    """
+    known = {prompt.text: prompt for prompt in prompts}
+    times = Counter[str]()
+    traces: list[Trace] = []
+    left_out: list[LeftOut] = []
+
+    def made(source: str, number: int, row: Row) -> Trace:
+        record = _labelled(source, number, row, subject, sources.reading, known)
+        return answered_trace(record, subject)
+
+    for source in sources.traces:
+        mark = f"{FROM}{_stem(source)}"
+        rows = source_rows(source, sources.reading)
+        for _, found in usable(source, rows, partial(made, source)):
+            if isinstance(found, LeftOut):
+                left_out.append(found)
+                continue
+            prompt = known.get(found.prompt.text) or replace(
+                found.prompt, tags=(*found.prompt.tags, mark)
+            )
+            times[prompt.id] += 1
+            again = f"#{times[prompt.id]}" if times[prompt.id] > 1 else ""
+            traces.append(replace(found, prompt=replace(prompt, id=prompt.id + again)))
+    return Given(tuple(traces), tuple(left_out))
+
+
+def _labelled(
+    source: str, number: int, row: Row, subject: Subject, reading: Reading, known: Collection[str]
+) -> Record:
+    """The record of a row; one without a label may be the answer to a prompt that has one."""
+    try:
+        return told_record(source, number, row, subject, reading)
+    except BadRow:
+        found = told_record(source, number, row, subject, reading.by_default("harmful"))
+        if found.prompt.text not in known:
+            raise
+        return found
 
 
 def fitting(
@@ -195,10 +271,10 @@ def usual_tokens(subject: Subject, prompts: Sequence[Prompt]) -> int:
     """
     context = subject.context
     if context is None:
-        return USUAL.max_new_tokens
+        return GenerationConfig().max_new_tokens
     lengths = [len(render_prompt(subject.tokenizer, prompt.text)) for prompt in prompts]
     longest = max((n for n in lengths if 2 * n <= context), default=0)
-    return min(USUAL.max_new_tokens, context - longest)
+    return min(GenerationConfig().max_new_tokens, context - longest)
 
 
 def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
@@ -221,7 +297,8 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], l
 
 def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ...]]:
     """The prompts of every source, marked with it, their ids made unique; rows that are none."""
-    named = {*map(_stem, sources.harmful), *map(_stem, sources.benign)}
+    every = (*sources.harmful, *sources.benign, *sources.traces)
+    named = set(map(_stem, every))
     unknown = [name for name in sources.fit_on if _stem(name) not in named]
     if unknown:
         raise RefusalCliffError(

@@ -22,9 +22,9 @@ from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
-from refusal_cliff.repair.training import RepairConfig
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
 from refusal_cliff.stages.mend import BENIGN, POOL, MendPlan, mend_stages
@@ -34,6 +34,8 @@ from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
 GENERATION = GenerationConfig(max_new_tokens=110, batch_size=128)
+LEARNING_RATE = 2e-3
+"""Of repairs of the embedded organisms: so small a model takes steps ten times the usual ones."""
 """Answers are short; on a CPU larger batches gain nothing."""
 FRACTIONS = (0, 0.005, 0.02, 0.03, 0.05, 0.10)
 """Of 128 heads: 0, 1, 2, 3, 6 and 12."""
@@ -134,7 +136,7 @@ def demo_stages(
 ) -> list[Stage]:
     """All stages of the demo, in order."""
     study = {name: Study(name, subject, seed, GENERATION) for name, subject in subjects.items()}
-    mend = MendPlan(repair=RepairConfig(seed=seed, steps=sizes.steps))
+    mend = MendPlan(repair=RepairConfig(seed=seed, steps=sizes.steps, lr=LEARNING_RATE))
     main = AblationPlan(
         traces=sizes.head_traces,
         fractions=FRACTIONS,

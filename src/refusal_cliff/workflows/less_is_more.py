@@ -7,20 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_json, write_json, write_text
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.repair.comparison import Paired, Point, grouped, paired, points, write_points
-from refusal_cliff.repair.training import RepairConfig
 from refusal_cliff.report.examples_chart import examples_chart
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.select.strategies import FRACTION
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stages.trials import TrialPlan, read_trial, trial_files, trial_stages
 from refusal_cliff.workflows.audit_prompts import RECORDED
-from refusal_cliff.workflows.demo import GENERATION
+from refusal_cliff.workflows.demo import GENERATION, LEARNING_RATE
 from refusal_cliff.workflows.less_is_more_prompts import (
     ExperimentSizes,
     language_stage,
@@ -39,7 +38,7 @@ REFERENCES = ("random", "full")
 def default_plan(*, public: bool = False) -> TrialPlan:
     """The plan whose results docs/selection.md shows; of public files, docs/results-smollm2.md."""
     if not public:
-        return TrialPlan(repair=RepairConfig(steps=STEPS))
+        return TrialPlan(repair=RepairConfig(steps=STEPS, lr=LEARNING_RATE))
     return TrialPlan(
         seeds=(0, 1, 2),
         strategies=("cliff", "random", "full"),
@@ -90,7 +89,7 @@ def run_experiment(
     """
     public = data is not None
     plan, sizes = plan or default_plan(public=public), sizes or default_sizes(public=public)
-    subject = load_subject(model, device="cpu", dtype=RECORDED.dtype if public else "float32")
+    subject = load_subject(model, device="cpu")
     info = RunInfo(
         command="experiment less-is-more",
         config={"sizes": asdict(sizes), "plan": _as_json(plan)},
@@ -113,8 +112,7 @@ def experiment_stages(
         study = Study("model", subject, 0, GENERATION)
         first = [language_stage(plan.seeds, sizes), *measure_stages(study)]
     else:
-        writing = GenerationConfig(RECORDED.max_new_tokens, RECORDED.batch_size)
-        study = Study("model", subject, 0, writing)
+        study = Study("model", subject, 0, RECORDED)
         first = [
             public_stage(data, plan.seeds, sizes),
             *measure_stages(study),

@@ -21,13 +21,12 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.wording import about_judge
 from refusal_cliff.folders import claim, require_output
-from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_json, sha256_file
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import published_name
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.repair.proof import Proof, Side, findings
-from refusal_cliff.repair.training import RepairConfig, load_repaired
+from refusal_cliff.repair.training import load_repaired
 from refusal_cliff.repair.training_run import check_out, finish_card, train_from_files
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
@@ -41,6 +40,7 @@ from refusal_cliff.select.selection_run import (
     run_selection,
 )
 from refusal_cliff.select.shards import ScoringPlan
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.proof import PROOF, proof_stages
 from refusal_cliff.stages.study import TEST_PROMPTS, Study
 
@@ -125,9 +125,8 @@ def run_repair(
         out / ADAPTER,
         replace(plan.benign_reading, markers=plan.data.reading.markers),
     )
-    generation = GenerationConfig(scoring.max_new_tokens, scoring.batch_size)
     before = Study(
-        "before", subject, plan.choice.seed, generation, judge=Remembering(settings.judge())
+        "before", subject, plan.choice.seed, scoring.generation, judge=Remembering(settings.judge())
     )
     studies = (before, replace(before, key="after", subject=load_repaired(subject, adapter)))
     stages = [

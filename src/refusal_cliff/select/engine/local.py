@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -86,7 +86,7 @@ def run_shards(
     rank = Rank.here()
     mine = [n for n in missing_shards(plan.out, shards) if n % rank.world == rank.number]
     if mine:
-        scorer = ShardScorer(replace(plan, device=rank.device(plan.device)), subject)
+        scorer = ShardScorer(plan.on(rank.device(plan.loading.device)), subject)
         for number in mine:
             scorer(number)
             _tell(plan, shards, progress)

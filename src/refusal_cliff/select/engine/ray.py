@@ -84,7 +84,7 @@ def _run(
 
     data.DataContext.get_current().enable_progress_bars = False
     everywhere = replace(plan, probe=plan.probe.resolve(), out=plan.out.resolve())
-    on_gpu = ray.cluster_resources().get("GPU", 0) >= actors and plan.device != "cpu"
+    on_gpu = ray.cluster_resources().get("GPU", 0) >= actors and plan.loading.device != "cpu"
     numbers = data.from_items([{"shard": n} for n in todo], override_num_blocks=len(todo))
     scored = numbers.map_batches(
         _Actor,

@@ -1,0 +1,196 @@
+"""Options of a command out of classes of settings: a parameter of such a class is all its fields.
+
+A command that takes ``loading: Loading`` has the options ``--dtype``, ``--device`` and so on, with
+the defaults and the help of the fields, and is called with one `Loading`. An option that the
+command declares itself stands in the place of the field of that name. ``--config FILE`` sets any
+option from a TOML file; what is typed wins, and what came of both is written into the output
+folder.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, fields, is_dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from refusal_cliff.commands.arguments import checked, did_you_mean, existing_file, finite
+from refusal_cliff.commands.typed import name_or_hidden
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import write_text
+
+CONFIG = "config.toml"
+"""File of an output folder: every option of the command that wrote it."""
+Command = Callable[..., Any]
+
+
+def grouped(command: Command) -> Command:
+    """A command whose parameters of classes of settings are options, and which takes --config."""
+    hints = get_type_hints(command, include_extras=True)
+    given = inspect.signature(command).parameters
+    kinds = {name: _kind(hints[name]) for name in given}
+    own = {name for name, (kind, _) in kinds.items() if not is_dataclass(kind)}
+    groups = {
+        name: _Group(kind, {*own, *left_out})
+        for name, (kind, left_out) in kinds.items()
+        if name not in own
+    }
+    options: list[inspect.Parameter] = []
+    for name, parameter in given.items():
+        if name in groups:
+            options += groups[name].options()
+        else:
+            options.append(parameter.replace(annotation=hints[name]))
+    options.append(_parameter("config", _Config, None))
+
+    @wraps(command)
+    def run(**values: Any) -> Any:
+        del values["config"]
+        made = {name: group.made(values) for name, group in groups.items()}
+        try:
+            result = command(**{name: values[name] for name in own}, **made)
+        except typer.Exit:  # a gate that stays closed has measured all
+            _write_back(values)
+            raise
+        _write_back(values)
+        return result
+
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    keyword_only = inspect.Parameter.KEYWORD_ONLY
+    signature = inspect.Signature([option.replace(kind=keyword_only) for option in options])
+    run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
+    return run
+
+
+def without(*options: str) -> _Without:
+    """In an annotation of a class of settings: options that mean nothing to this command."""
+    return _Without(options)
+
+
+class _Without(tuple[str, ...]):
+    """Names of options."""
+
+
+def _kind(hint: Any) -> tuple[Any, tuple[str, ...]]:
+    """A parameter's type, and the options left out."""
+    if get_origin(hint) is not Annotated:
+        return hint, ()
+    kind, *said = get_args(hint)
+    return kind, next((one for one in said if isinstance(one, _Without)), ())
+
+
+class _Group:
+    """A class of settings as options of one command.
+
+    Args:
+        kind: The class.
+        taken: Options that the command declares itself.
+    """
+
+    def __init__(self, kind: Any, taken: Iterable[str]) -> None:
+        self._kind, hints = kind, get_type_hints(kind)
+        shown = [field for field in fields(kind) if "help" in field.metadata]
+        self._fields: dict[str, tuple[Field[Any], Any]] = {
+            _option_name(field): (field, hints[field.name])
+            for field in shown
+            if _option_name(field) not in set(taken)
+        }
+
+    def options(self) -> list[inspect.Parameter]:
+        """One a field."""
+        panel = getattr(self._kind, "PANEL", None)
+        return [_option(name, *found, panel) for name, found in self._fields.items()]
+
+    def made(self, values: Mapping[str, Any]) -> Any:
+        """The settings with what a user said."""
+        said = {}
+        for name, (field, hint) in self._fields.items():
+            value = values[name]
+            said[field.name] = tuple(value or ()) if get_origin(hint) is tuple else value
+        return self._kind(**said)
+
+
+def _option_name(field: Field[Any]) -> str:
+    return str(field.metadata.get("flag", field.name)).replace("-", "_")
+
+
+def _option(name: str, field: Field[Any], hint: Any, panel: str | None) -> inspect.Parameter:
+    told = {key: value for key, value in field.metadata.items() if key not in ("flag", "check")}
+    check, several = field.metadata.get("check"), get_origin(hint) is tuple
+    if check is not None:
+        told["callback"] = checked(check)
+    elif hint is float:
+        told["callback"] = finite
+    words = [word for word in get_args(hint) or (hint,) if isinstance(word, str)]
+    kind: Any = list[str] | None if several else str if words else hint
+    flag = f"--{name.replace('_', '-')}"
+    annotation = Annotated[kind, typer.Option(flag, rich_help_panel=panel, **told)]
+    return _parameter(name, annotation, None if several else field.default)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, annotation=annotation, default=default)
+
+
+def _set_defaults(context: typer.Context, file: Path | None) -> Path | None:
+    """Let a file say what is not typed; called before any other option is looked at."""
+    if file is None:
+        return None
+    existing_file(str(file))
+    try:
+        said = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RefusalCliffError(f"{file} is no TOML file: {error}. Mend it.") from error
+    known = {str(option.name) for option in context.command.params}
+    found: dict[str, Any] = {}
+    for key, value in said.items():
+        name = key.replace("-", "_")
+        if name not in known - {"config"} or isinstance(value, dict):
+            raise RefusalCliffError(
+                f"{file}: {context.info_name} has no option {key!r}."
+                f"{did_you_mean(name, known)} Write options as --help names them, one a line, "
+                "such as max-new-tokens = 512."
+            )
+        found[name] = value
+    context.default_map = found
+    return file
+
+
+_Config = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=_set_defaults,
+        help="TOML file of any of these options; what is typed wins.",
+    ),
+]
+
+
+def _write_back(values: Mapping[str, Any]) -> None:
+    """Write every option into the output folder, if the command made or kept one."""
+    out = values.get("out")
+    if isinstance(out, Path) and out.is_dir():
+        lines = [
+            f"{name.replace('_', '-')} = {_toml(name, value)}"
+            for name, value in values.items()
+            if value not in (None, ()) and name != "out"
+        ]
+        write_text(out / CONFIG, "\n".join([*sorted(lines), ""]))
+
+
+def _toml(name: str, value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return f"[{', '.join(_toml(name, one) for one in value)}]"
+    if isinstance(value, bool | int | float):
+        return str(value).lower()
+    text = name_or_hidden(str(value)) if name.endswith("key") else str(value)
+    return json.dumps(text)

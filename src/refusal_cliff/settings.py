@@ -1,0 +1,431 @@
+"""What a user can set: one declaration of each setting, without anything heavy to import.
+
+From a class here come the arguments of the Python functions, the options of the commands with
+their help (`commands.grouped`), the file of ``--config`` and what a run folder says of itself. A
+default is therefore the same object everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from refusal_cliff.errors import RefusalCliffError
+
+if TYPE_CHECKING:
+    from refusal_cliff.judges.interface import Judge
+    from refusal_cliff.model.subject import Subject
+
+Value = str | int | float | bool | None
+"""What a chat template is told: JSON's values without lists and objects."""
+Method = Literal["lora", "full"]
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def setting(default: Any, help: str, **option: Any) -> Any:
+    """A field of a class of settings: its default, and how its option is shown.
+
+    Args:
+        default: The value where a user says nothing.
+        help: What it means, as ``--help`` says it.
+        option: ``flag`` where the option is not called as the field, ``check`` for a function that
+            raises `RefusalCliffError` for a wrong value, and what `typer.Option` takes besides.
+    """
+    return field(default=default, metadata={"help": help, **option})
+
+
+def one_of(choices: Sequence[str], flag: str) -> Any:
+    """A check that a value is one of some words."""
+
+    def check(value: str) -> None:
+        if value not in choices:
+            raise RefusalCliffError(
+                f"Unknown {flag} {value!r}. Write one of: {', '.join(choices)} (--{flag})."
+            )
+
+    return check
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """How a model is spoken to, beside its chat template's own words.
+
+    Attributes:
+        system: System prompt of every conversation; empty for none.
+        arguments: Variables of the chat template, such as ``enable_thinking`` or
+            ``reasoning_effort``.
+    """
+
+    system: str = ""
+    arguments: Mapping[str, Value] = field(default_factory=dict)
+
+    def written_into(self, template: str) -> str:
+        """The chat template that always speaks so.
+
+        All that a tokenizer renders then follows it: prompts, the places of markers, the end of an
+        answer, and the fingerprint of the model.
+        """
+        if self == PLAIN:
+            return template
+        said = [
+            f"{{%- set {name} = {_literal(value)} %}}" for name, value in self.arguments.items()
+        ]
+        if self.system:
+            message = f"{{'role': 'system', 'content': {_literal(self.system)}}}"
+            said.append(f"{{%- set messages = [{message}] + (messages | list) %}}")
+        head = "".join(said)
+        return template if template.startswith(head) else head + template
+
+
+PLAIN = Chat()
+
+
+def _literal(value: Value) -> str:
+    """A value as Jinja reads it, which knows JSON's words but ``null``."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
+
+
+def chat_arguments(pairs: Sequence[str]) -> dict[str, Value]:
+    """What ``NAME=VALUE`` tells a chat template; a value is read as JSON, and else is a text.
+
+    Raises:
+        RefusalCliffError: One is no such pair, or its value is a list or an object.
+    """
+    found: dict[str, Value] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        if not (equals and name.isidentifier()) or isinstance(value, list | dict):
+            raise RefusalCliffError(
+                f"{pair!r} tells the chat template nothing. Write --template-arg NAME=VALUE, such "
+                "as enable_thinking=false or reasoning_effort=high."
+            )
+        found[name] = value
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a model is loaded and spoken to."""
+
+    PANEL: ClassVar[str] = "How the model is loaded and spoken to"
+
+    dtype: str = setting(
+        "float32",
+        "Precision of the weights: float32, bfloat16.",
+        check=one_of(DTYPES, "dtype"),
+    )
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    trust_remote_code: bool = setting(False, "Run code that comes with the model.")
+    system: str = setting("", "System prompt of every conversation.", metavar="TEXT")
+    template_arg: tuple[str, ...] = setting(
+        (),
+        "What the chat template is told, such as enable_thinking=false or reasoning_effort=high; "
+        "repeatable.",
+        metavar="NAME=VALUE",
+        check=lambda pair: chat_arguments([pair]),
+    )
+
+    @property
+    def chat(self) -> Chat:
+        """How the model is spoken to."""
+        return Chat(self.system, chat_arguments(self.template_arg))
+
+    def load(self, name: str) -> Subject:
+        """The model of that name, see `load_subject`."""
+        from refusal_cliff.model.subject import load_subject
+
+        return load_subject(
+            name,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            chat=self.chat,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig:
+    """How much a model writes, and how.
+
+    Attributes:
+        max_new_tokens: Most tokens of thinking and answer together.
+        batch_size: Rows written at once; halved where memory runs out.
+        temperature: 0 is greedy; else tokens are drawn from the softmax of logits / temperature.
+        top_p: Share of the probability that draws are made from.
+        top_k: Likeliest tokens that draws are made from; 0 for all.
+        seed: Seed of the draws.
+        thinking_budget: Most tokens of thinking; where it is spent, the thinking is closed as the
+            chat template closes it, and the trace says so. ``None`` lets the model think on.
+    """
+
+    PANEL: ClassVar[str] = "How the model writes"
+
+    max_new_tokens: int = setting(
+        4096, "Longest thinking and answer, in tokens; longer is reported.", min=1
+    )
+    batch_size: int = setting(16, "Prompts answered at once.", min=1)
+    temperature: float = setting(0.0, "0 is greedy.", min=0)
+    top_p: float = setting(1.0, "Share of the probability that tokens are drawn from.", max=1)
+    top_k: int = setting(0, "Likeliest tokens that are drawn from; 0 for all.", min=0)
+    seed: int = 0
+    thinking_budget: int | None = setting(None, "Close the thinking after so many tokens.", min=1)
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise RefusalCliffError(
+                f"Temperature {self.temperature}, top-p {self.top_p} and top-k {self.top_k} do not "
+                "make a distribution. Give a temperature of 0 (greedy) or more, a top-p above 0 "
+                "and up to 1, and a top-k of 0 (all) or more."
+            )
+        if self.thinking_budget is not None and not 0 < self.thinking_budget < self.max_new_tokens:
+            raise RefusalCliffError(
+                f"A thinking budget of {self.thinking_budget} leaves no room for an answer within "
+                f"{self.max_new_tokens} new tokens. Allow more new tokens, or less thinking."
+            )
+
+    def decoding(self) -> dict[str, Any]:
+        """All that answers depend on, as JSON: not how many are written at once."""
+        found = asdict(self)
+        del found["batch_size"]
+        return found
+
+    def __str__(self) -> str:
+        if self.temperature == 0:
+            return "greedy"
+        told = f"drawn at temperature {self.temperature:g}, top-p {self.top_p:g}"
+        return f"{told}, top-k {self.top_k}" if self.top_k else told
+
+
+@dataclass(frozen=True, slots=True)
+class Writing:
+    """How a model is to write in an audit; what nobody says is asked of the model itself.
+
+    Attributes:
+        max_new_tokens: Most tokens of thinking and answer; ``None`` takes what fits.
+        batch_size: Rows written at once.
+        temperature: See `GenerationConfig`; ``None`` takes the checkpoint's generation config, by
+            which its makers say how it is to be run.
+        top_p: The same.
+        top_k: The same.
+        thinking_budget: See `GenerationConfig`.
+        samples: Answers to every prompt.
+    """
+
+    PANEL: ClassVar[str] = "How the model writes"
+
+    max_new_tokens: int | None = setting(
+        None,
+        "Longest thinking and answer, in tokens; longer is reported.  [default: 4096, or what a "
+        "shorter context leaves; with --data 160]",
+        min=1,
+        show_default=False,
+    )
+    batch_size: int = setting(16, "Prompts answered at once.", min=1)
+    temperature: float | None = setting(
+        None,
+        "0 is greedy.  [default: the checkpoint's generation config]",
+        min=0,
+        show_default=False,
+    )
+    top_p: float | None = setting(
+        None,
+        "Share of the probability that tokens are drawn from.  [default: the same]",
+        max=1,
+        show_default=False,
+    )
+    top_k: int | None = setting(
+        None,
+        "Likeliest tokens that are drawn from; 0 for all.  [default: the same]",
+        min=0,
+        show_default=False,
+    )
+    thinking_budget: int | None = setting(None, "Close the thinking after so many tokens.", min=1)
+    samples: int = setting(1, "Answers to every prompt.", min=1)
+
+    def of_model(self, configured: Any, max_new_tokens: int, seed: int) -> GenerationConfig:
+        """How the model writes.
+
+        Args:
+            configured: The checkpoint's generation config, or ``None``.
+            max_new_tokens: Most tokens of thinking and answer.
+            seed: Seed of the draws.
+        """
+        own = _drawn(configured)
+        named = {name: getattr(self, name) for name in own}
+        chosen = {name: own[name] if said is None else said for name, said in named.items()}
+        return GenerationConfig(
+            max_new_tokens,
+            self.batch_size,
+            seed=seed,
+            thinking_budget=self.thinking_budget,
+            **chosen,
+        )
+
+
+def _drawn(configured: Any) -> dict[str, Any]:
+    """How a checkpoint's generation config draws tokens; greedily where it says nothing of it."""
+    if not getattr(configured, "do_sample", False):
+        return {"temperature": 0.0, "top_p": 1.0, "top_k": 0}
+    usual = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    said = {name: getattr(configured, name, None) for name in usual}
+    numbers = {name: value for name, value in said.items() if isinstance(value, int | float)}
+    return {**usual, **numbers}
+
+
+JUDGES = (
+    *("rules", "llama-guard-3", "llama-guard-4", "qwen3guard", "wildguard", "harmbench", "rubric"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """A judge by its settings, before anything is loaded: what goes with a job to other processes.
+
+    Attributes:
+        name: One of `choose.NAMES`.
+        model: Its weights, or its name at the endpoint; a guard's usual ones by default.
+        endpoint: Its server; ``None`` runs it here.
+        key: Environment variable that holds the server's key.
+        error: What `judge calibrate` wrote of it; ``None`` takes what ships with the package.
+    """
+
+    PANEL: ClassVar[str] = "The judge"
+
+    name: str = setting(
+        "rules", f"{', '.join(JUDGES)}.", flag="judge", check=one_of(JUDGES, "judge")
+    )
+    model: str | None = setting(
+        None,
+        "The judge's weights, or its name at --judge-endpoint.",
+        flag="judge-model",
+        metavar="M",
+    )
+    endpoint: str | None = setting(
+        None,
+        "Server of the judge; else a guard runs on this machine.",
+        flag="judge-endpoint",
+        metavar="URL",
+    )
+    key: str = setting(
+        "OPENAI_API_KEY",
+        "Environment variable that holds the judge's API key.",
+        flag="judge-key",
+        metavar="NAME",
+    )
+    error: Path | None = setting(
+        None,
+        "How the judge errs: what judge calibrate --out wrote.",
+        flag="judge-error",
+        metavar="FILE",
+    )
+
+    @property
+    def full_name(self) -> str:
+        """`Judge.name`, without loading the judge: what verdicts and keys are marked with.
+
+        Raises:
+            RefusalCliffError: There is no such judge, or its model is not named.
+        """
+        from refusal_cliff.judges.choose import judge_name
+
+        return judge_name(self.name, self.model)
+
+    def judge(self) -> Judge:
+        """The judge, loaded; see `chosen_judge`."""
+        from refusal_cliff.judges.choose import chosen_judge
+
+        return chosen_judge(self.name, self.model, self.endpoint, self.key)
+
+
+BY_RULES = JudgeSettings()
+"""The phrase rules: what judges where nobody named a judge."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that answers instead of this machine; see `EndpointConfig`.
+
+    Attributes:
+        url: Its address; ``None`` for none.
+        model: What it calls the model.
+        key: Environment variable that holds its key.
+        thinks: Whether a text without the end of a thought is a thought.
+        concurrency: Requests at once.
+        retries: Repeats of a failed request.
+        timeout: Seconds for one answer.
+        extra_body: A JSON object of more fields of a request.
+    """
+
+    PANEL: ClassVar[str] = "A server that answers"
+
+    url: str | None = setting(
+        None,
+        "OpenAI-compatible server that answers: http://localhost:8000/v1.",
+        flag="endpoint",
+        metavar="URL",
+    )
+    model: str | None = setting(
+        None, "What the server calls the model, if not --model.", flag="endpoint-model", metavar="M"
+    )
+    key: str = setting(
+        "OPENAI_API_KEY", "Environment variable that holds its API key.", metavar="NAME"
+    )
+    thinks: bool = setting(False, "The served model always thinks: no end of it, no answer.")
+    concurrency: int = setting(16, "Requests at once (endpoint).", min=1)
+    retries: int = setting(6, "Repeats of a failed request.", min=0)
+    timeout: float = setting(1800.0, "Seconds for one answer.", min=1)
+    extra_body: str = setting("{}", 'Such as {"chat_template_kwargs": …}.', metavar="JSON")
+
+
+@dataclass(frozen=True, slots=True)
+class RepairConfig:
+    """The fixed budget of one repair: ``steps`` optimiser steps of ``batch_size`` rows each.
+
+    ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
+    trains a LoRA adapter or all weights; ``save_every`` so many steps a checkpoint is written, from
+    which a killed training goes on (0: none).
+    """
+
+    PANEL: ClassVar[str] = "Training"
+
+    steps: int = setting(40, "Optimiser steps.", min=1)
+    batch_size: int = setting(
+        16, "Rows of one step, over all processes.", flag="train-batch-size", min=1
+    )
+    lr: float = setting(2e-4, "Learning rate.")
+    lora_r: int = setting(8, "Rank of the adapter.", min=1)
+    benign_share: float = setting(0.5, "Share of every step's rows that is benign.", min=0, max=1)
+    seed: int = 0
+    max_length: int = setting(4096, "Longest row in tokens; longer ones are listed.", min=1)
+    method: Method = setting(
+        "lora", "lora, or full for all weights.", check=one_of(("lora", "full"), "method")
+    )
+    save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.lora_r, self.max_length) < 1:
+            raise RefusalCliffError(
+                "steps, batch size, LoRA rank and maximal length must each be at least 1."
+            )
+        if not (0 <= self.benign_share < 1 and self.lr > 0):
+            raise RefusalCliffError(
+                "The benign share must be at least 0 and below 1, and the learning rate above 0."
+            )
+
+    @property
+    def benign_per_step(self) -> int:
+        """Benign rows in every step; at least one row of a step is a safety example."""
+        return min(round(self.batch_size * self.benign_share), self.batch_size - 1)
+
+    def decides(self) -> dict[str, Any]:
+        """All that changes what is learnt, as JSON: not how often it is saved."""
+        found = asdict(self)
+        del found["save_every"]
+        return found

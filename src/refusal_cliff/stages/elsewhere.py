@@ -1,0 +1,97 @@
+"""First answers that are not written here: those that a user has, and those of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from refusal_cliff.cliff.source import answered_trace, told_record
+from refusal_cliff.data.journal import Journal
+from refusal_cliff.data.records import LeftOut, Record, row_of_record
+from refusal_cliff.data.traces import Prompt, Row, Trace
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.backend import Backend
+from refusal_cliff.model.subject import Subject
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where first answers come from; interventions are always run here.
+
+    Attributes:
+        given: Unjudged traces that are there already, by the id of their prompt.
+        made_from: What they were read from, as JSON.
+        server: Who answers all other prompts; ``None`` for the model here.
+    """
+
+    given: Mapping[str, Trace] = field(default_factory=dict)
+    made_from: Mapping[str, str] = field(default_factory=dict)
+    server: Backend | None = None
+
+    def described(self) -> dict[str, Any]:
+        """What answers depend on, as JSON; nothing where the model here writes all of them."""
+        given = {"given": dict(self.made_from)} if self.given else {}
+        return given if self.server is None else {**given, "server": self.server.description()}
+
+    def known(self, prompts: Sequence[Prompt]) -> dict[str, Trace]:
+        """The traces that are there, with these prompts' groups."""
+        return {p.id: replace(self.given[p.id], prompt=p) for p in prompts if p.id in self.given}
+
+
+NOWHERE = Elsewhere()
+
+
+def served(
+    server: Backend,
+    subject: Subject,
+    prompts: Sequence[Prompt],
+    journal: Journal | None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Trace]:
+    """Ask a server, and read its answers as traces of the model; unjudged, in the order given.
+
+    Args:
+        server: Who answers.
+        subject: The model that it serves.
+        prompts: What to ask.
+        journal: Keeps every answer; what is in it is not asked again.
+        progress: Told of each answer.
+
+    Raises:
+        RefusalCliffError: A prompt got no answer that can be used; the others are kept.
+    """
+    failed: list[LeftOut] = []
+    said = {} if journal is None else dict(journal.rows)
+
+    def finished(result: Record | LeftOut) -> None:
+        if isinstance(result, LeftOut):
+            failed.append(result)
+        else:
+            row = {"id": _name(result.prompt), "served": row_of_record(result)}
+            said[row["id"]] = row
+            if journal is not None:
+                journal.add(row)
+        if progress is not None:
+            progress(1)
+
+    missing = [prompt for prompt in prompts if _name(prompt) not in said]
+    if missing:
+        server.answer(missing, finished)
+    if failed:
+        raise RefusalCliffError(
+            f"{len(failed)} of {len(prompts)} prompts got no answer from the server; the first, "
+            f"{failed[0].id}: {failed[0].why}. All others are kept: the same command again asks "
+            "only for these. Or take them out of the files."
+        )
+    return [_trace(subject, prompt, said[_name(prompt)]["served"]) for prompt in prompts]
+
+
+def _trace(subject: Subject, prompt: Prompt, row: Row) -> Trace:
+    record = told_record(Path("the server's answer"), 1, row, subject)
+    return replace(answered_trace(record, subject), prompt=prompt)
+
+
+def _name(prompt: Prompt) -> str:
+    return f"served {prompt.id}"
