@@ -39,7 +39,7 @@ from refusal_cliff.judges import (
     RulesJudge,
     judge_traces,
 )
-from refusal_cliff.judges.choose import NAMES, chosen_judge
+from refusal_cliff.judges.choose import NAMES, chosen_judge, full_name, judge_of
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import language
 from refusal_cliff.run.pipeline import stage_key
@@ -228,14 +228,14 @@ def test_no_verdict_is_asked_for_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_is_known_before_the_judge_is_loaded(name: str) -> None:
     settings = JudgeSettings(name, "m", "http://localhost:1/v1")
-    assert settings.full_name == settings.judge().name
-    assert settings.full_name == chosen_judge(name, "m", "http://localhost:1/v1").name
+    assert full_name(settings) == judge_of(settings).name
+    assert full_name(settings) == chosen_judge(name, "m", "http://localhost:1/v1").name
 
 
 @pytest.mark.parametrize(("name", "said"), [("rubric", "needs a model"), ("words", "Unknown")])
 def test_a_judge_that_cannot_be_is_refused_by_name(name: str, said: str) -> None:
     with pytest.raises(RefusalCliffError, match=said):
-        _ = JudgeSettings(name).full_name
+        _ = full_name(JudgeSettings(name))
 
 
 def test_another_judge_makes_anew_what_judges_and_nothing_else(tmp_path: Path) -> None:

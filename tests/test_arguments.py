@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import re
 import subprocess
@@ -217,7 +216,7 @@ def numbers() -> list[tuple[str, str]]:
         for name, command in COMMANDS.items()
         if command.callback is not None
         for param in command.params
-        if "float" in str(get_type_hints(inspect.unwrap(command.callback)).get(param.name))
+        if "float" in str(get_type_hints(command.callback).get(param.name))
     ]
 
 
@@ -227,8 +226,8 @@ def test_a_number_that_is_none_is_refused_at_the_door(
     name: str, option: str, value: str, folder: Path
 ) -> None:
     line = {
-        "check": CHECK, "select": SELECT, "train": TRAIN, "repair": REPAIR, "ablate": ABLATE,
-        "generate": GENERATE,
+        "audit": AUDIT, "check": CHECK, "select": SELECT, "train": TRAIN, "repair": REPAIR,
+        "ablate": ABLATE, "generate": GENERATE,
     }.get(name, name)  # fmt: skip
     result = CliRunner().invoke(app, [*line.split(), option, value])
     assert result.exit_code == 2, (result.output, result.exception)
@@ -237,7 +236,7 @@ def test_a_number_that_is_none_is_refused_at_the_door(
 
 def test_all_commands_with_numbers_were_met() -> None:
     assert {name for name, _ in numbers()} == {
-        *("check", "select", "train", "repair", "ablate", "generate"),
+        *("audit", "check", "select", "train", "repair", "ablate", "generate"),
         "experiment less-is-more",
     }
 

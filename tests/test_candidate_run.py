@@ -230,7 +230,7 @@ def test_own_thinking_is_generated_where_the_data_has_none(
 def test_other_scores_and_unchecked_contamination_are_refused(
     root: Path, whole: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(RefusalCliffError, match="thinking, max_new_tokens, judge differ"):
+    with pytest.raises(RefusalCliffError, match="thinking, generation, judge differ"):
         run_selection(plan_of(root, whole, own=True), source_of(root), Choice())
     unchecked = replace(source_of(root), evaluation=())
     with pytest.raises(RefusalCliffError, match="--evaluation FILE"):

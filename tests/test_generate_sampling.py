@@ -96,7 +96,7 @@ def test_a_spent_budget_closes_the_thinking_and_says_so(subject: Subject, tmp_pa
     [
         ({"temperature": -1.0}, "do not make a distribution"),
         ({"top_p": 0.0}, "do not make a distribution"),
-        ({"thinking_budget": 160}, "no room for an answer"),
+        ({"thinking_budget": 4096}, "no room for an answer"),
         ({"thinking_budget": 0}, "no room for an answer"),
     ],
 )

@@ -20,7 +20,7 @@ from refusal_cliff import settings
 from refusal_cliff.cli import app
 from refusal_cliff.commands.grouped import CONFIG, grouped, without
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.subject import load_subject
+from refusal_cliff.model.subject import load, load_subject
 from refusal_cliff.settings import (
     PLAIN,
     Chat,
@@ -78,7 +78,7 @@ def test_every_setting_says_what_it_is() -> None:
 @dataclass(frozen=True)
 class Drink:
     PANEL = "What is drunk"
-    kind: str = settings.setting("tea", "Which.", check=settings.one_of(("tea", "milk"), "kind"))
+    kind: str = settings.setting("tea", "Which.", choices=("tea", "milk"))
     cups: int = settings.setting(1, "How many.", min=1)
     spice: tuple[str, ...] = settings.setting((), "Into it; repeatable.")
     warm: bool = settings.setting(False, "Warmed.")
@@ -186,11 +186,11 @@ def test_a_model_is_spoken_to_as_it_was_loaded(tmp_path: Path) -> None:
         load_subject(folder, device="cpu", chat=chat) for chat in (PLAIN, Chat("Be kind."))
     )
     system = "<|im_start|>system\nBe kind.<|im_end|>\n"
-    prompts = [s.tokenizer.decode(render_prompt(s.tokenizer, "Hi")) for s in (plain, told)]
+    prompts = [str(s.tokenizer.decode(render_prompt(s.tokenizer, "Hi"))) for s in (plain, told)]
     assert prompts[1] == system + prompts[0]
     assert plain.fingerprint != told.fingerprint
     assert plain.format == told.format
-    assert Loading(device="cpu").load(folder).fingerprint == plain.fingerprint
+    assert load(folder, Loading(device="cpu")).fingerprint == plain.fingerprint
 
 
 @pytest.mark.parametrize(

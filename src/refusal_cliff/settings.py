@@ -11,13 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from refusal_cliff.errors import RefusalCliffError
-
-if TYPE_CHECKING:
-    from refusal_cliff.judges.interface import Judge
-    from refusal_cliff.model.subject import Subject
 
 Value = str | int | float | bool | None
 """What a chat template is told: JSON's values without lists and objects."""
@@ -31,22 +27,11 @@ def setting(default: Any, help: str, **option: Any) -> Any:
     Args:
         default: The value where a user says nothing.
         help: What it means, as ``--help`` says it.
-        option: ``flag`` where the option is not called as the field, ``check`` for a function that
-            raises `RefusalCliffError` for a wrong value, and what `typer.Option` takes besides.
+        option: ``flag`` where the option is not called as the field; ``choices`` of a word,
+            ``positive`` of a number, ``file`` that must be there, or ``check``, a function that
+            raises `RefusalCliffError` for a wrong value; and what `typer.Option` takes besides.
     """
     return field(default=default, metadata={"help": help, **option})
-
-
-def one_of(choices: Sequence[str], flag: str) -> Any:
-    """A check that a value is one of some words."""
-
-    def check(value: str) -> None:
-        if value not in choices:
-            raise RefusalCliffError(
-                f"Unknown {flag} {value!r}. Write one of: {', '.join(choices)} (--{flag})."
-            )
-
-    return check
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +97,14 @@ def chat_arguments(pairs: Sequence[str]) -> dict[str, Value]:
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How a model is loaded and spoken to."""
+    """How a model is loaded and spoken to; see `load`."""
 
     PANEL: ClassVar[str] = "How the model is loaded and spoken to"
 
     dtype: str = setting(
         "float32",
         "Precision of the weights: float32, bfloat16.",
-        check=one_of(DTYPES, "dtype"),
+        choices=DTYPES,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
     trust_remote_code: bool = setting(False, "Run code that comes with the model.")
@@ -136,18 +121,6 @@ class Loading:
     def chat(self) -> Chat:
         """How the model is spoken to."""
         return Chat(self.system, chat_arguments(self.template_arg))
-
-    def load(self, name: str) -> Subject:
-        """The model of that name, see `load_subject`."""
-        from refusal_cliff.model.subject import load_subject
-
-        return load_subject(
-            name,
-            dtype=self.dtype,
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            chat=self.chat,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +145,9 @@ class GenerationConfig:
     )
     batch_size: int = setting(16, "Prompts answered at once.", min=1)
     temperature: float = setting(0.0, "0 is greedy.", min=0)
-    top_p: float = setting(1.0, "Share of the probability that tokens are drawn from.", max=1)
+    top_p: float = setting(
+        1.0, "Share of the probability that tokens are drawn from.", max=1, positive=True
+    )
     top_k: int = setting(0, "Likeliest tokens that are drawn from; 0 for all.", min=0)
     seed: int = 0
     thinking_budget: int | None = setting(None, "Close the thinking after so many tokens.", min=1)
@@ -238,6 +213,7 @@ class Writing:
         None,
         "Share of the probability that tokens are drawn from.  [default: the same]",
         max=1,
+        positive=True,
         show_default=False,
     )
     top_k: int | None = setting(
@@ -298,9 +274,7 @@ class JudgeSettings:
 
     PANEL: ClassVar[str] = "The judge"
 
-    name: str = setting(
-        "rules", f"{', '.join(JUDGES)}.", flag="judge", check=one_of(JUDGES, "judge")
-    )
+    name: str = setting("rules", f"{', '.join(JUDGES)}.", flag="judge", choices=JUDGES)
     model: str | None = setting(
         None,
         "The judge's weights, or its name at --judge-endpoint.",
@@ -324,24 +298,8 @@ class JudgeSettings:
         "How the judge errs: what judge calibrate --out wrote.",
         flag="judge-error",
         metavar="FILE",
+        file=True,
     )
-
-    @property
-    def full_name(self) -> str:
-        """`Judge.name`, without loading the judge: what verdicts and keys are marked with.
-
-        Raises:
-            RefusalCliffError: There is no such judge, or its model is not named.
-        """
-        from refusal_cliff.judges.choose import judge_name
-
-        return judge_name(self.name, self.model)
-
-    def judge(self) -> Judge:
-        """The judge, loaded; see `chosen_judge`."""
-        from refusal_cliff.judges.choose import chosen_judge
-
-        return chosen_judge(self.name, self.model, self.endpoint, self.key)
 
 
 BY_RULES = JudgeSettings()
@@ -399,14 +357,12 @@ class RepairConfig:
     batch_size: int = setting(
         16, "Rows of one step, over all processes.", flag="train-batch-size", min=1
     )
-    lr: float = setting(2e-4, "Learning rate.")
+    lr: float = setting(2e-4, "Learning rate.", positive=True)
     lora_r: int = setting(8, "Rank of the adapter.", min=1)
     benign_share: float = setting(0.5, "Share of every step's rows that is benign.", min=0, max=1)
     seed: int = 0
     max_length: int = setting(4096, "Longest row in tokens; longer ones are listed.", min=1)
-    method: Method = setting(
-        "lora", "lora, or full for all weights.", check=one_of(("lora", "full"), "method")
-    )
+    method: Method = setting("lora", "lora, or full for all weights.", choices=("lora", "full"))
     save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge
+from refusal_cliff.model.subject import load
 from refusal_cliff.settings import GenerationConfig, Loading, Server
 from refusal_cliff.thinking.markers import KNOWN, Markers
 
@@ -122,7 +123,7 @@ def backend_of(
         RefusalCliffError: The model cannot be loaded, or the server's settings are wrong.
     """
     if server.url is None:
-        return LocalBackend(loading.load(model), generation)
+        return LocalBackend(load(model, loading), generation)
     config = EndpointConfig(
         server.url,
         server.model or model,

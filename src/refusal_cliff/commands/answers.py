@@ -70,11 +70,12 @@ def generate(
         arguments.model(model)
     from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
     from refusal_cliff.folders import require_output
+    from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.live import counting
 
     require_output(out, "generate", (prompts, model, judge.model))
     reading = reading_of(label, column, split, thinking_markers)
-    chosen = judge.judge()
+    chosen = judge_of(judge)
     asked = prompts_of(
         prompts,
         reading=reading,
@@ -129,11 +130,12 @@ def judge_answers(
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
     from refusal_cliff.answers.answering import judge_source
     from refusal_cliff.folders import require_output
+    from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.live import counting
 
     require_output(out, "judge", (traces, judge.model))
     reading = reading_of(label, column, split, thinking_markers)
-    chosen = judge.judge()
+    chosen = judge_of(judge)
     console = Console()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
         found = judge_source(traces, chosen, out, reading=reading, progress=progress)
@@ -185,11 +187,12 @@ def calibrate(
     from refusal_cliff.answers.calibration import calibrate_file
     from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
+    from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.live import say
 
     require_file(out, "judge calibrate", (labelled, judge.model))
     found = calibrate_file(
-        judge.judge(),
+        judge_of(judge),
         labelled,
         label_column=label_column,
         positive=positive or ["2_full_refusal"],

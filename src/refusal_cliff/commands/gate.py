@@ -91,7 +91,9 @@ def check(
     from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.folders import require_output
+    from refusal_cliff.judges.choose import full_name, judge_of
     from refusal_cliff.live import counting, print_model_cliff
+    from refusal_cliff.model.subject import load
     from refusal_cliff.repair.gate import VERDICTS, Limits
     from refusal_cliff.repair.gate import check as check_model
     from refusal_cliff.stages.study import counter
@@ -99,12 +101,12 @@ def check(
 
     if out is not None:
         require_output(out, "check", (model, probe, judge.model, judge.error, *(prompts or ())))
-    error = refusal_error(judge.full_name, judge.error)
+    error = refusal_error(full_name(judge), judge.error)
     reading = reading_of(label, column)
     files = tuple(PromptFile(file, reading) for file in prompts or ()) or tests_of_run(probe)
     asked = [prompt for file in files for prompt in file.prompts()]
-    judged_by = judge.judge()
-    subject = loading.load(model)
+    judged_by = judge_of(judge)
+    subject = load(model, loading)
     console = Console()
     with counting(console, f"refusal-cliff check {model}", f"of {len(asked)} prompts") as show:
         found = check_model(

@@ -20,7 +20,14 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from refusal_cliff.commands.arguments import checked, did_you_mean, existing_file, finite
+from refusal_cliff.commands.arguments import (
+    checked,
+    did_you_mean,
+    existing_file,
+    finite,
+    name_of,
+    positive,
+)
 from refusal_cliff.commands.typed import name_or_hidden
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
@@ -28,6 +35,8 @@ from refusal_cliff.io import write_text
 CONFIG = "config.toml"
 """File of an output folder: every option of the command that wrote it."""
 Command = Callable[..., Any]
+_OURS = ("flag", "choices", "positive", "file", "check")
+"""What `setting` takes that is not for typer."""
 
 
 def grouped(command: Command) -> Command:
@@ -121,17 +130,28 @@ def _option_name(field: Field[Any]) -> str:
 
 
 def _option(name: str, field: Field[Any], hint: Any, panel: str | None) -> inspect.Parameter:
-    told = {key: value for key, value in field.metadata.items() if key not in ("flag", "check")}
-    check, several = field.metadata.get("check"), get_origin(hint) is tuple
-    if check is not None:
-        told["callback"] = checked(check)
-    elif hint is float:
-        told["callback"] = finite
+    told = {key: value for key, value in field.metadata.items() if key not in _OURS}
+    several = get_origin(hint) is tuple
+    told["callback"] = _callback(name, field, hint)
     words = [word for word in get_args(hint) or (hint,) if isinstance(word, str)]
     kind: Any = list[str] | None if several else str if words else hint
     flag = f"--{name.replace('_', '-')}"
     annotation = Annotated[kind, typer.Option(flag, rich_help_panel=panel, **told)]
     return _parameter(name, annotation, None if several else field.default)
+
+
+def _callback(name: str, field: Field[Any], hint: Any) -> Callable[[Any], Any] | None:
+    """What looks at a value before anything heavy is imported."""
+    said = field.metadata
+    if "choices" in said:
+        return checked(name_of(name.replace("_", "-"), said["choices"]))
+    if "file" in said:
+        return checked(existing_file)
+    if "check" in said:
+        return checked(said["check"])
+    if "positive" in said:
+        return positive
+    return finite if float in (hint, *get_args(hint)) else None
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
@@ -155,7 +175,7 @@ def _set_defaults(context: typer.Context, file: Path | None) -> Path | None:
         if name not in known - {"config"} or isinstance(value, dict):
             raise RefusalCliffError(
                 f"{file}: {context.info_name} has no option {key!r}."
-                f"{did_you_mean(name, known)} Write options as --help names them, one a line, "
+                f"{did_you_mean(name, known)} Write options as the help names them, one a line, "
                 "such as max-new-tokens = 512."
             )
         found[name] = value

@@ -90,6 +90,8 @@ def ablate(
     name_of("export", arguments.FORMS)(form)
     from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.folders import require_output
+    from refusal_cliff.judges.choose import judge_of
+    from refusal_cliff.model.subject import load
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
@@ -102,8 +104,8 @@ def ablate(
         *([] if harmful is None else read_prompts(harmful, label="harmful", reading=reading)),
         *([] if benign is None else read_prompts(benign, label="benign", reading=reading)),
     ]
-    judged_by = judge.judge() if asked else None
-    subject = loading.load(model)
+    judged_by = judge_of(judge) if asked else None
+    subject = load(model, loading)
     found = export_ablation(
         subject, heads, cast("Form", form), out, choice, prompts, generation, judged_by
     )

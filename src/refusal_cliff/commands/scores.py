@@ -59,12 +59,13 @@ def trace(
     from refusal_cliff.cliff.shards import score_source
     from refusal_cliff.folders import require_output
     from refusal_cliff.live import counting
+    from refusal_cliff.model.subject import load
     from refusal_cliff.probe.files import probes_of
 
     require_output(out, "trace", (model, probe, traces))
     console = Console()
     reading = reading_of(label, column, split, thinking_markers)
-    subject = loading.load(model)
+    subject = load(model, loading)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
         done = score_source(
             subject,

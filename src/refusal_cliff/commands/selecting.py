@@ -168,6 +168,7 @@ def train(
     see docs/selection.md.
     """
     from refusal_cliff.live import working
+    from refusal_cliff.model.subject import load
     from refusal_cliff.repair.training_run import check_out, train_from_files
     from refusal_cliff.select.engine import Rank
 
@@ -176,7 +177,7 @@ def train(
     reading = reading_of(None, column, split, thinking_markers)
     console = Console()
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
-        subject = replace(loading, device=Rank.here().device(loading.device)).load(model)
+        subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
         watch("training", 0, None)
         train_from_files(subject, selected, benign, config, out, reading)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)

@@ -10,10 +10,25 @@ from refusal_cliff.judges.interface import Judge
 from refusal_cliff.judges.rubric import RubricJudge, rubric_name
 from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.judges.speakers import LocalSpeaker, ServedSpeaker, Speaker
+from refusal_cliff.settings import JudgeSettings
 
 NAMES = ("rules", *GUARDS, "rubric")
 _REPLY = 1024
 """Most tokens of a general model's reply: it may reason before its verdict."""
+
+
+def judge_of(settings: JudgeSettings) -> Judge:
+    """The judge that a user named, loaded; see `chosen_judge`."""
+    return chosen_judge(settings.name, settings.model, settings.endpoint, settings.key)
+
+
+def full_name(settings: JudgeSettings) -> str:
+    """`Judge.name`, without loading the judge: what verdicts and keys are marked with.
+
+    Raises:
+        RefusalCliffError: There is no such judge, or its model is not named.
+    """
+    return judge_name(settings.name, settings.model)
 
 
 def chosen_judge(

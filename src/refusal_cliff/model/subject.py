@@ -15,7 +15,7 @@ from refusal_cliff.model.architecture import analyse
 from refusal_cliff.model.blocks import Block, in_features, input_device
 from refusal_cliff.model.loading import DTYPES, read_checkpoint
 from refusal_cliff.model.weights import named, weight_hashes
-from refusal_cliff.settings import PLAIN, Chat
+from refusal_cliff.settings import PLAIN, Chat, Loading
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.ending import Ending, find_ending
 from refusal_cliff.thinking.rendering import render_prompt
@@ -125,6 +125,17 @@ class Subject:
     def head_width(self, layer: int) -> int:
         """Inputs of a block's projection that belong to one head."""
         return in_features(self.projection(layer)) // self.blocks[layer - 1].n_heads
+
+
+def load(name: str, loading: Loading) -> Subject:
+    """The model of that name, loaded as a user said; see `load_subject`."""
+    return load_subject(
+        name,
+        dtype=loading.dtype,
+        device=loading.device,
+        trust_remote_code=loading.trust_remote_code,
+        chat=loading.chat,
+    )
 
 
 def load_subject(

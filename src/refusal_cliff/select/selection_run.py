@@ -23,6 +23,7 @@ from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
 from refusal_cliff.io import atomic_path, read_json, sha256_file, write_json
+from refusal_cliff.judges.choose import full_name
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
 from refusal_cliff.probe.files import WEIGHTS, probes_of
@@ -217,7 +218,7 @@ def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
         "thinking": "own" if plan.own_thinking else "data",
         "target": "own" if plan.own_target else "data",
         "generation": plan.generation.decoding() if plan.own_thinking else None,
-        "judge": plan.judge.full_name if plan.own_thinking else None,
+        "judge": full_name(plan.judge) if plan.own_thinking else None,
         "shard_size": source.shard_size,
         "version": __version__,
     }

@@ -22,7 +22,8 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.io import remove_quietly, write_json_lines
 from refusal_cliff.judges import RulesJudge, judge_traces
-from refusal_cliff.model.subject import Subject
+from refusal_cliff.judges.choose import judge_of
+from refusal_cliff.model.subject import Subject, load
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.candidates import measure
@@ -94,7 +95,7 @@ class ScoringPlan:
 
     def subject(self) -> Subject:
         """Load the model."""
-        return self.loading.load(self.model)
+        return load(self.model, self.loading)
 
     def on(self, device: str) -> ScoringPlan:
         """The same on a device."""
@@ -114,7 +115,7 @@ class ShardScorer:
         self._subject = subject or plan.subject()
         probes = probes_of(plan.probe, self._subject)
         self._probes: ProbeSet = replace(probes, probes=(probes.chosen,))
-        self._judge = plan.judge.judge() if plan.own_thinking else RulesJudge()
+        self._judge = judge_of(plan.judge) if plan.own_thinking else RulesJudge()
 
     def __call__(self, number: int) -> None:
         """Score one shard and write it; the scores come last, so that they vouch for the rest."""

@@ -23,7 +23,7 @@ from refusal_cliff.findings.wording import about_judge
 from refusal_cliff.folders import claim, require_output
 from refusal_cliff.io import read_json, sha256_file
 from refusal_cliff.judges import Remembering
-from refusal_cliff.judges.choose import published_name
+from refusal_cliff.judges.choose import full_name, judge_of, published_name
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.repair.proof import Proof, Side, findings
 from refusal_cliff.repair.training import load_repaired
@@ -103,7 +103,7 @@ def run_repair(
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
     settings = plan.scoring.judge
-    error = refusal_error(settings.full_name, settings.error)
+    error = refusal_error(full_name(settings), settings.error)
     files = plan.prompts or tests_of_run(plan.scoring.probe)
     read = (plan.scoring.model, plan.scoring.probe, plan.data.name, plan.benign)
     require_output(out, COMMAND, (*read, *(file.path for file in files)))
@@ -126,7 +126,11 @@ def run_repair(
         replace(plan.benign_reading, markers=plan.data.reading.markers),
     )
     before = Study(
-        "before", subject, plan.choice.seed, scoring.generation, judge=Remembering(settings.judge())
+        "before",
+        subject,
+        plan.choice.seed,
+        scoring.generation,
+        judge=Remembering(judge_of(settings)),
     )
     studies = (before, replace(before, key="after", subject=load_repaired(subject, adapter)))
     stages = [
