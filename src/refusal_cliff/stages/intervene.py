@@ -38,6 +38,7 @@ from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
+from refusal_cliff.thinking import render_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +194,12 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     )
     found = taken_out(rows, together or None, proven=study.definitions.proven)
     renormalised = study.definitions.renormalised
+    answers = _Answers(study, job)
     ablation = take_out(
         study.subject,
         plan.trials(rows, found, greedy, [trace.prompt for trace in before], study.seed),
         before,
-        _Answers(study, job),
+        answers,
         _texts(study.subject, plan, before, job),
         renormalised=renormalised,
     )
@@ -213,9 +215,11 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
             m: [str(h) for h in select_heads(rows, method=m, proven=False)] for m in METHODS
         },
         **ablation.as_json(),
+        "written": {"before": written_of(study.subject, before), **answers.written},
     }
     write_json(job.output(study.path("ablation.json")), report)
-    headline: Headline = {"heads": " ".join(map(str, found)) or "none"}
+    tokens = sum(one["tokens"] for one in answers.written.values())
+    headline: Headline = {"heads": " ".join(map(str, found)) or "none", "tokens": tokens}
     for name, traces in ablation.sides.items():
         value = rates(traces).attacks.value
         headline |= {} if value is None else {f"asr {name}": value}
@@ -224,16 +228,36 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
 
 @dataclass(frozen=True)
 class _Answers:
-    """What a study's model answers during a job, as `take_out` asks for it."""
+    """What a study's model answers during a job, as `take_out` asks for it.
+
+    Attributes:
+        study: The model.
+        job: The job.
+        written: By whether thoughts were written anew or kept, how many answers and tokens.
+    """
 
     study: Study
     job: Job
+    written: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
-        return self.study.write(prompts, self.job, heads)
+        found = self.study.write(prompts, self.job, heads)
+        self.written["anew"] = written_of(self.study.subject, found)
+        return found
 
     def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
-        return self.study.answer_again(traces, heads, self.job)
+        found = self.study.answer_again(traces, heads, self.job)
+        spans = [t.spans for t, out in zip(found, heads, strict=True) if out and t.spans]
+        tokens = sum(span.total - span.closing for span in spans)
+        self.written["kept"] = {"answers": len(spans), "tokens": tokens}
+        return found
+
+
+def written_of(subject: Subject, traces: Sequence[Trace]) -> dict[str, int]:
+    """How many answers, and tokens of them, a model wrote."""
+    prompts = (len(render_prompt(subject.tokenizer, trace.prompt.text)) for trace in traces)
+    tokens = sum(len(t.token_ids) - n for t, n in zip(traces, prompts, strict=True))
+    return {"answers": len(traces), "tokens": tokens}
 
 
 def _texts(subject: Subject, plan: AblationPlan, before: Sequence[Trace], job: Job) -> list[Text]:
