@@ -35,11 +35,12 @@ if TYPE_CHECKING:
     from refusal_cliff.model.ablation import ablated
     from refusal_cliff.model.subject import Head
     from refusal_cliff.model.subject import load_subject as load_model
-    from refusal_cliff.settings import GenerationConfig, RepairConfig
+    from refusal_cliff.settings import Chat, GenerationConfig, RepairConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Chat",
     "GenerationConfig",
     "Head",
     "Prompt",
@@ -70,6 +71,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Chat": "settings",
     "GenerationConfig": "settings",
     "Head": "model.subject",
     "Prompt": "data.types",

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from refusal_cliff import __version__
 from refusal_cliff.commands import (
     answers,
+    comparing,
     experiment,
     gate,
     heads,
@@ -95,6 +96,7 @@ app.command()(grouped(selecting.select))
 app.command()(grouped(selecting.train))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
+app.command()(comparing.compare)
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
 

@@ -41,6 +41,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "repair": "repair.json",
     "check": "check.json",
     "ablate": "ablate.json",
+    "compare": "compare.json",
     "organism train": "organism-train.json",
     "organism bench-heads": "bench-heads.json",
 }

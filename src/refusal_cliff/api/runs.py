@@ -80,6 +80,10 @@ class Run:
         chosen = tuple(map(parse_head, ablation["heads"]))
         return Heads(chosen, ablation["method"], tuple(read_heads(self._path("heads.parquet"))))
 
+    def has(self, name: str) -> bool:
+        """Whether the run has come so far that a file of the model is there."""
+        return (self.folder / self.model / name).is_file()
+
     def _path(self, name: str) -> Path:
         path = self.folder / self.model / name
         if not path.is_file():

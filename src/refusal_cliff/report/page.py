@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,29 @@ def render_page(data: ReportData) -> str:
             _TraceView(trace, Markup(trace_line(f"trace-{i}", trace)), tokens_of(trace))
             for i, trace in enumerate(data.traces, 1)
         ],
+    )
+
+
+def render_comparison(
+    names: Sequence[str],
+    panels: Sequence[tuple[str, str, Sequence[Curve]]],
+    tables: Mapping[str, ControlTable],
+) -> str:
+    """Several runs beside each other as HTML.
+
+    Args:
+        names: Of the runs.
+        panels: Of each run its name, its verdict and its mean curves.
+        tables: By title.
+    """
+    shown = [
+        (name, verdict, Markup(cliff_panel(f"cliff-{at}", drawn, (), None, width=_SINGLE_WIDTH)))
+        for at, (name, verdict, curves) in enumerate(panels)
+        if (drawn := _drawable(curves))
+    ]
+    template = _environment().get_template("comparison.html.j2")
+    return template.render(
+        names=list(names), panels=shown, shown=tables, palette=Markup(page_css())
     )
 
 
