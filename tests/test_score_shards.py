@@ -202,7 +202,7 @@ def test_a_damaged_list_of_rows_left_out_is_made_again(
     subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path, text: str
 ) -> None:
     source = tmp_path / "mixed.jsonl"
-    source.write_text(lines.read_text() + '{"prompt": ""}\n')
+    source.write_text(lines.read_text() + '{"prompt": "", "id": "\\\\ud800"}\n')
     first = score_source(subject, probes, str(source), tmp_path / "out")
     left_out = tmp_path / "out" / "left-out-00000.jsonl"
     whole = left_out.read_text()

@@ -44,7 +44,7 @@ from refusal_cliff.folders import DESCRIPTIONS, claim
 from refusal_cliff.io import (
     first_fault,
     read_json,
-    read_lines_as,
+    read_rows_of_ours,
     remove_quietly,
     write_json,
     write_json_lines,
@@ -122,7 +122,7 @@ def score_source(
         if not _is_finished(shard, chunk):
             _score_shard(subject, used, source, chunk, reading, shard)
         left, put_back = _lists(shard)
-        left_out.update(row.reason for row in left)
+        left_out.update(row["reason"] for row in left)
         restored += len(put_back)
         scored.append(len(chunk.rows) - len(left))
         done += len(chunk.rows)
@@ -211,8 +211,8 @@ def _nothing(source: str, out: Path, left_out: Counter[str]) -> RefusalCliffErro
     first = _lists(_shard_path(out, 0))[0][0]
     why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
     return RefusalCliffError(
-        f"{source} holds no trace that can be scored ({why}). Row {first.row}: "
-        f"{first.detail or first.reason} All reasons are in {out}/{LEFT_OUT}-….jsonl."
+        f"{source} holds no trace that can be scored ({why}). Row {first['row']}: "
+        f"{first['detail'] or first['reason']} All reasons are in {out}/{LEFT_OUT}-….jsonl."
     )
 
 
@@ -233,11 +233,11 @@ def _drop_shards(out: Path, first: int) -> None:
         first += 1
 
 
-def _lists(shard: Path) -> tuple[list[LeftOut], list[dict[str, Any]]]:
+def _lists(shard: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The rows beside a shard: those left out, and those whose blanks were put back."""
     return (
-        read_lines_as(_beside(shard, LEFT_OUT), LeftOut),
-        read_lines_as(_beside(shard, RESTORED), dict[str, Any]),
+        read_rows_of_ours(_beside(shard, LEFT_OUT), "reason"),
+        read_rows_of_ours(_beside(shard, RESTORED)),
     )
 
 

@@ -19,13 +19,13 @@ from refusal_cliff import __version__
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.rows import source_digest
 from refusal_cliff.data.traces import PromptFile
-from refusal_cliff.data.types import LeftOut, Prompt, SafetyExample, complies
+from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
 from refusal_cliff.io import (
     atomic_path,
     read_as,
-    read_lines_as,
+    read_rows_of_ours,
     read_text,
     sha256_file,
     write_json,
@@ -262,7 +262,7 @@ def _write_left_out(out: Path, shards: int) -> dict[str, int]:
     reasons = Counter[str]()
     with atomic_path(out / LEFT_OUT) as temporary, temporary.open("w", encoding="utf-8") as file:
         for path in (p(out, n) for n in range(shards) for p in (left_out_path, unscored_path)):
-            reasons.update(row.reason for row in read_lines_as(path, LeftOut))
+            reasons.update(row["reason"] for row in read_rows_of_ours(path, "reason"))
             file.write(read_text(path))
     return dict(reasons)
 
