@@ -30,7 +30,7 @@ KINDS = (
     Kind(
         "output folders",
         "a folder that is not the command's own keeps every byte; nothing finished is replaced by "
-        "something else",
+        "something else, in a run folder by another model or seed",
         ("test_folders.py", "test_io.py"),
     ),
     Kind(

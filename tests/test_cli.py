@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from typer.testing import CliRunner
 
-from refusal_cliff.cli import app
+from refusal_cliff.cli import _with_home, app
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
 
@@ -134,6 +134,12 @@ def test_wrong_usage_exits_with_2() -> None:
 
 def test_version() -> None:
     assert RUNNER.invoke(app, ["--version"]).output.startswith("refusal-cliff ")
+
+
+def test_a_tilde_of_a_user_is_that_users_home_and_of_nobody_a_name() -> None:
+    assert _with_home("~root/x") == str(Path("~root/x").expanduser())
+    assert _with_home("--out=~root/x") == "--out=" + str(Path("~root/x").expanduser())
+    assert _with_home("~no-such-user/x") == "~no-such-user/x"
 
 
 @pytest.mark.parametrize("form", [["--out", "~/run"], ["--out=~/run"]])

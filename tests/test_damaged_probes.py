@@ -7,7 +7,8 @@ import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import read_probes, write_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
@@ -91,6 +93,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "bias too large": (in_row("bias", 10**400), r"layers\.1\.bias"),
     "interval as a number": (in_row("auroc_ci", 1), r"layers\.1\.auroc_ci is 1"),
     "interval of three": (in_row("auroc_ci", [0, 1, 1]), r"layers\.1\.auroc_ci"),
+    "a falling interval": (in_row("auroc_ci", [0.9, 0.2]), "lower end is above its upper one"),
+    "the other sign": (
+        lambda tensors, content: content["provenance"].__setitem__("polarity", "high complies"),
+        "unknown polarity 'high complies'",
+    ),
     "AUROC above 1": (in_row("auroc", 1.5), r"layers\.1\.auroc is 1\.5"),
     "block as text": (in_row("layer", "4"), r"layers\.1\.layer is '4'"),
     "block 0": (in_row("layer", 0), r"layers\.1\.layer is 0"),
@@ -133,6 +140,16 @@ def test_each_damage_is_one_paragraph_with_a_file_and_a_remedy(name: str, tmp_pa
     assert "probes.json" in str(error.value) or "probes.safetensors" in str(error.value)
     assert any(word in str(error.value) for word in ("Delete", "Update"))
     assert "\n" not in str(error.value)
+
+
+def test_only_probes_of_the_last_block_read_after_the_final_norm(tmp_path: Path) -> None:
+    folder = damaged(
+        whole(tmp_path),
+        lambda tensors, content: content["provenance"].__setitem__("read_point", "final_norm"),
+    )
+    subject = cast("Subject", SimpleNamespace(width=WIDTH, n_layers=9, fingerprint="f" * 64))
+    with pytest.raises(RefusalCliffError, match="not of the last block alone"):
+        read_probes(folder / "probes.safetensors", folder / "probes.json", subject)
 
 
 @pytest.mark.parametrize(

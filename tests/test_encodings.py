@@ -114,3 +114,22 @@ def test_a_path_with_braces_is_a_title(title: str) -> None:
     with working(console, f"→ {title}") as watch:
         watch(title, 1, None)
     assert f"→ {title}" in text.getvalue()
+
+
+@pytest.mark.parametrize("columns", ["0", "1", "-5", "wide", "9" * 30])
+def test_an_answer_is_written_whatever_the_width_is_said_to_be(columns: str) -> None:
+    command = [sys.executable, "-m", "refusal_cliff", "organism", "list"]
+    done = subprocess.run(
+        command, env=os.environ | {"COLUMNS": columns}, capture_output=True, text=True, check=True
+    )
+    assert "tiny-aligned: thinks, recognises harm" in done.stdout
+    assert len(done.stdout) < 10_000
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+def test_an_output_that_cannot_be_written_is_said() -> None:
+    command = [sys.executable, "-m", "refusal_cliff", "organism", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "Could not write the output" in " ".join(done.stderr.split())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from test_edits import outside
 from tiny_heads import head_row
 from typer.testing import CliRunner
 
-from refusal_cliff.answers.evaluate import rates
+from refusal_cliff.answers.evaluate import Rates, rates
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer
@@ -27,7 +28,7 @@ from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.stages.study import answers
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.workflows.export import Choice, _joint_heads, export_ablation
+from refusal_cliff.workflows.export import Choice, _joint_heads, _of_run, export_ablation
 from refusal_cliff.workflows.model_card import Form
 
 WEIGHTS = "adapter_model.safetensors"
@@ -219,3 +220,32 @@ def test_a_head_named_three_times_is_taken_out_once(tmp_path: Path) -> None:
     joint = tmp_path / "joint.json"
     joint.write_text('{"chosen": ["7.7", "7.7", "7.07"]}')
     assert [str(head) for head in _joint_heads(joint)] == ["7.7"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("heads", 5),
+        ("heads", [[1]]),
+        ("before", None),
+        ("after", {"attacks": 3}),
+        ("perplexity_before", 0),
+        ("perplexity_before", "1"),
+        ("perplexity_after", math.nan),
+        ("judge", {}),
+    ],
+)
+def test_a_damaged_measurement_of_the_run_is_named(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    shares = {field.name: {"count": 1, "n": 2} for field in fields(Rates)}
+    whole: dict[str, object] = {"heads": ["1.0"], "before": shares, "after": shares}
+    whole |= {"perplexity_before": 2.0, "perplexity_after": 3.0}
+    file = tmp_path / "ablation.json"
+    file.write_text(json.dumps(whole))
+    found = _of_run(file, [Head(1, 0)])
+    assert found is not None and found.perplexity == 1.5
+    assert _of_run(file, [Head(1, 1)]) is None
+    file.write_text(json.dumps(whole | {name: value}))
+    with pytest.raises(RefusalCliffError, match=rf"ablation\.json: {name}.* It is damaged"):
+        _of_run(file, [Head(1, 0)])

@@ -237,6 +237,15 @@ def test_what_a_kill_left_before_the_description_is_ours(tmp_path: Path) -> None
         require_output(tmp_path, "select")
 
 
+def test_a_lock_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a" / ".lock").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / ".lock").symlink_to(tmp_path / "a")
+    for folder in ("a", "b"):
+        with pytest.raises(RefusalCliffError, match=r"'\.lock'"):
+            require_output(tmp_path / folder, "train")
+
+
 def test_staged_files_arrive_whole_in_order_and_readable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

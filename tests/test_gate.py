@@ -30,6 +30,7 @@ from refusal_cliff.repair.gate import (
     Limits,
     counted,
     probe_reasons,
+    reading_reasons,
     reasons,
 )
 from refusal_cliff.repair.proof import Measured, findings, prove
@@ -119,6 +120,18 @@ def test_a_probe_that_reads_nothing_finds_no_cliff_and_passes_nobody() -> None:
     assert probe_reasons(probe) == ()
     blind = replace(QUALITY, auroc=0.55, auroc_ci=(0.4, 0.7))
     assert "no better than chance (AUROC 0.55" in probe_reasons(replace(probe, quality=blind))[0]
+
+
+def test_a_probe_passes_nobody_that_is_not_seen_to_read_refusal_in_this_check() -> None:
+    """What its file says of it may be untrue, with a hash that is right."""
+    rows = [*made_cliffs(30, 0.9, 0.95), *REFUSED, *BENIGN]
+    assert reading_reasons(rows) == ()
+    for damage in (lambda logit: 0.0, lambda logit: -logit, lambda logit: 1e30):
+        said = reading_reasons([replace(row, final_logit=damage(row.final_logit)) for row in rows])
+        assert "does not tell" in said[0], said
+    for part, what in ((REFUSED, "benign prompt was answered"), (BENIGN, "prompt was refused")):
+        assert what in reading_reasons([*made_cliffs(30, 0.9, 0.95), *part])[0]
+        assert reading_reasons([*made_cliffs(5, 0.9, 0.95), *part]) == ()
 
 
 def test_a_repair_that_never_ends_its_answers_mends_nothing() -> None:

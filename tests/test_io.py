@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (
     atomic_path,
     is_storage_error,
+    read_as,
     read_json,
+    read_rows_of_ours,
     remove_stale,
     sha256_file,
     storage_errors,
@@ -175,3 +178,26 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     assert not left.exists()
     assert own.exists()
     assert other.exists()
+
+
+@dataclass
+class Kept:
+    name: str
+    ends: tuple[int, int]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "null", "{}", '{"name": 1, "ends": [1, 2]}', '{"name": "", "ends": 3}', "[" * 9999],
+)
+def test_json_of_another_shape_is_damaged(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "kept.json"
+    file.write_text('{"name": "a", "ends": [1, 2], "more": 0}')
+    assert read_as(file, Kept) == Kept("a", (1, 2))
+    assert [row["more"] for row in read_rows_of_ours(file, "name")] == [0]
+    file.write_text(text)
+    with pytest.raises(RefusalCliffError, match=r"kept\.json: .* It is damaged"):
+        read_as(file, Kept)
+    file.write_text('{"name": "a", "more": "\\\\ud800"}\n' + (text or "\n"))
+    with pytest.raises(RefusalCliffError, match=r"kept\.json: .* It is damaged"):
+        read_rows_of_ours(file, "name", "more")

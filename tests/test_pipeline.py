@@ -290,3 +290,20 @@ def test_a_stage_touches_only_what_it_declares(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=problem):
             run_pipeline(tmp_path, [one_stage(work)], INFO)
+
+
+def test_results_of_one_model_are_not_replaced_by_those_of_another(tmp_path: Path) -> None:
+    asked = RunInfo(command="toy", seeds={"all": 0}, subjects={"one": "f1"})
+    run_pipeline(tmp_path, toy_stages(Bomb(0)), asked)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for other in (
+        asked.model_copy(update={"seeds": {"all": 1}}),
+        asked.model_copy(update={"subjects": {"one": "f2"}}),
+        asked.model_copy(update={"subjects": {"two": "f1"}}),
+    ):
+        with pytest.raises(RefusalCliffError, match=r"a run of one \(seed 0\)"):
+            run_pipeline(tmp_path, toy_stages(Bomb(0)), other)
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+    more = asked.model_copy(update={"subjects": {"one": "f1", "two": "f2"}})
+    run_pipeline(tmp_path, toy_stages(Bomb(0)), more)

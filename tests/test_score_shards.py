@@ -197,6 +197,20 @@ def test_a_broken_row_is_listed_and_loses_nothing(
         list(source_rows(str(tmp_path)))
 
 
+@pytest.mark.parametrize("text", ["", "{", "[]\n", '{"reason": 3}\n', "\udcff"])
+def test_a_damaged_list_of_rows_left_out_is_made_again(
+    subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path, text: str
+) -> None:
+    source = tmp_path / "mixed.jsonl"
+    source.write_text(lines.read_text() + '{"prompt": "", "id": "\\\\ud800"}\n')
+    first = score_source(subject, probes, str(source), tmp_path / "out")
+    left_out = tmp_path / "out" / "left-out-00000.jsonl"
+    whole = left_out.read_text()
+    left_out.write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert score_source(subject, probes, str(source), tmp_path / "out") == first
+    assert left_out.read_text() == whole
+
+
 def test_once_a_row_is_mended_only_its_shard_is_scored_again(
     subject: Subject, probes: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,9 +27,11 @@ from refusal_cliff.commands import (
 from refusal_cliff.commands.grouped import grouped
 from refusal_cliff.commands.typed import remember
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import is_storage_error
 from refusal_cliff.live import print_error, write_what_can_be_shown
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_NARROWEST, _WIDEST = 20, 1000  # columns
 _ENVIRONMENT = {
     # Threads that wait by spinning fight over busy cores: 15 times slower for small models on two.
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -46,6 +48,7 @@ class _Commands(TyperGroup):
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
         """Run; whatever the terminal's encoding lacks is replaced, in the help as well."""
         write_what_can_be_shown()
+        _forget_senseless_width()
         remember(sys.argv[1:] if args is None else args)
         return super().main(args, *rest, **named)
 
@@ -57,6 +60,12 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except RefusalCliffError as error:
             _show_error(str(error))
+            raise typer.Exit(1) from error
+        except OSError as error:
+            if not is_storage_error(error):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be written has no place
+            _show_error(f"Could not write the output: {error.strerror}. What is finished is kept.")
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
             _show_error("Interrupted. Run the same command again: finished stages are kept.")
@@ -104,7 +113,17 @@ app.add_typer(organism.app, name="organism")
 def _with_home(arg: str) -> str:
     """An argument whose ``~`` the shell has left: quoted, after ``=``, or out of a file."""
     option, equals, value = arg.partition("=") if arg.startswith("--") else ("", "", arg)
-    return option + equals + (str(Path(value).expanduser()) if value[:2] in ("~", "~/") else value)
+    try:
+        return option + equals + (str(Path(value).expanduser()) if value[:1] == "~" else value)
+    except RuntimeError:  # there is no such user, so that the name is what it says
+        return arg
+
+
+def _forget_senseless_width() -> None:
+    """Drop a width in which nothing can be read; in one of 0 nothing at all is written."""
+    width = os.environ.get("COLUMNS", "")
+    if width and not (width.isdecimal() and _NARROWEST <= int(width[:5]) <= _WIDEST):
+        del os.environ["COLUMNS"]
 
 
 def _version(value: bool) -> None:

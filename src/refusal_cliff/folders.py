@@ -269,8 +269,13 @@ def _require_own(out: Path, command: str, option: str) -> None:
 
 def _strangers(out: Path, description: str) -> list[str]:
     """What is neither a lock nor a description that a kill left unfinished."""
-    names = (path.name for path in out.iterdir())
-    return [name for name in names if name != LOCK and not name.startswith(f".{description}.")]
+    return [
+        path.name
+        for path in out.iterdir()
+        if not (path.name == LOCK or path.name.startswith(f".{description}."))
+        or path.is_symlink()
+        or not path.is_file()
+    ]
 
 
 def _command_of(description: Path) -> str | None:

@@ -10,13 +10,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from refusal_cliff.errors import RefusalCliffError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
+T = TypeVar("T")
 _FULL_OR_READ_ONLY = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 _IN_WORDS = tuple(map(os.strerror, _FULL_OR_READ_ONLY))
 """Libraries in other languages have exceptions of their own, which give the reason as text."""
@@ -238,7 +239,46 @@ def read_json(path: Path) -> Any:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> RefusalCliffError:
+def read_as(path: Path, kind: type[T]) -> T:
+    """Read a JSON file of ours; nothing of another shape gets through.
+
+    Args:
+        path: The file.
+        kind: What it holds: a dataclass, a ``TypedDict`` …; keys that it does not name are left.
+
+    Raises:
+        RefusalCliffError: The file is missing, is not JSON, or holds something else.
+    """
+    from pydantic import TypeAdapter, ValidationError  # slow to import
+
+    text = read_text(path)
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise _unreadable(path, first_fault(error)) from error
+
+
+def read_rows_of_ours(path: Path, *texts: str) -> list[dict[str, Any]]:
+    """Read JSON Lines that `write_json_lines` wrote, whatever their texts hold.
+
+    Args:
+        path: The file.
+        texts: Fields that every row must hold, as a text.
+
+    Raises:
+        RefusalCliffError: The file is missing or damaged.
+    """
+    try:
+        rows = [json.loads(line) for line in read_text(path).splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+    for number, row in enumerate(rows, start=1):
+        if not (isinstance(row, dict) and all(isinstance(row.get(name), str) for name in texts)):
+            raise _unreadable(path, f"row {number} is no row of ours")
+    return rows
+
+
+def _unreadable(path: Path, error: Exception | str) -> RefusalCliffError:
     return RefusalCliffError(
         f"Could not read {path}: {error}. It is damaged: run again what writes it, into a new "
         "folder if need be."

@@ -103,6 +103,11 @@ def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "")
     write_parquet(path, table.replace_schema_metadata({_MADE_FROM: made_from}))
 
 
+def n_scores(path: Path) -> int:
+    """Traces in a whole file of scores."""
+    return pq.read_metadata(path).num_rows
+
+
 def made_from(path: Path) -> str | None:
     """The hash in a file of scores of what was scored; ``None`` where no whole file is."""
     try:

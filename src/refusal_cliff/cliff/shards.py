@@ -8,7 +8,6 @@ and those whose text had lost blanks that could be put back: ``restored-00000.js
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
 from refusal_cliff.cliff.scores import (
     TraceScores,
     made_from,
+    n_scores,
     read_scores,
     score_traces,
     write_scores,
@@ -44,6 +44,7 @@ from refusal_cliff.folders import DESCRIPTIONS, claim
 from refusal_cliff.io import (
     first_fault,
     read_json,
+    read_rows_of_ours,
     remove_quietly,
     write_json,
     write_json_lines,
@@ -120,9 +121,9 @@ def score_source(
         shard = _shard_path(out, number)
         if not _is_finished(shard, chunk):
             _score_shard(subject, used, source, chunk, reading, shard)
-        left = [row["reason"] for row in _lines(_beside(shard, LEFT_OUT))]
-        left_out.update(left)
-        restored += len(_lines(_beside(shard, RESTORED)))
+        left, put_back = _lists(shard)
+        left_out.update(row["reason"] for row in left)
+        restored += len(put_back)
         scored.append(len(chunk.rows) - len(left))
         done += len(chunk.rows)
         if progress is not None:
@@ -135,8 +136,12 @@ def score_source(
 
 
 def _is_finished(shard: Path, chunk: Chunk) -> bool:
-    lists = (_beside(shard, LEFT_OUT), _beside(shard, RESTORED))
-    return made_from(shard) == chunk.digest and all(path.is_file() for path in lists)
+    if made_from(shard) != chunk.digest:
+        return False
+    try:
+        return n_scores(shard) + len(_lists(shard)[0]) == len(chunk.rows)
+    except RefusalCliffError:  # a list is missing or damaged: it is made again
+        return False
 
 
 def _score_shard(
@@ -203,7 +208,7 @@ def _why_unusable(trace: Trace, subject: Subject) -> str:
 def _nothing(source: str, out: Path, left_out: Counter[str]) -> RefusalCliffError:
     if not left_out:
         return RefusalCliffError(f"{source} holds no traces. Add at least one row.")
-    first = _lines(_beside(_shard_path(out, 0), LEFT_OUT))[0]
+    first = _lists(_shard_path(out, 0))[0][0]
     why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
     return RefusalCliffError(
         f"{source} holds no trace that can be scored ({why}). Row {first['row']}: "
@@ -228,8 +233,12 @@ def _drop_shards(out: Path, first: int) -> None:
         first += 1
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+def _lists(shard: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows beside a shard: those left out, and those whose blanks were put back."""
+    return (
+        read_rows_of_ours(_beside(shard, LEFT_OUT), "reason"),
+        read_rows_of_ours(_beside(shard, RESTORED)),
+    )
 
 
 def _described(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -218,7 +219,7 @@ def parse_head(text: str) -> Head:
         RefusalCliffError: The text is not ``layer.head``.
     """
     layer, _, index = text.partition(".")
-    if not (layer.isdecimal() and index.isdecimal()):
+    if not (re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", text)):
         raise RefusalCliffError(f"{text!r} is not a head. Write layer.head, such as 7.12.")
     return Head(int(layer), int(index))
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json
+from refusal_cliff.io import read_as
 
 EMBEDDED: dict[str, str] = {
     "tiny-aligned": "thinks, recognises harm and refuses: the control, without a cliff",
@@ -45,6 +46,13 @@ def embedded_path(name: str, root: Path | None = None) -> Path:
     return path
 
 
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """What is read of ``organism.json``."""
+
+    planted_heads: list[tuple[int, int]]
+
+
 def planted_heads(checkpoint: Path) -> list[tuple[int, int]]:
     """The (layer, head) pairs through which an organism was damaged: the ground truth.
 
@@ -53,4 +61,4 @@ def planted_heads(checkpoint: Path) -> list[tuple[int, int]]:
     card = checkpoint / "organism.json"
     if not card.is_file():
         return []
-    return [(int(layer), int(head)) for layer, head in read_json(card)["planted_heads"]]
+    return read_as(card, _Card).planted_heads

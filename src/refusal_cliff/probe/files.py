@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -27,7 +27,15 @@ _PROBE = tuple(f.name for f in fields(Probe) if f.name not in _ELSEWHERE)
 _AGAIN = "Delete it, and run again to fit the probes anew."
 
 _Unit = Annotated[float, Field(ge=0, le=1)]
-_Pair = tuple[_Unit, _Unit]
+
+
+def _rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("its lower end is above its upper one")
+    return pair
+
+
+_Pair = Annotated[tuple[_Unit, _Unit], AfterValidator(_rising)]
 
 
 class _Checked(BaseModel):
@@ -48,7 +56,7 @@ class _Layer(_Checked):
     accuracy: _Unit
     accuracy_ci: _Pair
     ece: float = Field(ge=0)
-    ece_ci: tuple[float, float]
+    ece_ci: Annotated[tuple[float, float], AfterValidator(_rising)]
 
 
 class _Origin(_Checked):
@@ -56,8 +64,8 @@ class _Origin(_Checked):
     fingerprint: str
     data_hash: str
     read_point: ReadPoint
-    position: str
-    polarity: str
+    position: Literal["last-closing"]
+    polarity: Literal["high score refuses"]
     version: str
 
 
@@ -109,6 +117,11 @@ def check_probes_fit(
             f"The probes of {description} were fitted on {fitted}, of width {width} and at least "
             f"{deepest} blocks, not on {subject.name!r}, of width {subject.width} and "
             f"{subject.n_layers} blocks. Fit probes on this model, or load the other one."
+        )
+    if probes.read_point == "final_norm" and [p.layer for p in probes.probes] != [subject.n_layers]:
+        raise RefusalCliffError(
+            f"{description} is damaged: its probes read after the final norm, and are not of the "
+            f"last block alone. {_AGAIN}"
         )
     if same_space or (origin is not None and origin.fingerprint == subject.fingerprint):
         return

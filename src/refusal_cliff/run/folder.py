@@ -184,10 +184,13 @@ def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
 
     Raises:
         RefusalCliffError: Another run is working in the folder; it holds other things than a run,
-            or a run of another format; its manifest is damaged; or it cannot be written.
+            a run of another model or seed, or one of another format; its manifest is damaged; or it
+            cannot be written.
     """
     with _locked(path):
-        manifest = _updated(_read_manifest(path), info)
+        before = _read_manifest(path)
+        _require_same_run(path, before, info)
+        manifest = _updated(before, info)
         _remove_leftovers(path)
         _write_manifest(path, manifest)
         yield RunFolder(path, manifest)
@@ -229,6 +232,26 @@ def _read_manifest(path: Path) -> Manifest | None:
             f"{file} is damaged: {first_fault(error)}. Choose another folder (--out "
             "DIR): without it there is no telling which results of this one are whole."
         ) from error
+
+
+def _require_same_run(path: Path, before: Manifest | None, info: RunInfo) -> None:
+    """Finished results of one model are not replaced, file by file, by those of another.
+
+    Models and seeds may be added to a run; what was measured changes only in a new folder.
+    """
+    if before is None or not before.stages:
+        return
+    pairs = ((before.run.subjects, info.subjects), (before.run.seeds, info.seeds))
+    changed = [name for old, new in pairs for name in old if new.get(name, old[name]) != old[name]]
+    apart = info.subjects and before.run.subjects and not info.subjects.keys() & before.run.subjects
+    if apart or changed:
+        what = ", ".join(before.run.subjects) or "something else"
+        seeds = ", ".join(map(str, before.run.seeds.values()))
+        raise RefusalCliffError(
+            f"{path} holds a run of {what} (seed {seeds}), and another model, version of it, "
+            "precision or seed was asked for. Choose another folder (--out DIR); nothing in this "
+            "one was touched."
+        )
 
 
 def _require_empty(path: Path) -> None:

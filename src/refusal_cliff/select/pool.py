@@ -20,7 +20,7 @@ from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.rows import chunks, source_digest
 from refusal_cliff.data.shapes import example_of_row
 from refusal_cliff.data.types import LeftOut, Prompt, SafetyExample
-from refusal_cliff.io import read_json, remove_quietly, write_json, write_json_lines
+from refusal_cliff.io import read_as, remove_quietly, write_json, write_json_lines
 from refusal_cliff.select.contamination import Evaluation, Seen
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import ThinkingFormat
@@ -140,7 +140,7 @@ def read_counts(out: Path, digest: str | None) -> PoolCounts | None:
     path = out / COUNTS
     if not path.is_file():
         return None
-    counts = PoolCounts(**read_json(path))
+    counts = read_as(path, PoolCounts)
     return counts if counts.source_sha256 == digest else None
 
 

@@ -22,7 +22,14 @@ from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
-from refusal_cliff.io import atomic_path, read_json, sha256_file, write_json
+from refusal_cliff.io import (
+    atomic_path,
+    read_as,
+    read_rows_of_ours,
+    read_text,
+    sha256_file,
+    write_json,
+)
 from refusal_cliff.judges.choose import full_name
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
@@ -230,7 +237,7 @@ def _counted(out: Path) -> PoolCounts:
         raise RefusalCliffError(
             f"{out} holds no {COUNTS}: the data set was not read to its end. Run select again."
         )
-    return PoolCounts(**read_json(out / COUNTS))
+    return read_as(out / COUNTS, PoolCounts)
 
 
 def choose(out: Path, choice: Choice) -> Selected:
@@ -256,9 +263,8 @@ def _write_left_out(out: Path, shards: int) -> dict[str, int]:
     reasons = Counter[str]()
     with atomic_path(out / LEFT_OUT) as temporary, temporary.open("w", encoding="utf-8") as file:
         for path in (p(out, n) for n in range(shards) for p in (left_out_path, unscored_path)):
-            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-                reasons[json.loads(line)["reason"]] += 1
-                file.write(line)
+            reasons.update(row["reason"] for row in read_rows_of_ours(path, "reason"))
+            file.write(read_text(path))
     return dict(reasons)
 
 

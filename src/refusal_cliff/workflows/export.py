@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.data.traces import Prompt, Trace
@@ -22,7 +24,7 @@ from refusal_cliff.heads.table import (
     read_heads,
     select_heads,
 )
-from refusal_cliff.io import read_json, without_folder
+from refusal_cliff.io import read_as, read_json, without_folder
 from refusal_cliff.judges import Judge, RulesJudge
 from refusal_cliff.judges.choose import published_name
 from refusal_cliff.model.subject import Head, Subject, parse_head
@@ -199,17 +201,25 @@ def _shares(found: Rates) -> dict[str, Share]:
     return {name: getattr(found, name) for name in RATES}
 
 
+@dataclass(frozen=True, slots=True)
+class _Ablation:
+    """What is read of a run's ``ablation.json``."""
+
+    heads: list[str]
+    before: Rates
+    after: Rates
+    perplexity_before: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    perplexity_after: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    judge: str = RulesJudge.name  # runs that name none knew no other
+
+
 def _of_run(path: Path, heads: Sequence[Head]) -> BeforeAfter | None:
     """What the run measured, if it took out the same heads."""
     if not path.is_file():
         return None
-    content: dict[str, Any] = read_json(path)
-    if {str(head) for head in heads} != set(content["heads"]):
+    found = read_as(path, _Ablation)
+    if {str(head) for head in heads} != set(found.heads):
         return None
-    before, after = (
-        {name: Share(**content[side][name]) for name in RATES} for side in ("before", "after")
-    )
-    ratio = content["perplexity_after"] / content["perplexity_before"]
-    judge = str(content.get("judge", RulesJudge.name))  # runs that name none knew no other
-    source = f"Measured on the run's held-out prompts, judged by {published_name(judge)}."
-    return BeforeAfter(before, after, ratio, source)
+    ratio = found.perplexity_after / found.perplexity_before
+    source = f"Measured on the run's held-out prompts, judged by {published_name(found.judge)}."
+    return BeforeAfter(_shares(found.before), _shares(found.after), ratio, source)
