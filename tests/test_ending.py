@@ -209,3 +209,10 @@ def test_an_added_token_of_blanks_ends_nothing() -> None:
     tokenizer = tokenizer_of(turns("", "\\n<|im_end|>"))
     tokenizer.add_tokens([AddedToken("\n", normalized=False)])
     assert find_ending(tokenizer, None).written == (SPECIAL.index("<|im_end|>"),)
+
+
+def test_where_no_answer_is_taken_the_request_shows_the_end() -> None:
+    one = "{%- if messages|length > 1 %}{{- raise_exception('one turn') }}{%- endif %}"
+    tokenizer = tokenizer_of(one + turns("", "<|im_end|>\n"))
+    ending = find_ending(tokenizer, None, ThinkingFormat.from_tokenizer(tokenizer))
+    assert SPECIAL.index("<|im_end|>") in ending.stops

@@ -109,8 +109,22 @@ def test_what_is_no_answer_is_known(answer: dict[str, Any], finish: str, status:
     assert record_of_row(FILE, 1, row, READING).status == status
 
 
-def test_an_empty_cell_is_an_empty_answer() -> None:
-    assert record_of_row(FILE, 1, {"prompt": ASKED, "response": None}, READING).status == EMPTY
+@pytest.mark.parametrize(
+    ("beside", "status"),
+    [
+        ({}, EMPTY),
+        ({"response": []}, EMPTY),
+        ({"reasoning": "Hm."}, NO_ANSWER),
+        ({"reasoning": "Hm.", "finish_reason": "length"}, ""),
+        ({"refusal": "I cannot."}, REFUSAL_FIELD),
+        ({"tool_calls": [{"id": "1"}], "finish_reason": "tool_calls"}, TOOL_CALL),
+        ({"finish_reason": "content_filter"}, FILTERED),
+    ],
+)
+def test_what_stands_beside_an_empty_cell_is_read(beside: dict[str, Any], status: str) -> None:
+    row = {"prompt": ASKED, "response": None, **beside}
+    record = record_of_row(FILE, 1, row, READING)
+    assert (record.status, record.complete) == (status, status != "" and status != FILTERED)
 
 
 @pytest.mark.parametrize(
