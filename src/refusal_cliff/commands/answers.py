@@ -26,6 +26,7 @@ from refusal_cliff.commands.options import (
     TrustRemoteCode,
     reading_of,
 )
+from refusal_cliff.folders import require_file, require_output
 
 judge_app = typer.Typer(
     invoke_without_command=True,
@@ -49,7 +50,11 @@ def generate(
     ],
     endpoint: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="OpenAI-compatible server: http://localhost:8000/v1."),
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible server: http://localhost:8000/v1.",
+            callback=checked(arguments.address),
+        ),
     ] = None,
     judge: JudgeName = "rules",
     judge_model: JudgeModel = None,
@@ -87,7 +92,12 @@ def generate(
         float, typer.Option(min=1, help="Seconds for one answer.", callback=finite)
     ] = 1800.0,
     extra_body: Annotated[
-        str, typer.Option(metavar="JSON", help='Such as {"chat_template_kwargs": …}.')
+        str,
+        typer.Option(
+            metavar="JSON",
+            help='Such as {"chat_template_kwargs": …}.',
+            callback=checked(arguments.json_object),
+        ),
     ] = "{}",
     key: Annotated[
         str, typer.Option(metavar="NAME", help="Environment variable that holds the API key.")
@@ -105,12 +115,11 @@ def generate(
     """
     if endpoint is None:
         arguments.model(model)
+    require_output(out, "generate", (prompts, model, judge_model))
     from refusal_cliff.answers.answering import Decoding, ask_and_judge, backend_of, prompts_of
-    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
-    require_output(out, "generate", (prompts, model, judge_model))
     reading = reading_of(label, column, split, thinking_markers)
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     asked = prompts_of(
@@ -191,12 +200,11 @@ def judge_answers(
         return
     if traces is None or out is None:
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
+    require_output(out, "judge", (traces, judge_model))
     from refusal_cliff.answers.answering import judge_source
-    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import counting
 
-    require_output(out, "judge", (traces, judge_model))
     reading = reading_of(label, column, split, thinking_markers)
     chosen = chosen_judge(judge, judge_model, judge_endpoint, judge_key)
     console = Console()
@@ -248,13 +256,12 @@ def calibrate(
     Rows with the same prompt are drawn together. The file that --out writes tells evaluate how the
     judge errs (--judge-error).
     """
+    require_file(out, "judge calibrate", (labelled, judge_model))
     from refusal_cliff.answers.calibration import calibrate_file
-    from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
     from refusal_cliff.judges.choose import chosen_judge
     from refusal_cliff.live import say
 
-    require_file(out, "judge calibrate", (labelled, judge_model))
     found = calibrate_file(
         chosen_judge(judge, judge_model, judge_endpoint, judge_key),
         labelled,
@@ -303,11 +310,10 @@ def evaluate(
     answer the judge calls harmful (or complied, of a judge that only knows refusals). Where the
     judge's error is known (that of rules is), each rate stands there a second time without it.
     """
+    require_file(out, "evaluate", (traces, before, judge_error))
     from refusal_cliff.answers.answering import evaluate_files
-    from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
 
-    require_file(out, "evaluate", (traces, before, judge_error))
     reading = reading_of(label, column, split, thinking_markers)
     found = evaluate_files(traces, before, judge_error, reading)
     console = Console()

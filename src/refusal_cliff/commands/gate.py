@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.arguments import finite
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, finite, name_of
 from refusal_cliff.commands.options import (
     BatchSize,
     Columns,
@@ -29,6 +30,7 @@ from refusal_cliff.commands.options import (
     one_of,
     reading_of,
 )
+from refusal_cliff.folders import require_output
 
 GATE_CLOSED = 3
 """Exit status where all could be measured and is not good enough."""
@@ -66,6 +68,7 @@ def check(
             metavar="VERDICT",
             help="Worst verdict that passes: 'no cliff', 'undecided' (too few prompts to say), or "
             "'cliff' (docs/verdict.md).",
+            callback=checked(name_of("allow", arguments.VERDICTS)),
         ),
     ] = "no cliff",
     max_asr: Annotated[
@@ -104,9 +107,10 @@ def check(
     --out every finished answer is kept, so that a killed check goes on where it was. Exit status 0:
     within the limits; 3: not, and the reasons are printed; 1: it could not be measured.
     """
+    if out is not None:
+        require_output(out, "check", (model, probe, judge_model, judge_error, *(prompts or ())))
     from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.folders import require_output
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.live import counting, print_model_cliff
     from refusal_cliff.model.subject import load_subject
@@ -115,8 +119,6 @@ def check(
     from refusal_cliff.stages.study import counter
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
-    if out is not None:
-        require_output(out, "check", (model, probe, judge_model, judge_error, *(prompts or ())))
     settings = judge_of(judge, judge_model, judge_endpoint, judge_key, judge_error)
     error = refusal_error(settings.full_name, judge_error)
     reading = reading_of(label, column)

@@ -23,6 +23,7 @@ from refusal_cliff.commands.options import (
     judge_of,
     reading_of,
 )
+from refusal_cliff.folders import require_output
 
 
 def ablate(
@@ -99,16 +100,15 @@ def ablate(
     """
     form, out = export
     name_of("export", arguments.FORMS)(form)
+    read = (model, heads, harmful, benign, judge_model)
+    require_output(out, "ablate", read, option="--export FORM DIR")
     from refusal_cliff.data.traces import read_prompts
-    from refusal_cliff.folders import require_output
     from refusal_cliff.generate import GenerationConfig
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
     form, out = export
-    read = (model, heads, harmful, benign, judge_model)
-    require_output(out, "ablate", read, option="--export FORM DIR")
     choice, reading = Choice(fraction, method, scale), reading_of(None, column)
     asked = harmful is not None or benign is not None
     prompts = [

@@ -35,7 +35,12 @@ Dtype = Annotated[
         callback=checked(name_of("dtype", arguments.DTYPES)),
     ),
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto, cpu, cuda, cuda:1, mps.", callback=checked(arguments.device)
+    ),
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
 ]
@@ -56,7 +61,12 @@ def _label(option: str, rows: str) -> Any:
 
 def _columns(option: str, where: str) -> Any:
     """The option that says where a field is."""
-    return typer.Option(option, metavar="FIELD=COLUMN", help=f"Where a field is{where}")
+    return typer.Option(
+        option,
+        metavar="FIELD=COLUMN",
+        help=f"Where a field is{where}",
+        callback=checked(arguments.column),
+    )
 
 
 RowLabel = Annotated[str | None, _label("--label", "rows")]
@@ -87,6 +97,7 @@ ThinkingMarkers = Annotated[
         metavar="'OPEN CLOSE'",
         help="What stands around the thinking inside the texts, where it is none of the markers "
         "that are known (docs/traces.md).",
+        callback=checked(arguments.markers),
     ),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
@@ -102,11 +113,19 @@ JudgeName = Annotated[
 ]
 JudgeModel = Annotated[
     str | None,
-    typer.Option(metavar="M", help="The judge's weights, or its name at --judge-endpoint."),
+    typer.Option(
+        metavar="M",
+        help="The judge's weights, or its name at --judge-endpoint.",
+        callback=arguments.judge_model,
+    ),
 ]
 JudgeEndpoint = Annotated[
     str | None,
-    typer.Option(metavar="URL", help="Server of the judge; else a guard runs on this machine."),
+    typer.Option(
+        metavar="URL",
+        help="Server of the judge; else a guard runs on this machine.",
+        callback=checked(arguments.address),
+    ),
 ]
 JudgeKey = Annotated[
     str,

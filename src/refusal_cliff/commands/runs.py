@@ -28,6 +28,7 @@ from refusal_cliff.commands.options import (
     reading_of,
 )
 from refusal_cliff.commands.typed import command_line
+from refusal_cliff.folders import require_output
 
 
 def demo(
@@ -49,11 +50,10 @@ def demo(
     everywhere (tiny-diffuse: a cliff, but no few heads that carry it). Minutes on a CPU, no
     network. Writes DIR/report.html and DIR/summary.json.
     """
-    from refusal_cliff.folders import require_output
+    require_output(out, "demo", (organisms,))
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.workflows.demo import WORKERS, run_demo
 
-    require_output(out, "demo", (organisms,))
     console = Console()
     with LiveView(console, f"refusal-cliff demo → {out}") as view:
         findings = run_demo(out, seed, organisms, view, workers=WORKERS, command=command_line())
@@ -165,15 +165,15 @@ def audit(
     column prompt (or text, or instruction), one row a prompt. The benign prompts are the other side
     of the probe, and show what a repair would cost. Writes DIR/report.html and DIR/summary.json.
     """
-    from refusal_cliff.folders import require_output
+    arguments.prompt_sources(harmful, benign, fit_on, data)
+    read = (model, data, judge_model, judge_error)
+    require_output(out, "audit", (*read, *(harmful or ()), *(benign or ()), *(fit_on or ())))
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
     from refusal_cliff.workflows.audit_prompts import RECORDED, USUAL, audit_sources
 
-    read = (model, data, judge_model, judge_error)
-    require_output(out, "audit", (*read, *(harmful or ()), *(benign or ()), *(fit_on or ())))
     usual = USUAL if data is None else RECORDED
     reading = reading_of(None, column, split)
     sources = audit_sources(

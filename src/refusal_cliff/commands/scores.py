@@ -23,6 +23,7 @@ from refusal_cliff.commands.options import (
     TrustRemoteCode,
     reading_of,
 )
+from refusal_cliff.folders import require_output
 
 
 def trace(
@@ -59,13 +60,12 @@ def trace(
     DIR/scores-00000.parquet and so on; rows that cannot be scored are listed, with the reason, in
     DIR/left-out-00000.jsonl, rows whose stripped blanks were put back in DIR/restored-00000.jsonl.
     """
+    require_output(out, "trace", (model, probe, traces))
     from refusal_cliff.cliff.shards import score_source
-    from refusal_cliff.folders import require_output
     from refusal_cliff.live import counting
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.probe.files import probes_of
 
-    require_output(out, "trace", (model, probe, traces))
     console = Console()
     reading = reading_of(label, column, split, thinking_markers)
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
