@@ -93,6 +93,13 @@ def test_all_shapes_say_the_same_everywhere(row: dict[str, Any], subject: Subjec
     assert record.prompt.id == ("q" if "custom_id" in row else "rows-1")
 
 
+def test_no_other_judge_steps_in_for_one(subject: Subject) -> None:
+    row = {"prompt": ASKED, "thinking": THOUGHT, "response": SAID, "label": "harmful"}
+    assert read_trace(FILE, 1, row, subject).verdict == "refused"
+    seen = {**row, "verdict": "unscored", "judge": "wildguard"}
+    assert read_trace(FILE, 1, seen, subject).verdict == "unscored"
+
+
 @pytest.mark.parametrize(
     ("answer", "finish", "status"),
     [

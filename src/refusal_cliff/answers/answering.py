@@ -122,8 +122,12 @@ def backend_of(
     dtype: str = "float32",
     device: str = "auto",
     trust_remote_code: bool = False,
+    markers: Markers | None = None,
 ) -> Backend:
-    """A Transformers model on this machine; see `load_subject`."""
+    """A Transformers model on this machine; see `load_subject`.
+
+    ``markers`` stand around its thinking where neither template nor vocabulary tells them.
+    """
     config = GenerationConfig(
         max_new_tokens=decoding.max_new_tokens,
         batch_size=batch_size,
@@ -133,6 +137,8 @@ def backend_of(
         thinking_budget=thinking_budget,
     )
     subject = load_subject(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if markers is not None:
+        subject = replace(subject, format=subject.format.between(markers))
     return LocalBackend(subject, config)
 
 

@@ -139,6 +139,7 @@ def generate(
             dtype=dtype,
             device=device,
             trust_remote_code=trust_remote_code,
+            markers=None if thinking_markers is None else reading.markers[0],
         )
     else:
         from refusal_cliff.answers.answering import endpoint_of

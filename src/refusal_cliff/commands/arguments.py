@@ -263,7 +263,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence with the known name that is most like this one; empty where none is."""
     names = list(known)
     found = get_close_matches(name.lower(), names, n=1, cutoff=_AS_ALIKE) or [
-        other for other in names if sorted(other) == sorted(name.lower())  # two letters swapped
+        other
+        for other in names
+        if sorted(other) == sorted(name.lower())  # two letters swapped
     ]
     return f" Did you mean {found[0]}?" if found else ""
 

@@ -85,6 +85,9 @@ def trace(
         where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
         said = f"{done.restored:,} of them with {where}"
         console.print(said, markup=False, highlight=False, soft_wrap=True)
+    if done.unjudged:
+        said = f"{done.unjudged:,} rows came without a verdict and were judged by the phrase rules"
+        console.print(f"{said}; for another judge, run refusal-cliff judge first", soft_wrap=True)
     for reason, n in done.left_out.items():
         console.print(f"{n:,} left out: {reason}", highlight=False)
     if done.left_out:
