@@ -122,7 +122,7 @@ def organism(names: Sequence[str]) -> Check:
 def known_organism(name: str) -> None:
     """One of them, or a folder that holds another."""
     if not Path(name).is_dir():
-        organism(ORGANISMS)(name)
+        organism(tuple(ORGANISMS))(name)
 
 
 def probe_folder(name: str) -> None:
