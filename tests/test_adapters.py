@@ -202,6 +202,12 @@ def test_an_adapter_of_the_vision_tower_is_refused_on_the_text(
     assert "could be meant for several of them" in refusal(edited(adapter, tmp_path / "a", both))
 
 
+def test_a_tower_alone_is_no_wrapper_of_the_text(adapter: Path, tmp_path: Path) -> None:
+    for number, tower in enumerate(("vision_tower.encoder", "visual", "audio_model", "model.vit")):
+        edit = renamed("model.model.layers", f"model.{tower}.layers")
+        assert "belong to no module" in refusal(edited(adapter, tmp_path / str(number), edit))
+
+
 def double(tensors: Tensors) -> Tensors:
     extra = {k.replace("layers.1", "layers.7"): v for k, v in tensors.items() if "layers.1" in k}
     return tensors | extra
@@ -287,6 +293,12 @@ def test_virtual_tokens_are_no_weights(base: Path, tmp_path: Path, kind: str) ->
     said = refusal(tmp_path / "a")
     assert f"({kind}) cannot be merged" in said
     assert "virtual tokens" in said
+
+
+def test_repeated_layers_are_said(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "a")
+    with_config(tmp_path / "a", "adapter_config.json", layer_replication=[[0, 2], [1, 2]])
+    assert "repeats layers of its base" in refusal(tmp_path / "a")
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("harmful.jsonl", "benign.jsonl", "heads.parquet", "traces.jsonl"):
         (tmp_path / name).write_text("")
     (tmp_path / "probe").mkdir()
+    (tmp_path / "probe/probes.json").write_text("{}")
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores/trace.json").write_text("{}")
     return tmp_path
@@ -93,6 +94,11 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         (f"{AUDIT} --preset papr", "Did you mean paper?"),
         (f"{AUDIT} --control taxnomy", "Did you mean taxonomy?"),
         (f"{AUDIT} --model tinny", "Did you mean tiny?"),
+        (f"{AUDIT} --model tyni", "Did you mean tiny?"),
+        ("audit --model tiny --out run", "An audit needs harmful and benign prompts"),
+        (f"{AUDIT} --device gpu", "Unknown device 'gpu'."),
+        (f"{AUDIT} --column foo=bar", "'foo=bar' does not say where a field is."),
+        (f"{AUDIT} --column txt=bar", "Did you mean text?"),
         (f"{AUDIT} --model TINY-aligned", "Did you mean tiny-aligned?"),
         (f"{AUDIT} --model ./nothing", "There is no model './nothing'"),
         (f"{AUDIT} --model runs/x/y", "There is no model 'runs/x/y'"),
@@ -108,6 +114,9 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         (f"{CHECK} --prompts no.jsonl", "There is no file no.jsonl."),
         (f"{CHECK} --probe run/model", "There is no folder run/model. There is no folder run"),
         (f"{CHECK} --probe prob", "Did you mean probe?"),
+        (f"{CHECK} --probe scores", "There is no probes.json in scores"),
+        (f"{CHECK} --allow clif", "Did you mean cliff?"),
+        (f"{CHECK} --judge-endpoint localhost:8000", "not an http or https address"),
         (f"{SELECT} --strategy clif", "Did you mean cliff?"),
         (f"{SELECT} --engine rey", "Unknown engine 'rey'."),
         (f"{SELECT} --thinking mine", "Write one of: own, data (--thinking)."),
@@ -121,6 +130,10 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         ("ablate --model tiny --heads heads.parquet --export adaptor x", "Did you mean adapter?"),
         (f"{GENERATE} --judge lama-guard-3", "Did you mean llama-guard-3?"),
         (f"{GENERATE} --prompts advbnch", "Did you mean advbench?"),
+        (f"{GENERATE} --judge rubric", "A judge with a rubric needs a model."),
+        (f"{GENERATE} --endpoint localhost:8000", "not an http or https address"),
+        (f"{GENERATE} --endpoint http://x --extra-body [", "--extra-body is not JSON"),
+        (f"{GENERATE} --thinking-markers <why>", "does not name the two markers"),
         (f"{GENERATE} --model smolm2", "Did you mean smollm2?"),
         ("judge --traces trace.jsonl --out run", "Did you mean traces.jsonl?"),
         ("judge calibrate --labelled people.jsonl", "There is no file people.jsonl."),
@@ -129,6 +142,7 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         (f"{TRACE} --traces a/b/c.csv", "There is no file or folder a/b/c.csv."),
         ("cliff --scores scores --pool mean-of", "Unknown pool 'mean-of'."),
         ("experiment controls tinny", "Did you mean tiny?"),
+        ("experiment controls Qwen/Qwn", "There is no organism 'Qwen/Qwn'."),
         ("experiment less-is-more --strategy rnd", "Unknown strategy 'rnd'."),
     ],
 )
@@ -145,6 +159,16 @@ def test_a_typing_error_is_answered_by_name(command: str, said: str, folder: Pat
         f"{AUDIT} --harmful nope.jsonl",
         f"{AUDIT} --preset papr",
         f"{AUDIT} --model tinny",
+        "audit --model tiny --out run",
+        f"{AUDIT} --judge rubric",
+        f"{AUDIT} --device gpu",
+        f"{TRACE} --column foo=bar",
+        f"{GENERATE} --endpoint nowhere",
+        f"{CHECK} --allow clif",
+        *(f"{line} --out ." for line in (GENERATE, AUDIT, CHECK, SELECT, TRAIN, REPAIR, TRACE)),
+        "ablate --model tiny --heads heads.parquet --export adapter .",
+        "evaluate --traces traces.jsonl --out heads.parquet",
+        "experiment controls Qwen/Qwn",
         *(f"{line} --judge lama-guard-3" for line in (GENERATE, AUDIT, CHECK, SELECT, REPAIR)),
         f"{CHECK} --judge-error no.json",
         f"{CHECK} --max-cliff nan",
@@ -245,11 +269,13 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.answers.benchmarks import BENCHMARKS
     from refusal_cliff.cliff.curves import POOLS
     from refusal_cliff.data.fields import BENIGN, HARMFUL
+    from refusal_cliff.data.reading import FIELDS
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.choose import NAMES
     from refusal_cliff.model.subject import DTYPES
     from refusal_cliff.organisms import fooling, recipe
     from refusal_cliff.organisms.pretrained.recipe import NAMES as PRETRAINED
+    from refusal_cliff.repair.gate import VERDICTS
     from refusal_cliff.repair.training_run import METHODS
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.strategies import STRATEGIES
@@ -271,6 +297,8 @@ def test_the_names_are_those_of_the_code() -> None:
     assert tuple(CONTROLS) == arguments.CONTROLS
     assert tuple(PRESETS) == arguments.PRESETS
     assert tuple(WRITERS) == arguments.FORMS
+    assert FIELDS == arguments.FIELDS
+    assert VERDICTS == arguments.VERDICTS
 
 
 @pytest.mark.parametrize("name", ["gpt2", "Qwen/Qwen3-8B", "tiny", "smollm2-planted", "org/tiny"])

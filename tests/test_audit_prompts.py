@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from refusal_cliff.answers import benchmarks
+from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, source_of
 from refusal_cliff.data.records import LeftOut
@@ -128,7 +129,7 @@ def test_a_source_with_both_labels_is_given_to_both_sides(tmp_path: Path) -> Non
 def test_an_audit_without_prompts_says_what_it_needs(tmp_path: Path) -> None:
     for harmful, data in (([], None), (["a.jsonl"], None), (["a.jsonl"], tmp_path)):
         with pytest.raises(RefusalCliffError, match="needs harmful and benign prompts"):
-            audit_sources(harmful, [], (), data, quick=False)
+            prompt_sources(harmful, [], (), data)
     with pytest.raises(RefusalCliffError, match=r"0 files named strongreject\.jsonl"):
         audit_sources([], [], (), tmp_path, quick=False)
 

@@ -11,7 +11,9 @@ from test_thinking_templates import NAMES
 from test_thinking_templates import tokenizer_of as published
 from tiny_chat import tiny_tokenizer
 from transformers import AddedToken, GenerationConfig, PreTrainedTokenizerFast
+from typer.testing import CliRunner
 
+from refusal_cliff.cli import app
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.generate import GenerationConfig as Writing
@@ -209,3 +211,54 @@ def test_an_added_token_of_blanks_ends_nothing() -> None:
     tokenizer = tokenizer_of(turns("", "\\n<|im_end|>"))
     tokenizer.add_tokens([AddedToken("\n", normalized=False)])
     assert find_ending(tokenizer, None).written == (SPECIAL.index("<|im_end|>"),)
+
+
+def test_where_no_answer_is_taken_the_request_shows_the_end() -> None:
+    one = "{%- if messages|length > 1 %}{{- raise_exception('one turn') }}{%- endif %}"
+    tokenizer = tokenizer_of(one + turns("", "<|im_end|>\n"))
+    ending = find_ending(tokenizer, None, ThinkingFormat.from_tokenizer(tokenizer))
+    assert SPECIAL.index("<|im_end|>") in ending.stops
+
+
+ASSISTANT = "{%- if add_generation_prompt %}{{- '<bot>\\n' }}{%- endif %}"
+PAIR = (
+    "{%- for message in messages %}{{- message.content + '<|im_end|>' }}{%- endfor %}" + ASSISTANT
+)
+WRAPPER = "{%- for m in messages %}{{- '<bot>' + m.content + '</bot>' }}{%- endfor %}" + ASSISTANT
+
+
+@pytest.mark.parametrize(("template", "closer"), [(PAIR, "</bot>"), (WRAPPER, "")])
+def test_what_the_prompt_opens_and_no_answer_closes_is_a_thought(
+    template: str, closer: str
+) -> None:
+    tokenizer = tiny_tokenizer(template, ("<|im_end|>", "<bot>", "</bot>"))
+    fmt = ThinkingFormat.from_tokenizer(tokenizer)
+    assert (fmt.closer, fmt.opened_by_prompt) == (closer, bool(closer))
+
+
+@pytest.mark.parametrize(
+    ("names", "options"), [(("<why>", "</why>"), []), (("@@A", "@@B"), ["--thinking-markers"])]
+)
+def test_a_thought_between_markers_of_any_name_is_none_of_the_answer(
+    tiny: Subject, tmp_path: Path, names: tuple[str, str], options: list[str]
+) -> None:
+    folder = tmp_path / "renamed"
+    shutil.copytree(embedded_path("tiny"), folder)
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        text = (folder / name).read_text("utf-8")
+        text = text.replace("</think>", names[1]).replace("<think>", names[0])
+        (folder / name).write_text(text, "utf-8")
+    rows = [json.dumps({"prompt": p.text, "label": p.label}) for p in PROMPTS]
+    (tmp_path / "p.jsonl").write_text("\n".join(rows))
+    result = CliRunner().invoke(
+        app,
+        [
+            *("generate", "--model", str(folder), "--prompts", str(tmp_path / "p.jsonl")),
+            *("--out", str(tmp_path / "out"), "--max-new-tokens", str(WRITING.max_new_tokens)),
+            *("--device", "cpu", *(word for option in options for word in (option, "@@A @@B"))),
+        ],
+    )
+    assert result.exit_code == 0, (result.output, result.exception)
+    rows = (tmp_path / "out/traces.jsonl").read_text().splitlines()
+    found = [(row["thinking"], row["response"].strip()) for row in map(json.loads, rows)]
+    assert found == [(t.thinking, t.response.strip()) for t in generate(tiny, PROMPTS, WRITING)]

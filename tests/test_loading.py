@@ -153,7 +153,9 @@ def test_one_layer_more_than_announced_is_refused(folder: Path, tmp_path: Path) 
     assert "1 (model.layers.3.eh_proj.weight) are in the files" in refusal(source)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "tokenizer.json", "config.json", "chat_template.jinja"]
+)
 def test_a_pointer_to_a_file_is_not_the_file(folder: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(folder, tmp_path / "m")
     (tmp_path / "m" / name).write_text(POINTER)

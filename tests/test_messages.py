@@ -87,6 +87,8 @@ THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
         ({"content": [THOUGHT]}, NO_ANSWER),
         ({"content": "<think>Hm.</think>\n\n"}, NO_ANSWER),
         ({"content": "<think></think>"}, EMPTY),
+        ({"content": '<tool_call>\n{"name": "f"}\n</tool_call>'}, TOOL_CALL),
+        ({"content": "<think>Hm.</think>\n[TOOL_CALLS] [{}]"}, TOOL_CALL),
     ],
 )
 def test_no_answer_is_unscored_with_its_reason(sent: dict[str, Any], why: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served import Handler, serving
 from test_arguments import COMMANDS, OPTIONS
 from test_candidate_run import root
 from typer.testing import CliRunner
@@ -123,3 +124,62 @@ def test_more_evaluation_prompts_of_select_have_their_columns(root: Path, tmp_pa
     assert result.exit_code == 0, (result.output, result.exception)
     report = json.loads((tmp_path / "out" / "selection.json").read_text())
     assert report["left_out"]["overlaps with the evaluation"] == 1
+
+
+class WithItsOwnMarkers(Handler):
+    """A model whose thoughts stand between markers that nobody knows."""
+
+    def reply(self, request: dict[str, Any], body: bytes) -> None:
+        message = {"role": "assistant", "content": "«I must refuse: sorry, no.» Sure. Step one."}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        self.send(200, json.dumps({"choices": [choice]}).encode())
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_served_model_is_read_at_the_markers_that_are_named(tmp_path: Path, named: bool) -> None:
+    prompts = write(tmp_path / "p.jsonl", [{"prompt": "How?", "label": "harmful"}])
+    with serving(WithItsOwnMarkers) as address:
+        result = CliRunner().invoke(
+            app,
+            [
+                *("generate", "--prompts", str(prompts), "--model", "m", "--endpoint", address),
+                *("--out", str(tmp_path / "out"), *(["--thinking-markers", "« »"] * named)),
+            ],
+        )
+    assert result.exit_code == 0, (result.output, result.exception)
+    row = json.loads((tmp_path / "out/traces.jsonl").read_text())
+    assert (row["thinking"] == "I must refuse: sorry, no.") == named
+    assert (row["response"] == "Sure. Step one.") == named
+
+
+def test_evaluate_lists_the_rows_that_it_leaves_out_of_both_files(tmp_path: Path) -> None:
+    good = [
+        {"id": f"q{n}", "prompt": f"How {n}?", "response": "No.", "verdict": "refused"}
+        for n in range(3)
+    ]
+    after = write(tmp_path / "after.jsonl", [*good, {"prompt": "What?"}])
+    before = write(tmp_path / "before.jsonl", [{"response": "No."}, *good])
+    line = ["evaluate", "--traces", str(after), "--before", str(before), "--label", "harmful"]
+    result = CliRunner().invoke(app, line)
+    assert result.exit_code == 0, (result.output, result.exception)
+    listed = [one for one in result.stdout.splitlines() if one.startswith("Left out: ")]
+    assert [one.partition(": it has none")[0] for one in listed] == [
+        f"Left out: {after}, row 4",
+        f"Left out: {before}, row 1",
+    ]
+
+
+def test_trace_says_that_it_judged_by_the_rules(root: Path, tmp_path: Path) -> None:
+    row = {"prompt": "How?", "thinking": "Hm.", "response": "No, sorry.", "label": "harmful"}
+    judged = {**row, "prompt": "Why?", "verdict": "refused", "judge": "wildguard"}
+    source = write(tmp_path / "t.jsonl", [row, judged])
+    for _ in range(2):  # the second time all is finished
+        result = CliRunner().invoke(
+            app,
+            [
+                *("trace", "--model", str(root / "model"), "--probe", str(root / "probe")),
+                *("--traces", str(source), "--out", str(tmp_path / "out"), "--device", "cpu"),
+            ],
+        )
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert "1 rows came without a verdict and were judged by the phrase" in result.stdout

@@ -93,6 +93,13 @@ def test_all_shapes_say_the_same_everywhere(row: dict[str, Any], subject: Subjec
     assert record.prompt.id == ("q" if "custom_id" in row else "rows-1")
 
 
+def test_no_other_judge_steps_in_for_one(subject: Subject) -> None:
+    row = {"prompt": ASKED, "thinking": THOUGHT, "response": SAID, "label": "harmful"}
+    assert read_trace(FILE, 1, row, subject).verdict == "refused"
+    seen = {**row, "verdict": "unscored", "judge": "wildguard"}
+    assert read_trace(FILE, 1, seen, subject).verdict == "unscored"
+
+
 @pytest.mark.parametrize(
     ("answer", "finish", "status"),
     [
@@ -109,8 +116,22 @@ def test_what_is_no_answer_is_known(answer: dict[str, Any], finish: str, status:
     assert record_of_row(FILE, 1, row, READING).status == status
 
 
-def test_an_empty_cell_is_an_empty_answer() -> None:
-    assert record_of_row(FILE, 1, {"prompt": ASKED, "response": None}, READING).status == EMPTY
+@pytest.mark.parametrize(
+    ("beside", "status"),
+    [
+        ({}, EMPTY),
+        ({"response": []}, EMPTY),
+        ({"reasoning": "Hm."}, NO_ANSWER),
+        ({"reasoning": "Hm.", "finish_reason": "length"}, ""),
+        ({"refusal": "I cannot."}, REFUSAL_FIELD),
+        ({"tool_calls": [{"id": "1"}], "finish_reason": "tool_calls"}, TOOL_CALL),
+        ({"finish_reason": "content_filter"}, FILTERED),
+    ],
+)
+def test_what_stands_beside_an_empty_cell_is_read(beside: dict[str, Any], status: str) -> None:
+    row = {"prompt": ASKED, "response": None, **beside}
+    record = record_of_row(FILE, 1, row, READING)
+    assert (record.status, record.complete) == (status, status != "" and status != FILTERED)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,11 @@ SHAPES = {
     "bold": f"**Thinking:** {T}\n\n**Answer:** {A}",
     "web page": f'<details type="reasoning">\n<summary>Thought for 3 seconds</summary>\n{T}\n'
     f"</details>\n{A}",
+    "another name": f"<longcat_think>\n{T}\n</longcat_think>\n{A}",
+    "begin and end": f"<|begin_of_thinking|>{T}<|end_of_thinking|>{A}",
+    "begin and end, in pieces": f"<|begin▁of▁thought|>{T}<|end▁of▁thought|>{A}",
+    "steps": f"Here are my reasoning steps:\n{T}\n[BEGIN FINAL RESPONSE]\n{A}\n"
+    "[END FINAL RESPONSE]",
     "end of turn": f"<think>\n{T}\n</think>\n\n{A}<|im_end|>\n",
     "end of text": f"<think>\n{T}\n</think>\n\n{A}</s>",
 }

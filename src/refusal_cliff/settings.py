@@ -28,8 +28,8 @@ def setting(default: Any, help: str, **option: Any) -> Any:
         default: The value where a user says nothing.
         help: What it means, as ``--help`` says it.
         option: ``flag`` where the option is not called as the field; ``choices`` of a word,
-            ``positive`` of a number, ``file`` that must be there, or ``check``, a function that
-            raises `RefusalCliffError` for a wrong value; and what `typer.Option` takes besides.
+            ``positive`` of a number, or ``check``, the function of `commands.arguments` that looks
+            at a value before anything heavy is imported; and what `typer.Option` takes besides.
     """
     return field(default=default, metadata={"help": help, **option})
 
@@ -106,7 +106,7 @@ class Loading:
         "Precision of the weights: float32, bfloat16.",
         choices=DTYPES,
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", check="device")
     trust_remote_code: bool = setting(False, "Run code that comes with the model.")
     system: str = setting("", "System prompt of every conversation.", metavar="TEXT")
     template_arg: tuple[str, ...] = setting(
@@ -114,7 +114,7 @@ class Loading:
         "What the chat template is told, such as enable_thinking=false or reasoning_effort=high; "
         "repeatable.",
         metavar="NAME=VALUE",
-        check=lambda pair: chat_arguments([pair]),
+        check="template_argument",
     )
 
     @property
@@ -286,6 +286,7 @@ class JudgeSettings:
         "Server of the judge; else a guard runs on this machine.",
         flag="judge-endpoint",
         metavar="URL",
+        check="address",
     )
     key: str = setting(
         "OPENAI_API_KEY",
@@ -298,8 +299,15 @@ class JudgeSettings:
         "How the judge errs: what judge calibrate --out wrote.",
         flag="judge-error",
         metavar="FILE",
-        file=True,
+        check="existing_file",
     )
+
+    def __post_init__(self) -> None:
+        if self.name == "rubric" and self.model is None:
+            raise RefusalCliffError(
+                "A judge with a rubric needs a model. Name it with --judge-model, and its server "
+                "with --judge-endpoint."
+            )
 
 
 BY_RULES = JudgeSettings()
@@ -328,6 +336,7 @@ class Server:
         "OpenAI-compatible server that answers: http://localhost:8000/v1.",
         flag="endpoint",
         metavar="URL",
+        check="address",
     )
     model: str | None = setting(
         None, "What the server calls the model, if not --model.", flag="endpoint-model", metavar="M"
@@ -339,7 +348,9 @@ class Server:
     concurrency: int = setting(16, "Requests at once (endpoint).", min=1)
     retries: int = setting(6, "Repeats of a failed request.", min=0)
     timeout: float = setting(1800.0, "Seconds for one answer.", min=1)
-    extra_body: str = setting("{}", 'Such as {"chat_template_kwargs": …}.', metavar="JSON")
+    extra_body: str = setting(
+        "{}", 'Such as {"chat_template_kwargs": …}.', metavar="JSON", check="json_object"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge
-from refusal_cliff.model.subject import load
+from refusal_cliff.model.subject import between, load
 from refusal_cliff.settings import GenerationConfig, Loading, Server
 from refusal_cliff.thinking.markers import KNOWN, Markers
 
@@ -117,13 +117,14 @@ def backend_of(
         generation: How it writes; no server is given a thinking budget.
         loading: How it is loaded here.
         server: Where it is asked else.
-        markers: What stands around a thought in the texts of a server.
+        markers: What stands around a thought in the texts of a server, and, where a user named
+            them, in what the model here writes.
 
     Raises:
         RefusalCliffError: The model cannot be loaded, or the server's settings are wrong.
     """
     if server.url is None:
-        return LocalBackend(load(model, loading), generation)
+        return LocalBackend(between(load(model, loading), markers), generation)
     config = EndpointConfig(
         server.url,
         server.model or model,

@@ -68,11 +68,13 @@ class Scored:
         scored: Traces with scores, those of an earlier run included.
         left_out: Reasons why rows were left out, and how many.
         restored: Traces among the scored ones whose text had lost blanks, see `as_written`.
+        unjudged: Rows that came without a verdict, so that the phrase rules judged them.
     """
 
     scored: int
     left_out: dict[str, int]
     restored: int = 0
+    unjudged: int = 0
 
 
 @dataclass(slots=True)
@@ -116,7 +118,7 @@ def score_source(
     used = probes if every_layer else replace(probes, probes=(probes.chosen,))
     claim(out, "trace", _described(subject, used, source, reading, shard_size), "scores")
     remove_quietly(out / FINISHED)
-    scored, left_out, done, restored = [], Counter[str](), 0, 0
+    scored, left_out, done, restored, unjudged = [], Counter[str](), 0, 0, 0
     for number, chunk in enumerate(chunks(source_rows(source, reading), shard_size)):
         shard = _shard_path(out, number)
         if not _is_finished(shard, chunk):
@@ -124,6 +126,8 @@ def score_source(
         left, put_back = _lists(shard)
         left_out.update(row["reason"] for row in left)
         restored += len(put_back)
+        rows = (row for _, row in chunk.rows if not isinstance(row, str))
+        unjudged += sum(not row.get("verdict") for row in rows)
         scored.append(len(chunk.rows) - len(left))
         done += len(chunk.rows)
         if progress is not None:
@@ -132,7 +136,7 @@ def score_source(
     if not any(scored):
         raise _nothing(source, out, left_out)
     write_json(out / FINISHED, {"scored": scored})
-    return Scored(sum(scored), dict(left_out), restored)
+    return Scored(sum(scored), dict(left_out), restored, unjudged)
 
 
 def _is_finished(shard: Path, chunk: Chunk) -> bool:

@@ -86,10 +86,10 @@ def answered_trace(record: Record, subject: Subject) -> Trace:
 def trace_of(record: Record, subject: Subject) -> Trace:
     """The trace of a record: its token ids where it has them, else its text tokenised once.
 
-    A record without a verdict is judged by the phrase rules. Of the answers that `generate` got
-    from an endpoint, ``written`` is all that the model wrote, ``finish`` says whether the
-    end-of-sequence token followed, and ``token_ids`` with ``prompt_tokens`` are the tokens
-    themselves, where the server told them.
+    A record that no judge has seen is judged by the phrase rules. Of answers from an endpoint,
+    ``written`` is all that the model wrote, ``finish`` says whether the end-of-sequence token
+    followed, and ``token_ids`` with ``prompt_tokens`` are the tokens themselves, where the server
+    told them.
 
     Args:
         record: What was read.
@@ -100,7 +100,7 @@ def trace_of(record: Record, subject: Subject) -> Trace:
     """
     _check_vocabulary(record, subject)
     trace = trace_of_record(record) if _has_spans(record) else _tokenised(record, subject)
-    if trace.verdict != "unscored":
+    if trace.verdict != "unscored" or record.judge:  # no other judge steps in for one
         return trace
     refused = record.status == REFUSAL_FIELD
     return replace(trace, verdict="refused" if refused else judge(trace))

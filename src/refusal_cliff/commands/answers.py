@@ -21,6 +21,7 @@ from refusal_cliff.commands.options import (
     ThinkingMarkers,
     reading_of,
 )
+from refusal_cliff.folders import require_file, require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, Server
 
 judge_app = typer.Typer(
@@ -68,12 +69,11 @@ def generate(
     """
     if server.url is None:
         arguments.model(model)
+    require_output(out, "generate", (prompts, model, judge.model))
     from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
-    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.live import counting
 
-    require_output(out, "generate", (prompts, model, judge.model))
     reading = reading_of(label, column, split, thinking_markers)
     chosen = judge_of(judge)
     asked = prompts_of(
@@ -128,12 +128,11 @@ def judge_answers(
         return
     if traces is None or out is None:
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
+    require_output(out, "judge", (traces, judge.model))
     from refusal_cliff.answers.answering import judge_source
-    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.live import counting
 
-    require_output(out, "judge", (traces, judge.model))
     reading = reading_of(label, column, split, thinking_markers)
     chosen = judge_of(judge)
     console = Console()
@@ -184,13 +183,12 @@ def calibrate(
     Rows with the same prompt are drawn together. The file that --out writes tells evaluate how the
     judge errs (--judge-error).
     """
+    require_file(out, "judge calibrate", (labelled, judge.model))
     from refusal_cliff.answers.calibration import calibrate_file
-    from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
     from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.live import say
 
-    require_file(out, "judge calibrate", (labelled, judge.model))
     found = calibrate_file(
         judge_of(judge),
         labelled,
@@ -239,11 +237,10 @@ def evaluate(
     answer the judge calls harmful (or complied, of a judge that only knows refusals). Where the
     judge's error is known (that of rules is), each rate stands there a second time without it.
     """
+    require_file(out, "evaluate", (traces, before, judge_error))
     from refusal_cliff.answers.answering import evaluate_files
-    from refusal_cliff.folders import require_file
     from refusal_cliff.io import write_json
 
-    require_file(out, "evaluate", (traces, before, judge_error))
     reading = reading_of(label, column, split, thinking_markers)
     found = evaluate_files(traces, before, judge_error, reading)
     console = Console()

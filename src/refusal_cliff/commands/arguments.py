@@ -7,17 +7,20 @@ each list with the code that it stands for.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import typer
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import ORGANISMS
+from refusal_cliff.settings import chat_arguments
 
 BENCHMARKS = (
     *("advbench", "jailbreakbench", "jailbreakbench-benign", "harmbench", "strongreject"),
@@ -40,10 +43,12 @@ LABELS = (
     *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),
     *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
 )
-
+FIELDS = ("id", "text", "label", "group", "category", "tags", "thinking", "response")
+VERDICTS = ("no cliff", "undecided", "cliff")
 ORGANISM_RECIPES = (*ORGANISMS, "tiny-lora")
 _FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
+_DEVICE = re.compile(r"auto|cpu|(?:cuda|mps|xpu|hpu|npu|mtia|ipu|hip|privateuseone)(?::\d+)?")
 _AS_ALIKE = 0.75
 """How alike two names are of which one may be a typing error of the other."""
 
@@ -110,13 +115,22 @@ def organism(names: Sequence[str]) -> Check:
     return _one_of(names, "There is no organism")
 
 
+def known_organism(name: str) -> None:
+    """One of them, or a folder that holds another."""
+    if not Path(name).is_dir():
+        organism(tuple(ORGANISMS))(name)
+
+
 def probe_folder(name: str) -> None:
     """A folder that holds probes."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not (folder / "probes.json").is_file():
+        missing = f"folder {name}.{_beside(name)}"
+        if folder.is_dir():
+            missing = f"probes.json in {name}, so that it holds no probes."
         raise RefusalCliffError(
-            f"There is no folder {name}.{_beside(name)} Give the folder of a model in a run, such "
-            "as runs/demo/tiny; refusal-cliff audit makes one (--probe DIR)."
+            f"There is no {missing} Give the folder of a model in a run, such as runs/demo/tiny; "
+            "refusal-cliff audit makes one (--probe DIR)."
         )
 
 
@@ -151,6 +165,77 @@ def model(name: str) -> None:
         )
 
 
+def prompt_sources(harmful: Any, benign: Any, fit_on: Any, data: Any, traces: Any = None) -> None:
+    """Prompts of both kinds, answers that are there, or the folder of the files that hold them."""
+    named = (harmful and benign) or traces
+    if named if data is None else not (harmful or benign or fit_on or traces):
+        return
+    raise RefusalCliffError(
+        "An audit needs harmful and benign prompts: give --harmful and --benign, files or names of "
+        f"benchmarks ({', '.join(BENCHMARKS)}); or --traces, answers of the model that you have, "
+        "with labels; or, for an organism of a pretrained model (refusal-cliff organism list), "
+        "--data with the folder of its files."
+    )
+
+
+def column(pair: str) -> None:
+    """``FIELD=COLUMN``."""
+    name, equals, column = pair.partition("=")
+    if not (equals and column) or name not in FIELDS:
+        raise RefusalCliffError(
+            f"{pair!r} does not say where a field is. Write FIELD=COLUMN, with one of the fields "
+            f"{', '.join(FIELDS)}.{did_you_mean(name, FIELDS)}"
+        )
+
+
+def markers(named: str) -> None:
+    """``OPEN CLOSE``, two different words."""
+    words = named.split()
+    if len(words) != 2 or words[0] == words[1]:
+        raise RefusalCliffError(
+            f"{named!r} does not name the two markers around a thought. Write the one that opens "
+            "it and the one that closes it with a blank between: --thinking-markers "
+            "'<think> </think>'."
+        )
+
+
+def address(url: str) -> None:
+    """An address of a server, as far as its form tells."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a bracket without its other half, a port above 65535
+        usable = False
+    if not usable:
+        raise RefusalCliffError(
+            "The endpoint is not an http or https address. Write it like "
+            "http://localhost:8000/v1, with a port up to 65535."
+        )
+
+
+def json_object(text: str) -> None:
+    """An object of JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise RefusalCliffError(f"--extra-body is not JSON ({error}). Write one object.") from error
+    if not isinstance(value, dict):
+        raise RefusalCliffError('--extra-body is not a JSON object. Write it like {"top_k": 20}.')
+
+
+def device(name: str) -> None:
+    """The name of a kind of device; whether it is there is seen when the model is loaded."""
+    if not _DEVICE.fullmatch(name):
+        raise RefusalCliffError(
+            f"Unknown device {name!r}. Write auto, cpu, cuda, cuda:1 or mps (--device)."
+        )
+
+
+def template_argument(pair: str) -> None:
+    """``NAME=VALUE`` for the chat template."""
+    chat_arguments([pair])
+
+
 def finite(value: Any) -> Any:
     """A callback for an option of a real number: neither NaN nor infinity is one."""
     for one in value if isinstance(value, list | tuple) else (value,):
@@ -169,7 +254,12 @@ def positive(value: Any) -> Any:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence with the known name that is most like this one; empty where none is."""
-    found = get_close_matches(name.lower(), list(known), n=1, cutoff=_AS_ALIKE)
+    names = list(known)
+    found = get_close_matches(name.lower(), names, n=1, cutoff=_AS_ALIKE) or [
+        other
+        for other in names
+        if sorted(other) == sorted(name.lower())  # two letters swapped
+    ]
     return f" Did you mean {found[0]}?" if found else ""
 
 

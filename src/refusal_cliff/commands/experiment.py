@@ -11,6 +11,7 @@ from rich.console import Console
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of, positive
 from refusal_cliff.commands.options import Model, Out, Seed, one_of
+from refusal_cliff.folders import require_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -91,7 +92,7 @@ def less_is_more(
     """
     from dataclasses import replace
 
-    from refusal_cliff.folders import require_output
+    require_output(out, "experiment less-is-more", (model, data))
     from refusal_cliff.live import LiveView, print_table
     from refusal_cliff.select.strategies import STRATEGIES
     from refusal_cliff.workflows.less_is_more import (
@@ -104,7 +105,6 @@ def less_is_more(
         run_experiment,
     )
 
-    require_output(out, "experiment less-is-more", (model, data))
     public = data is not None
     plan, sizes = default_plan(public=public), default_sizes(public=public)
     named = tuple(one_of("strategy", name, STRATEGIES) for name in strategies or ())
@@ -133,7 +133,7 @@ def controls(
         typer.Argument(
             metavar="[MODEL]...",
             help="Organisms; all embedded ones if none is given.",
-            callback=checked(arguments.model),
+            callback=checked(arguments.known_organism),
         ),
     ] = None,
     out: Out = Path("runs/controls"),
@@ -153,14 +153,13 @@ def controls(
     thinking is cut short, or written anew under the intervention? Each control is one table with
     intervals. Can be killed and continued. Writes DIR/controls.md.
     """
-    from refusal_cliff.folders import require_output
+    require_output(out, "experiment controls", models or ())
     from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.workflows.controls import run_controls
     from refusal_cliff.workflows.demo import WORKERS
 
-    require_output(out, "experiment controls", models or ())
     console = Console()
     with LiveView(console, f"refusal-cliff experiment controls → {out}") as view:
         page = run_controls(

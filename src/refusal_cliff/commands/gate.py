@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands.arguments import finite
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, finite, name_of
 from refusal_cliff.commands.options import (
     Columns,
     Model,
@@ -18,6 +19,7 @@ from refusal_cliff.commands.options import (
     one_of,
     reading_of,
 )
+from refusal_cliff.folders import require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
 
 GATE_CLOSED = 3
@@ -53,6 +55,7 @@ def check(
             metavar="VERDICT",
             help="Worst verdict that passes: 'no cliff', 'undecided' (too few prompts to say), or "
             "'cliff' (docs/verdict.md).",
+            callback=checked(name_of("allow", arguments.VERDICTS)),
         ),
     ] = "no cliff",
     max_asr: Annotated[
@@ -88,9 +91,10 @@ def check(
     --out every finished answer is kept, so that a killed check goes on where it was. Exit status 0:
     within the limits; 3: not, and the reasons are printed; 1: it could not be measured.
     """
+    if out is not None:
+        require_output(out, "check", (model, probe, judge.model, judge.error, *(prompts or ())))
     from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import full_name, judge_of
     from refusal_cliff.live import counting, print_model_cliff
     from refusal_cliff.model.subject import load
@@ -99,8 +103,6 @@ def check(
     from refusal_cliff.stages.study import counter
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
-    if out is not None:
-        require_output(out, "check", (model, probe, judge.model, judge.error, *(prompts or ())))
     error = refusal_error(full_name(judge), judge.error)
     reading = reading_of(label, column)
     files = tuple(PromptFile(file, reading) for file in prompts or ()) or tests_of_run(probe)

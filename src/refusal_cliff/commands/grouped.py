@@ -20,6 +20,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import (
     checked,
     did_you_mean,
@@ -35,7 +36,7 @@ from refusal_cliff.io import write_text
 CONFIG = "config.toml"
 """File of an output folder: every option of the command that wrote it."""
 Command = Callable[..., Any]
-_OURS = ("flag", "choices", "positive", "file", "check")
+_OURS = ("flag", "choices", "positive", "check")
 """What `setting` takes that is not for typer."""
 
 
@@ -145,10 +146,8 @@ def _callback(name: str, field: Field[Any], hint: Any) -> Callable[[Any], Any] |
     said = field.metadata
     if "choices" in said:
         return checked(name_of(name.replace("_", "-"), said["choices"]))
-    if "file" in said:
-        return checked(existing_file)
     if "check" in said:
-        return checked(said["check"])
+        return checked(getattr(arguments, said["check"]))
     if "positive" in said:
         return positive
     return finite if float in (hint, *get_args(hint)) else None

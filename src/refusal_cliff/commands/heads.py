@@ -16,6 +16,7 @@ from refusal_cliff.commands.options import (
     Model,
     reading_of,
 )
+from refusal_cliff.folders import require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
 
 
@@ -88,16 +89,15 @@ def ablate(
     """
     form, out = export
     name_of("export", arguments.FORMS)(form)
+    read = (model, heads, harmful, benign, judge.model)
+    require_output(out, "ablate", read, option="--export FORM DIR")
     from refusal_cliff.data.traces import read_prompts
-    from refusal_cliff.folders import require_output
     from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.model.subject import load
     from refusal_cliff.workflows.export import Choice, export_ablation
     from refusal_cliff.workflows.model_card import Form
 
     form, out = export
-    read = (model, heads, harmful, benign, judge.model)
-    require_output(out, "ablate", read, option="--export FORM DIR")
     choice, reading = Choice(fraction, method, scale), reading_of(None, column)
     asked = harmful is not None or benign is not None
     prompts = [

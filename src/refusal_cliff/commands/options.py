@@ -42,7 +42,12 @@ def _label(option: str, rows: str) -> Any:
 
 def _columns(option: str, where: str) -> Any:
     """The option that says where a field is."""
-    return typer.Option(option, metavar="FIELD=COLUMN", help=f"Where a field is{where}")
+    return typer.Option(
+        option,
+        metavar="FIELD=COLUMN",
+        help=f"Where a field is{where}",
+        callback=checked(arguments.column),
+    )
 
 
 RowLabel = Annotated[str | None, _label("--label", "rows")]
@@ -73,6 +78,7 @@ ThinkingMarkers = Annotated[
         metavar="'OPEN CLOSE'",
         help="What stands around the thinking inside the texts, where it is none of the markers "
         "that are known (docs/traces.md).",
+        callback=checked(arguments.markers),
     ),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]

@@ -12,6 +12,7 @@ from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked
 from refusal_cliff.commands.options import Seed
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import require_output
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,13 +83,12 @@ def train_organism(
     Question: were the embedded findings luck? Train with another seed, then pass the folder that
     holds the organisms to demo --organisms.
     """
-    from refusal_cliff.folders import require_output
+    require_output(out, "organism train", (aligned, data))
     from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED, embedded_path, fooling
     from refusal_cliff.organisms.pretrained.recipe import NAMES, train_pretrained
     from refusal_cliff.organisms.recipe import train
 
-    require_output(out, "organism train", (aligned, data))
     if name in NAMES and data is None:
         raise RefusalCliffError(
             f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "

@@ -22,6 +22,7 @@ from refusal_cliff.commands.options import (
     reading_of,
 )
 from refusal_cliff.commands.typed import command_line
+from refusal_cliff.folders import require_output
 from refusal_cliff.settings import JudgeSettings, Loading, Server, Writing
 
 
@@ -44,11 +45,10 @@ def demo(
     everywhere (tiny-diffuse: a cliff, but no few heads that carry it). Minutes on a CPU, no
     network. Writes DIR/report.html and DIR/summary.json.
     """
-    from refusal_cliff.folders import require_output
+    require_output(out, "demo", (organisms,))
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.workflows.demo import WORKERS, run_demo
 
-    require_output(out, "demo", (organisms,))
     console = Console()
     with LiveView(console, f"refusal-cliff demo → {out}") as view:
         findings = run_demo(out, seed, organisms, view, workers=WORKERS, command=command_line())
@@ -150,7 +150,9 @@ def audit(
     of the probe, and show what a repair would cost. The model writes as its makers ask (its
     generation config) unless you say otherwise. Writes DIR/report.html and DIR/summary.json.
     """
-    from refusal_cliff.folders import require_output
+    arguments.prompt_sources(harmful, benign, fit_on, data, traces)
+    given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
+    require_output(out, "audit", (model, data, judge.model, judge.error, *given))
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.stages.study import PRESETS
@@ -158,8 +160,6 @@ def audit(
     from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
     from refusal_cliff.workflows.audit_prompts import RECORDED, audit_sources
 
-    given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
-    require_output(out, "audit", (model, data, judge.model, judge.error, *given))
     if data is not None and writing.max_new_tokens is None:
         writing = replace(writing, max_new_tokens=RECORDED.max_new_tokens)
     reading = reading_of(None, column, split, thinking_markers)

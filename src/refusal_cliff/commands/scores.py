@@ -20,6 +20,7 @@ from refusal_cliff.commands.options import (
     ThinkingMarkers,
     reading_of,
 )
+from refusal_cliff.folders import require_output
 from refusal_cliff.settings import Loading
 
 
@@ -56,13 +57,12 @@ def trace(
     DIR/scores-00000.parquet and so on; rows that cannot be scored are listed, with the reason, in
     DIR/left-out-00000.jsonl, rows whose stripped blanks were put back in DIR/restored-00000.jsonl.
     """
+    require_output(out, "trace", (model, probe, traces))
     from refusal_cliff.cliff.shards import score_source
-    from refusal_cliff.folders import require_output
     from refusal_cliff.live import counting
     from refusal_cliff.model.subject import load
     from refusal_cliff.probe.files import probes_of
 
-    require_output(out, "trace", (model, probe, traces))
     console = Console()
     reading = reading_of(label, column, split, thinking_markers)
     subject = load(model, loading)
@@ -82,6 +82,9 @@ def trace(
         where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
         said = f"{done.restored:,} of them with {where}"
         console.print(said, markup=False, highlight=False, soft_wrap=True)
+    if done.unjudged:
+        said = f"{done.unjudged:,} rows came without a verdict and were judged by the phrase rules"
+        console.print(f"{said}; for another judge, run refusal-cliff judge first", soft_wrap=True)
     for reason, n in done.left_out.items():
         console.print(f"{n:,} left out: {reason}", highlight=False)
     if done.left_out:

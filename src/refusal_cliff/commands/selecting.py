@@ -38,6 +38,7 @@ from refusal_cliff.commands.options import (
     one_of,
     reading_of,
 )
+from refusal_cliff.folders import require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RepairConfig
 
 
@@ -65,6 +66,7 @@ def select(
         typer.Option(
             metavar="FIELD=COLUMN",
             help="Where a field is in the files of --evaluation; repeatable.",
+            callback=checked(arguments.column),
         ),
     ] = None,
     split: Split = "train",
@@ -90,15 +92,14 @@ def select(
     DIR/selected.jsonl (training rows), DIR/selection.json, DIR/left-out.jsonl (every row that was
     not used, and why).
     """
+    require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.folders import require_output
     from refusal_cliff.live import working
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of, run_selection
     from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.select.strategies import STRATEGIES
 
-    require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     plan = ScoringPlan(
         model=model,
         probe=probe,
@@ -167,6 +168,7 @@ def train(
     --split are those of the benign rows. Also runs under `accelerate launch` (DDP, FSDP):
     see docs/selection.md.
     """
+    require_output(out, "train", (model, selected, benign))
     from refusal_cliff.live import working
     from refusal_cliff.model.subject import load
     from refusal_cliff.repair.training_run import check_out, train_from_files
@@ -220,6 +222,7 @@ def repair(
     their own. Writes DIR/adapter with
     its model card, and DIR/proof/proof.json. Exit status 3: the proof does not hold.
     """
+    require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.live import print_findings, working
     from refusal_cliff.select.engine import ENGINES

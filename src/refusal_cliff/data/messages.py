@@ -80,7 +80,7 @@ def turns_of(value: object, role: str) -> list[Turn]:
             raise NotText(f"an object with {_keys(value)} is no message with a content")
         turn = turn_of(cast("Mapping[str, object]", value))
         return [turn if turn.role else replace(turn, role=role)]
-    if isinstance(value, Sequence) and value and all(isinstance(m, Mapping) for m in value):
+    if isinstance(value, Sequence) and all(isinstance(m, Mapping) for m in value):
         messages = cast("Sequence[Mapping[str, object]]", value)
         if any(_named(message, _WHO) is not None for message in messages):
             return [turn_of(message) for message in messages]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,11 @@ _FILTERS = frozenset(
     | {"recitation", "blocklist", "prohibited_content", "spii"}
 )
 _REFUSALS = frozenset({"refusal"})
+_WRITTEN_CALL = re.compile(
+    r"\s*(?:<tool_calls?>|<function_calls?>|<function=|\[TOOL_CALLS\]|<\|python_tag\|>"
+    r"|<\|tool_calls?(?:_section)?_begin\|>|<｜tool▁calls?▁begin｜>)"
+)
+"""How models write the call of a tool, where no server has read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +130,8 @@ def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str
         closed: Whether the thinking ended.
         complete: Whether the model ended by itself, or nothing else is known.
     """
+    if complete and _WRITTEN_CALL.match(response):
+        return TOOL_CALL
     if not is_blank(response) or not complete:
         return ""
     if is_blank(thinking):

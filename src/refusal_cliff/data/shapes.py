@@ -36,6 +36,8 @@ from refusal_cliff.thinking.parts import read_parts
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
+_BESIDE = (*THINKING_FIELDS, "refusal", "tool_calls", "function_call")
+"""What may stand beside an answer in columns of its own, as in a message."""
 _NAMES = {"text": "prompt"}
 T = TypeVar("T")
 
@@ -215,11 +217,11 @@ def _answered_turns(row: Row) -> list[Turn]:
         sent = choice_of(row[name])
     if sent is not None:
         return [sent]
-    if name is None:  # a column that is there and empty is an empty answer
-        there = any(column in row for column in RESPONSE_COLUMNS)
-        return [Turn("assistant", {"content": None})] if there else []
-    turns = turns_of(row[name], "assistant")
-    apart = {name: row[name] for name in THINKING_FIELDS if row.get(name) is not None}
+    if name is None and not any(column in row for column in RESPONSE_COLUMNS):
+        return []
+    # A column that is there and empty is an empty answer.
+    turns = turns_of([] if name is None else row[name], "assistant")
+    apart = {name: row[name] for name in _BESIDE if row.get(name) is not None}
     finish = row.get("finish", row.get("finish_reason", turns[0].finish))
     return [replace(turns[0], message={**apart, **turns[0].message}, finish=finish), *turns[1:]]
 

@@ -54,6 +54,7 @@ class LocalBackend:
             "model": self.subject.name,
             "fingerprint": self.subject.fingerprint,
             "stops": sorted(self.subject.ending.stops),
+            "closer": self.subject.format.closer,
             **self.config.decoding(),
         }
 

@@ -19,6 +19,8 @@ from refusal_cliff.model.weights import named
 
 ROOT = "base_model.model."
 """What PEFT writes before the name of a module."""
+_OTHER_PART = re.compile(r"(?:^|[._])(?:vi(?:sion|sual|t|deo)|image|audio|speech)(?:[._]|$)")
+"""A wrapper that says that its blocks are not those of the language model."""
 Tensors = dict[str, torch.Tensor]
 
 
@@ -72,6 +74,8 @@ class ModuleNames:
         number = _numbered(_bare(key))
         starts = range(len(parts)) if number is None else (max(number - 1, 0),)
         for start in starts:
+            if _OTHER_PART.search(".".join(parts[:start])):
+                break
             for end in range(len(parts), start, -1):
                 if (place := ".".join(parts[start:end])) in self._at:
                     return ".".join(parts[:start]), place, ".".join(parts[end:])

@@ -146,10 +146,10 @@ def merged(model: PreTrainedModel, folder: Path) -> Merged:
         plain = _logits(model)
         adapted = _adapted(folder, model, config, tensors)
         _untie(adapted)
-        expected = _logits(adapted)
         try:
+            expected = _logits(adapted)
             found = adapted.merge_and_unload()
-        except Exception as error:  # whatever a kind of adapter says that cannot be merged
+        except Exception as error:  # whatever a kind of adapter says that cannot be run or merged
             raise RefusalCliffError(_unmergeable(folder, config, reason(error))) from error
     _say_what_is_tied(found)
     _check_equal(folder, model, _logits(found), expected)
@@ -197,6 +197,9 @@ def _config(folder: Path) -> Any:
         ) from error
     if config.is_prompt_learning or config.is_adaption_prompt:
         why = "It adds virtual tokens to the prompt, which are no weights of any layer."
+        raise RefusalCliffError(_unmergeable(folder, config, why))
+    if getattr(config, "layer_replication", None):
+        why = "It repeats layers of its base (layer_replication), so that the model is another."
         raise RefusalCliffError(_unmergeable(folder, config, why))
     config.inference_mode = True
     return config

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -19,6 +20,7 @@ from refusal_cliff.model.weights import named, weight_hashes
 from refusal_cliff.settings import PLAIN, Chat, Loading
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.ending import Ending, find_ending
+from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.thinking.rendering import render_prompt
 
 
@@ -137,6 +139,19 @@ def load(name: str, loading: Loading) -> Subject:
         trust_remote_code=loading.trust_remote_code,
         chat=loading.chat,
     )
+
+
+def between(subject: Subject, markers: Sequence[Markers]) -> Subject:
+    """The model as one that thinks between the markers that a user named, if any was named.
+
+    Args:
+        subject: The model as its template and vocabulary tell.
+        markers: Formats as a `Reading` has them: named ones stand before those that are known.
+    """
+    named = next((one for one in markers if one not in KNOWN), None)
+    if named is None:
+        return subject
+    return replace(subject, format=subject.format.between(named))
 
 
 def load_subject(

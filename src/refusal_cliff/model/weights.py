@@ -22,7 +22,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs.github.com/spec"
 _CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
-_MAY_BE_POINTERS = (INDEX, *_CONFIGS, "tokenizer.json", "tokenizer.model")
+_MAY_BE_POINTERS = (
+    *(INDEX, *_CONFIGS),
+    *("tokenizer.json", "tokenizer.model", "chat_template.jinja"),
+)
 _NAMED = 4
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000

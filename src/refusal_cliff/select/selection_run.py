@@ -250,8 +250,8 @@ def choose(out: Path, choice: Choice) -> Selected:
     counts = _counted(out)
     pool = scored_candidates(out, counts.shards, states=choice.strategy == "diverse")
     n = how_many(len(pool), choice.fraction) if choice.n is None else choice.n
-    chosen = select(choice.strategy, pool, n, choice.seed)
     left_out = _write_left_out(out, counts.shards)
+    chosen = select(choice.strategy, pool, n, choice.seed)
     _write_selected(out, counts.shards, chosen)
     done = Selected(counts.rows, len(pool), len(chosen), left_out)
     write_json(out / REPORT, _report(out, counts, choice, pool, chosen, done))

@@ -109,9 +109,8 @@ def select(strategy: Strategy, pool: Sequence[Candidate], n: int, seed: int = 0)
     if strategy == "full":
         return list(pool)
     if n > len(pool):
-        raise RefusalCliffError(
-            f"The pool has {len(pool)} examples; {n} were asked for. Ask for fewer."
-        )
+        remedy = "Ask for fewer." if pool else "left-out.jsonl says why no row could be scored."
+        raise RefusalCliffError(f"The pool has {len(pool)} examples; {n} were asked for. {remedy}")
     ordered = sorted(pool, key=lambda c: c.id)
     if strategy == "diverse":
         return _spread(sorted(ordered, key=_by_cliff)[: SHORTLIST * n], n)

@@ -58,6 +58,8 @@ def find_ending(
     named = _named(tokenizer, configured)
     last = _run_of_tokens(tokenizer, after_answer(tokenizer, goes_on=False))
     between = last or _run_of_tokens(tokenizer, after_answer(tokenizer, goes_on=True))
+    if not between and fmt is not None:  # a template that takes no answer: a request ends alike
+        between = _run_of_tokens(tokenizer, fmt.tail)
     thought = _tokens_of_thinking(tokenizer, fmt)
     last, between = ([] if run[:1] and run[0] in thought else run for run in (last, between))
     return Ending(frozenset([*named, *between[:1]]), tuple(last or named[:1]))

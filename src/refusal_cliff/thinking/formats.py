@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.thinking.markers import find_markers
+from refusal_cliff.thinking.markers import Markers, find_markers
 from refusal_cliff.thinking.rendering import template_tail
 
 
@@ -64,6 +64,14 @@ class ThinkingFormat:
         ``None`` where it writes none, or is not known to: then any blanks are part of the closing.
         """
         return len(self.closing.rpartition(self.closer)[2]) or None if self.closer else None
+
+    def between(self, markers: Markers) -> ThinkingFormat:
+        """The format of a model whose markers a user named, since nothing tells them."""
+        opened = self.tail.rstrip().endswith(markers.opener)
+        opening = "" if opened else markers.opening
+        return ThinkingFormat(
+            markers.opener, markers.closer, opened, opening, markers.closing, tail=self.tail
+        )
 
     def completion(self, thinking: str, response: str) -> str:
         """What the model would write after the prompt, without the end-of-sequence token.

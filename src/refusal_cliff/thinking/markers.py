@@ -10,7 +10,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.thinking.rendering import REASONING_FIELDS, past_thought
+from refusal_cliff.thinking.rendering import REASONING_FIELDS, after_answer, past_thought
 
 _LITERAL = re.compile(r"(?:\\[^\w\s]|[^\\.*+?()\[\]{}^$|])*")
 
@@ -100,7 +100,8 @@ def markers_of(named: str) -> Markers:
 def find_markers(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | None:
     """Look for markers, the surest evidence first; ``None`` if nothing speaks of thinking.
 
-    The evidence, in order: what the prompt ends with; a past thought as the template writes it;
+    The evidence, in order: what the prompt ends with; a past thought as the template writes it; a
+    token at the prompt's end that the vocabulary can close;
     a known marker anywhere in the template, be it in code that strips it; the tokenizer's
     ``response_template`` (or the older ``response_schema``); both markers in the vocabulary.
 
@@ -112,6 +113,7 @@ def find_markers(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | Non
     finding = (
         _from_prompt(tail)
         or _from_past_thought(past, tail)
+        or _from_pair(tokenizer, tail)
         or _from_mention(str(tokenizer.chat_template))
         or _from_response_template(getattr(tokenizer, "response_template", None))
         or _from_response_schema(getattr(tokenizer, "response_schema", None))
@@ -132,6 +134,20 @@ def _from_prompt(tail: str) -> Finding | None:
     for markers in KNOWN:
         if end.endswith(markers.opener) or end.endswith(markers.closer):
             return Finding(markers, opened_by_prompt=end.endswith(markers.opener))
+    return None
+
+
+def _from_pair(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | None:
+    """A token that ends the prompt and has a closing one in the vocabulary, of any name.
+
+    Not those around an answer or a turn: the template writes their end after an answer.
+    """
+    added, end = added_tokens(tokenizer), tail.rstrip()
+    for closer in added:
+        opener = closer.replace("/", "", 1)
+        if opener != closer and opener in added and end.endswith(opener):
+            around_answer = closer in after_answer(tokenizer, goes_on=False)
+            return None if around_answer else Finding(_tags(opener, closer), opened_by_prompt=True)
     return None
 
 

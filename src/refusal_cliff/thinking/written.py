@@ -21,11 +21,14 @@ _MOST_ENDS = 200
 """Characters at the end of an answer in which these are looked for."""
 _WRAPPERS = ("output", "answer", "solution", "response", "final", "final_answer", "final_response")
 _WRAPS = re.compile(
-    rf"(?:(?:<(?:{'|'.join(_WRAPPERS)})>|<\|(?:begin_of_solution|START_RESPONSE)\|>)\s*)+",
+    rf"(?:(?:<(?:{'|'.join(_WRAPPERS)})>|<\|(?:begin_of_solution|START_RESPONSE)\|>"
+    r"|\[BEGIN FINAL RESPONSE\])\s*)+",
     re.IGNORECASE,
 )
 _UNWRAPS = re.compile(
-    rf"</(?:{'|'.join(_WRAPPERS)})>|<\|(?:end_of_solution|END_RESPONSE)\|>", re.IGNORECASE
+    rf"</(?:{'|'.join(_WRAPPERS)})>|<\|(?:end_of_solution|END_RESPONSE)\|>"
+    r"|\[END FINAL RESPONSE\]",
+    re.IGNORECASE,
 )
 _LEAST_REPEATED = 40
 """Characters of a thought that an answer repeats word for word by no chance."""
@@ -149,10 +152,8 @@ _BARE = (
 )
 """s1, and harmony without its markers: they count at the very beginning of a text alone."""
 _OPEN, _SHUT = r"(?:<\|?|&lt;)[ \t]*", r"[ \t]*(?:\|?>|&gt;)"
-_CERTAIN = (
-    "think(?:ing)?|thoughts?|reasoning|scratch_?pad|inner_(?:thoughts?|monologue)|monologue|cot"
-    "|chain_of_thought"
-)
+_CERTAIN = r"(?:\w{1,24}[_-])?(?:think(?:ing)?|thoughts?|reasoning|scratch_?pad|monologue|cot)"
+_BEGIN_END = rf"[_▁](?:of[_▁])?{_CERTAIN}"
 _LIKELY = "analysis|reflection|rationale|reason|deliberation"
 """Tags that ask for more than a thought's name: an answer may hold them, too."""
 _FINAL = r"(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*\*)Final (?:Response|Answer)[ \t]*:?(?:\*\*:?)?"
@@ -160,7 +161,9 @@ _ANSWER = r"(?:^|\n)[ \t]*\*\*(?:Final )?(?:Answer|Response|Output)(?::\*\*|\*\*
 _TITLED = tuple(
     _Format(re.compile(opener, re.IGNORECASE | re.DOTALL), re.compile(closer, re.IGNORECASE))
     for opener, closer in (
+        (rf"\A{_OPEN}begin{_BEGIN_END}{_SHUT}", rf"{_OPEN}end{_BEGIN_END}{_SHUT}"),
         (rf"\A{_OPEN}(?:{_CERTAIN}){_SHUT}", rf"{_OPEN}/[ \t]*(?:{_CERTAIN}){_SHUT}"),
+        (r"\AHere are my reasoning steps:", r"(?=\[BEGIN FINAL RESPONSE\])"),
         (
             rf"\A{_OPEN}({_LIKELY}){_SHUT}(?=.*?{_OPEN}/[ \t]*\1{_SHUT}\s*\S)",
             rf"{_OPEN}/[ \t]*(?:{_LIKELY}){_SHUT}",

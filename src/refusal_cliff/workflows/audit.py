@@ -17,7 +17,7 @@ from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import full_name, judge_of
-from refusal_cliff.model.subject import load
+from refusal_cliff.model.subject import between, load
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.settings import BY_RULES, JudgeSettings, Loading, Server, Writing
@@ -92,7 +92,7 @@ def run_audit(
     error = refusal_error(full_name(judge), judge.error)
     found = None if sources.traces else audit_prompts(sources, seed, samples=writing.samples)
     judged_by = Remembering(judge_of(judge))
-    subject = load(model, loading)
+    subject = between(load(model, loading), sources.reading.markers)
     if found is None:
         found = audit_prompts(sources, seed, subject, writing.samples)
     prompts, max_new_tokens = fitting(found, subject, writing.max_new_tokens)

@@ -109,18 +109,11 @@ def audit_sources(
     """Sources as a user gives them: by name, or, for an organism of a pretrained model, a folder.
 
     Raises:
-        RefusalCliffError: Neither is given, or both are.
+        RefusalCliffError: A file of the folder is missing.
     """
     first = QUICK_PROMPTS if quick else None
-    if data is not None and not (harmful or benign or fit_on or traces):
+    if data is not None:
         return replace(recorded_sources(data), first=first)
-    if data is not None or not (traces or (harmful and benign)):
-        raise RefusalCliffError(
-            "An audit needs harmful and benign prompts: give --harmful and --benign, files or "
-            f"names of benchmarks ({', '.join(BENCHMARKS)}); or --traces, answers of the model "
-            "that you have, with labels; or, for an organism of a "
-            "pretrained model (refusal-cliff organism list), --data with the folder of its files."
-        )
     return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), first, reading, tuple(traces))
 
 
