@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
 OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
@@ -12,16 +13,20 @@ PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 help: ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-setup: $(STAMP) ## Make .venv and install the package with its pinned dependencies (once)
+setup: $(DEV) ## Make .venv and install the package with all that development needs (once)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "refusal-cliff needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(STAMP)
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: setup ## Run the whole method on the embedded models: OUT=runs/demo
+demo: $(STAMP) ## Run the whole method on the embedded models: OUT=runs/demo
 	$(BIN)/refusal-cliff demo --out $(OUT)
 
 test: lint ## Lint, check types and run the tests

@@ -328,3 +328,39 @@ def test_a_damaged_cliff_is_refused(run: Path) -> None:
 
 def test_a_chart_has_a_short_repr() -> None:
     assert repr(Chart("a chart", "<svg></svg>")) == "<chart: a chart; .save('chart.svg') writes it>"
+
+
+def test_runs_stand_beside_each_other(run: Path, walk: dict[str, Any]) -> None:
+    from typer.testing import CliRunner
+
+    from refusal_cliff.cli import app
+    from refusal_cliff.data.traces import write_traces
+
+    kept, refusing = list(walk["traces"]), list(walk["without"])
+    write_traces(run / "model" / "traces-test.parquet", kept)
+    write_traces(run / "other" / "traces-test.parquet", refusing)
+    (run / "manifest.json").write_text("{}")
+    out = run / "beside"
+    line = ["compare", str(run / "model"), str(run / "other"), "--out", str(out)]
+    done = CliRunner().invoke(app, line)
+    assert done.exit_code == 0, done.output
+    tables = json.loads((out / "comparison.json").read_text())["tables"]
+    changed = tables["What changed on the same prompts"]["rows"]
+    (attacks,) = [cells for name, cells in changed.items() if "attack success" in name]
+    asked = [trace for trace in kept if trace.prompt.label == "harmful"]
+    harmful = [trace for trace in refusing if trace.prompt.label == "harmful"]
+    worked = [sum(t.verdict == "complied" for t in side) for side in (asked, harmful)]
+    assert attacks[0]["value"] == pytest.approx(worked[0] / len(asked))
+    assert attacks[1]["value"] == pytest.approx(worked[1] / len(harmful))
+    assert attacks[2]["interval"][1] < 0
+    turned = tables["How far the refusal direction turned"]["rows"]
+    assert all(cell["value"] == pytest.approx(1.0) for (cell,) in turned.values())
+    moves = tables["What became of each harmful prompt"]["rows"]
+    assert all(sum(c["value"] for c in cells) == pytest.approx(1.0) for cells in moves.values())
+    page = (out / "comparison.html").read_text()
+    assert "<script" not in page
+    assert page.count("<svg") == 2
+    again = CliRunner().invoke(app, line)
+    assert again.exit_code == 0, again.output
+    other = CliRunner().invoke(app, [*line[:2], str(run), "--out", str(out)])
+    assert other.exit_code == 1
