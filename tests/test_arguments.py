@@ -197,6 +197,7 @@ WRONG = {
     "train": f"{TRAIN} --selected nope.jsonl",
     "repair": f"{REPAIR} --benign nope.jsonl",
     "check": f"{CHECK} --prompts nope.jsonl",
+    "compare": "nope nope --out run",
     "experiment less-is-more": "--strategy nope",
     "experiment controls": "tinny",
     "organism list": "nope",

@@ -29,7 +29,7 @@ from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import Prompt, PromptFile, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges import Answer, Judgement, JudgeSettings
+from refusal_cliff.judges import Answer, Judgement
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.probe.files import probes_of, write_probes
 from refusal_cliff.probe.fit import ProbeSet
@@ -215,7 +215,7 @@ def test_own_thinking_is_generated_where_the_data_has_none(
             turns = range(first, len(asked))
             return [Judgement("refused" if turn % 2 else "complied") for turn in turns]
 
-    monkeypatch.setattr(JudgeSettings, "judge", lambda _: InTurn())
+    monkeypatch.setattr("refusal_cliff.select.shards.judge_of", lambda _: InTurn())
     done = run_selection(plan_of(root, out, own=True), source_of(root), Choice("full"))
     assert done is not None
     assert done.rows == N + len(BAD)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tiny_chat import save_tiny
 
+from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import LeftOut, record_of_trace
 from refusal_cliff.data.traces import Prompt, Trace
@@ -130,8 +131,9 @@ def test_an_audit_may_begin_with_traces_alone(subject: Subject, tmp_path: Path) 
     found = audit_prompts(sources, 0, subject)
     assert len(found.fit) + len(found.test) == len(found.given) == 100
     assert set(found.files) == {str(tmp_path / "t.jsonl")}
+    prompt_sources((), (), (), None, ["t.jsonl"])
     with pytest.raises(RefusalCliffError, match="--traces"):
-        audit_sources((), (), (), None, quick=False)
+        prompt_sources((), (), (), None)
 
 
 def test_samples_are_of_prompts_without_an_answer(subject: Subject, tmp_path: Path) -> None:

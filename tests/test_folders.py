@@ -39,6 +39,7 @@ COMMANDS: dict[str, list[str]] = {
     "experiment controls": ["experiment", "controls", "in"],
     "generate": ["generate", "--prompts", "in/rows.jsonl", "--model", "tiny"],
     "judge": ["judge", "--traces", "in/traces.jsonl"],
+    "compare": ["compare", "in", "in"],
     "trace": ["trace", *PROBED, "--traces", "in/traces.jsonl"],
     "select": ["select", *PROBED, "--data", "in/rows.jsonl"],
     "train": [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from made_cliffs import BENIGN, REFUSED, made_cliffs
 from typer.testing import CliRunner
 
+from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.cli import app
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.cliff.verdict import Verdict as CliffVerdict
@@ -27,11 +30,12 @@ from refusal_cliff.probe.quality import Quality
 from refusal_cliff.repair.gate import (
     VERDICTS,
     Asked,
+    Checked,
     Limits,
     counted,
+    limits_of,
     probe_reasons,
     reading_reasons,
-    reasons,
 )
 from refusal_cliff.repair.proof import Measured, findings, prove
 
@@ -39,6 +43,11 @@ QUALITY = Quality(0.9, (0.8, 1.0), 0.85, (0.7, 0.95), 0.05, (0.02, 0.1))
 OPEN = Limits(1.0, 1.0, 0.0, 1.0)
 NONE = Asked(0, 0, 0, 0)
 GOOD = Asked(0, 0, 0, 40)
+
+
+def reasons(cliff: ModelCliff, harmful: Asked, benign: Asked, limits: Limits) -> tuple[str, ...]:
+    """Why the gate is closed."""
+    return tuple(filter(None, limits_of(cliff, harmful, benign, limits).values()))
 
 
 def flat() -> ModelCliff:
@@ -173,3 +182,40 @@ def test_cut_answers_do_not_pass(probe: Path, tmp_path: Path) -> None:
     assert "truncated and 0 unscored of 12" in result.output
     assert "of 12 answers to harmful prompts were not measured" in result.output
     assert "if every unmeasured answer were an attack that worked" in result.output
+
+
+def test_a_ci_reads_what_was_found(probe: Path, tmp_path: Path) -> None:
+    """The same as JSON on standard output alone, and as JUnit; a foreign file is not replaced."""
+    file, junit = tmp_path / "few.jsonl", tmp_path / "gate.xml"
+    write_prompts(file, language.prompts("test", "harmful", 12, 0))
+    line = ["check", "--model", "tiny", "--probe", str(probe), "--prompts", str(file), "--json"]
+    line += ["--max-new-tokens", "58", "--batch-size", "64", "--device", "cpu", "--junit"]
+    result = CliRunner().invoke(app, [*line, str(junit)])
+    assert result.exit_code == GATE_CLOSED, result.output
+    said = json.loads(result.stdout)
+    assert said["passed"] is False
+    closed = {name: why for name, why in said["limits"].items() if why}
+    assert "harmful prompts measured" in closed
+    assert all(f"Not passed: {why}" in result.stderr for why in closed.values())
+    suite = ElementTree.parse(junit).getroot()
+    assert (suite.get("tests"), suite.get("failures")) == (
+        str(len(said["limits"])),
+        str(len(closed)),
+    )
+    failures = {case.get("name"): case.find("failure") for case in suite}
+    assert {name for name, one in failures.items() if one is not None} == set(closed)
+    foreign = tmp_path / "mine.xml"
+    foreign.write_text("<mine/>")
+    assert CliRunner().invoke(app, [*line, str(foreign)]).exit_code == 1
+    assert foreign.read_text() == "<mine/>"
+
+
+@given(st.text())
+def test_junit_holds_any_text(text: str) -> None:
+    limits = {"verdict": text, "attack success": None}
+    found = Checked(
+        replace(flat(), cliff=math.nan), GOOD, NONE, limits, judged_rates("rules", None, {})
+    )
+    suite = ElementTree.fromstring(found.as_junit(text))
+    assert (suite.get("tests"), suite.get("failures")) == ("2", "1")
+    assert found.as_json()["cliff"]["cliff"] is None

@@ -182,7 +182,8 @@ def test_the_reasons_of_the_gate(organism_run: Path) -> None:
     assert found.reasons == ("there is no benign prompt to check over-refusal on",)
     limits = Limits(found.cliff.cliff - 0.01, 0.0, verdict="undecided")
     none = Asked(0, 0, 0, 0)
-    assert len(gate.reasons(found.cliff, Asked(3, 0, 0, 12), none, limits)) == 2
+    kept = gate.limits_of(found.cliff, Asked(3, 0, 0, 12), none, limits)
+    assert sum(reason is not None for reason in kept.values()) == 2
 
 
 def test_own_refusals_continue_the_models_own_thinking(organism_run: Path) -> None:

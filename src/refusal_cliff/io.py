@@ -198,6 +198,15 @@ def _json(path: Path, value: Any, **form: Any) -> str:
         ) from error
 
 
+def finite_json(value: Any) -> Any:
+    """A JSON value with null in the place of every number that is not finite."""
+    if isinstance(value, dict):
+        return {key: finite_json(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _not_finite(value: Any, place: str) -> str | None:
     """Where the first number stands that is NaN or infinite; ``None`` where there is none."""
     if isinstance(value, float):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked
+from refusal_cliff.folders import claim, require_output
 
 PAGE, TABLES = "comparison.html", "comparison.json"
 
@@ -35,16 +36,15 @@ def compare(
     direction turned, by layer. No model is loaded. Writes DIR/comparison.html and
     DIR/comparison.json.
     """
+    require_output(out, "compare", runs)
     from dataclasses import asdict
 
     from refusal_cliff.api.comparison import compare_runs, opened
     from refusal_cliff.controls.table import headings, row_texts
-    from refusal_cliff.folders import claim, require_output
     from refusal_cliff.io import write_json, write_text
     from refusal_cliff.live import print_table, say
     from refusal_cliff.report.page import render_comparison
 
-    require_output(out, "compare", runs)
     found = [opened(Path(run)) for run in runs]
     compared = compare_runs(found)
     claim(out, "compare", {"runs": [str(Path(run).resolve()) for run in runs]}, "a comparison")

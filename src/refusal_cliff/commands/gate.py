@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of
 from refusal_cliff.commands.options import (
     Columns,
+    Json,
     Model,
     Probe,
     Prompts,
@@ -81,6 +83,13 @@ def check(
             callback=finite,
         ),
     ] = 0.05,
+    json_output: Json = False,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the limits as JUnit XML, one test a limit, for a CI."
+        ),
+    ] = None,
     generation: GenerationConfig,
     loading: Loading,
 ) -> None:
@@ -95,21 +104,24 @@ def check(
         require_output(out, "check", (model, probe, judge.model, judge.error, *(prompts or ())))
     from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import PromptFile
+    from refusal_cliff.io import write_text
     from refusal_cliff.judges.choose import full_name, judge_of
     from refusal_cliff.live import counting, print_model_cliff
     from refusal_cliff.model.subject import load
-    from refusal_cliff.repair.gate import VERDICTS, Limits
+    from refusal_cliff.repair.gate import VERDICTS, Limits, require_junit
     from refusal_cliff.repair.gate import check as check_model
     from refusal_cliff.stages.study import counter
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
+    if junit is not None:
+        require_junit(junit)
     error = refusal_error(full_name(judge), judge.error)
     reading = reading_of(label, column)
     files = tuple(PromptFile(file, reading) for file in prompts or ()) or tests_of_run(probe)
     asked = [prompt for file in files for prompt in file.prompts()]
     judged_by = judge_of(judge)
     subject = load(model, loading)
-    console = Console()
+    console = Console(stderr=json_output)
     with counting(console, f"refusal-cliff check {model}", f"of {len(asked)} prompts") as show:
         found = check_model(
             subject,
@@ -131,6 +143,10 @@ def check(
     print_model_cliff(console, found.cliff)
     for line in found.lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if json_output:
+        typer.echo(json.dumps(found.as_json(), allow_nan=False))
+    if junit is not None:
+        write_text(junit, found.as_junit(model))
     for reason in found.reasons:
         console.print(f"Not passed: {reason}.", markup=False, highlight=False, soft_wrap=True)
     if found.reasons:

@@ -13,6 +13,7 @@ from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import (
     Columns,
+    Json,
     Model,
     Out,
     Seed,
@@ -136,6 +137,7 @@ def audit(
             "too small), fewer control heads.",
         ),
     ] = False,
+    json_output: Json = False,
     plan: Annotated[
         bool,
         typer.Option(
@@ -153,8 +155,10 @@ def audit(
     arguments.prompt_sources(harmful, benign, fit_on, data, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
     require_output(out, "audit", (model, data, judge.model, judge.error, *given))
+    from refusal_cliff.io import read_text
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.stages.control import chosen_controls
+    from refusal_cliff.stages.report import SUMMARY
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
     from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
@@ -172,7 +176,7 @@ def audit(
         quick=quick,
         reading=reading,
     )
-    console = Console()
+    console = Console(stderr=json_output)
 
     def told(cost: AuditCost) -> None:
         for line in cost_lines(cost) + (time_lines(cost) if plan else []):
@@ -198,6 +202,8 @@ def audit(
         )
     print_findings(console, findings)
     _show_results(console, out)
+    if json_output:
+        typer.echo(read_text(out / SUMMARY))
 
 
 def _show_results(console: Console, out: Path) -> None:
