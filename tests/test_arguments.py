@@ -24,7 +24,8 @@ from refusal_cliff.errors import RefusalCliffError
 
 ROOT = Path(refusal_cliff.__file__).parent
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "numpy", "pyarrow", "datasets")
-FOREIGN = {"--no-deps", "--local-dir"}  # of pip, of hf download
+FOREIGN = {
+    "--help",  # of the library itself"--no-deps", "--local-dir"}  # of pip, of hf download
 STYLES = {"palette.py", "chart.py"}  # a variable of a style sheet is written like an option
 RAISED_BY = {
     "repair/training.py": ("train", "repair"),

@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 from refusal_cliff import settings
 from refusal_cliff.cli import app
 from refusal_cliff.commands.grouped import CONFIG, grouped, without
+from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import generate
 from refusal_cliff.model.subject import load, load_subject
 from refusal_cliff.settings import (
     PLAIN,
@@ -191,6 +193,15 @@ def test_a_model_is_spoken_to_as_it_was_loaded(tmp_path: Path) -> None:
     assert plain.fingerprint != told.fingerprint
     assert plain.format == told.format
     assert load(folder, Loading(device="cpu")).fingerprint == plain.fingerprint
+
+
+def test_a_model_spread_over_devices_is_the_same(tmp_path: Path) -> None:
+    folder = str(save_tiny(tmp_path))
+    plain, spread = (load(folder, Loading(device="cpu", device_map=way)) for way in (None, "auto"))
+    assert plain.fingerprint == spread.fingerprint
+    prompts = [Prompt("p", "Hi", "benign"), Prompt("q", "Why?", "benign")]
+    config = GenerationConfig(max_new_tokens=12)
+    assert generate(plain, prompts, config) == generate(spread, prompts, config)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,12 @@ class Loading:
         choices=DTYPES,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", check="device")
+    device_map: str | None = setting(
+        None,
+        "auto spreads the blocks of a large model over all GPUs; --device is then not looked at.",
+        metavar="auto",
+        choices=("auto", "balanced", "balanced_low_0", "sequential"),
+    )
     trust_remote_code: bool = setting(False, "Run code that comes with the model.")
     system: str = setting("", "System prompt of every conversation.", metavar="TEXT")
     template_arg: tuple[str, ...] = setting(

@@ -136,6 +136,7 @@ def load(name: str, loading: Loading) -> Subject:
         name,
         dtype=loading.dtype,
         device=loading.device,
+        device_map=loading.device_map,
         trust_remote_code=loading.trust_remote_code,
         chat=loading.chat,
     )
@@ -159,6 +160,7 @@ def load_subject(
     *,
     dtype: str = "float32",
     device: str = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     chat: Chat = PLAIN,
 ) -> Subject:
@@ -170,6 +172,7 @@ def load_subject(
             with the chat template beside the adapter, if there is one.
         dtype: Precision of the weights: a key of ``DTYPES``.
         device: ``auto`` (a GPU if there is one), or a device of PyTorch.
+        device_map: ``auto`` lets accelerate spread the blocks over all devices instead.
         trust_remote_code: Run code that comes with the model.
         chat: A system prompt and arguments of the chat template; they are part of what is measured,
             and so of the fingerprint.
@@ -183,6 +186,7 @@ def load_subject(
         name,
         dtype=DTYPES[dtype],
         device=device,
+        device_map=device_map,
         trust_remote_code=trust_remote_code,
         chat=chat,
     )
