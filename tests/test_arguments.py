@@ -24,8 +24,7 @@ from refusal_cliff.errors import RefusalCliffError
 
 ROOT = Path(refusal_cliff.__file__).parent
 HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "numpy", "pyarrow", "datasets")
-FOREIGN = {
-    "--help",  # of the library itself"--no-deps", "--local-dir"}  # of pip, of hf download
+FOREIGN = {"--help", "--no-deps", "--local-dir"}  # of typer, of pip, of hf download
 STYLES = {"palette.py", "chart.py"}  # a variable of a style sheet is written like an option
 RAISED_BY = {
     "repair/training.py": ("train", "repair"),
