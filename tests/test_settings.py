@@ -147,6 +147,16 @@ def test_a_key_that_was_typed_instead_of_its_name_is_not_written(tmp_path: Path)
     assert "secret" not in (tmp_path / CONFIG).read_text()
 
 
+def test_what_is_published_holds_no_options(tmp_path: Path) -> None:
+    def train(*, out: Annotated[Path, typer.Option("--out")], loading: Loading) -> None:
+        assert loading == Loading()
+
+    small = typer.Typer()
+    small.command()(grouped(train, kept=False))
+    assert CliRunner().invoke(small, ["--out", str(tmp_path)]).exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nothing_is_written_into_a_folder_that_was_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     line = ["audit", "--model", "tiny", "--out", str(tmp_path), "--quick"]

@@ -40,8 +40,14 @@ _OURS = ("flag", "choices", "positive", "check")
 """What `setting` takes that is not for typer."""
 
 
-def grouped(command: Command) -> Command:
-    """A command whose parameters of classes of settings are options, and which takes --config."""
+def grouped(command: Command, *, kept: bool = True) -> Command:
+    """A command whose parameters of classes of settings are options, and which takes --config.
+
+    Args:
+        command: A function of keyword arguments.
+        kept: Whether its output folder gets the options; not where that folder is published, for
+            they hold paths of this machine.
+    """
     hints = get_type_hints(command, include_extras=True)
     given = inspect.signature(command).parameters
     kinds = {name: _kind(hints[name]) for name in given}
@@ -66,9 +72,11 @@ def grouped(command: Command) -> Command:
         try:
             result = command(**{name: values[name] for name in own}, **made)
         except typer.Exit:  # a gate that stays closed has measured all
-            _write_back(values)
+            if kept:
+                _write_back(values)
             raise
-        _write_back(values)
+        if kept:
+            _write_back(values)
         return result
 
     run.__annotations__ = {option.name: option.annotation for option in options}
