@@ -115,6 +115,8 @@ def test_a_file_says_what_is_not_typed(tmp_path: Path) -> None:
     again = drinking(tmp_path, typed=["--config", str(tmp_path / CONFIG)])
     assert again == found
     assert drinking(tmp_path) == (Drink(), "you")
+    file.write_text('spice = "salt"\n')
+    assert drinking(tmp_path, typed=["--config", str(file)]) == (Drink(spice=("salt",)), "you")
 
 
 @pytest.mark.parametrize(

@@ -175,17 +175,18 @@ def _set_defaults(context: typer.Context, file: Path | None) -> Path | None:
         said = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RefusalCliffError(f"{file} is no TOML file: {error}. Mend it.") from error
-    known = {str(option.name) for option in context.command.params}
+    known = {str(option.name): option for option in context.command.params}
     found: dict[str, Any] = {}
     for key, value in said.items():
         name = key.replace("-", "_")
-        if name not in known - {"config"} or isinstance(value, dict):
+        if name not in known or name == "config" or isinstance(value, dict):
             raise RefusalCliffError(
                 f"{file}: {context.info_name} has no option {key!r}."
                 f"{did_you_mean(name, known)} Write options as the help names them, one a line, "
                 "such as max-new-tokens = 512."
             )
-        found[name] = value
+        several = getattr(known[name], "multiple", False) and not isinstance(value, list)
+        found[name] = [value] if several else value
     context.default_map = found
     return file
 
