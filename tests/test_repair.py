@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +94,21 @@ def test_repair_is_quiet_whole_and_the_same_for_a_seed(
     assert capfd.readouterr() == ("", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     assert not [path for path in first.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("saved", [{"rows_at_once": 1}, {"rows_at_once": 2, "recompute": True}])
+def test_less_memory_learns_the_same(
+    subject: Subject, tmp_path: Path, saved: dict[str, Any]
+) -> None:
+    """Rows of unlike length: the loss of a step is the mean of its tokens, not of its rows."""
+    config = replace(CONFIG, steps=4, batch_size=4, lr=1e-3)
+    whole = repair(subject, SAFETY, BENIGN, config, tmp_path / "a")
+    lean = repair(subject, SAFETY, BENIGN, replace(config, **saved), tmp_path / "b")
+    weights = [load_file(path / "adapter_model.safetensors") for path in (whole, lean)]
+    for name, expected in weights[0].items():
+        torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=2e-5)
+    with pytest.raises(RefusalCliffError, match="--rows-at-once"):
+        repair(subject, SAFETY, BENIGN, replace(config, rows_at_once=3), tmp_path / "c")
 
 
 def test_bad_rows_are_named(subject: Subject, tmp_path: Path) -> None:

@@ -365,7 +365,8 @@ class RepairConfig:
 
     ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
     trains a LoRA adapter or all weights; ``save_every`` so many steps a checkpoint is written, from
-    which a killed training goes on (0: none).
+    which a killed training goes on (0: none). ``rows_at_once`` and ``recompute`` trade time for
+    memory, and change nothing that is learnt but its last digits.
     """
 
     PANEL: ClassVar[str] = "Training"
@@ -381,6 +382,16 @@ class RepairConfig:
     max_length: int = setting(4096, "Longest row in tokens; longer ones are listed.", min=1)
     method: Method = setting("lora", "lora, or full for all weights.", choices=("lora", "full"))
     save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
+    rows_at_once: int | None = setting(
+        None,
+        "Rows of a step that are run at once, where memory is short; the step stays the same.  "
+        "[default: all]",
+        min=1,
+        show_default=False,
+    )
+    recompute: bool = setting(
+        False, "Compute activations a second time instead of keeping them: slower, less memory."
+    )
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch_size, self.lora_r, self.max_length) < 1:
@@ -398,7 +409,8 @@ class RepairConfig:
         return min(round(self.batch_size * self.benign_share), self.batch_size - 1)
 
     def decides(self) -> dict[str, Any]:
-        """All that changes what is learnt, as JSON: not how often it is saved."""
+        """All that changes what is learnt, as JSON: not how it is run, or how often saved."""
         found = asdict(self)
-        del found["save_every"]
+        for name in ("save_every", "rows_at_once", "recompute"):
+            del found[name]
         return found

@@ -282,10 +282,17 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
             f"{config.batch_size} rows of a step cannot be shared out among {_world()} processes. "
             "Choose a batch size that is a multiple of their number (--train-batch-size)."
         )
+    at_once = min(rows, config.rows_at_once or rows)
+    if rows % at_once:
+        raise RefusalCliffError(
+            f"{rows} rows of a step cannot be run {at_once} at once. Choose a divisor of {rows} "
+            "(--rows-at-once)."
+        )
     return SFTConfig(
         output_dir=str(scratch),
         max_steps=config.steps,
-        per_device_train_batch_size=rows,
+        per_device_train_batch_size=at_once,
+        gradient_accumulation_steps=rows // at_once,
         learning_rate=config.lr,
         lr_scheduler_type="cosine",
         warmup_steps=WARMUP_SHARE * config.steps,
@@ -296,7 +303,7 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
         dataset_kwargs={"skip_prepare_dataset": True},
         max_length=None,
         packing=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=config.recompute,
         bf16=False,
         use_cpu=subject.device.type == "cpu",
         dataloader_num_workers=0,
