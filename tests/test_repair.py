@@ -25,6 +25,7 @@ from refusal_cliff.repair.training import (
     repair,
     training_plan,
 )
+from refusal_cliff.repair.training_run import steps_to
 from refusal_cliff.thinking import render_prompt
 
 
@@ -109,6 +110,21 @@ def test_less_memory_learns_the_same(
         torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=2e-5)
     with pytest.raises(RefusalCliffError, match="--rows-at-once"):
         repair(subject, SAFETY, BENIGN, replace(config, rows_at_once=3), tmp_path / "c")
+
+
+def test_every_step_is_told_with_its_loss(subject: Subject, tmp_path: Path) -> None:
+    seen: list[tuple[int, int, float]] = []
+    told = lambda *step: seen.append(step)  # noqa: E731
+    repair(subject, SAFETY, BENIGN, replace(CONFIG, steps=3), tmp_path / "a", told=told)
+    assert [(step, steps) for step, steps, _ in seen] == [(1, 3), (2, 3), (3, 3)]
+    assert all(0 < loss < 20 for *_, loss in seen)
+    shown: list[tuple[str, int, int | None]] = []
+    tell = steps_to(lambda *what: shown.append(what))
+    for step, steps, loss in seen:
+        tell(step, steps, loss)
+    assert shown[0] == ("steps of training", 0, None)
+    assert shown[-1][1:] == (3, 3)
+    assert "s left" in shown[-1][0]
 
 
 def test_bad_rows_are_named(subject: Subject, tmp_path: Path) -> None:

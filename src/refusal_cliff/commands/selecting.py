@@ -171,7 +171,7 @@ def train(
     require_output(out, "train", (model, selected, benign))
     from refusal_cliff.live import working
     from refusal_cliff.model.subject import load
-    from refusal_cliff.repair.training_run import check_out, train_from_files
+    from refusal_cliff.repair.training_run import check_out, steps_to, train_from_files
     from refusal_cliff.select.engine import Rank
 
     config = replace(training, seed=seed)
@@ -180,8 +180,7 @@ def train(
     console = Console()
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
         subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
-        watch("training", 0, None)
-        train_from_files(subject, selected, benign, config, out, reading)
+        train_from_files(subject, selected, benign, config, out, reading, steps_to(watch))
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from refusal_cliff.thinking import render_prompt
 
 ADAPTER, CHECKPOINT = "adapter_config.json", "config.json"
 COMMAND = "train"
+Told = Callable[[int, int, float], None]
 IGNORED_LABEL = -100
 WARMUP_SHARE = 0.1
 ALPHA_PER_RANK = 2
@@ -61,6 +62,7 @@ def repair(
     config: RepairConfig,
     out: Path,
     beside: Mapping[str, str] | None = None,
+    told: Told | None = None,
 ) -> Path:
     """Train a LoRA adapter on all linear layers, or all weights, and write it to ``out``.
 
@@ -76,6 +78,7 @@ def repair(
         out: Folder of the adapter or checkpoint: absent, empty, or of the same training.
         beside: Texts to write beside the weights, by file name; the last one tells that all the
             others are there.
+        told: Called after every step with (steps done, steps, loss of the step).
 
     Returns:
         ``out``.
@@ -91,7 +94,7 @@ def repair(
     origin = made_from(subject, safety, benign, config)
     claim_training(out, origin)
     with _quiet(), storage_errors(out), _scratch(out) as scratch:
-        trainer = _trained(subject, dataset, config, scratch, origin)
+        trainer = _trained(subject, dataset, config, scratch, origin, told)
         for adapter in getattr(trainer.model, "peft_config", {}).values():
             name = base_name(subject.source, subject.name, out)
             adapter.base_model_name_or_path = name  # not where the model lay on this machine
@@ -234,6 +237,7 @@ def _trained(
     config: RepairConfig,
     scratch: Path,
     origin: Mapping[str, Any],
+    told: Told | None = None,
 ) -> Any:
     """Train on the rows in their order, one pass, from the last checkpoint; return the trainer.
 
@@ -241,12 +245,17 @@ def _trained(
     """
     from datasets import Dataset  # slow to import, as are the next two
     from peft import LoraConfig
-    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback
     from trl.trainer.sft_trainer import SFTTrainer
 
     class Trainer(SFTTrainer):
         def _send_telemetry(self) -> None:
             """Report nothing: what a user trains is the user's own business."""
+
+    class Teller(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if told is not None and "loss" in (logs or {}):
+                told(state.global_step, state.max_steps, float(logs["loss"]))
 
     lora = LoraConfig(
         r=config.lora_r,
@@ -266,6 +275,7 @@ def _trained(
         peft_config=lora if config.method == "lora" else None,
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(Teller())
     key = digest({**origin, "processes": _world()})
     trainer.add_callback(Checkpoints(scratch, key, first=first_process()))
     last = last_complete(scratch, key)
@@ -312,7 +322,8 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
         save_steps=config.save_every or 1,
         save_total_limit=None,  # `Checkpoints` deletes the old one, once the new one is whole
         eval_strategy="no",
-        logging_strategy="no",
+        logging_strategy="steps",
+        logging_steps=1,
         report_to="none",
         disable_tqdm=True,
     )

@@ -8,7 +8,8 @@ what PEFT or transformers writes, ``left-out.jsonl`` (rows too long or unfit, ne
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.adapters import HOW_TO_LOAD
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.repair.plan import made_from, settings, training_plan
-from refusal_cliff.repair.training import COMMAND, claim_training, repair, trainable
+from refusal_cliff.repair.training import COMMAND, Told, claim_training, repair, trainable
 from refusal_cliff.settings import Method, RepairConfig
 
 REPORT, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
@@ -34,6 +35,7 @@ def train_from_files(
     config: RepairConfig,
     out: Path,
     reading: Reading = DEFAULT,
+    told: Told | None = None,
 ) -> Path:
     """Train on selected examples and benign ones; a finished training is not done again.
 
@@ -44,6 +46,7 @@ def train_from_files(
         config: Budget, mix and seed.
         out: Folder of the adapter or checkpoint.
         reading: How the rows of ``benign`` are read; its markers count for both.
+        told: As for `repair`.
 
     Returns:
         ``out``.
@@ -78,7 +81,24 @@ def train_from_files(
         REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
     claim_training(out, origin)
-    return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside)
+    return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside, told)
+
+
+def steps_to(watch: Callable[[str, int, int | None], None]) -> Told:
+    """Tell a `Watch` the steps of a training, the loss of the last one and the time left."""
+    begun: list[tuple[float, int]] = []
+    watch("steps of training", 0, None)
+
+    def told(step: int, steps: int, loss: float) -> None:
+        now = time.monotonic()
+        if not begun:
+            begun.append((now, step))
+        start, first = begun[0]
+        done = step - first
+        left = f", {(now - start) / done * (steps - step):,.0f} s left" if done else ""
+        watch(f"steps of training, loss {loss:.3f}{left}", step, steps)
+
+    return told
 
 
 def check_out(out: Path, config: RepairConfig, inputs: Iterable[str | Path] = ()) -> None:

@@ -27,7 +27,7 @@ from refusal_cliff.judges.choose import full_name, judge_of, published_name
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.repair.proof import Proof, Side, findings
 from refusal_cliff.repair.training import load_repaired
-from refusal_cliff.repair.training_run import check_out, finish_card, train_from_files
+from refusal_cliff.repair.training_run import check_out, finish_card, steps_to, train_from_files
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
 from refusal_cliff.select.engine import Engine
@@ -115,8 +115,6 @@ def run_repair(
     data = replace(plan.data, evaluation=tuple(kept_out.values()))
     run_selection(scoring, data, plan.choice, engine=plan.engine, actors=plan.actors, watch=watch)
     subject = scoring.subject()
-    if watch is not None:
-        watch("training", 0, None)
     adapter = train_from_files(
         subject,
         scoring.out / SELECTED,
@@ -124,6 +122,7 @@ def run_repair(
         plan.training,
         out / ADAPTER,
         replace(plan.benign_reading, markers=plan.data.reading.markers),
+        None if watch is None else steps_to(watch),
     )
     before = Study(
         "before",
