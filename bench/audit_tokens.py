@@ -3,7 +3,7 @@
     python bench/audit_tokens.py NAME=RUN/KEY … > table.md
 
 Reads finished runs. What would have been is an estimate: the answers whose thoughts were kept,
-times the mean length of those that were thought anew.
+times the mean length of those that were thought anew, or of the model's own where none was.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ def row(name: str, folder: Path) -> Sequence[str]:
     asked = sum(len(read_traces(folder / f"traces-{part}.parquet")) for part in ("fit", "test"))
     once = asked * mean
     told = [f"{part['answers']:,} answers, {part['tokens']:,} tokens" for part in (anew, kept)]
-    estimate = kept["answers"] * anew["tokens"] / anew["answers"]
+    length = anew["tokens"] / anew["answers"] if anew["answers"] else mean
+    estimate = kept["answers"] * length
     ratios = ((once + anew["tokens"] + more) / once for more in (kept["tokens"], estimate))
     return (name, f"{asked:,}", f"{mean:.0f}", *told, *(f"{ratio:.2f}" for ratio in ratios))
 
