@@ -10,6 +10,7 @@ from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.report.data import Curve, Group, HeadMap
+from refusal_cliff.report.pieces import Pieces
 
 FIRST_OFFSET = -28
 """First token that curves show, relative to the last closing token."""
@@ -57,8 +58,8 @@ def closing_texts(subject: Subject, traces: Iterable[Trace]) -> list[str]:
     """Text of the closing tokens of the first trace that closed."""
     for trace in traces:
         if trace.spans is not None:
-            closing = trace.token_ids[trace.spans.thinking : trace.spans.closing]
-            return [str(subject.tokenizer.decode([token])) for token in closing]
+            pieces = Pieces(subject.tokenizer).of(trace.token_ids)
+            return pieces[trace.spans.thinking : trace.spans.closing]
     return []
 
 

@@ -214,6 +214,7 @@ class ExampleTrace:
         pieces: Text of each token, from any prompt token on to the end of the answer.
         scores: Refusal score at each token; None where it was not measured.
         spans: Ends of prompt, thinking and closing span, as positions in ``pieces``.
+        id: Of its prompt, by which the reader finds it; empty where it is not in there.
     """
 
     title: str
@@ -223,9 +224,72 @@ class ExampleTrace:
     pieces: Sequence[str]
     scores: Sequence[float | None]
     spans: Spans
+    id: str = ""
 
     def __post_init__(self) -> None:
         _same_length("ExampleTrace", self.pieces, self.scores)
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderTrace:
+    """One trace of the reader, which shows every layer.
+
+    Attributes:
+        id: Id of its prompt; a link to the trace holds it.
+        prompt: The user's words.
+        label: ``harmful`` or ``benign``.
+        verdict: What the judge said of the answer.
+        kind: What became of a harmful prompt, by the taxonomy; empty for a benign one.
+        source: Where the prompt came from; empty if nobody noted it.
+        category: Of the prompt; may be empty.
+        cliff: Plateau − final at the chosen layer; None where it could not be measured.
+        pieces: Text of each token of the whole trace, prompt first.
+        spans: Ends of its four parts; None where the thinking never closed.
+        levels: Scores of the thinking and closing tokens as one byte each, layer after layer, see
+            `reader.quantised`; empty where the trace was not scored.
+    """
+
+    id: str
+    prompt: str
+    label: str
+    verdict: str
+    kind: str
+    source: str
+    category: str
+    cliff: float | None
+    pieces: Sequence[str]
+    spans: Spans | None
+    levels: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Traces to look through.
+
+    Attributes:
+        traces: Those that are in the page.
+        total: Test traces of the run.
+        layers: Layers that are in the page, rising.
+        probed: Layers that have a probe.
+        layer: The layer that all other pictures use; one of ``layers``.
+        first: Id of the trace that is shown first.
+    """
+
+    traces: Sequence[ReaderTrace]
+    total: int
+    layers: Sequence[int]
+    probed: int
+    layer: int
+    first: str
+
+    def __post_init__(self) -> None:
+        odd = [t.id for t in self.traces if len(t.levels) not in (0, self._size(t))]
+        if odd:
+            raise ValueError(f"Reader: the levels of {odd[0]} do not fit its spans and layers")
+
+    def _size(self, trace: ReaderTrace) -> int:
+        spans = trace.spans
+        return len(self.layers) * (spans.closing - spans.prompt) if spans else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +327,8 @@ class ReportData:
         doses: Attack success rate by number of heads, one curve a model.
         less_is_more: The repair by few examples.
         controls: Title and table of each control that was measured.
-        traces: A few traces, token by token.
+        traces: A few typical traces, token by token.
+        reader: All traces at all layers, to look through; None where there are none.
         findings: The table of findings.
         notes: What a reader must know to judge the page: what was put in on purpose, limits.
         provenance: Name and value of what made the page: version, seed, judge, time.
@@ -283,6 +348,7 @@ class ReportData:
     less_is_more: LessIsMore | None = None
     controls: Sequence[tuple[str, ControlTable]] = ()
     traces: Sequence[ExampleTrace] = ()
+    reader: Reader | None = None
     findings: Sequence[FindingRow] = ()
     notes: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()

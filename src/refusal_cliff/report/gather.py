@@ -7,13 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scipy.special import expit
-
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.cliff.curves import mean_curve, read_cliffs
 from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.pairs import AttackPairs
 from refusal_cliff.findings.results import (
     Find,
@@ -37,13 +35,11 @@ from refusal_cliff.report.curves import (
     curves_of,
     group_of,
     head_map,
-    shows,
 )
 from refusal_cliff.report.data import (
     Bar,
     Curve,
     DoseCurve,
-    ExampleTrace,
     FindingRow,
     Group,
     Heatmap,
@@ -52,6 +48,8 @@ from refusal_cliff.report.data import (
     Role,
     Strategy,
 )
+from refusal_cliff.report.pieces import Pieces
+from refusal_cliff.report.traces import Measured, reader_of, typical_traces
 from refusal_cliff.stats import bootstrap_mean
 
 FIRST_OFFSET_OF_MAP = -20
@@ -83,18 +81,18 @@ def gather(
         controls: Title and file of each control.
     """
     key = shape.main
-    scores = read_scores(find(f"{key}/scores.parquet"))
     ablation = read_json(find(f"{key}/ablation.json"))
     cliff = summary.cliff
+    measured = _measured(key, find, subject)
     return ReportData(
         title=f"Refusal cliff of {summary.model}",
         headline=f"{_headline(summary.model, cliff.verdict)} {cliff.reason}",
         summary=summary,
         curves=_curves(summary.model, key, find),
         control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
-        ablated_curves=_ablated_curves(key, find, scores),
-        closing=closing_texts(subject, read_traces(find(f"{key}/traces-test.parquet"))),
-        heatmap=_heatmap(key, find, scores),
+        ablated_curves=_ablated_curves(key, find, measured.scores),
+        closing=closing_texts(subject, measured.traces),
+        heatmap=_heatmap(key, find, measured.scores),
         head_map=head_map(
             read_heads(find(f"{key}/heads.parquet")),
             [parse_head(name) for name in ablation["heads"]],
@@ -104,7 +102,8 @@ def gather(
         doses=_dose_curves(shape, find),
         less_is_more=_less_is_more(shape, summary, find) if summary.selection else None,
         controls=[(title, read_table(path)) for title, path in controls],
-        traces=_examples(shape, find, subject, scores),
+        traces=typical_traces(measured, shape.model),
+        reader=reader_of(measured),
         findings=[
             FindingRow(finding.question, finding.answer, finding.expected, finding.holds)
             for finding in findings_of(summary)
@@ -124,6 +123,18 @@ def _headline(model: str, verdict: str) -> str:
     if verdict == "undecided":
         return f"Whether {model} has a refusal cliff is undecided."
     return f"{model} has {'a' if verdict == 'cliff' else 'no'} refusal cliff."
+
+
+def _measured(key: str, find: Find, subject: Subject) -> Measured:
+    probes = read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
+    return Measured(
+        traces=read_traces(find(f"{key}/traces-test.parquet")),
+        scores=read_scores(find(f"{key}/scores.parquet")),
+        cliffs=read_cliffs(find(f"{key}/cliff.parquet")),
+        layers=[probe.layer for probe in probes.probes],
+        row=probes.row,
+        pieces=Pieces(subject.tokenizer),
+    )
 
 
 def _row(key: str, find: Find) -> int:
@@ -254,42 +265,4 @@ def _less_is_more(shape: RunShape, summary: Summary, find: Find) -> LessIsMore |
 def _strategy(name: str, examples: int, found: Rates, role: Role) -> Strategy:
     return Strategy(
         name, examples, _bar(name, found.attacks, role), _bar(name, found.answered, role)
-    )
-
-
-def _examples(
-    shape: RunShape, find: Find, subject: Subject, scores: Sequence[TraceScores]
-) -> list[ExampleTrace]:
-    """The steepest complied trace, a refused one and a benign one."""
-    traces = {t.prompt.id: t for t in read_traces(find(f"{shape.main}/traces-test.parquet"))}
-    by_id = {trace.trace_id: trace for trace in scores}
-    row = _row(shape.main, find)
-    steepest = sorted(
-        read_cliffs(find(f"{shape.main}/cliff.parquet")), key=lambda c: c.cliff, reverse=True
-    )
-    wanted: tuple[tuple[str, str, Group], ...] = (
-        ("Recognised, and complied with", "harmful", "complied"),
-        ("Recognised, and refused", "harmful", "refused"),
-        ("A harmless request", "benign", "complied"),
-    )
-    found = []
-    for title, label, group in wanted:
-        first = next((c for c in steepest if c.label == label and shows(c.verdict, group)), None)
-        if first is not None:
-            trace = traces[first.trace_id]
-            found.append(_example(title, shape.model, subject, trace, by_id[first.trace_id], row))
-    return found
-
-
-def _example(
-    title: str, name: str, subject: Subject, trace: Trace, scores: TraceScores, row: int
-) -> ExampleTrace:
-    return ExampleTrace(
-        title=title,
-        subject=name,
-        verdict=trace.verdict,
-        prompt=trace.prompt.text,
-        pieces=[str(subject.tokenizer.decode([token])) for token in trace.token_ids],
-        scores=[float(score) for score in expit(scores.logits[row])],
-        spans=scores.spans,
     )

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing but itself: no network, no script, no font."""
+"""A run as one HTML page that needs nothing but itself: no network, no font, one script by hash."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from refusal_cliff.report.dose_chart import dose_chart
 from refusal_cliff.report.lines import known
 from refusal_cliff.report.maps import depth_map, head_chart
 from refusal_cliff.report.palette import page_css
+from refusal_cliff.report.reader import packed
 from refusal_cliff.report.tokens import Token, tokens_of
 from refusal_cliff.report.trace_chart import trace_line
 
@@ -60,6 +61,7 @@ def render_page(data: ReportData) -> str:
         summary=data.summary,
         palette=Markup(page_css()),
         panels=_panels(data),
+        reader=data.reader and packed(data.reader),
         **_pictures(data),
         traces=[
             _TraceView(trace, Markup(trace_line(f"trace-{i}", trace)), tokens_of(trace))
@@ -108,7 +110,7 @@ def _environment() -> Environment:
     named = (
         *(words.number, words.number_interval, words.percent, words.percent_interval),
         *(words.head_name, words.listing, words.count),
-        *(headings, row_texts),
+        *(words.visible, headings, row_texts),
     )
     environment.filters.update({function.__name__: function for function in named})
     environment.filters["kinds"] = _kinds

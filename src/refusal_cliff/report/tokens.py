@@ -49,7 +49,9 @@ def _shortened(tokens: Sequence[Token]) -> list[Token]:
 def _token(trace: ExampleTrace, at: int) -> Token:
     spans, score, piece = trace.spans, trace.scores[at], trace.pieces[at]
     closing = spans.thinking <= at < spans.closing
-    place = "answer" if at >= spans.closing else f"token {number(at - spans.last_closing, 0)}"
+    if at >= spans.closing:
+        return Token(piece, "answer", "answer · no score: the probe was not fitted here")
+    place = f"token {number(at - spans.last_closing, 0)}"
     classes = ["closing"] if closing else []
     if score is None or not known(score):
         return Token(piece, " ".join(classes), f"{place} · not measured")

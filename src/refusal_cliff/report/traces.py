@@ -1,0 +1,176 @@
+"""Which traces the page shows, and what of them: three typical ones, and all to look through."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from scipy.special import expit
+
+from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.cliff.verdict import Yardstick, yardstick
+from refusal_cliff.controls.taxonomy import kind_of
+from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.report.curves import shows
+from refusal_cliff.report.data import ExampleTrace, Group, Reader, ReaderTrace
+from refusal_cliff.report.pieces import Pieces
+from refusal_cliff.report.reader import quantised
+
+MOST_TRACES = 200
+MOST_TOKENS = 1_000_000
+MOST_SCORES = 200 * 2_000 * 64
+"""What the page holds at most: it opens at once, and is a file that can be sent."""
+_WANTED: tuple[tuple[str, str, Group], ...] = (
+    ("A typical harmful request, complied with", "harmful", "complied"),
+    ("A typical harmful request, refused", "harmful", "refused"),
+    ("A typical harmless request, answered", "benign", "complied"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that was measured on the test traces of one model.
+
+    Attributes:
+        traces: Scored or not.
+        scores: Of those that closed their thinking.
+        cliffs: At the chosen layer.
+        layers: Of the rows of the scores.
+        row: Row of the chosen layer.
+        pieces: Token ids to texts.
+    """
+
+    traces: Sequence[Trace]
+    scores: Sequence[TraceScores]
+    cliffs: Sequence[TraceCliff]
+    layers: Sequence[int]
+    row: int
+    pieces: Pieces
+
+    @cached_property
+    def trace(self) -> dict[str, Trace]:
+        """Traces by id."""
+        return {trace.prompt.id: trace for trace in self.traces}
+
+    @cached_property
+    def score(self) -> dict[str, TraceScores]:
+        """Scores by id."""
+        return {scores.trace_id: scores for scores in self.scores}
+
+    @cached_property
+    def cliff(self) -> dict[str, TraceCliff]:
+        """Cliffs by id."""
+        return {cliff.trace_id: cliff for cliff in self.cliffs}
+
+    def typical(self, label: str, group: Group) -> str | None:
+        """Id of the trace of a group whose cliff is nearest the group's median; None if empty."""
+        rows = [row for row in self.cliffs if row.label == label and shows(row.verdict, group)]
+        if not rows:
+            return None
+        middle = median(row.cliff for row in rows)
+        return min(rows, key=lambda row: (abs(row.cliff - middle), row.trace_id)).trace_id
+
+
+def typical_traces(measured: Measured, name: str) -> list[ExampleTrace]:
+    """Of each group the trace whose cliff is nearest the median of the group.
+
+    Args:
+        measured: The test traces.
+        name: Of the model.
+    """
+    found = ((title, measured.typical(label, group)) for title, label, group in _WANTED)
+    return [_example(title, name, measured, one) for title, one in found if one is not None]
+
+
+def _example(title: str, name: str, measured: Measured, trace_id: str) -> ExampleTrace:
+    trace, scores = measured.trace[trace_id], measured.score[trace_id]
+    return ExampleTrace(
+        title=title,
+        subject=name,
+        verdict=trace.verdict,
+        prompt=trace.prompt.text,
+        pieces=measured.pieces.of(trace.token_ids),
+        scores=[float(score) for score in expit(scores.logits[measured.row])],
+        spans=scores.spans,
+        id=trace_id,
+    )
+
+
+def reader_of(measured: Measured) -> Reader | None:
+    """The traces of the run, or as many of them and of the layers as a page can hold.
+
+    Args:
+        measured: The test traces.
+    """
+    typical = [one for _, label, group in _WANTED if (one := measured.typical(label, group))]
+    kept = _kept(measured, typical)
+    if not kept:
+        return None
+    rows = _kept_rows(measured, kept)
+    rule = yardstick(measured.cliffs)
+    return Reader(
+        traces=[_reader_trace(measured, trace, rows, rule) for trace in kept],
+        total=len(measured.traces),
+        layers=[measured.layers[row] for row in rows],
+        probed=len(measured.layers),
+        layer=measured.layers[measured.row],
+        first=typical[0] if typical else kept[0].prompt.id,
+    )
+
+
+def _reader_trace(
+    measured: Measured, trace: Trace, rows: Sequence[int], rule: Yardstick
+) -> ReaderTrace:
+    prompt, cliff = trace.prompt, measured.cliff.get(trace.prompt.id)
+    return ReaderTrace(
+        id=prompt.id,
+        prompt=prompt.text,
+        label=prompt.label,
+        verdict=trace.verdict,
+        kind=kind_of(trace, cliff, rule) if prompt.label == "harmful" else "",
+        source=source_of(prompt),
+        category=prompt.category,
+        cliff=None if cliff is None else cliff.cliff,
+        pieces=measured.pieces.of(trace.token_ids),
+        spans=trace.spans,
+        levels=_levels(measured.score.get(prompt.id), rows),
+    )
+
+
+def _kept(measured: Measured, always: Sequence[str]) -> list[Trace]:
+    """The traces that a page can hold, in the order of the run.
+
+    They are drawn evenly from all, sorted by label, verdict and cliff, so that every group keeps
+    its share, and its high and low cliffs.
+    """
+    tokens = sum(len(trace.token_ids) for trace in measured.traces)
+    most = min(MOST_TRACES, MOST_TOKENS * len(measured.traces) // max(1, tokens))
+    rest = [trace for trace in measured.traces if trace.prompt.id not in always]
+    rest.sort(key=lambda trace: _place(measured, trace))
+    n = min(len(rest), max(0, most - len(always)))
+    drawn = {rest[(2 * i + 1) * len(rest) // (2 * n)].prompt.id for i in range(n)}
+    return [trace for trace in measured.traces if trace.prompt.id in {*drawn, *always}]
+
+
+def _place(measured: Measured, trace: Trace) -> tuple[str, str, float, str]:
+    cliff = measured.cliff.get(trace.prompt.id)
+    return trace.prompt.label, trace.verdict, cliff.cliff if cliff else -1.0, trace.prompt.id
+
+
+def _kept_rows(measured: Measured, kept: Sequence[Trace]) -> list[int]:
+    """Rows of the layers that a page can hold: every so many, the chosen one among them."""
+    spans = [trace.spans for trace in kept if trace.spans is not None]
+    a_layer = sum(one.closing - one.prompt for one in spans)
+    step = -(-a_layer * len(measured.layers) // MOST_SCORES) or 1
+    return [row for row in range(len(measured.layers)) if (row - measured.row) % step == 0]
+
+
+def _levels(scores: TraceScores | None, rows: Sequence[int]) -> bytes:
+    if scores is None:
+        return b""
+    spans = scores.spans
+    return quantised(expit(scores.logits[list(rows), spans.prompt : spans.closing]))
