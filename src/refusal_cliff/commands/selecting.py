@@ -169,9 +169,10 @@ def train(
     see docs/selection.md.
     """
     require_output(out, "train", (model, selected, benign))
+    from refusal_cliff.io import read_json
     from refusal_cliff.live import working
     from refusal_cliff.model.subject import load
-    from refusal_cliff.repair.training_run import check_out, train_from_files
+    from refusal_cliff.repair.training_run import LEFT_OUT, REPORT, check_out, train_from_files
     from refusal_cliff.select.engine import Rank
 
     config = replace(training, seed=seed)
@@ -182,6 +183,9 @@ def train(
         subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
         watch("training", 0, None)
         train_from_files(subject, selected, benign, config, out, reading)
+    if left_out := read_json(out / REPORT)["left_out"]:
+        line = f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 

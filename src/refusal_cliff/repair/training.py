@@ -266,6 +266,10 @@ def _trained(
         peft_config=lora if config.method == "lora" else None,
     )
     trainer.remove_callback(PrinterCallback)
+    for own in getattr(trainer.model, "peft_config", {}).values():
+        own.target_modules = sorted(
+            own.target_modules
+        )  # a set is written in another order each time
     key = digest({**origin, "processes": _world()})
     trainer.add_callback(Checkpoints(scratch, key, first=first_process()))
     last = last_complete(scratch, key)
