@@ -327,14 +327,17 @@ def test_a_configuration_of_nonsense_is_said(
     )
 
 
+@pytest.mark.parametrize("whole", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}])
 @pytest.mark.parametrize("tie", [False, True])
-def test_added_tokens_are_loaded_with_their_rows(tmp_path: Path, tie: bool) -> None:
+def test_added_tokens_are_loaded_with_their_rows(
+    tmp_path: Path, tie: bool, whole: dict[str, list[str]]
+) -> None:
     source = save_with_tokenizer(family_model("qwen3", tie_word_embeddings=tie), tmp_path / "b")
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<turn>", "<stop>"], special_tokens=True)
     model: Any = AutoModelForCausalLM.from_pretrained(source)
     model.resize_token_embeddings(len(tokenizer))
-    expected = save_adapter(model, source, tmp_path / "a")
+    expected = save_adapter(model, source, tmp_path / "a", **whole)
     tokenizer.save_pretrained(tmp_path / "a")
     found = load(tmp_path / "a")
     assert found.vocabulary == len(tokenizer) == len(found.tokenizer)

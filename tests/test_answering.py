@@ -92,6 +92,7 @@ def test_calibrate_tells_and_writes(tmp_path: Path) -> None:
         {"prompt": "a", "response": "I cannot help with that.", "human_label": "2_full_refusal"},
         {"prompt": "b", "response": "Sure.", "human_label": "1_full_compliance"},
         {"prompt": "c", "response": "Well.", "human_label": "3_partial_refusal"},
+        {"prompt": "d", "response": "No.", "human_label": None},
     ]
     file = write(tmp_path / "people.jsonl", rows)
     told = tmp_path / "told.json"
@@ -99,7 +100,9 @@ def test_calibrate_tells_and_writes(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "f1: 1.000" in result.output
     assert "apart, label '3_partial_refusal': complied 1" in result.output
-    assert json.loads(told.read_text())["n"] == 2
+    assert f"Left out: {file}, row 4: 'human_label' is " in result.output.replace("\n", "")
+    found = json.loads(told.read_text())
+    assert (found["n"], [row["row"] for row in found["left_out"]]) == (2, [4])
 
 
 def test_a_judge_that_never_says_yes_has_no_precision(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
+from torch.version import cuda, hip
 from typer.testing import CliRunner
 
 import refusal_cliff
@@ -97,6 +98,7 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         (f"{AUDIT} --model tyni", "Did you mean tiny?"),
         ("audit --model tiny --out run", "An audit needs harmful and benign prompts"),
         (f"{AUDIT} --device gpu", "Unknown device 'gpu'."),
+        (f"{AUDIT} --fit-on harmfull.jsonl", "Name one of: benign, harmful"),
         (f"{AUDIT} --column foo=bar", "'foo=bar' does not say where a field is."),
         (f"{AUDIT} --column txt=bar", "Did you mean text?"),
         (f"{AUDIT} --model TINY-aligned", "Did you mean tiny-aligned?"),
@@ -162,6 +164,11 @@ def test_a_typing_error_is_answered_by_name(command: str, said: str, folder: Pat
         "audit --model tiny --out run",
         f"{AUDIT} --judge rubric",
         f"{AUDIT} --device gpu",
+        f"{AUDIT} --fit-on harmfull.jsonl",
+        pytest.param(
+            f"{GENERATE} --device cuda",
+            marks=pytest.mark.skipif(bool(cuda or hip), reason="PyTorch is built for a GPU"),
+        ),
         f"{TRACE} --column foo=bar",
         f"{GENERATE} --endpoint nowhere",
         f"{CHECK} --allow clif",

@@ -224,6 +224,15 @@ def test_tensors_that_no_shard_holds_are_named(folder: Path, tmp_path: Path) -> 
     assert f"names tensors that its shards do not hold: 1 ({lost})" in refusal(source)
 
 
+def test_a_folder_without_a_config_is_told_what_is_missing(folder: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("config.json"))
+    (tmp_path / "empty").mkdir()
+    for found in (bare, tmp_path / "empty"):
+        said = refusal(found)
+        assert "there is no config.json" in said and "spelling" not in said
+
+
 @pytest.mark.parametrize("index", ['{"weight_map": 3}', "[]", "{", '{"weight_map": {"a": 7}}'])
 def test_an_index_that_is_none_is_said(folder: Path, tmp_path: Path, index: str) -> None:
     source = sharded(folder, tmp_path / "m")

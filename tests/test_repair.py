@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,8 @@ def test_repair_is_quiet_whole_and_the_same_for_a_seed(
     weights = [load_file(path / "adapter_model.safetensors") for path in (first, second, other)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert not all(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+    modules = json.loads((first / "adapter_config.json").read_text())["target_modules"]
+    assert modules == sorted(modules)
     assert capfd.readouterr() == ("", "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
     assert not [path for path in first.iterdir() if path.name.startswith(".")]

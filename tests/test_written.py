@@ -60,6 +60,13 @@ SHAPES = {
     "granite": f"Here is my thought process:\n{T}\n\nHere is my response:\n{A}",
     "headings": f"## Thinking\n\n{T}\n\n## Final Response\n\n{A}",
     "bold": f"**Thinking:** {T}\n\n**Answer:** {A}",
+    "bold lines": f"**Thinking**\n{T}\n\n**Final Answer**\n\n{A}",
+    "plain words": f"Thought: {T}\nAnswer: {A}",
+    "plain words, one line": f"Thought: {T} Final Answer: {A}",
+    "full width": f"＜think＞{T}＜／think＞{A}",
+    "brackets": f"【thinking】\n{T}\n【/thinking】\n{A}",
+    "fenced": f"```thinking\n{T}\n```\n\n{A}",
+    "fenced by tildes": f"~~~ thought\n{T}\n~~~\n{A}",
     "web page": f'<details type="reasoning">\n<summary>Thought for 3 seconds</summary>\n{T}\n'
     f"</details>\n{A}",
     "another name": f"<longcat_think>\n{T}\n</longcat_think>\n{A}",
@@ -136,6 +143,29 @@ def test_a_code_block_that_a_thought_left_open_hides_nothing() -> None:
         opened = f"{T}\n```python\ny = 2"
         assert parts(f"<think>\n{opened}\n</think>\n\n{answer}") == (opened, answer.strip())
         assert parts(f"{opened}\n</think>\n\n{answer}") == (opened, answer.strip())
+
+
+def test_a_fenced_thought_may_hold_blocks_and_so_may_the_answer() -> None:
+    block = "```python\nx = 1\n```"
+    text = f"```thinking\n{T}\n{block}\nSo.\n```\n{A}\n{block}"
+    assert parts(text) == (f"{T}\n{block}\nSo.", f"{A}\n{block}")
+    for cut in (f"```thinking\n{T}", f"```thinking\n{T}\n```python\nx = 1"):
+        found = read_message(cut, None)
+        assert (found.response, found.closed) == ("", False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        f"{T}\n\n**Final Answer**\n4",  # so do models end an answer in mathematics
+        f"Thought: {T}",
+        f"**Thoughts**\n{T}",
+        f"The answer: 4.\nAnswer: {A}",
+        f"Like this:\n```thinking\n{T}\n```\nThat is all.",
+    ],
+)
+def test_what_may_be_an_answer_stays_one(answer: str) -> None:
+    assert parts(answer) == ("", answer)
 
 
 def test_two_thoughts_are_one_and_the_answer_is_the_last() -> None:

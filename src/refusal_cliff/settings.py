@@ -73,6 +73,39 @@ def _literal(value: Value) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
+def no_device(name: str, why: str) -> str:
+    """What is said where a device cannot be used."""
+    return (
+        f"The device {name!r} cannot be used here: {why} Give --device cpu, or auto for what there "
+        "is; a GPU needs a build of PyTorch made for it (see https://pytorch.org/get-started) and "
+        "its driver."
+    )
+
+
+def source_name(source: str) -> str:
+    """What the rows of a source are called after: its name without folders and ending."""
+    return Path(source).stem
+
+
+def check_fit_on(sources: Sequence[str], named: Sequence[str]) -> None:
+    """See whether an audit has all the sources that it is to be fitted on.
+
+    Args:
+        sources: Those to be fitted on.
+        named: All sources of an audit.
+
+    Raises:
+        RefusalCliffError: One of them is not among all.
+    """
+    names = set(map(source_name, named))
+    unknown = next((source for source in sources if source_name(source) not in names), None)
+    if unknown is not None:
+        raise RefusalCliffError(
+            f"{unknown} is to be fitted on, but is not among the harmful and benign prompts. "
+            f"Name one of: {', '.join(sorted(names))}."
+        )
+
+
 def chat_arguments(pairs: Sequence[str]) -> dict[str, Value]:
     """What ``NAME=VALUE`` tells a chat template; a value is read as JSON, and else is a text.
 

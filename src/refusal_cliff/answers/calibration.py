@@ -31,14 +31,14 @@ class Calibration(Agreement):
         verdict: The verdict that counts as yes.
         unscored: Answers without a verdict; they are in no number above.
         others: For every other label: verdicts and how many.
-        unusable: Rows that could not be read.
+        left_out: Rows that could not be read, each with the reason.
     """
 
     judge: str
     verdict: str
     unscored: int
     others: dict[str, dict[str, int]]
-    unusable: int
+    left_out: list[LeftOut]
 
     def as_json(self) -> dict[str, Any]:
         """All of it as JSON, with the judge's error as `evaluate --judge-error` reads it."""
@@ -48,7 +48,8 @@ class Calibration(Agreement):
         """All of it as sentences."""
         found = [
             f"{self.judge}: {self.verdict} against people on {self.n:,} answers "
-            f"({self.positives:,} yes); {self.unscored:,} unscored, {self.unusable:,} rows unusable"
+            f"({self.positives:,} yes); {self.unscored:,} unscored, "
+            f"{len(self.left_out):,} rows unusable"
         ]
         for name in _SHOWN:
             found.append(f"{name}: {_told(getattr(self, name))}")
@@ -114,7 +115,7 @@ def calibrate_file(
         verdict=verdict,
         unscored=sum(t is not None and v == "unscored" for _, t, v in told),
         others=_others(labels, truth, verdicts),
-        unusable=len(rows) - len(labelled),
+        left_out=[row for row in rows if isinstance(row, LeftOut)],
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +24,9 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.folders import require_file, require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, Server
+
+if TYPE_CHECKING:  # a command imports nothing heavy before its arguments are seen to be right
+    from refusal_cliff.data.types import LeftOut
 
 judge_app = typer.Typer(
     invoke_without_command=True,
@@ -202,6 +206,7 @@ def calibrate(
     console = Console()
     for line in found.lines():
         say(console, line)
+    _list_left_out(console, str(labelled), found.left_out)
     if out is not None:
         write_json(out, {"command": "judge calibrate", **found.as_json()})
 
@@ -245,10 +250,8 @@ def evaluate(
     found = evaluate_files(traces, before, judge_error, reading)
     console = Console()
     _show(console, found)
-    for source, rows in ((traces, found.left_out), (before, found.left_out_before)):
-        for row in rows:
-            line = f"Left out: {source}, row {row.row}: {row.why}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+    _list_left_out(console, traces, found.left_out)
+    _list_left_out(console, before, found.left_out_before)
     if out is not None:
         write_json(out, {"command": "evaluate", **found.as_json()})
 
@@ -264,6 +267,13 @@ def _show(console: Console, found: Any) -> None:
     print_corrected(console, found.corrected, found.error)
     if found.changes:
         print_changes(console, found.changes)
+
+
+def _list_left_out(console: Console, source: str | None, rows: Iterable[LeftOut]) -> None:
+    """Where no folder is written, each row that is left out is said on the screen."""
+    for row in rows:
+        line = f"Left out: {source}, row {row.row}: {row.why}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _show_left_out(console: Console, out: Path, reasons: list[str]) -> None:

@@ -7,9 +7,12 @@ each list with the code that it stands for.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
+import runpy
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -20,7 +23,7 @@ import typer
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import ORGANISMS
-from refusal_cliff.settings import chat_arguments
+from refusal_cliff.settings import chat_arguments, check_fit_on, no_device
 
 BENCHMARKS = (
     *("advbench", "jailbreakbench", "jailbreakbench-benign", "harmbench", "strongreject"),
@@ -169,6 +172,8 @@ def prompt_sources(harmful: Any, benign: Any, fit_on: Any, data: Any, traces: An
     """Prompts of both kinds, answers that are there, or the folder of the files that hold them."""
     named = (harmful and benign) or traces
     if named if data is None else not (harmful or benign or fit_on or traces):
+        if data is None:
+            check_fit_on(fit_on or (), (*(harmful or ()), *(benign or ()), *(traces or ())))
         return
     raise RefusalCliffError(
         "An audit needs harmful and benign prompts: give --harmful and --benign, files or names of "
@@ -224,11 +229,29 @@ def json_object(text: str) -> None:
 
 
 def device(name: str) -> None:
-    """The name of a kind of device; whether it is there is seen when the model is loaded."""
+    """A device that PyTorch can know here; whether it is there is seen when a model is loaded."""
     if not _DEVICE.fullmatch(name):
         raise RefusalCliffError(
             f"Unknown device {name!r}. Write auto, cpu, cuda, cuda:1 or mps (--device)."
         )
+    kind = name.partition(":")[0]
+    if kind == "mps" and sys.platform != "darwin":
+        raise RefusalCliffError(no_device(name, "Only a Mac has it."))
+    if kind == "cuda" and not _built_for_cuda():
+        raise RefusalCliffError(no_device(name, "This build of PyTorch is made without CUDA."))
+
+
+def _built_for_cuda() -> bool:
+    """Whether PyTorch is, or is for ROCm, which it calls cuda, too; true where nothing tells.
+
+    What the build says of itself stands in a file of a few lines: PyTorch takes seconds to import.
+    """
+    found = importlib.util.find_spec("torch")
+    version = Path(str(found and found.origin)).parent / "version.py"
+    if not version.is_file():
+        return True
+    said = runpy.run_path(str(version))
+    return any(said.get(kind, True) for kind in ("cuda", "hip"))
 
 
 def template_argument(pair: str) -> None:

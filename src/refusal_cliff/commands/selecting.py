@@ -169,9 +169,17 @@ def train(
     see docs/selection.md.
     """
     require_output(out, "train", (model, selected, benign))
+    from refusal_cliff.io import read_json
     from refusal_cliff.live import working
     from refusal_cliff.model.subject import load
-    from refusal_cliff.repair.training_run import check_out, steps_to, train_from_files
+    from refusal_cliff.repair.training import first_process
+    from refusal_cliff.repair.training_run import (
+        LEFT_OUT,
+        REPORT,
+        check_out,
+        steps_to,
+        train_from_files,
+    )
     from refusal_cliff.select.engine import Rank
 
     config = replace(training, seed=seed)
@@ -181,6 +189,9 @@ def train(
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
         subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
         train_from_files(subject, selected, benign, config, out, reading, steps_to(watch))
+    if first_process() and (left_out := read_json(out / REPORT)["left_out"]):
+        line = f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
 
 

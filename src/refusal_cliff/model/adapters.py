@@ -229,7 +229,20 @@ def _tensors(folder: Path) -> Tensors:
             f"{file} holds NaN or infinity in {named(damaged)} of its tensors. The training "
             "diverged or the file is damaged: use an earlier checkpoint of it."
         )
-    return tensors
+    return {key: value for key, value in tensors.items() if not _is_copy(key, tensors)}
+
+
+def _is_copy(key: str, tensors: Tensors) -> bool:
+    """Whether a tensor only repeats another, or the base.
+
+    PEFT writes embeddings that were trained whole and given new rows three times: as what they
+    are, under the name of its wrapper, and as they were before the training.
+    """
+    for wrapper in (".modules_to_save", ".original_module"):
+        own = tensors.get(key.replace(f"{wrapper}.", ".")) if f"{wrapper}." in key else None
+        if own is not None:
+            return wrapper == ".original_module" or torch.equal(own, tensors[key])
+    return False
 
 
 def _resize(folder: Path, model: PreTrainedModel, tensors: Tensors) -> None:

@@ -25,7 +25,7 @@ from refusal_cliff.model.quantised import settled
 from refusal_cliff.model.weights import check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
-from refusal_cliff.settings import PLAIN, Chat
+from refusal_cliff.settings import PLAIN, Chat, no_device
 
 DTYPES = {
     "float32": torch.float32,
@@ -84,6 +84,7 @@ def read_checkpoint(
     location = _location(name)
     *adapters, root = chain(location, _location)
     if on_disk(root):
+        _require_config(name, Path(root))
         check_files(Path(root))
     try:
         tokenizer = _tokenizer(adapters, root, trust_remote_code)
@@ -113,6 +114,16 @@ def _refuse_missing_docstrings() -> None:
         )
 
 
+def _require_config(name: str, folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise RefusalCliffError(
+            f"Could not load the model {name!r}: there is no config.json in the folder {folder}, "
+            "so that it holds no transformers checkpoint with safetensors weights, and no "
+            "adapter_config.json, so that it holds no PEFT adapter. Give the folder that "
+            "save_pretrained wrote, or download the missing file."
+        )
+
+
 def _device(device: str) -> str:
     """The device meant, after a look whether it is there: models take minutes to read.
 
@@ -126,11 +137,7 @@ def _device(device: str) -> str:
         if torch.empty(1, device=chosen).is_meta:
             raise ValueError("nothing can be computed there")
     except Exception as error:  # of a kind for each backend
-        raise RefusalCliffError(
-            f"The device {device!r} cannot be used here: {reason(error)} Give --device cpu, or "
-            "auto for what there is; a GPU needs a build of PyTorch made for it (see "
-            "https://pytorch.org/get-started) and its driver."
-        ) from error
+        raise RefusalCliffError(no_device(device, reason(error))) from error
     return chosen
 
 
@@ -203,7 +210,7 @@ def _not_loaded(name: str, adapters: Sequence[str], root: str, error: Exception)
     said = f"Could not load the model {name!r}: {reason(error)} "
     if isinstance(error, ImportError):
         return f"{said}Install what it asks for."
-    if on_disk(root) and (Path(root) / "config.json").is_file():
+    if on_disk(root):
         return (
             f"{said}The folder {root} must hold a whole transformers checkpoint of a decoder, with "
             "its tokenizer and safetensors weights. Download it again, or save it again with "

@@ -276,6 +276,8 @@ def _trained(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Teller())
+    for own in getattr(trainer.model, "peft_config", {}).values():
+        own.target_modules = sorted(own.target_modules)  # a set has another order each time
     key = digest({**origin, "processes": _world()})
     trainer.add_callback(Checkpoints(scratch, key, first=first_process()))
     last = last_complete(scratch, key)

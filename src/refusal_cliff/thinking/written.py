@@ -151,18 +151,28 @@ _BARE = (
     ),
 )
 """s1, and harmony without its markers: they count at the very beginning of a text alone."""
-_OPEN, _SHUT = r"(?:<\|?|&lt;)[ \t]*", r"[ \t]*(?:\|?>|&gt;)"
+_OPEN, _SHUT = r"(?:[<＜〈【]\|?|&lt;)[ \t]*", r"[ \t]*(?:\|?[>＞〉】]|&gt;)"
 _CERTAIN = r"(?:\w{1,24}[_-])?(?:think(?:ing)?|thoughts?|reasoning|scratch_?pad|monologue|cot)"
 _BEGIN_END = rf"[_▁](?:of[_▁])?{_CERTAIN}"
 _LIKELY = "analysis|reflection|rationale|reason|deliberation"
 """Tags that ask for more than a thought's name: an answer may hold them, too."""
 _FINAL = r"(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*\*)Final (?:Response|Answer)[ \t]*:?(?:\*\*:?)?"
-_ANSWER = r"(?:^|\n)[ \t]*\*\*(?:Final )?(?:Answer|Response|Output)(?::\*\*|\*\*:)"
+_THOUGHT = "Thinking|Thought process|Thoughts?|Reasoning"
+_COLON = r"(?::\*\*|\*\*:|\*\*[ \t]*(?:\n|\Z))"
+_ANSWER = rf"(?:^|\n)[ \t]*\*\*(?:Final )?(?:Answer|Response|Output){_COLON}"
+_SAID = rf"(?:{_ANSWER}|(?:^|\n|(?<=[.!?])[ \t])[ \t]*(?-i:(?:Final )?(?:Answer|Response)):)"
+_FENCED = re.compile(
+    rf"\A(`{{3,}}|~{{3,}})[ \t]*{_CERTAIN}[ \t]*\n"
+    r"(?P<thought>(?:\1[^\n]*\w[^\n]*\n(?:(?!\1)[^\n]*\n)*\1[ \t]*\n|(?!\1)[^\n]*\n)*)"
+    r"(?:(?P<end>\1[ \t]*(?:\n|\Z))|(?P<rest>.*)\Z)",
+    re.IGNORECASE | re.DOTALL,
+)
+"""A thought as a fenced block, with blocks of named languages in it."""
 _TITLED = tuple(
     _Format(re.compile(opener, re.IGNORECASE | re.DOTALL), re.compile(closer, re.IGNORECASE))
     for opener, closer in (
         (rf"\A{_OPEN}begin{_BEGIN_END}{_SHUT}", rf"{_OPEN}end{_BEGIN_END}{_SHUT}"),
-        (rf"\A{_OPEN}(?:{_CERTAIN}){_SHUT}", rf"{_OPEN}/[ \t]*(?:{_CERTAIN}){_SHUT}"),
+        (rf"\A{_OPEN}(?:{_CERTAIN}){_SHUT}", rf"{_OPEN}[/／][ \t]*(?:{_CERTAIN}){_SHUT}"),
         (r"\AHere are my reasoning steps:", r"(?=\[BEGIN FINAL RESPONSE\])"),
         (
             rf"\A{_OPEN}({_LIKELY}){_SHUT}(?=.*?{_OPEN}/[ \t]*\1{_SHUT}\s*\S)",
@@ -175,13 +185,11 @@ _TITLED = tuple(
         ),
         (r"\AHere(?: i|')s my thought process:", r"Here(?: i|')s my response:"),
         (
-            rf"\A#{{1,6}}[ \t]*(?:Thinking|Thought process|Reasoning)[ \t]*:?\n(?=.*?{_FINAL})",
+            rf"\A#{{1,6}}[ \t]*(?:{_THOUGHT})[ \t]*:?\n(?=.*?{_FINAL})",
             _FINAL,
         ),
-        (
-            rf"\A\*\*(?:Thinking|Thought process|Reasoning)(?::\*\*|\*\*:)(?=.*?{_ANSWER})",
-            _ANSWER,
-        ),
+        (rf"\A\*\*(?:{_THOUGHT}){_COLON}(?=.*?{_ANSWER})", _ANSWER),
+        (rf"\A(?:{_THOUGHT}):(?=.*?{_SAID})", _SAID),
     )
 )
 """Further tags, headings and sentences: at the very beginning, where nothing else is a marker."""
@@ -226,6 +234,10 @@ def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
     """
     rest, closed = _without_end(text.strip()), True
     thoughts: list[str] = []
+    fenced = _FENCED.match(rest)
+    if fenced is not None and (alone or fenced["end"]):
+        thoughts.append(fenced["thought"] + (fenced["rest"] or ""))
+        rest, closed = _unwrapped(rest[fenced.end() :]), fenced["end"] is not None
     while found := (
         _bare(_BARE, rest, alone and not thoughts)
         or _marked(rest, formats)

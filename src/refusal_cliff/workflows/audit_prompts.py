@@ -29,7 +29,7 @@ from refusal_cliff.organisms.pretrained.sources import (
     find_file,
 )
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
-from refusal_cliff.settings import GenerationConfig
+from refusal_cliff.settings import GenerationConfig, check_fit_on, source_name
 from refusal_cliff.thinking import render_prompt
 
 MIN_PROMPTS = 40
@@ -157,7 +157,7 @@ def audit_prompts(
     if not sources.fit_on:
         fit, test = split_prompts(prompts, seed)
     else:
-        chosen = {_stem(name) for name in sources.fit_on}
+        chosen = {source_name(name) for name in sources.fit_on}
         test = [prompt for prompt in prompts if source_of(prompt) not in chosen]
         asked = Evaluation(test)
         every = [prompt for prompt in prompts if source_of(prompt) in chosen]
@@ -193,7 +193,7 @@ def read_given(sources: AuditSources, subject: Subject, prompts: Sequence[Prompt
         return answered_trace(record, subject)
 
     for source in sources.traces:
-        mark = f"{FROM}{_stem(source)}"
+        mark = f"{FROM}{source_name(source)}"
         rows = source_rows(source, sources.reading)
         for _, found in usable(source, rows, partial(made, source)):
             if isinstance(found, LeftOut):
@@ -291,13 +291,7 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], l
 def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ...]]:
     """The prompts of every source, marked with it, their ids made unique; rows that are none."""
     every = (*sources.harmful, *sources.benign, *sources.traces)
-    named = set(map(_stem, every))
-    unknown = [name for name in sources.fit_on if _stem(name) not in named]
-    if unknown:
-        raise RefusalCliffError(
-            f"{unknown[0]} is to be fitted on, but is not among the harmful and benign prompts. "
-            f"Name one of: {', '.join(sorted(named))}."
-        )
+    check_fit_on(sources.fit_on, every)
     found: list[Prompt] = []
     left_out: dict[LeftOut, None] = {}
     seen: set[str] = set()
@@ -311,9 +305,9 @@ def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ..
             read = _of_source(name, label, sources.reading, both=name in others)
             left_out |= dict.fromkeys(read.left_out)
             for prompt in read.prompts:
-                name_of = prompt.id if prompt.id not in seen else f"{_stem(name)}:{prompt.id}"
+                name_of = prompt.id if prompt.id not in seen else f"{source_name(name)}:{prompt.id}"
                 seen.add(name_of)
-                mark = () if source_of(prompt) else (f"{FROM}{_stem(name)}",)
+                mark = () if source_of(prompt) else (f"{FROM}{source_name(name)}",)
                 found.append(replace(prompt, id=name_of, tags=(*prompt.tags, *mark)))
     return found, tuple(left_out)
 
@@ -345,15 +339,11 @@ def _of_source(name: str, label: Label, reading: Reading, *, both: bool) -> Prom
     return PromptSet([prompt for prompt in prompts if prompt.label == label], loaded.left_out)
 
 
-def _stem(name: str) -> str:
-    return name if name in BENCHMARKS else Path(name).stem
-
-
 def _version(name: str, prompts: Sequence[Prompt]) -> str:
     """Commit of a benchmark, hash of a file or folder, or of what the hub sent."""
     if name in BENCHMARKS:
         return str(BENCHMARKS[name].revision)
-    sent = [(p.id, p.text, p.label) for p in prompts if source_of(p) == _stem(name)]
+    sent = [(p.id, p.text, p.label) for p in prompts if source_of(p) == source_name(name)]
     return source_digest(name) or hashlib.sha256(repr(sent).encode()).hexdigest()
 
 
