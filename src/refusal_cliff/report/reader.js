@@ -91,7 +91,7 @@
   }
 
   function about(trace) {
-    const cliff = trace.cliff === null ? "no cliff measured" : `cliff ${number(trace.cliff)}`;
+    const cliff = trace.cliff === null ? "no cliff measured" : `cliff\u00a0${number(trace.cliff)}`;
     const kind = trace.kind === trace.verdict ? "" : trace.kind;
     return [trace.label, trace.verdict, kind, cliff].filter(Boolean).join(" · ");
   }
@@ -114,7 +114,7 @@
     if (!same) at("list").replaceChildren(...found.map(row)); // else the keyboard keeps its place
     listed = found;
     const counted = `${found.length} of ${data.traces.length} traces; cliffs are those of layer ${data.layer}`;
-    const missing = wish.has("trace") && wanted().id !== wish.get("trace");
+    const missing = wish.has("trace") && !data.traces.some((trace) => trace.id === wish.get("trace"));
     at("count").textContent = missing ? `The trace of this link is not in the page. ${counted}` : counted;
   }
 
@@ -131,9 +131,12 @@
 
   // ---- the trace
 
+  // The trace that is asked for; else the typical one, or the first that fits the filters.
   function wanted() {
     const named = (id) => data.traces.find((trace) => trace.id === id);
-    return named(wish.get("trace")) ?? named(data.first);
+    const typical = named(data.first);
+    const shown = listed.includes(typical) ? typical : listed[0];
+    return named(wish.get("trace")) ?? shown ?? typical;
   }
 
   async function read(trace) {

@@ -19,8 +19,8 @@ from refusal_cliff.report.data import Reader, ReaderTrace
 from refusal_cliff.report.palette import LEVELS
 from refusal_cliff.report.words import token_text, visible
 
-FULL = 254
-"""The byte of score 1."""
+FULL = 100
+"""The byte of score 1: two decimals are what is read out, and finer ones compress worse."""
 MISSING = 255
 """The byte of a token that has no score."""
 
