@@ -132,7 +132,7 @@ def test_the_card_takes_the_numbers_of_the_run_if_they_are_of_the_same_heads(
 ) -> None:
     heads = table(tiny, tmp_path / "run" / "heads.parquet", PLANTED)
     share = {"count": 61, "n": 100}
-    side = dict.fromkeys(("attacks", "refused", "answered", "hard_answered", "truncated"), share)
+    side = dict.fromkeys((field.name for field in fields(Rates)), share)
     content = {
         "heads": [str(head) for head in PLANTED],
         "judge": "wildguard (/home/me/<b>guard)",

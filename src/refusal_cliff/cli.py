@@ -93,19 +93,19 @@ app = typer.Typer(
         "on? repair: does training on them help? report: can I show this to someone?"
     ),
 )
-app.command()(runs.demo)
+app.command()(grouped(runs.demo))
 app.command()(grouped(runs.audit))
 app.command()(grouped(answers.generate))
 app.add_typer(answers.judge_app, name="judge")
-app.command()(answers.evaluate)
+app.command()(grouped(answers.evaluate))
 app.command()(grouped(scores.trace))
-app.command()(scores.cliff)
+app.command()(grouped(scores.cliff))
 app.command()(grouped(heads.ablate))
 app.command()(grouped(selecting.select))
 app.command()(grouped(selecting.train, kept=False))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
-app.command()(comparing.compare)
+app.command()(grouped(comparing.compare))
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
 

@@ -76,11 +76,13 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
 
 
 def _named(runs: Sequence[Run]) -> dict[str, Run]:
-    """The runs by the names of their models; a name that is there twice gets the folder's."""
+    """The runs by the names of their models; of a name that is there twice, with the folder."""
     counts = Counter(run.name for run in runs)
     return {
-        run.name if counts[run.name] == 1 else f"{run.name} ({run.folder.name})": run
-        for run in runs
+        run.name
+        if counts[run.name] == 1
+        else f"{run.name} ({place}: {run.folder.name}/{run.model})": run
+        for place, run in enumerate(runs, 1)
     }
 
 
