@@ -277,7 +277,6 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.answers.benchmarks import BENCHMARKS
     from refusal_cliff.cliff.curves import POOLS
     from refusal_cliff.data.fields import BENIGN, HARMFUL
-    from refusal_cliff.data.reading import FIELDS
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.choose import NAMES
     from refusal_cliff.model.subject import DTYPES
@@ -289,6 +288,7 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.select.strategies import STRATEGIES
     from refusal_cliff.stages.control import CONTROLS
     from refusal_cliff.stages.study import PRESETS
+    from refusal_cliff.user_text import FIELDS
     from refusal_cliff.workflows.export import WRITERS
 
     assert tuple(BENCHMARKS) == arguments.BENCHMARKS
@@ -305,7 +305,8 @@ def test_the_names_are_those_of_the_code() -> None:
     assert tuple(CONTROLS) == arguments.CONTROLS
     assert tuple(PRESETS) == arguments.PRESETS
     assert tuple(WRITERS) == arguments.FORMS
-    assert FIELDS == arguments.FIELDS
+    named = ("id", "text", "label", "group", "category", "tags", "thinking", "response")
+    assert named == FIELDS
     assert VERDICTS == arguments.VERDICTS
 
 

@@ -32,9 +32,9 @@ from refusal_cliff.settings import (
     RepairConfig,
     Server,
     Writing,
-    chat_arguments,
 )
 from refusal_cliff.thinking import render_prompt
+from refusal_cliff.user_text import chat_arguments
 
 GROUPS = (GenerationConfig, JudgeSettings, Loading, RepairConfig, Server, Writing)
 TAKES = {

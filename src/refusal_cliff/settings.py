@@ -8,15 +8,23 @@ default is therefore the same object everywhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.user_text import (
+    Value,
+    address,
+    chat_argument,
+    chat_arguments,
+    device,
+    existing_file,
+    json_object,
+    require_model_of_rubric,
+)
 
-Value = str | int | float | bool | None
-"""What a chat template is told: JSON's values without lists and objects."""
 Method = Literal["lora", "full"]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -28,8 +36,8 @@ def setting(default: Any, help: str, **option: Any) -> Any:
         default: The value where a user says nothing.
         help: What it means, as ``--help`` says it.
         option: ``flag`` where the option is not called as the field; ``choices`` of a word,
-            ``positive`` of a number, or ``check``, the function of `commands.arguments` that looks
-            at a value before anything heavy is imported; and what `typer.Option` takes besides.
+            ``positive`` of a number, or ``check``, a function that refuses a wrong text; and what
+            `typer.Option` takes besides.
     """
     return field(default=default, metadata={"help": help, **option})
 
@@ -73,61 +81,6 @@ def _literal(value: Value) -> str:
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def no_device(name: str, why: str) -> str:
-    """What is said where a device cannot be used."""
-    return (
-        f"The device {name!r} cannot be used here: {why} Give --device cpu, or auto for what there "
-        "is; a GPU needs a build of PyTorch made for it (see https://pytorch.org/get-started) and "
-        "its driver."
-    )
-
-
-def source_name(source: str) -> str:
-    """What the rows of a source are called after: its name without folders and ending."""
-    return Path(source).stem
-
-
-def check_fit_on(sources: Sequence[str], named: Sequence[str]) -> None:
-    """See whether an audit has all the sources that it is to be fitted on.
-
-    Args:
-        sources: Those to be fitted on.
-        named: All sources of an audit.
-
-    Raises:
-        RefusalCliffError: One of them is not among all.
-    """
-    names = set(map(source_name, named))
-    unknown = next((source for source in sources if source_name(source) not in names), None)
-    if unknown is not None:
-        raise RefusalCliffError(
-            f"{unknown} is to be fitted on, but is not among the harmful and benign prompts. "
-            f"Name one of: {', '.join(sorted(names))}."
-        )
-
-
-def chat_arguments(pairs: Sequence[str]) -> dict[str, Value]:
-    """What ``NAME=VALUE`` tells a chat template; a value is read as JSON, and else is a text.
-
-    Raises:
-        RefusalCliffError: One is no such pair, or its value is a list or an object.
-    """
-    found: dict[str, Value] = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
-        try:
-            value = json.loads(text)
-        except ValueError:
-            value = text
-        if not (equals and name.isidentifier()) or isinstance(value, list | dict):
-            raise RefusalCliffError(
-                f"{pair!r} tells the chat template nothing. Write --template-arg NAME=VALUE, such "
-                "as enable_thinking=false or reasoning_effort=high."
-            )
-        found[name] = value
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Loading:
     """How a model is loaded and spoken to; see `load`."""
@@ -139,7 +92,7 @@ class Loading:
         "Precision of the weights: float32, bfloat16.",
         choices=DTYPES,
     )
-    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", check="device")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", check=device)
     device_map: str | None = setting(
         None,
         "auto spreads the blocks of a large model over all GPUs; --device is then not looked at.",
@@ -153,7 +106,7 @@ class Loading:
         "What the chat template is told, such as enable_thinking=false or reasoning_effort=high; "
         "repeatable.",
         metavar="NAME=VALUE",
-        check="template_argument",
+        check=chat_argument,
     )
 
     @property
@@ -325,7 +278,7 @@ class JudgeSettings:
         "Server of the judge; else a guard runs on this machine.",
         flag="judge-endpoint",
         metavar="URL",
-        check="address",
+        check=address,
     )
     key: str = setting(
         "OPENAI_API_KEY",
@@ -338,15 +291,11 @@ class JudgeSettings:
         "How the judge errs: what judge calibrate --out wrote.",
         flag="judge-error",
         metavar="FILE",
-        check="existing_file",
+        check=existing_file,
     )
 
     def __post_init__(self) -> None:
-        if self.name == "rubric" and self.model is None:
-            raise RefusalCliffError(
-                "A judge with a rubric needs a model. Name it with --judge-model, and its server "
-                "with --judge-endpoint."
-            )
+        require_model_of_rubric(self.name, self.model)
 
 
 BY_RULES = JudgeSettings()
@@ -375,7 +324,7 @@ class Server:
         "OpenAI-compatible server that answers: http://localhost:8000/v1.",
         flag="endpoint",
         metavar="URL",
-        check="address",
+        check=address,
     )
     model: str | None = setting(
         None, "What the server calls the model, if not --model.", flag="endpoint-model", metavar="M"
@@ -388,7 +337,7 @@ class Server:
     retries: int = setting(6, "Repeats of a failed request.", min=0)
     timeout: float = setting(1800.0, "Seconds for one answer.", min=1)
     extra_body: str = setting(
-        "{}", 'Such as {"chat_template_kwargs": …}.', metavar="JSON", check="json_object"
+        "{}", 'Such as {"chat_template_kwargs": …}.', metavar="JSON", check=json_object
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
@@ -33,6 +32,7 @@ from refusal_cliff.judges import Judge
 from refusal_cliff.model.subject import between, load
 from refusal_cliff.settings import GenerationConfig, Loading, Server
 from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.user_text import json_object
 
 RATES = "rates.json"
 NOT_NAMED = "not named in the file"
@@ -272,14 +272,4 @@ def _extra(generation: GenerationConfig, loading: Loading, server: Server) -> di
     arguments = dict(loading.chat.arguments)
     told = {"chat_template_kwargs": arguments} if arguments else {}
     likely = {"top_k": generation.top_k} if generation.top_k else {}
-    return {**told, **likely, **_json_object(server.extra_body)}
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RefusalCliffError(f"--extra-body is not JSON ({error}). Write one object.") from error
-    if not isinstance(value, dict):
-        raise RefusalCliffError('--extra-body is not a JSON object. Write it like {"top_k": 20}.')
-    return value
+    return {**told, **likely, **json_object(server.extra_body)}

@@ -24,6 +24,7 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.folders import require_file, require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, Server
+from refusal_cliff.user_text import existing_file
 
 if TYPE_CHECKING:  # a command imports nothing heavy before its arguments are seen to be right
     from refusal_cliff.data.types import LeftOut
@@ -155,7 +156,7 @@ def calibrate(
         typer.Option(
             metavar="FILE",
             help="Answers with labels given by people.",
-            callback=checked(arguments.existing_file),
+            callback=checked(existing_file),
         ),
     ],
     judge: Annotated[JudgeSettings, without("judge_error")],

@@ -7,23 +7,21 @@ each list with the code that it stands for.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
 import re
-import runpy
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import typer
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import ORGANISMS
-from refusal_cliff.settings import chat_arguments, check_fit_on, no_device
+from refusal_cliff.user_text import (
+    beside,
+    check_fit_on,
+    did_you_mean,
+)
 
 BENCHMARKS = (
     *("advbench", "jailbreakbench", "jailbreakbench-benign", "harmbench", "strongreject"),
@@ -46,16 +44,12 @@ LABELS = (
     *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),
     *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
 )
-FIELDS = ("id", "text", "label", "group", "category", "tags", "thinking", "response")
 VERDICTS = ("no cliff", "undecided", "cliff")
 ORGANISM_RECIPES = (*ORGANISMS, "tiny-lora")
 _FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
-_DEVICE = re.compile(r"auto|cpu|(?:cuda|mps|xpu|hpu|npu|mtia|ipu|hip|privateuseone)(?::\d+)?")
-_AS_ALIKE = 0.75
-"""How alike two names are of which one may be a typing error of the other."""
 
-Check = Callable[[str], None]
+Check = Callable[[str], Any]
 
 
 def checked(check: Check) -> Callable[[Any], Any]:
@@ -91,16 +85,10 @@ def _one_of(choices: Sequence[str], wrong: str, where: str = "") -> Check:
     return check
 
 
-def existing_file(name: str) -> None:
-    """A file that is there."""
-    if not Path(name).is_file():
-        raise RefusalCliffError(f"There is no file {name}.{_beside(name)} Check the path.")
-
-
 def existing_folder(name: str) -> None:
     """A folder that is there."""
     if not Path(name).is_dir():
-        raise RefusalCliffError(f"There is no folder {name}.{_beside(name)} Check the path.")
+        raise RefusalCliffError(f"There is no folder {name}.{beside(name)} Check the path.")
 
 
 def scores_folder(name: str) -> None:
@@ -128,7 +116,7 @@ def probe_folder(name: str) -> None:
     """A folder that holds probes."""
     folder = Path(name)
     if not (folder / "probes.json").is_file():
-        missing = f"folder {name}.{_beside(name)}"
+        missing = f"folder {name}.{beside(name)}"
         if folder.is_dir():
             missing = f"probes.json in {name}, so that it holds no probes."
         raise RefusalCliffError(
@@ -143,7 +131,7 @@ def prompts(name: str) -> None:
         return
     looks = "" if _like_a_path(name) else did_you_mean(name, BENCHMARKS)
     raise RefusalCliffError(
-        f"There is no file {name}, and no benchmark of that name.{looks or _beside(name)} Give a "
+        f"There is no file {name}, and no benchmark of that name.{looks or beside(name)} Give a "
         f"JSON Lines, CSV or Parquet file, or one of: {', '.join(BENCHMARKS)}."
     )
 
@@ -152,7 +140,7 @@ def rows(name: str) -> None:
     """A file, a folder, or what may be a data set on the hub."""
     if Path(name).exists() or not _like_a_path(name):
         return
-    raise RefusalCliffError(f"There is no file or folder {name}.{_beside(name)} Check the path.")
+    raise RefusalCliffError(f"There is no file or folder {name}.{beside(name)} Check the path.")
 
 
 def model(name: str) -> None:
@@ -163,7 +151,7 @@ def model(name: str) -> None:
     if meant or _like_a_path(name) or not _HUB_NAME.fullmatch(name):
         raise RefusalCliffError(
             f"There is no model {name!r}: no such folder, no embedded organism, and no name of a "
-            f"model on the Hugging Face hub.{meant or _beside(name)} Embedded are "
+            f"model on the Hugging Face hub.{meant or beside(name)} Embedded are "
             f"{', '.join(ORGANISMS)}."
         )
 
@@ -183,82 +171,6 @@ def prompt_sources(harmful: Any, benign: Any, fit_on: Any, data: Any, traces: An
     )
 
 
-def column(pair: str) -> None:
-    """``FIELD=COLUMN``."""
-    name, equals, column = pair.partition("=")
-    if not (equals and column) or name not in FIELDS:
-        raise RefusalCliffError(
-            f"{pair!r} does not say where a field is. Write FIELD=COLUMN, with one of the fields "
-            f"{', '.join(FIELDS)}.{did_you_mean(name, FIELDS)}"
-        )
-
-
-def markers(named: str) -> None:
-    """``OPEN CLOSE``, two different words."""
-    words = named.split()
-    if len(words) != 2 or words[0] == words[1]:
-        raise RefusalCliffError(
-            f"{named!r} does not name the two markers around a thought. Write the one that opens "
-            "it and the one that closes it with a blank between: --thinking-markers "
-            "'<think> </think>'."
-        )
-
-
-def address(url: str) -> None:
-    """An address of a server, as far as its form tells."""
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a bracket without its other half, a port above 65535
-        usable = False
-    if not usable:
-        raise RefusalCliffError(
-            "The endpoint is not an http or https address. Write it like "
-            "http://localhost:8000/v1, with a port up to 65535."
-        )
-
-
-def json_object(text: str) -> None:
-    """An object of JSON."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise RefusalCliffError(f"--extra-body is not JSON ({error}). Write one object.") from error
-    if not isinstance(value, dict):
-        raise RefusalCliffError('--extra-body is not a JSON object. Write it like {"top_k": 20}.')
-
-
-def device(name: str) -> None:
-    """A device that PyTorch can know here; whether it is there is seen when a model is loaded."""
-    if not _DEVICE.fullmatch(name):
-        raise RefusalCliffError(
-            f"Unknown device {name!r}. Write auto, cpu, cuda, cuda:1 or mps (--device)."
-        )
-    kind = name.partition(":")[0]
-    if kind == "mps" and sys.platform != "darwin":
-        raise RefusalCliffError(no_device(name, "Only a Mac has it."))
-    if kind == "cuda" and not _built_for_cuda():
-        raise RefusalCliffError(no_device(name, "This build of PyTorch is made without CUDA."))
-
-
-def _built_for_cuda() -> bool:
-    """Whether PyTorch is, or is for ROCm, which it calls cuda, too; true where nothing tells.
-
-    What the build says of itself stands in a file of a few lines: PyTorch takes seconds to import.
-    """
-    found = importlib.util.find_spec("torch")
-    version = Path(str(found and found.origin)).parent / "version.py"
-    if not version.is_file():
-        return True
-    said = runpy.run_path(str(version))
-    return any(said.get(kind, True) for kind in ("cuda", "hip"))
-
-
-def template_argument(pair: str) -> None:
-    """``NAME=VALUE`` for the chat template."""
-    chat_arguments([pair])
-
-
 def finite(value: Any) -> Any:
     """A callback for an option of a real number: neither NaN nor infinity is one."""
     for one in value if isinstance(value, list | tuple) else (value,):
@@ -275,17 +187,6 @@ def positive(value: Any) -> Any:
     return finite(value)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence with the known name that is most like this one; empty where none is."""
-    names = list(known)
-    found = get_close_matches(name.lower(), names, n=1, cutoff=_AS_ALIKE) or [
-        other
-        for other in names
-        if sorted(other) == sorted(name.lower())  # two letters swapped
-    ]
-    return f" Did you mean {found[0]}?" if found else ""
-
-
 def _like_a_path(name: str) -> bool:
     """Whether a name can only be that of a file or folder here: the hub has no such names."""
     path = Path(name)
@@ -296,14 +197,3 @@ def _like_a_path(name: str) -> bool:
         or name.count("/") > 1
         or path.suffix.lower() in _FILES
     )
-
-
-def _beside(name: str) -> str:
-    """A sentence with the file beside the missing one that has most its name; else empty."""
-    path = Path(name)
-    try:
-        names = [other.name for other in path.parent.iterdir()]
-    except OSError:
-        return f" There is no folder {path.parent} either."
-    found = get_close_matches(path.name, names, n=1, cutoff=_AS_ALIKE)
-    return f" Did you mean {path.parent / found[0]}?" if found else ""

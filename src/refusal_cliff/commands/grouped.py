@@ -20,11 +20,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import (
     checked,
-    did_you_mean,
-    existing_file,
     finite,
     name_of,
     positive,
@@ -32,6 +29,7 @@ from refusal_cliff.commands.arguments import (
 from refusal_cliff.commands.typed import name_or_hidden
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
+from refusal_cliff.user_text import did_you_mean, existing_file
 
 CONFIG = "config.toml"
 """File of an output folder: every option of the command that wrote it."""
@@ -155,7 +153,7 @@ def _callback(name: str, field: Field[Any], hint: Any) -> Callable[[Any], Any] |
     if "choices" in said:
         return checked(name_of(name.replace("_", "-"), said["choices"]))
     if "check" in said:
-        return checked(getattr(arguments, said["check"]))
+        return checked(said["check"])
     if "positive" in said:
         return positive
     return finite if float in (hint, *get_args(hint)) else None

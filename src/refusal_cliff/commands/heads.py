@@ -18,6 +18,7 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.folders import require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
+from refusal_cliff.user_text import existing_file
 
 
 def ablate(
@@ -28,7 +29,7 @@ def ablate(
         typer.Option(
             metavar="FILE",
             help="heads.parquet of an audit of this model.",
-            callback=checked(arguments.existing_file),
+            callback=checked(existing_file),
         ),
     ],
     export: Annotated[
@@ -63,7 +64,7 @@ def ablate(
         typer.Option(
             metavar="FILE",
             help="Harmful prompts for the model card.",
-            callback=checked(arguments.existing_file),
+            callback=checked(existing_file),
         ),
     ] = None,
     benign: Annotated[
@@ -71,7 +72,7 @@ def ablate(
         typer.Option(
             metavar="FILE",
             help="Benign prompts for the model card.",
-            callback=checked(arguments.existing_file),
+            callback=checked(existing_file),
         ),
     ] = None,
     judge: Annotated[JudgeSettings, without("judge_error")],

@@ -11,6 +11,7 @@ import typer
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.user_text import column_of, existing_file, marker_words
 
 if TYPE_CHECKING:
     from refusal_cliff.data.reading import Reading
@@ -46,7 +47,7 @@ def _columns(option: str, where: str) -> Any:
         option,
         metavar="FIELD=COLUMN",
         help=f"Where a field is{where}",
-        callback=checked(arguments.column),
+        callback=checked(column_of),
     )
 
 
@@ -78,7 +79,7 @@ ThinkingMarkers = Annotated[
         metavar="'OPEN CLOSE'",
         help="What stands around the thinking inside the texts, where it is none of the markers "
         "that are known (docs/traces.md).",
-        callback=checked(arguments.markers),
+        callback=checked(marker_words),
     ),
 ]
 Json = Annotated[
@@ -95,7 +96,7 @@ JudgeErrorFile = Annotated[
         "--judge-error",
         metavar="FILE",
         help="How the judge errs: what judge calibrate --out wrote.",
-        callback=checked(arguments.existing_file),
+        callback=checked(existing_file),
     ),
 ]
 
@@ -182,7 +183,7 @@ Prompts = Annotated[
         "--prompts",
         metavar="FILE",
         help="Test prompts with labels, instead of the probe's run's; repeatable.",
-        callback=checked(arguments.existing_file),
+        callback=checked(existing_file),
     ),
 ]
 

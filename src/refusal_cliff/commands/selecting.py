@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked
 from refusal_cliff.commands.gate import GATE_CLOSED
 from refusal_cliff.commands.grouped import without
@@ -40,6 +39,7 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.folders import require_output
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RepairConfig
+from refusal_cliff.user_text import column_of, existing_file
 
 
 def select(
@@ -58,7 +58,7 @@ def select(
         typer.Option(
             metavar="FILE",
             help="More prompts that must not be trained on; repeatable.",
-            callback=checked(arguments.existing_file),
+            callback=checked(existing_file),
         ),
     ] = None,
     evaluation_column: Annotated[
@@ -66,7 +66,7 @@ def select(
         typer.Option(
             metavar="FIELD=COLUMN",
             help="Where a field is in the files of --evaluation; repeatable.",
-            callback=checked(arguments.column),
+            callback=checked(column_of),
         ),
     ] = None,
     split: Split = "train",
@@ -148,7 +148,7 @@ def train(
         typer.Option(
             metavar="FILE",
             help="selected.jsonl of refusal-cliff select.",
-            callback=checked(arguments.existing_file),
+            callback=checked(existing_file),
         ),
     ],
     benign: Benign,

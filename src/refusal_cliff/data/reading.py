@@ -14,9 +14,8 @@ from refusal_cliff.data.types import Label, LeftOut, Row
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.user_text import column_of
 
-FIELDS = ("id", "text", "label", "group", "category", "tags", "thinking", "response")
-"""What ``--column FIELD=COLUMN`` can name; ``text`` is the request."""
 T = TypeVar("T")
 
 
@@ -70,16 +69,7 @@ def column_map(pairs: Sequence[str]) -> dict[str, str]:
     Raises:
         RefusalCliffError: A pair is none, or there is no such field.
     """
-    columns: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, column = pair.partition("=")
-        if not (equals and column) or name not in FIELDS:
-            raise RefusalCliffError(
-                f"{pair!r} does not say where a field is. Write --column FIELD=COLUMN, with one of "
-                f"the fields {', '.join(FIELDS)}."
-            )
-        columns[name] = column
-    return columns
+    return dict(map(column_of, pairs))
 
 
 def source_rows(source: str | Path, reading: Reading = DEFAULT) -> Iterator[Found]:

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
-from urllib.parse import SplitResult, urlsplit
 
 from refusal_cliff.data.records import LeftOut, Record, shortened
 from refusal_cliff.data.said import record_of_said, said_in
@@ -18,6 +17,7 @@ from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
 from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
+from refusal_cliff.user_text import address
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 Asked: TypeAlias = str | Sequence[Mapping[str, str]]
@@ -80,7 +80,7 @@ class EndpointConfig:
     markers: tuple[Markers, ...] = KNOWN
 
     def __post_init__(self) -> None:
-        parts = _address(self.base_url)
+        parts = address(self.base_url)
         if parts.username or parts.password or parts.query:
             raise RefusalCliffError(
                 f"The address of the endpoint {parts.hostname} holds a secret or a query, which "
@@ -320,25 +320,6 @@ async def _together(works: Sequence[Any]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _address(url: str) -> SplitResult:
-    """The parts of an address that can be asked.
-
-    Raises:
-        RefusalCliffError: It is none.
-    """
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a bracket without its other half, a port above 65535
-        usable = False
-    if not usable:
-        raise RefusalCliffError(
-            "The endpoint is not an http or https address. Write it like "
-            "http://localhost:8000/v1, with a port up to 65535."
-        )
-    return urlsplit(url)
 
 
 def _choice_of(answer: Mapping[str, Any]) -> Choice:

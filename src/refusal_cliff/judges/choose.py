@@ -11,6 +11,7 @@ from refusal_cliff.judges.rubric import RubricJudge, rubric_name
 from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.judges.speakers import LocalSpeaker, ServedSpeaker, Speaker
 from refusal_cliff.settings import JudgeSettings
+from refusal_cliff.user_text import require_model_of_rubric
 
 NAMES = ("rules", *GUARDS, "rubric")
 _REPLY = 1024
@@ -66,12 +67,8 @@ def judge_name(name: str, model: str | None = None) -> str:
         return RulesJudge.name
     if name != "rubric":
         return guard_name(name, model or GUARDS[name].model)
-    if model is None:
-        raise RefusalCliffError(
-            "A judge with a rubric needs a model. Name it with --judge-model, and its server "
-            "with --judge-endpoint."
-        )
-    return rubric_name(model)
+    require_model_of_rubric(name, model)
+    return rubric_name(str(model))
 
 
 def published_name(judge: str) -> str:

@@ -25,7 +25,8 @@ from refusal_cliff.model.quantised import settled
 from refusal_cliff.model.weights import check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
-from refusal_cliff.settings import PLAIN, Chat, no_device
+from refusal_cliff.settings import PLAIN, Chat
+from refusal_cliff.user_text import no_device
 
 DTYPES = {
     "float32": torch.float32,

@@ -9,8 +9,8 @@ from typing import cast
 
 from transformers import PreTrainedTokenizerBase
 
-from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking.rendering import REASONING_FIELDS, after_answer, past_thought
+from refusal_cliff.user_text import marker_words
 
 _LITERAL = re.compile(r"(?:\\[^\w\s]|[^\\.*+?()\[\]{}^$|])*")
 
@@ -87,14 +87,7 @@ def markers_of(named: str) -> Markers:
     Raises:
         RefusalCliffError: These are not two different words.
     """
-    words = named.split()
-    if len(words) != 2 or words[0] == words[1]:
-        raise RefusalCliffError(
-            f"{named!r} does not name the two markers around a thought. Write the one that "
-            "opens it and the one that closes it with a blank between: "
-            "--thinking-markers '<think> </think>'."
-        )
-    return _tags(*words)
+    return _tags(*marker_words(named))
 
 
 def find_markers(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | None:

@@ -29,8 +29,9 @@ from refusal_cliff.organisms.pretrained.sources import (
     find_file,
 )
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
-from refusal_cliff.settings import GenerationConfig, check_fit_on, source_name
+from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import render_prompt
+from refusal_cliff.user_text import check_fit_on, source_name
 
 MIN_PROMPTS = 40
 """Prompts of each label below which a probe and an interval mean nothing."""

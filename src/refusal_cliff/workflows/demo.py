@@ -34,9 +34,9 @@ from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
 GENERATION = GenerationConfig(max_new_tokens=110, batch_size=128)
+"""Answers are short; on a CPU larger batches gain nothing."""
 LEARNING_RATE = 2e-3
 """Of repairs of the embedded organisms: so small a model takes steps ten times the usual ones."""
-"""Answers are short; on a CPU larger batches gain nothing."""
 FRACTIONS = (0, 0.005, 0.02, 0.03, 0.05, 0.10)
 """Of 128 heads: 0, 1, 2, 3, 6 and 12."""
 WORKERS = min(4, os.cpu_count() or 1)
