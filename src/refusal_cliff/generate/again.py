@@ -82,5 +82,9 @@ def beginning(subject: Subject, trace: Trace, most: int = ANSWER_TOKENS) -> Trac
 
 def until_answer(subject: Subject, trace: Trace) -> list[int]:
     """What the model wrote up to the last closing token."""
-    start = len(render_prompt(subject.tokenizer, trace.prompt.text))
-    return list(trace.token_ids[start : closed_spans(trace).closing])
+    return list(trace.token_ids[prompt_length(subject, trace) : closed_spans(trace).closing])
+
+
+def prompt_length(subject: Subject, trace: Trace) -> int:
+    """Tokens of a trace before the first that the model wrote."""
+    return len(render_prompt(subject.tokenizer, trace.prompt.text))

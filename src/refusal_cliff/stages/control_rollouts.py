@@ -35,7 +35,7 @@ from refusal_cliff.controls.rollouts import Sampled, rollouts_table
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.data.traces import Trace, closed_spans, complies, read_traces
 from refusal_cliff.generate import generate
-from refusal_cliff.generate.again import until_answer
+from refusal_cliff.generate.again import prompt_length, until_answer
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.readout import score_readout
@@ -48,7 +48,6 @@ from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study, answers_kept, counter
-from refusal_cliff.thinking import render_prompt
 
 MOST = {"harmful": 100, "benign": 40}
 """Test prompts of each label that are answered again under every treatment."""
@@ -241,11 +240,6 @@ def write_on(
     for row, trace in zip(new, judged, strict=True):
         found[row] = trace
     return found
-
-
-def prompt_length(subject: Subject, trace: Trace) -> int:
-    """Tokens of a trace before the first that the model wrote."""
-    return len(render_prompt(subject.tokenizer, trace.prompt.text))
 
 
 def begins_with(trace: Trace, start: int, ids: Sequence[int]) -> bool:

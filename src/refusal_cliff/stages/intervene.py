@@ -9,6 +9,7 @@ from refusal_cliff.answers.evaluate import Text, answered_texts, example_text, r
 from refusal_cliff.cliff.scores import score_traces, write_scores
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import LABELS, Prompt, Trace, closed, read_traces, write_traces
+from refusal_cliff.generate.again import prompt_length
 from refusal_cliff.heads.find import (
     CANDIDATES,
     DECIDING,
@@ -38,7 +39,6 @@ from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
-from refusal_cliff.thinking import render_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +255,7 @@ class _Answers:
 
 def written_of(subject: Subject, traces: Sequence[Trace]) -> dict[str, int]:
     """How many answers, and tokens of them, a model wrote."""
-    prompts = (len(render_prompt(subject.tokenizer, trace.prompt.text)) for trace in traces)
-    tokens = sum(len(t.token_ids) - n for t, n in zip(traces, prompts, strict=True))
+    tokens = sum(len(trace.token_ids) - prompt_length(subject, trace) for trace in traces)
     return {"answers": len(traces), "tokens": tokens}
 
 

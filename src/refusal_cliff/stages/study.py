@@ -144,12 +144,10 @@ class Study:
 
         What has no heads out, or a thought that never closed, is not written again.
         """
-        subject = self.subject
-        found = [beginning(subject, trace) for trace in traces]
         new = [row for row, t in enumerate(traces) if row_heads[row] and t.spans is not None]
         with answers_kept(job) as journal:
             written = answer_again(
-                subject,
+                self.subject,
                 [traces[row] for row in new],
                 self.generation,
                 [row_heads[row] for row in new],
@@ -157,8 +155,8 @@ class Study:
                 journal=journal,
                 progress=counter(job.progress, len(new)),
             )
-            for row, trace in zip(new, written, strict=True):
-                found[row] = trace
+            again = dict(zip(new, written, strict=True))
+            found = [again.get(row) or beginning(self.subject, t) for row, t in enumerate(traces)]
             return judge_traces(found, self.judge, journal)
 
 

@@ -86,7 +86,8 @@ def audit_cost(
     given = sum(prompt.id in prompts.given for prompt in (*prompts.fit, *prompts.test))
     harmful, benign = parts[1]
     heads = len(study.subject.heads())
-    doses = 2 * sum(n > 0 for n in sizes(heads, plan.fractions))
+    rankings = len(plan.methods) + 1  # and jointly
+    doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
     dose = min(harmful, plan.dose_prompts) + min(benign, plan.dose_benign)
     control = (sum(plan.draws.values()) + 1) * min(harmful, plan.control_prompts)
     most = study.generation.max_new_tokens
