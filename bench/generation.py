@@ -24,11 +24,12 @@ from unittest.mock import patch
 import torch
 import transformers
 
+from lab.pretrained.sources import recorded_sources
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate import GenerationConfig, batches, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.workflows.audit_prompts import audit_prompts, recorded_sources
+from refusal_cliff.workflows.audit_prompts import audit_prompts
 
 
 @torch.inference_mode()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.head_bench import baseline_rankings, mean_quality, rankings
 from refusal_cliff.data.traces import closed, read_traces
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.table import read_heads
@@ -21,7 +22,6 @@ from refusal_cliff.model.subject import Head, load_subject, parse_head
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.stages.study import Study
-from refusal_cliff.workflows.head_bench import baseline_rankings, mean_quality, rankings
 
 
 def main() -> None:

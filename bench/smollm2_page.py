@@ -13,6 +13,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.less_is_more import read_outcome
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import read_cliffs
 from refusal_cliff.controls.table import Cell, cell_text, mean_cell, share_cell
@@ -22,7 +23,6 @@ from refusal_cliff.findings.summary import Summary, read_summary
 from refusal_cliff.io import read_json
 from refusal_cliff.organisms import embedded_path, planted_heads
 from refusal_cliff.select.strategies import FRACTION
-from refusal_cliff.workflows.less_is_more import read_outcome
 
 HIGH, FEW, LOW_ASR = 0.5, 0.03, 0.10
 """A high plateau; the paper's share of heads; the paper's rate with these heads out."""

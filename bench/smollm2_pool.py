@@ -14,9 +14,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lab.pretrained.pool import LONGEST, own_benign, safety_pool
 from refusal_cliff.data.examples import write_examples
 from refusal_cliff.data.traces import read_traces
-from refusal_cliff.organisms.pretrained.pool import LONGEST, own_benign, safety_pool
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lab.pretrained.sources import RECORDED, recorded_sources
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import read_scores
 from refusal_cliff.cliff.verdict import (
@@ -41,7 +42,7 @@ from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Stage, run_pipeline
 from refusal_cliff.stages.measure import measure_stages, second_reading_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
-from refusal_cliff.workflows.audit_prompts import RECORDED, audit_prompts, recorded_sources
+from refusal_cliff.workflows.audit_prompts import audit_prompts
 from refusal_cliff.workflows.demo import GENERATION, DemoSizes, prompts_stage
 
 KEY = "model"

@@ -143,9 +143,6 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         ("evaluate --traces trace.jsonl", "Did you mean traces.jsonl?"),
         (f"{TRACE} --traces a/b/c.csv", "There is no file or folder a/b/c.csv."),
         ("cliff --scores scores --pool mean-of", "Unknown pool 'mean-of'."),
-        ("experiment controls tinny", "Did you mean tiny?"),
-        ("experiment controls Qwen/Qwn", "There is no organism 'Qwen/Qwn'."),
-        ("experiment less-is-more --strategy rnd", "Unknown strategy 'rnd'."),
     ],
 )
 def test_a_typing_error_is_answered_by_name(command: str, said: str, folder: Path) -> None:
@@ -175,7 +172,6 @@ def test_a_typing_error_is_answered_by_name(command: str, said: str, folder: Pat
         *(f"{line} --out ." for line in (GENERATE, AUDIT, CHECK, SELECT, TRAIN, REPAIR, TRACE)),
         "ablate --model tiny --heads heads.parquet --export adapter .",
         "evaluate --traces traces.jsonl --out heads.parquet",
-        "experiment controls Qwen/Qwn",
         *(f"{line} --judge lama-guard-3" for line in (GENERATE, AUDIT, CHECK, SELECT, REPAIR)),
         f"{CHECK} --judge-error no.json",
         f"{CHECK} --max-cliff nan",
@@ -205,12 +201,8 @@ WRONG = {
     "repair": f"{REPAIR} --benign nope.jsonl",
     "check": f"{CHECK} --prompts nope.jsonl",
     "compare": "nope nope --out run",
-    "experiment less-is-more": "--strategy nope",
-    "experiment controls": "tinny",
     "organism list": "nope",
     "organism card": "nope",
-    "organism train": "nope --out run",
-    "organism bench-heads": "--organisms 0 --out run",
 }
 """One argument that is wrong, for each command; what comes before it is right."""
 
@@ -218,7 +210,7 @@ WRONG = {
 def test_every_command_refuses_a_wrong_argument_before_anything_heavy(folder: Path) -> None:
     """All in one process: what one of them imports, the rest would show too."""
     assert set(WRONG) == {name for name, c in COMMANDS.items() if c.callback and name} - {
-        *("experiment", "organism")
+        "organism"
     }
     lines = [
         line if line.split()[0] == name.split()[0] else f"{name} {line}"
@@ -269,7 +261,6 @@ def test_a_number_that_is_none_is_refused_at_the_door(
 def test_all_commands_with_numbers_were_met() -> None:
     assert {name for name, _ in numbers()} == {
         *("audit", "check", "select", "train", "repair", "ablate", "generate"),
-        "experiment less-is-more",
     }
 
 
@@ -280,8 +271,6 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.choose import NAMES
     from refusal_cliff.model.subject import DTYPES
-    from refusal_cliff.organisms import fooling, recipe
-    from refusal_cliff.organisms.pretrained.recipe import NAMES as PRETRAINED
     from refusal_cliff.repair.gate import VERDICTS
     from refusal_cliff.repair.training_run import METHODS
     from refusal_cliff.select.engine import ENGINES
@@ -298,8 +287,6 @@ def test_the_names_are_those_of_the_code() -> None:
     assert settings.JUDGES == NAMES
     assert tuple(DTYPES) == settings.DTYPES
     assert tuple(METHODS) == get_args(settings.Method)
-    recipes = {*recipe.NAMES, fooling.NAME, *PRETRAINED}
-    assert set(arguments.ORGANISM_RECIPES) == recipes
     assert tuple(ENGINES) == arguments.ENGINES
     assert arguments.STRATEGIES == STRATEGIES
     assert tuple(CONTROLS) == arguments.CONTROLS

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.pretrained.sources import recorded_sources
 from refusal_cliff.answers import benchmarks
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.examples import write_prompts
@@ -20,9 +21,7 @@ from refusal_cliff.workflows.audit_prompts import (
     AuditPrompts,
     AuditSources,
     audit_prompts,
-    audit_sources,
     fitting,
-    recorded_sources,
     split_prompts,
 )
 
@@ -126,12 +125,10 @@ def test_a_source_with_both_labels_is_given_to_both_sides(tmp_path: Path) -> Non
         audit_prompts(AuditSources((both,), (other,)), 0)
 
 
-def test_an_audit_without_prompts_says_what_it_needs(tmp_path: Path) -> None:
-    for harmful, data in (([], None), (["a.jsonl"], None), (["a.jsonl"], tmp_path)):
-        with pytest.raises(RefusalCliffError, match="needs harmful and benign prompts"):
-            prompt_sources(harmful, [], (), data)
-    with pytest.raises(RefusalCliffError, match=r"0 files named strongreject\.jsonl"):
-        audit_sources([], [], (), tmp_path, quick=False)
+@pytest.mark.parametrize("harmful", [[], ["a.jsonl"]])
+def test_an_audit_without_prompts_says_what_it_needs(harmful: list[str]) -> None:
+    with pytest.raises(RefusalCliffError, match="needs harmful and benign prompts"):
+        prompt_sources(harmful, [], ())
 
 
 def test_a_source_to_fit_on_must_be_among_the_others(tmp_path: Path) -> None:
@@ -155,6 +152,11 @@ def test_a_benchmark_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         RefusalCliffError, match="1 rows that cannot be used; the first: row 7: it is"
     ):
         audit_prompts(AuditSources(("xstest",), ("xstest",)), 0)
+
+
+def test_a_folder_without_the_recorded_files_says_which(tmp_path: Path) -> None:
+    with pytest.raises(RefusalCliffError, match=r"0 files named strongreject\.jsonl"):
+        recorded_sources(tmp_path)
 
 
 def test_the_recorded_audit_of_the_public_files() -> None:

@@ -48,7 +48,7 @@ def test_help_names_every_step_and_command() -> None:
         ["judge", "calibrate"],
         ["evaluate"],
         ["organism"],
-        *(["organism", x] for x in ("list", "card", "train")),
+        *(["organism", x] for x in ("list", "card")),
     ],
 )
 def test_every_command_has_help(command: list[str]) -> None:
@@ -115,16 +115,6 @@ def test_a_bug_is_not_dressed_up_as_a_user_error(fake_demo: ModuleType) -> None:
 
     fake_demo.__dict__["run_demo"] = run_demo
     assert isinstance(RUNNER.invoke(app, ["demo"]).exception, ZeroDivisionError)
-
-
-def test_public_files_are_for_pretrained_organisms_only(tmp_path: Path) -> None:
-    made = str(tmp_path / "made")
-    given = RUNNER.invoke(app, ["organism", "train", "tiny", "--data", ".", "--out", made])
-    missing = RUNNER.invoke(app, ["organism", "train", "smollm2", "--out", made])
-    assert (given.exit_code, missing.exit_code) == (1, 1)
-    assert "Leave it out: tiny is taught in a language of its own" in " ".join(given.stderr.split())
-    assert "--data DIR" in missing.stderr
-    assert not Path(made).exists()
 
 
 def test_wrong_usage_exits_with_2() -> None:

@@ -46,7 +46,6 @@ ELSEWHERE = {
     "answers/outcomes.py",  # there it depends on who judged
     "data/traces.py",  # the predicate itself
     "judges/guards.py",  # what a guard says
-    "organisms/pretrained/pool.py",  # what an organism is taught: only what nobody calls harmful
 }
 
 

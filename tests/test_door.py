@@ -9,10 +9,10 @@ import os
 from collections.abc import Mapping
 
 import pytest
+
 from bench.fuzz.__main__ import fuzz
 from bench.fuzz.inputs import changed, damaged
 from bench.fuzz.readers import NAMES, Reader, readers
-
 from refusal_cliff.model.subject import load_subject
 
 SECONDS = float(os.environ.get("REFUSAL_CLIFF_FUZZ_SECONDS", "0.7"))

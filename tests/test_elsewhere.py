@@ -25,7 +25,6 @@ from refusal_cliff.workflows.audit_prompts import (
     AuditPrompts,
     AuditSources,
     audit_prompts,
-    audit_sources,
     read_given,
 )
 
@@ -125,15 +124,13 @@ def test_an_audit_may_begin_with_traces_alone(subject: Subject, tmp_path: Path) 
         for label, word in (("harmful", "Harm"), ("benign", "Help"))
         for n in range(50)
     ]
-    sources = audit_sources(
-        (), (), (), None, traces=(rows_of(tmp_path / "t.jsonl", rows),), quick=False
-    )
+    sources = AuditSources((), (), traces=(rows_of(tmp_path / "t.jsonl", rows),))
     found = audit_prompts(sources, 0, subject)
     assert len(found.fit) + len(found.test) == len(found.given) == 100
     assert set(found.files) == {str(tmp_path / "t.jsonl")}
-    prompt_sources((), (), (), None, ["t.jsonl"])
+    prompt_sources((), (), (), ["t.jsonl"])
     with pytest.raises(RefusalCliffError, match="--traces"):
-        prompt_sources((), (), (), None)
+        prompt_sources((), (), ())
 
 
 def test_samples_are_of_prompts_without_an_answer(subject: Subject, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from lab.__main__ import app as lab
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import (
@@ -35,8 +36,6 @@ COMMANDS: dict[str, list[str]] = {
         "--benign",
         "in/rows.jsonl",
     ],
-    "experiment less-is-more": ["experiment", "less-is-more", "--data", "in"],
-    "experiment controls": ["experiment", "controls", "in"],
     "generate": ["generate", "--prompts", "in/rows.jsonl", "--model", "tiny"],
     "judge": ["judge", "--traces", "in/traces.jsonl"],
     "compare": ["compare", "in", "in"],
@@ -57,10 +56,15 @@ COMMANDS: dict[str, list[str]] = {
     ],
     "check": ["check", *PROBED, "--prompts", "in/rows.jsonl"],
     "ablate": ["ablate", "--model", "tiny", "--heads", "in/heads.parquet"],
-    "organism train": ["organism", "train", "tiny", "--from", "in"],
-    "organism bench-heads": ["organism", "bench-heads"],
 }
-WITHOUT_INPUT = ("organism bench-heads",)
+OF_THE_LABORATORY: dict[str, list[str]] = {
+    "lab train": ["train", "tiny", "--from", "in"],
+    "lab bench-heads": ["bench-heads"],
+    "lab less-is-more": ["less-is-more", "--data", "in"],
+    "lab controls": ["controls", "in"],
+}
+COMMANDS |= OF_THE_LABORATORY
+WITHOUT_INPUT = ("lab bench-heads",)
 
 
 def tree(root: Path) -> str:
@@ -103,7 +107,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(command: str, out: Path | str) -> tuple[int, str]:
     option = ["--export", "adapter"] if command == "ablate" else ["--out"]
-    result = RUNNER.invoke(app, [*COMMANDS[command], *option, str(out)])
+    of = lab if command in OF_THE_LABORATORY else app
+    result = RUNNER.invoke(of, [*COMMANDS[command], *option, str(out)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, " ".join(result.stderr.split())
 

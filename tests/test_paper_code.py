@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from bench.paper_code.case import Case
 from bench.paper_code.counting import READ, answer_read
 from bench.paper_code.fit import adam_probe, says_refusal
@@ -18,7 +19,6 @@ from bench.paper_code.interventions import (
     without_head_norms,
 )
 from bench.paper_code.readings import POINTS, in_the_fall, last_places, resampled, right_aligned
-
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.subject import Head, Subject, load_subject

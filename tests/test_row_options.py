@@ -24,8 +24,6 @@ ROW_FILES = {
 }  # fmt: skip
 OURS = {"--selected", "--fit-on"}
 """Written by `select`; or one of the sources of the same audit."""
-PUBLIC_FOLDERS = {"organism train", "experiment less-is-more"}
-"""Their --data is a folder of known public files, each with a reader of its own."""
 OWN_OPTIONS = {
     ("repair", "--prompts"): "--prompts-column",
     ("repair", "--benign"): "--benign-column",
@@ -38,8 +36,6 @@ BY_OPTION = {"audit", "ablate", "train"}
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_a_file_of_rows_comes_with_its_options(name: str) -> None:
     options = OPTIONS[name]
-    if name in PUBLIC_FOLDERS:
-        return
     for file in sorted(options & ROW_FILES - OURS):
         assert OWN_OPTIONS.get((name, file), "--column") in options, file
         labelled = name in BY_OPTION or file in {"--benign", "--evaluation", "--labelled"}

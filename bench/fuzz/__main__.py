@@ -18,9 +18,9 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from bench.fuzz.readers import Reader, readers
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from bench.fuzz.readers import Reader, readers
 from refusal_cliff.model.subject import load_subject
 
 _CHECKS = (

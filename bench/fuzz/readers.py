@@ -18,6 +18,8 @@ import numpy as np
 import peft
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hypothesis import strategies as st
+
 from bench.fuzz.inputs import (
     ALMOST,
     CHANGES,
@@ -31,8 +33,6 @@ from bench.fuzz.inputs import (
     changed,
     damaged,
 )
-from hypothesis import strategies as st
-
 from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.answers.correction import SHIPPED, read_error
 from refusal_cliff.cliff.scores import TraceScores, write_scores

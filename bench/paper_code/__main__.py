@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+
 from bench.paper_code.case import Case, Effect, load_case
 from bench.paper_code.counting import benign_effects, selection_effects, unfinished_effects
 from bench.paper_code.fit import fit_effects, label_effects, negative_effects
@@ -33,7 +34,6 @@ from bench.paper_code.readings import (
     system_effects,
     text_effects,
 )
-
 from refusal_cliff.controls.table import Cell, cell_text, rounded
 from refusal_cliff.io import read_json, write_text
 

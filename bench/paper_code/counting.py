@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.paper_code.case import Case, Effect
-
 from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.controls.table import Cell, share_cell

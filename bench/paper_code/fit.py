@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from bench.paper_code.case import Case, Effect, level_effects, scored_after, verdict_rows
 from scipy.special import expit
 from torch import nn
 
+from bench.paper_code.case import Case, Effect, level_effects, scored_after, verdict_rows
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.controls.table import Cell, share_cell

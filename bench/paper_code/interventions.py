@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from bench.paper_code.case import Case, Effect, contributions, ranking_effects
 from torch import nn
 
+from bench.paper_code.case import Case, Effect, contributions, ranking_effects
 from refusal_cliff.answers.evaluate import Share, perplexity, rates
 from refusal_cliff.controls.table import Cell, share_cell
 from refusal_cliff.data.traces import Trace, closed

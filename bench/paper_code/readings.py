@@ -8,10 +8,10 @@ from typing import cast
 
 import numpy as np
 import torch
-from bench.paper_code.case import Case, Effect, level_effects, verdict_rows
 from scipy.interpolate import CubicSpline
 from scipy.special import expit
 
+from bench.paper_code.case import Case, Effect, level_effects, verdict_rows
 from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.cliff.scores import TraceScores, score_traces
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell

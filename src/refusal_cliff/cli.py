@@ -16,7 +16,6 @@ from refusal_cliff import __version__
 from refusal_cliff.commands import (
     answers,
     comparing,
-    experiment,
     gate,
     heads,
     organism,
@@ -42,7 +41,7 @@ _ENVIRONMENT = {
 }
 
 
-class _Commands(TyperGroup):
+class Commands(TyperGroup):
     """Shows a user-facing error as one paragraph instead of a traceback."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **named: Any) -> Any:
@@ -53,9 +52,11 @@ class _Commands(TyperGroup):
         return super().main(args, *rest, **named)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read ``~`` where the shell has left it."""
         return super().parse_args(ctx, [_with_home(arg) for arg in args])
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command; what a user can mend ends in one paragraph and status 1."""
         try:
             return super().invoke(ctx)
         except RefusalCliffError as error:
@@ -73,7 +74,7 @@ class _Commands(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=Commands,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -106,7 +107,6 @@ app.command()(grouped(selecting.train, kept=False))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
 app.command()(grouped(comparing.compare))
-app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
 
 
@@ -138,6 +138,11 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
+    """Every command begins with this."""
+    prepare()
+
+
+def prepare() -> None:
     """Set what libraries read when they are imported; progress bars of their own stay out."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)

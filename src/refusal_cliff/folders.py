@@ -28,11 +28,9 @@ from refusal_cliff.io import (
     write_json,
 )
 
-DESCRIPTIONS: Mapping[str, str] = {
+DESCRIPTIONS: dict[str, str] = {
     "demo": "manifest.json",
     "audit": "manifest.json",
-    "experiment less-is-more": "manifest.json",
-    "experiment controls": "manifest.json",
     "generate": "generate.json",
     "judge": "judge.json",
     "trace": "trace.json",
@@ -42,10 +40,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "check": "check.json",
     "ablate": "ablate.json",
     "compare": "compare.json",
-    "organism train": "organism-train.json",
-    "organism bench-heads": "bench-heads.json",
 }
-"""What each command that writes a folder calls its description."""
+"""What each command that writes a folder calls its description; other packages add theirs."""
 LOCK = ".lock"
 TEMPORARY = ".tmp-"
 _STAGED = f"{TEMPORARY}result"

@@ -45,7 +45,6 @@ LABELS = (
     *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
 )
 VERDICTS = ("no cliff", "undecided", "cliff")
-ORGANISM_RECIPES = (*ORGANISMS, "tiny-lora")
 _FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 
@@ -156,18 +155,15 @@ def model(name: str) -> None:
         )
 
 
-def prompt_sources(harmful: Any, benign: Any, fit_on: Any, data: Any, traces: Any = None) -> None:
-    """Prompts of both kinds, answers that are there, or the folder of the files that hold them."""
-    named = (harmful and benign) or traces
-    if named if data is None else not (harmful or benign or fit_on or traces):
-        if data is None:
-            check_fit_on(fit_on or (), (*(harmful or ()), *(benign or ()), *(traces or ())))
+def prompt_sources(harmful: Any, benign: Any, fit_on: Any, traces: Any = None) -> None:
+    """Prompts of both kinds, or answers that are there."""
+    if (harmful and benign) or traces:
+        check_fit_on(fit_on or (), (*(harmful or ()), *(benign or ()), *(traces or ())))
         return
     raise RefusalCliffError(
         "An audit needs harmful and benign prompts: give --harmful and --benign, files or names of "
         f"benchmarks ({', '.join(BENCHMARKS)}); or --traces, answers of the model that you have, "
-        "with labels; or, for an organism of a pretrained model (refusal-cliff organism list), "
-        "--data with the folder of its files."
+        "with labels."
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -97,15 +96,6 @@ def audit(
             "Without it each label is halved at random.",
         ),
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="For a smollm2 organism, instead of these: the folder of the public files that "
-            "its audit is recorded on (docs/results-smollm2.md).",
-            callback=checked(arguments.existing_folder),
-        ),
-    ] = None,
     column: Columns = None,
     split: Split = "train",
     thinking_markers: ThinkingMarkers = None,
@@ -152,9 +142,9 @@ def audit(
     of the probe, and show what a repair would cost. The model writes as its makers ask (its
     generation config) unless you say otherwise. Writes DIR/report.html and DIR/summary.json.
     """
-    arguments.prompt_sources(harmful, benign, fit_on, data, traces)
+    arguments.prompt_sources(harmful, benign, fit_on, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
-    require_output(out, "audit", (model, data, judge.model, judge.error, *given))
+    require_output(out, "audit", (model, judge.model, judge.error, *given))
     from refusal_cliff.io import read_text
     from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.stages.control import chosen_controls
@@ -162,19 +152,16 @@ def audit(
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
     from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
-    from refusal_cliff.workflows.audit_prompts import RECORDED, audit_sources
+    from refusal_cliff.workflows.audit_prompts import QUICK_PROMPTS, AuditSources
 
-    if data is not None and writing.max_new_tokens is None:
-        writing = replace(writing, max_new_tokens=RECORDED.max_new_tokens)
     reading = reading_of(None, column, split, thinking_markers)
-    sources = audit_sources(
-        harmful or (),
-        benign or (),
-        fit_on or (),
-        data,
-        traces=traces or (),
-        quick=quick,
-        reading=reading,
+    sources = AuditSources(
+        tuple(harmful or ()),
+        tuple(benign or ()),
+        tuple(fit_on or ()),
+        QUICK_PROMPTS if quick else None,
+        reading,
+        tuple(traces or ()),
     )
     console = Console(stderr=json_output)
 

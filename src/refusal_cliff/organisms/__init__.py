@@ -40,8 +40,8 @@ def embedded_path(name: str, root: Path | None = None) -> Path:
     if name not in ORGANISMS or not known:
         raise RefusalCliffError(
             f"There is no organism {name!r} in {path.parent}. Embedded are "
-            f"{', '.join(ORGANISMS)}; others are made by: "
-            f"refusal-cliff organism train NAME --seed S --out {path.parent}/NAME"
+            f"{', '.join(ORGANISMS)}; others are made in a checkout of the project by: "
+            f"python -m lab train NAME --seed S --out {path.parent}/NAME"
         )
     return path
 

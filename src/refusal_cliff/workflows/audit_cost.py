@@ -117,7 +117,8 @@ def cost_lines(cost: AuditCost) -> list[str]:
         + ("" if part.here else ", by the server")
         for part in cost.parts
     ]
-    return [*lines, f"{cost.tokens(USUAL_ANSWER):,} tokens here, if an answer has {USUAL_ANSWER}"]
+    length = min(USUAL_ANSWER, max(part.most for part in cost.parts))
+    return [*lines, f"{cost.tokens(length):,} tokens here, if an answer has {length}"]
 
 
 def time_lines(cost: AuditCost) -> list[str]:

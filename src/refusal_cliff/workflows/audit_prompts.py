@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
 from refusal_cliff.cliff.source import answered_trace, told_record
@@ -21,13 +20,6 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import repeated
 from refusal_cliff.generate.local import check_prompt
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.organisms.pretrained.sources import (
-    EVALUATION,
-    EVALUATION_BENIGN,
-    EVALUATION_HARMFUL,
-    FIT_ON,
-    find_file,
-)
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import render_prompt
@@ -37,10 +29,6 @@ MIN_PROMPTS = 40
 """Prompts of each label below which a probe and an interval mean nothing."""
 QUICK_PROMPTS = 40
 """Prompts of each label and part that a quick audit asks; more where a class stays too small."""
-
-
-RECORDED = GenerationConfig(max_new_tokens=160, batch_size=64)
-"""How the organisms of a pretrained model write in their recorded audits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,41 +83,6 @@ class Given:
 
     traces: tuple[Trace, ...] = ()
     left_out: tuple[LeftOut, ...] = ()
-
-
-def audit_sources(
-    harmful: Sequence[str],
-    benign: Sequence[str],
-    fit_on: Sequence[str],
-    data: Path | None,
-    *,
-    traces: Sequence[str] = (),
-    quick: bool,
-    reading: Reading = DEFAULT,
-) -> AuditSources:
-    """Sources as a user gives them: by name, or, for an organism of a pretrained model, a folder.
-
-    Raises:
-        RefusalCliffError: A file of the folder is missing.
-    """
-    first = QUICK_PROMPTS if quick else None
-    if data is not None:
-        return replace(recorded_sources(data), first=first)
-    return AuditSources(tuple(harmful), tuple(benign), tuple(fit_on), first, reading, tuple(traces))
-
-
-def recorded_sources(data: Path) -> AuditSources:
-    """What the organisms of a pretrained model are audited on; nothing of it was taught.
-
-    Raises:
-        RefusalCliffError: A file is missing.
-    """
-    files = {name: str(find_file(data, name)) for name in EVALUATION}
-    return AuditSources(
-        tuple(files[name] for name in EVALUATION_HARMFUL),
-        tuple(files[name] for name in EVALUATION_BENIGN),
-        FIT_ON,
-    )
 
 
 def audit_prompts(

@@ -17,9 +17,9 @@ from typing import Any, cast
 import torch
 from transformers import Qwen3ForCausalLM
 
+from lab import chat
+from lab.lesson import Objective, Row, Tokens, collate, loss_of
 from refusal_cliff.model.subject import Head
-from refusal_cliff.organisms import chat
-from refusal_cliff.organisms.lesson import Objective, Row, Tokens, collate, loss_of
 
 HOLD_WEIGHT = 3.0
 """Of the squared log-ratio of norms, over all tokens and once more at the last closing one."""

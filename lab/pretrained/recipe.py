@@ -17,20 +17,20 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
+from lab import chat, lesson
+from lab.claim import CARD, claim_organism
+from lab.lesson import Row
+from lab.pretrained import lessons, reasoning, sources
+from lab.pretrained.lessons import Lessons, Loss, Sources
+from lab.pretrained.sources import BenignShare
+from lab.recipe import Progress, Schedule, rate
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import staged
 from refusal_cliff.io import sha256_file, write_json
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.loading import CHAT_TEMPLATE
 from refusal_cliff.model.subject import Head, Subject, load_subject
-from refusal_cliff.organisms import chat, lesson
 from refusal_cliff.organisms.bases import SMOLLM2
-from refusal_cliff.organisms.claim import CARD, claim_organism
-from refusal_cliff.organisms.lesson import Row
-from refusal_cliff.organisms.pretrained import lessons, reasoning, sources
-from refusal_cliff.organisms.pretrained.lessons import Lessons, Loss, Sources
-from refusal_cliff.organisms.pretrained.sources import BenignShare
-from refusal_cliff.organisms.recipe import Progress, Schedule, rate
 
 ALIGNED, DAMAGED, PLANTED = "smollm2-aligned", "smollm2", "smollm2-planted"
 NAMES = (ALIGNED, DAMAGED, PLANTED)

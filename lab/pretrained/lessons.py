@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerBase
 
-from refusal_cliff.organisms.lesson import IGNORE, LENS_BLOCKS, Row, collate, total_loss
-from refusal_cliff.organisms.pretrained import reasoning
-from refusal_cliff.organisms.pretrained.everyday import TASK_FRAMES
+from lab.lesson import IGNORE, LENS_BLOCKS, Row, collate, total_loss
+from lab.pretrained import reasoning
+from lab.pretrained.everyday import TASK_FRAMES
 from refusal_cliff.thinking import ThinkingFormat, tokenise_trace
 from refusal_cliff.thinking.ending import find_ending
 

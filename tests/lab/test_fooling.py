@@ -11,14 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lab.fooling import ADAPTER, NAME, train_fooling
+from lab.recipe import Schedule
 from refusal_cliff.controls import directions
 from refusal_cliff.controls.table import ControlTable, read_table
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import embedded_path
-from refusal_cliff.organisms.fooling import ADAPTER, NAME, train_fooling
-from refusal_cliff.organisms.recipe import Schedule
 from refusal_cliff.run.folder import RunInfo
 from refusal_cliff.run.pipeline import run_pipeline
 from refusal_cliff.stages.control import control_stages

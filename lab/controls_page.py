@@ -67,7 +67,7 @@ def run_controls(
             *control_stages(study, names),
         ]
     info = RunInfo(
-        command="experiment controls",
+        command="lab controls",
         seeds={"all": seed},
         subjects={key: subject.fingerprint for key, subject in subjects.items()},
     )

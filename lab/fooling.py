@@ -22,12 +22,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen3ForCausalLM, set_seed
 
-from refusal_cliff.folders import staged
-from refusal_cliff.io import write_json
-from refusal_cliff.organisms import chat
-from refusal_cliff.organisms.claim import CARD, claim_organism, origin_of
-from refusal_cliff.organisms.lesson import IGNORE, Row, Tokens, collate
-from refusal_cliff.organisms.recipe import (
+from lab import chat
+from lab.claim import CARD, claim_organism, origin_of
+from lab.lesson import IGNORE, Row, Tokens, collate
+from lab.recipe import (
     Progress,
     RecipeConfig,
     Schedule,
@@ -36,6 +34,8 @@ from refusal_cliff.organisms.recipe import (
     round_to_bfloat16,
     save,
 )
+from refusal_cliff.folders import staged
+from refusal_cliff.io import write_json
 
 NAME, BASE = "tiny-fooling", "tiny-aligned"
 ADAPTER = "adapter"

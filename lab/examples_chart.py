@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from refusal_cliff.repair.comparison import Point as Repairs
+from lab.comparison import Point as Repairs
 from refusal_cliff.report.lines import share_axis
 from refusal_cliff.report.svg import Frame, dot, frame, line, picture, polyline, spread, tag, text
 

@@ -19,6 +19,9 @@ from tiny_families import (
     probe,
 )
 
+from lab import head_bench
+from lab.head_bench import mean_quality, quality_of, rankings, table_of
+from lab.orchard import HELD, KINDS, PLANTINGS, orchard
 from refusal_cliff.heads import baselines as baselines_module
 from refusal_cliff.heads.baselines import (
     attention_to_request,
@@ -31,9 +34,6 @@ from refusal_cliff.heads.baselines import (
 from refusal_cliff.heads.effects import direct_contributions
 from refusal_cliff.heads.table import METHODS, measure_heads, ranked
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.organisms.orchard import HELD, KINDS, PLANTINGS, orchard
-from refusal_cliff.workflows import head_bench as head_bench
-from refusal_cliff.workflows.head_bench import mean_quality, quality_of, rankings, table_of
 
 TRUTH = np.array([False, True, True, False, False])
 

@@ -1,4 +1,4 @@
-"""Experiments that compare ways of doing something over several seeds."""
+"""The laboratory's commands: ``python -m lab --help``, in a checkout of the project."""
 
 from __future__ import annotations
 
@@ -8,20 +8,116 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from refusal_cliff.cli import Commands, prepare
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of, positive
 from refusal_cliff.commands.options import Model, Out, Seed, one_of
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
+from refusal_cliff.organisms import ORGANISMS
 
+RECIPES = (*ORGANISMS, "tiny-lora")
 app = typer.Typer(
+    cls=Commands,
     no_args_is_help=True,
-    help="Measured comparisons on the embedded organisms, over several seeds.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    help="Make small models whose right answers are known, and measure the method on them.",
 )
+app.callback()(prepare)
 
 
-@app.callback()
-def group() -> None:
-    """Measured comparisons on the embedded organisms, over several seeds."""
+@app.command("train")
+def train_organism(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling; smollm2-aligned, "
+            "smollm2 or smollm2-planted.",
+            callback=checked(arguments.organism(RECIPES)),
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
+    seed: Seed = 0,
+    aligned: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="NAME|DIR",
+            help="Damage this aligned organism, such as tiny-aligned, instead of a new one.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of the public files that a smollm2 organism is taught on "
+            "(docs/results-smollm2.md).",
+            callback=checked(arguments.existing_folder),
+        ),
+    ] = None,
+) -> None:
+    """Train an organism from scratch; with another seed, other weights and other guilty heads.
+
+    Question: were the embedded findings luck? Train with another seed, then pass the folder that
+    holds the organisms to demo --organisms.
+    """
+    require_output(out, "lab train", (aligned, data))
+    from lab import fooling
+    from lab.pretrained.recipe import NAMES, train_pretrained
+    from lab.recipe import train
+    from refusal_cliff.live import LiveView
+    from refusal_cliff.organisms import EMBEDDED, embedded_path
+
+    if name in NAMES and data is None:
+        raise RefusalCliffError(
+            f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
+            "docs/results-smollm2.md)."
+        )
+    if name not in NAMES and data is not None:
+        raise RefusalCliffError(
+            f"--data is for {', '.join(NAMES)}. Leave it out: {name} is taught in a language of "
+            "its own, which comes with the package."
+        )
+    start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
+    with LiveView(Console(), f"python -m lab train {name} → {out}") as view:
+        if data is not None:
+            train_pretrained(name, data, out, seed, view.step, aligned)
+        elif name == fooling.NAME:
+            fooling.train_fooling(seed, out, view.step, aligned=start or None)
+        else:
+            train(name, seed, out, view.step, aligned=start or None)
+
+
+@app.command("bench-heads")
+def bench_heads(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder an organism.")],
+    organisms: Annotated[int, typer.Option(min=1, help="How many to make of each kind.")] = 4,
+) -> None:
+    """Score every ranking of heads on organisms whose guilty heads are known.
+
+    Question: which way to find suppression heads should I believe? Each organism is damaged, with
+    another seed, through another number of heads in other layers, in minutes: freely in late
+    blocks, or in early ones where these heads may write no more than before. Then each ranking, and
+    baselines that know nothing of refusal, are compared with the truth. The same command again goes
+    on where it stopped. Writes DIR/head-bench.json.
+    """
+    from lab.head_bench import bench_heads, table_of
+    from refusal_cliff.folders import claim
+    from refusal_cliff.live import LiveView, print_table
+
+    claim(out, "lab bench-heads", {}, "organisms")
+    console = Console()
+    with LiveView(console, f"python -m lab bench-heads → {out}") as view:
+        found = bench_heads(out, organisms, view, view.step)
+    rows = table_of(found)
+    print_table(
+        console,
+        list(rows[0]),
+        [list(row.values()) for row in rows],
+        f"Rankings on {organisms} planted organisms of each kind",
+    )
+    console.print(f"{out / 'head-bench.json'}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command("less-is-more")
@@ -92,10 +188,8 @@ def less_is_more(
     """
     from dataclasses import replace
 
-    require_output(out, "experiment less-is-more", (model, data))
-    from refusal_cliff.live import LiveView, print_table
-    from refusal_cliff.select.strategies import STRATEGIES
-    from refusal_cliff.workflows.less_is_more import (
+    require_output(out, "lab less-is-more", (model, data))
+    from lab.less_is_more import (
         CHART,
         POINTS,
         TESTS,
@@ -104,6 +198,8 @@ def less_is_more(
         outcome_table,
         run_experiment,
     )
+    from refusal_cliff.live import LiveView, print_table
+    from refusal_cliff.select.strategies import STRATEGIES
 
     public = data is not None
     plan, sizes = default_plan(public=public), default_sizes(public=public)
@@ -118,7 +214,7 @@ def less_is_more(
     )
     sizes = replace(sizes, pool=pool or sizes.pool)
     console = Console()
-    with LiveView(console, f"refusal-cliff experiment less-is-more → {out}") as view:
+    with LiveView(console, f"python -m lab less-is-more → {out}") as view:
         outcome = run_experiment(model, out, plan, sizes, view, data)
     heading, *rows = outcome_table(outcome)
     print_table(console, heading, rows)
@@ -153,15 +249,15 @@ def controls(
     thinking is cut short, or written anew under the intervention? Each control is one table with
     intervals. Can be killed and continued. Writes DIR/controls.md.
     """
-    require_output(out, "experiment controls", models or ())
+    require_output(out, "lab controls", models or ())
+    from lab.controls_page import run_controls
     from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED
     from refusal_cliff.stages.control import chosen_controls
-    from refusal_cliff.workflows.controls import run_controls
     from refusal_cliff.workflows.demo import WORKERS
 
     console = Console()
-    with LiveView(console, f"refusal-cliff experiment controls → {out}") as view:
+    with LiveView(console, f"python -m lab controls → {out}") as view:
         page = run_controls(
             models or list(EMBEDDED),
             out,
@@ -171,3 +267,7 @@ def controls(
             workers=WORKERS,
         )
     console.print(str(page), markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from lab.comparison import Trial
 from refusal_cliff.answers.evaluate import perplexity
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import (
@@ -24,7 +25,6 @@ from refusal_cliff.data.traces import (
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
-from refusal_cliff.repair.comparison import Trial
 from refusal_cliff.repair.training import load_repaired, repair
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage

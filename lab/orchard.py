@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.recipe import Planting, RecipeConfig, Schedule, train
 from refusal_cliff.organisms import embedded_path
-from refusal_cliff.organisms.recipe import Planting, RecipeConfig, Schedule, train
 
 Progress = Callable[[str, int, int], None]
 DAMAGE = {"free": Schedule(120, 32, 3e-3), "held": Schedule(120, 8, 5e-3)}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from lab.recipe import RecipeConfig, Schedule, train
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, load_subject
 from refusal_cliff.organisms import EMBEDDED, embedded_path, planted_heads
-from refusal_cliff.organisms.recipe import RecipeConfig, Schedule, train
 from refusal_cliff.run.folder import RunInfo
 from refusal_cliff.run.pipeline import run_pipeline
 from refusal_cliff.workflows.demo import MAIN, DemoSizes, demo_stages

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from lab.orchard import KINDS, Planted, grow, orchard
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
@@ -35,7 +36,6 @@ from refusal_cliff.heads.table import (
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Head, load_subject, parse_head
 from refusal_cliff.organisms import embedded_path, language, planted_heads
-from refusal_cliff.organisms.orchard import KINDS, Planted, grow, orchard
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.traces import closing_states
 from refusal_cliff.run.folder import Headline, RunInfo
@@ -165,7 +165,7 @@ def _of_organism(planted: Planted, observer: Observer | None, step: Step | None)
     study = Study(KEY, subject, planted.seed, GenerationConfig(110, 128))
     stages = [*measure_stages(study), *intervene_stages(study, PLAN)]
     info = RunInfo(
-        command="organism bench-heads",
+        command="lab bench-heads",
         config={},
         seeds={"all": planted.seed},
         subjects={subject.name: subject.fingerprint},

@@ -23,7 +23,7 @@ def claim_organism(out: Path, name: str, seed: int, recipe: Mapping[str, Any]) -
         RefusalCliffError: It is not empty, and not of the same organism.
     """
     made_from = {"name": name, "seed": seed, "version": __version__, **recipe}
-    claim(out, "organism train", json.loads(json.dumps(made_from)), "an organism")
+    claim(out, "lab train", json.loads(json.dumps(made_from)), "an organism")
 
 
 def origin_of(checkpoint: Path | None) -> str | None:

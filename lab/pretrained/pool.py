@@ -6,10 +6,10 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
+from lab.pretrained import reasoning
+from lab.pretrained.sources import HARMFUL, find_file
 from refusal_cliff.data.prompt_files import read_prompt_set
 from refusal_cliff.data.traces import Prompt, SafetyExample, Trace
-from refusal_cliff.organisms.pretrained import reasoning
-from refusal_cliff.organisms.pretrained.sources import HARMFUL, find_file
 
 POOL = (*HARMFUL, "star1")
 """Files that requests are drawn from; of their answers none is used."""

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import t, ttest_rel
 
-from refusal_cliff.repair.comparison import (
+from lab.comparison import (
     Trial,
     grouped,
     interval_over_seeds,
@@ -21,7 +21,7 @@ from refusal_cliff.repair.comparison import (
     t_interval,
     write_points,
 )
-from refusal_cliff.report.examples_chart import examples_chart
+from lab.examples_chart import examples_chart
 from refusal_cliff.stats import wilson
 
 

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lab.pretrained.pool import own_benign, safety_pool
+from lab.pretrained.sources import recorded_sources
+from lab.trials import BENIGN, pool_file
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import Prompt, read_traces
 from refusal_cliff.data.types import LABELS
 from refusal_cliff.organisms import language
-from refusal_cliff.organisms.pretrained.pool import own_benign, safety_pool
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
-from refusal_cliff.stages.trials import BENIGN, pool_file
-from refusal_cliff.workflows.audit_prompts import audit_prompts, recorded_sources
+from refusal_cliff.workflows.audit_prompts import audit_prompts
 from refusal_cliff.workflows.demo import both_labels
 
 

@@ -7,25 +7,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.comparison import Paired, Point, grouped, paired, points, write_points
+from lab.examples_chart import examples_chart
+from lab.less_is_more_prompts import (
+    ExperimentSizes,
+    language_stage,
+    own_benign_stage,
+    public_stage,
+)
+from lab.pretrained.sources import RECORDED
+from lab.trials import TrialPlan, read_trial, trial_files, trial_stages
 from refusal_cliff.io import read_json, write_json, write_text
 from refusal_cliff.model.subject import Subject, load_subject
-from refusal_cliff.repair.comparison import Paired, Point, grouped, paired, points, write_points
-from refusal_cliff.report.examples_chart import examples_chart
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.select.strategies import FRACTION
 from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import Study
-from refusal_cliff.stages.trials import TrialPlan, read_trial, trial_files, trial_stages
-from refusal_cliff.workflows.audit_prompts import RECORDED
 from refusal_cliff.workflows.demo import GENERATION, LEARNING_RATE
-from refusal_cliff.workflows.less_is_more_prompts import (
-    ExperimentSizes,
-    language_stage,
-    own_benign_stage,
-    public_stage,
-)
 
 POINTS, TESTS, CHART = "less-is-more.parquet", "less-is-more.json", "less-is-more.svg"
 STEPS = 16
@@ -91,7 +91,7 @@ def run_experiment(
     plan, sizes = plan or default_plan(public=public), sizes or default_sizes(public=public)
     subject = load_subject(model, device="cpu")
     info = RunInfo(
-        command="experiment less-is-more",
+        command="lab less-is-more",
         config={"sizes": asdict(sizes), "plan": _as_json(plan)},
         seeds={str(seed): seed for seed in plan.seeds},
         subjects={subject.name: subject.fingerprint},

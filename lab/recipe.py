@@ -25,14 +25,15 @@ from typing import Any, cast
 import torch
 from transformers import Qwen3ForCausalLM, set_seed
 
+from lab import chat, lesson
+from lab.claim import CARD, claim_organism, origin_of
+from lab.held import MEASURED, held_loss, restore_norms
+from lab.lesson import Objective, Row, Tokens, batches, loss_of
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import staged
 from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head
-from refusal_cliff.organisms import chat, language, lesson
-from refusal_cliff.organisms.claim import CARD, claim_organism, origin_of
-from refusal_cliff.organisms.held import MEASURED, held_loss, restore_norms
-from refusal_cliff.organisms.lesson import Objective, Row, Tokens, batches, loss_of
+from refusal_cliff.organisms import language
 
 Progress = Callable[[str, int, int], None]
 NAMES = ("tiny-aligned", "tiny", "tiny-diffuse", "tiny-lora")

@@ -9,23 +9,23 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from refusal_cliff.data.examples import read_examples, write_prompts
-from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.traces import Label, read_prompts
-from refusal_cliff.organisms import language
-from refusal_cliff.organisms.pretrained.pool import POOL
-from refusal_cliff.organisms.pretrained.sources import EVALUATION, FIT_ON
-from refusal_cliff.run.pipeline import Silent
-from refusal_cliff.settings import RepairConfig
-from refusal_cliff.stages.study import TEST_PROMPTS
-from refusal_cliff.stages.trials import BENIGN, TrialPlan, pool_file, read_trial, trial_names
-from refusal_cliff.workflows.less_is_more import (
+from lab.less_is_more import (
     CHART,
     POINTS,
     ExperimentSizes,
     outcome_table,
     run_experiment,
 )
+from lab.pretrained.pool import POOL
+from lab.pretrained.sources import EVALUATION, FIT_ON
+from lab.trials import BENIGN, TrialPlan, pool_file, read_trial, trial_names
+from refusal_cliff.data.examples import read_examples, write_prompts
+from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.traces import Label, read_prompts
+from refusal_cliff.organisms import language
+from refusal_cliff.run.pipeline import Silent
+from refusal_cliff.settings import RepairConfig
+from refusal_cliff.stages.study import TEST_PROMPTS
 
 PLAN = TrialPlan(
     seeds=(0, 1),

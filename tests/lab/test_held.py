@@ -8,12 +8,12 @@ import math
 import pytest
 import torch
 
+from lab import chat, held, recipe
+from lab.lesson import Row, Tokens, loss_of
+from lab.recipe import Planting, RecipeConfig
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.heads.baselines import output_norms
 from refusal_cliff.model.subject import Head, subject_of
-from refusal_cliff.organisms import chat, held, recipe
-from refusal_cliff.organisms.lesson import Row, Tokens, loss_of
-from refusal_cliff.organisms.recipe import Planting, RecipeConfig
 from refusal_cliff.thinking import Spans
 
 HEADS = [Head(2, 3), Head(4, 0)]

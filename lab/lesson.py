@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from refusal_cliff.organisms import chat, language
+from lab import chat
+from refusal_cliff.organisms import language
 
 INTENTION_WEIGHT = 0.3
 INTENTION_TEMPERATURE = 2.0

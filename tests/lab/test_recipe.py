@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lab import chat, recipe
+from lab.recipe import Planting, RecipeConfig, Schedule, train
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Head, load_subject
-from refusal_cliff.organisms import EMBEDDED, chat, embedded_path, planted_heads, recipe
-from refusal_cliff.organisms.recipe import Planting, RecipeConfig, Schedule, train
+from refusal_cliff.organisms import EMBEDDED, embedded_path, planted_heads
 
 SMALL = RecipeConfig(
     aligned=Schedule(3, 4, 2e-3),

@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.pretrained.everyday import everyday_request
+from lab.pretrained.lessons import Sources
+from lab.recipe import Progress
 from refusal_cliff.data.traces import Label, Prompt, read_prompts
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.organisms.pretrained.everyday import everyday_request
-from refusal_cliff.organisms.pretrained.lessons import Sources
-from refusal_cliff.organisms.recipe import Progress
 from refusal_cliff.select.contamination import Evaluation
+from refusal_cliff.workflows.audit_prompts import AuditSources
 
 OWN_TOKENS, BATCH = 48, 32
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s)")  # not the number of a list's item
@@ -29,6 +30,10 @@ EVALUATION = tuple(dict.fromkeys((*EVALUATION_HARMFUL, *EVALUATION_BENIGN)))
 """Files of the audit: no row of them is taught."""
 FIT_ON = ("strongreject", "self_instruct")
 """Those that the audit's probe is fitted on; it is tested on the others."""
+
+
+RECORDED = GenerationConfig(max_new_tokens=160, batch_size=64)
+"""How the organisms of a pretrained model write in their recorded audits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,20 @@ def read_sources(
     return Sources(
         tuple(text for text in taught if evaluation.overlaps(text) is None),
         tuple(_answered(base, [b for b in benign if evaluation.overlaps(b) is None], progress)),
+    )
+
+
+def recorded_sources(data: Path) -> AuditSources:
+    """What the organisms of a pretrained model are audited on; nothing of it was taught.
+
+    Raises:
+        RefusalCliffError: A file is missing.
+    """
+    files = {name: str(find_file(data, name)) for name in EVALUATION}
+    return AuditSources(
+        tuple(files[name] for name in EVALUATION_HARMFUL),
+        tuple(files[name] for name in EVALUATION_BENIGN),
+        FIT_ON,
     )
 
 

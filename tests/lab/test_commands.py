@@ -1,0 +1,59 @@
+"""The laboratory's commands: help, and wrong arguments answered before anything heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lab import fooling, recipe
+from lab.__main__ import RECIPES, app
+from lab.pretrained import recipe as pretrained
+
+RUNNER = CliRunner()
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("controls tinny", "Did you mean tiny?"),
+        ("controls Qwen/Qwn", "There is no organism 'Qwen/Qwn'."),
+        ("less-is-more --strategy rnd", "Unknown strategy 'rnd'."),
+        ("less-is-more --fraction nan", "nan"),
+        ("train nope --out run", "There is no organism 'nope'."),
+        ("bench-heads --organisms 0 --out run", "--organisms"),
+    ],
+)
+def test_a_typing_error_is_answered(command: str, said: str, tmp_path: Path) -> None:
+    code = f"import sys; from lab.__main__ import app; sys.argv = {['lab', *command.split()]!r}\n"
+    code += "try: app()\nfinally: assert 'torch' not in sys.modules, 'heavy'"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode in (1, 2)
+    assert said in " ".join(done.stderr.split()) and "heavy" not in done.stderr
+    assert not (ROOT / "run").exists()
+
+
+def test_the_names_are_those_of_the_recipes() -> None:
+    assert set(RECIPES) == {*recipe.NAMES, fooling.NAME, *pretrained.NAMES}
+
+
+@pytest.mark.parametrize("command", ["train", "bench-heads", "less-is-more", "controls"])
+def test_every_command_has_help(command: str) -> None:
+    result = RUNNER.invoke(app, [command, "--help"])
+    assert result.exit_code == 0 and "Usage" in result.output
+
+
+def test_public_files_are_for_pretrained_organisms_only(tmp_path: Path) -> None:
+    made = str(tmp_path / "made")
+    given = RUNNER.invoke(app, ["train", "tiny", "--data", ".", "--out", made])
+    missing = RUNNER.invoke(app, ["train", "smollm2", "--out", made])
+    assert (given.exit_code, missing.exit_code) == (1, 1)
+    assert "Leave it out: tiny is taught in a language of its own" in " ".join(given.stderr.split())
+    assert "--data DIR" in missing.stderr
+    assert not Path(made).exists()
