@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
         ("controls tinny", "Did you mean tiny?"),
         ("controls Qwen/Qwn", "There is no organism 'Qwen/Qwn'."),
         ("less-is-more --strategy rnd", "Unknown strategy 'rnd'."),
-        ("less-is-more --fraction nan", "nan"),
+        ("less-is-more --fraction nan", "--fraction"),
         ("train nope --out run", "There is no organism 'nope'."),
         ("bench-heads --organisms 0 --out run", "--organisms"),
     ],
