@@ -1,4 +1,4 @@
-"""What damage the project has been tried with, as the table of docs/reliability.md.
+"""What damage the project has been tried with, as the table of docs/results/reliability.md.
 
     python bench/reliability.py > table.md
 

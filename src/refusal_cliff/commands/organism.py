@@ -16,13 +16,13 @@ from refusal_cliff.folders import require_output
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Small embedded models whose right answers are known: list, describe or train them.",
+    help="Small embedded models with known answers: list, describe or train them.",
 )
 
 
 @app.command("list")
 def list_organisms() -> None:
-    """Name the embedded organisms and say what each is for."""
+    """List the embedded organisms and what each is for."""
     from refusal_cliff.live import say
     from refusal_cliff.organisms import ORGANISMS
 
@@ -36,7 +36,8 @@ def organism_card(
     name: Annotated[
         str,
         typer.Argument(
-            help="Such as tiny.", callback=checked(arguments.organism(tuple(arguments.ORGANISMS)))
+            help="For example tiny.",
+            callback=checked(arguments.organism(tuple(arguments.ORGANISMS))),
         ),
     ],
 ) -> None:
@@ -73,12 +74,12 @@ def train_organism(
         typer.Option(
             metavar="DIR",
             help="Folder of the public files that a smollm2 organism is taught on "
-            "(docs/results-smollm2.md).",
+            "(docs/results/smollm2.md).",
             callback=checked(arguments.existing_folder),
         ),
     ] = None,
 ) -> None:
-    """Train an organism from scratch; with another seed, other weights and other guilty heads.
+    """Train an organism from scratch; another seed gives other weights and other damaged heads.
 
     Question: were the embedded findings luck? Train with another seed, then pass the folder that
     holds the organisms to demo --organisms.
@@ -92,7 +93,7 @@ def train_organism(
     if name in NAMES and data is None:
         raise RefusalCliffError(
             f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
-            "docs/results-smollm2.md)."
+            "docs/results/smollm2.md)."
         )
     if name not in NAMES and data is not None:
         raise RefusalCliffError(
@@ -112,9 +113,9 @@ def train_organism(
 @app.command("bench-heads")
 def bench_heads(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder an organism.")],
-    organisms: Annotated[int, typer.Option(min=1, help="How many to make of each kind.")] = 4,
+    organisms: Annotated[int, typer.Option(min=1, help="Organisms of each kind.")] = 4,
 ) -> None:
-    """Score every ranking of heads on organisms whose guilty heads are known.
+    """Score every ranking of heads on organisms whose damaged heads are known.
 
     Question: which way to find suppression heads should I believe? Each organism is damaged, with
     another seed, through another number of heads in other layers, in minutes: freely in late
