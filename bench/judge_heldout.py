@@ -1,8 +1,9 @@
 """The rules judge on answers of models, and to prompts, that nobody tuned it on.
 
 The protocol is in docs/results/judges.md. The data are XSTest's completions with people's labels
-(Röttger et al., CC-BY-4.0): rows with prompt, response, human_label, model. Without --final the final set is
-left out before anything is read: while rules are written, nobody sees its rows or its numbers.
+(Röttger et al., CC-BY-4.0): rows with prompt, response, human_label, model. Without --final the
+final set is left out before anything is read: while rules are written, nobody sees its rows or
+its numbers.
 
     python bench/judge_heldout.py xstest_completions.jsonl --out before.json
     python bench/judge_heldout.py xstest_completions.jsonl --before before.json

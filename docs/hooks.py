@@ -25,7 +25,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def lines(command: Any, above: str = "refusal-cliff") -> Iterator[str]:
     """One section a command: what it answers, and its options by group."""
     name = f"{above} {command.name}"
-    yield f"\n{'#' * (1 + len(name.split()) - 1)} `{name}`\n\n{_escaped(command.help)}\n"
+    yield f"\n{'#' * len(name.split())} `{name}`\n\n{_escaped(command.help)}\n"
     panels: dict[str, list[Any]] = {}
     for option in command.params:
         if option.name not in _UNSHOWN:
@@ -44,16 +44,16 @@ def _row(option: Any) -> str:
     kind = getattr(option.type_descriptor.annotation, "__name__", "")
     value = "" if getattr(option, "is_flag", False) else option.metavar or _KINDS.get(kind, "")
     shown = "required" if option.required else _default(option)
-    written = f"`{name} {value}`" if value and value != f"[{name}]..." else f"`{name}`"
-    return f"| {_escaped(written)} | {_escaped(option.help)} | {_escaped(shown)} |"
+    written = name if value in ("", f"[{name}]...") else f"{name} {value}"
+    return f"| <code>{_escaped(written)}</code> | {_escaped(option.help)} | {shown} |"
 
 
 def _default(option: Any) -> str:
     default = option.default
     unsaid = default is None or default is False or default in ("", [], ()) or callable(default)
-    return "" if unsaid else f"`{default}`"
+    return "" if unsaid else f"<code>{_escaped(str(default))}</code>"
 
 
 def _escaped(text: str | None) -> str:
     """Help as Markdown: bars and angle brackets are text."""
-    return (text or "").strip().replace("|", "\\|").replace("<", "&lt;")
+    return (text or "").strip().replace("|", "&#124;").replace("<", "&lt;")
