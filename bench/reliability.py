@@ -65,7 +65,7 @@ KINDS = (
     ),
     Kind(
         "environments and arguments",
-        "every encoding is written; a wrong argument is said before anything heavy is imported",
+        "every encoding is written; a wrong argument is reported before anything heavy is imported",
         ("test_encodings.py", "test_arguments.py"),
     ),
 )
