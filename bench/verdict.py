@@ -259,7 +259,7 @@ def main() -> None:
 
 
 def print_tables(runs: Sequence[str]) -> None:
-    """The tables of ``docs/verdict.md``."""
+    """The tables of ``docs/results/verdict.md``."""
     folders = {name: Path(folder) for name, _, folder in (run.partition("=") for run in runs)}
     models = {name: rows_of(folder) for name, folder in folders.items()}
     for title, text in (

@@ -52,7 +52,7 @@ def train_organism(
         typer.Option(
             metavar="DIR",
             help="Folder of the public files that a smollm2 organism is taught on "
-            "(docs/results-smollm2.md).",
+            "(docs/results/smollm2.md).",
             callback=checked(arguments.existing_folder),
         ),
     ] = None,
@@ -72,7 +72,7 @@ def train_organism(
     if name in NAMES and data is None:
         raise RefusalCliffError(
             f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
-            "docs/results-smollm2.md)."
+            "docs/results/smollm2.md)."
         )
     if name not in NAMES and data is not None:
         raise RefusalCliffError(
@@ -129,7 +129,7 @@ def less_is_more(
         typer.Option(
             metavar="DIR",
             help="For a smollm2 organism: the folder of the public files that prompts and pools "
-            "come from (docs/results-smollm2.md).",
+            "come from (docs/results/smollm2.md).",
             callback=checked(arguments.existing_folder),
         ),
     ] = None,
@@ -168,7 +168,7 @@ def less_is_more(
         ),
     ] = None,
     epochs: Annotated[
-        int, typer.Option(min=0, help="Besides, train on all of the pool so many times.")
+        int, typer.Option(min=0, help="Also train on the whole pool for this many epochs.")
     ] = 0,
     pool: Annotated[
         int | None,
@@ -179,7 +179,7 @@ def less_is_more(
         ),
     ] = None,
 ) -> None:
-    """Compare all ways to choose examples: harm and usefulness by how many are chosen.
+    """Compare all ways to choose examples: harm and usefulness by number of examples.
 
     Question: do the 1.7 % with the largest cliff repair a model as well as all of them, and better
     than as many at random? Every repair gets the same steps and the same benign rows. Each seed has
@@ -243,7 +243,7 @@ def controls(
         ),
     ] = None,
 ) -> None:
-    """Measure every doubt about the cliff on models whose right answers are known.
+    """Measure every doubt about the cliff on models with known answers.
 
     Question: is it refusal or harm that the probe reads? An artefact of its position? What if the
     thinking is cut short, or written anew under the intervention? Each control is one table with

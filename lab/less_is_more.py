@@ -36,7 +36,7 @@ REFERENCES = ("random", "full")
 
 
 def default_plan(*, public: bool = False) -> TrialPlan:
-    """The plan whose results docs/selection.md shows; of public files, docs/results-smollm2.md."""
+    """The plan whose results docs/results/selection.md shows; public: results/smollm2.md."""
     if not public:
         return TrialPlan(repair=RepairConfig(steps=STEPS, lr=LEARNING_RATE))
     return TrialPlan(

@@ -1,6 +1,6 @@
-"""docs/models.md, made by loading every architecture.
+"""docs/reference/models.md, made by loading every architecture.
 
-python tests/models_page.py > docs/models.md
+python tests/models_page.py > docs/reference/models.md
 """
 
 from __future__ import annotations

@@ -102,11 +102,11 @@ def test_no_public_name_is_a_module_that_an_import_would_put_in_its_place() -> N
 
 
 def test_the_page_names_all_that_is_public() -> None:
-    page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/howto/python.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^`(\w+)`: ", page, re.M)) == sorted(rc.__all__)
 
 
-@pytest.mark.parametrize("code", python_of("docs/api.md")[1:])
+@pytest.mark.parametrize("code", python_of("docs/howto/python.md")[1:])
 def test_examples_of_the_page_use_public_names(code: str) -> None:
     used = {
         node.attr
@@ -132,7 +132,7 @@ def test_the_notebook_runs_and_shows_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    notebook = json.loads((ROOT / "docs/notebook.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((ROOT / "docs/howto/notebook.ipynb").read_text(encoding="utf-8"))
     names: dict[str, Any] = {}
     cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     results = [shown(cell, names) for cell in cells]

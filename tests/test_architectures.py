@@ -245,7 +245,7 @@ def test_the_answer_after_a_rerun_is_the_models_own(subject: Subject) -> None:
 
 
 def test_the_documented_table_is_what_was_run() -> None:
-    page = Path(__file__).parent.parent / "docs" / "models.md"
+    page = Path(__file__).parent.parent / "docs" / "reference" / "models.md"
     assert page.read_text(encoding="utf-8") == models_page()
 
 

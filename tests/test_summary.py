@@ -21,7 +21,7 @@ from refusal_cliff.findings.summary import (
     write_summary,
 )
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parent.parent / "docs" / "reference"
 SCHEMA: dict[str, Any] = json.loads(schema_text())
 
 
@@ -46,7 +46,7 @@ def key_paths(schema: dict[str, Any], before: str = "") -> Iterator[str]:
 
 
 def documented() -> list[str]:
-    """The paths in the first column of the tables of docs/summary.md; shared keys written out."""
+    """The paths in the first column of the tables of summary.md; shared keys written out."""
     text = (DOCS / "summary.md").read_text(encoding="utf-8")
     return [
         path

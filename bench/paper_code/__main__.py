@@ -1,8 +1,8 @@
 """What the faults of the paper's code do to the numbers, each re-enacted alone on the organisms.
 
-    python -m bench.paper_code runs/controls docs/paper-preset.md
+    python -m bench.paper_code runs/controls docs/results/tables/paper-preset.md
 
-reads a run of `refusal-cliff experiment controls` and rewrites the page between its lines
+reads a run of `python -m lab controls` and rewrites the page between its lines
 <!-- paper code --> and <!-- end -->. Everything here is written from a description of what that
 code does; nothing of it is part of the package.
 """
@@ -105,10 +105,7 @@ def details(found: Found) -> str:
 
 def section(found: Mapping[str, Found]) -> str:
     """The part of the page."""
-    folded = [
-        f"<details><summary>{name}: intervals and n</summary>\n\n{details(of)}\n\n</details>"
-        for name, of in found.items()
-    ]
+    folded = [f"## {name}: intervals and n\n\n{details(of)}" for name, of in found.items()]
     return "\n\n".join([summary(found), *folded])
 
 

@@ -93,7 +93,7 @@ class Case:
 
 
 def load_case(run: Path, name: str) -> Case:
-    """An organism of a run of `refusal-cliff experiment controls`."""
+    """An organism of a run of `python -m lab controls`."""
     folder, subject = run / name, load_subject(name, device="cpu")
     fit, test = (read_traces(folder / f"traces-{part}.parquet") for part in ("fit", "test"))
     probes = read_probes(folder / "probes.safetensors", folder / "probes.json", subject)

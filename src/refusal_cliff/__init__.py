@@ -1,6 +1,6 @@
 """Find, prove and repair the refusal cliff of reasoning models (arXiv 2510.06036).
 
-The names below are the public interface, described in docs/api.md. Each is imported when it is
+The names below are the public interface (docs/howto/python.md). Each is imported when it is
 first used, so that importing the package costs nothing. None is called like a module of the
 package: importing that module would put it in the function's place.
 """

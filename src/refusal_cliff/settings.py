@@ -85,17 +85,17 @@ def _literal(value: Value) -> str:
 class Loading:
     """How a model is loaded and spoken to; see `load`."""
 
-    PANEL: ClassVar[str] = "How the model is loaded and spoken to"
+    PANEL: ClassVar[str] = "How the model is loaded and prompted"
 
     dtype: str = setting(
         "float32",
-        "Precision of the weights: float32, bfloat16.",
+        "Precision of the weights: float32, bfloat16, float16 or float64.",
         choices=DTYPES,
     )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", check=device)
     device_map: str | None = setting(
         None,
-        "auto spreads the blocks of a large model over all GPUs; --device is then not looked at.",
+        "auto spreads the blocks of a large model over all GPUs; --device is then ignored.",
         metavar="auto",
         choices=("auto", "balanced", "balanced_low_0", "sequential"),
     )
@@ -103,7 +103,7 @@ class Loading:
     system: str = setting("", "System prompt of every conversation.", metavar="TEXT")
     template_arg: tuple[str, ...] = setting(
         (),
-        "What the chat template is told, such as enable_thinking=false or reasoning_effort=high; "
+        "Variable of the chat template, such as enable_thinking=false or reasoning_effort=high; "
         "repeatable.",
         metavar="NAME=VALUE",
         check=chat_argument,
@@ -133,16 +133,18 @@ class GenerationConfig:
     PANEL: ClassVar[str] = "How the model writes"
 
     max_new_tokens: int = setting(
-        4096, "Longest thinking and answer, in tokens; longer is reported.", min=1
+        4096,
+        "Most tokens of thinking and answer; answers that are cut off are counted apart.",
+        min=1,
     )
     batch_size: int = setting(16, "Prompts answered at once.", min=1)
-    temperature: float = setting(0.0, "0 is greedy.", min=0)
+    temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", min=0)
     top_p: float = setting(
-        1.0, "Share of the probability that tokens are drawn from.", max=1, positive=True
+        1.0, "Sample from the most likely tokens with this total probability.", max=1, positive=True
     )
-    top_k: int = setting(0, "Likeliest tokens that are drawn from; 0 for all.", min=0)
+    top_k: int = setting(0, "Sample from this many most likely tokens; 0 for all.", min=0)
     seed: int = 0
-    thinking_budget: int | None = setting(None, "Close the thinking after so many tokens.", min=1)
+    thinking_budget: int | None = setting(None, "Close the thinking after this many tokens.", min=1)
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
@@ -189,33 +191,33 @@ class Writing:
 
     max_new_tokens: int | None = setting(
         None,
-        "Longest thinking and answer, in tokens; longer is reported.  [default: 4096, or what a "
-        "shorter context leaves; with --data 160]",
+        "Most tokens of thinking and answer; answers that are cut off are counted apart.  "
+        "[default: 4096, or what a shorter context leaves; with --data 160]",
         min=1,
         show_default=False,
     )
     batch_size: int = setting(16, "Prompts answered at once.", min=1)
     temperature: float | None = setting(
         None,
-        "0 is greedy.  [default: the checkpoint's generation config]",
+        "Sampling temperature; 0 is greedy.  [default: the checkpoint's generation config]",
         min=0,
         show_default=False,
     )
     top_p: float | None = setting(
         None,
-        "Share of the probability that tokens are drawn from.  [default: the same]",
+        "Sample from the most likely tokens with this total probability.  [default: the same]",
         max=1,
         positive=True,
         show_default=False,
     )
     top_k: int | None = setting(
         None,
-        "Likeliest tokens that are drawn from; 0 for all.  [default: the same]",
+        "Sample from this many most likely tokens; 0 for all.  [default: the same]",
         min=0,
         show_default=False,
     )
-    thinking_budget: int | None = setting(None, "Close the thinking after so many tokens.", min=1)
-    samples: int = setting(1, "Answers to every prompt.", min=1)
+    thinking_budget: int | None = setting(None, "Close the thinking after this many tokens.", min=1)
+    samples: int = setting(1, "Answers per prompt.", min=1)
 
     def of_model(self, configured: Any, max_new_tokens: int, seed: int) -> GenerationConfig:
         """How the model writes.
@@ -275,7 +277,7 @@ class JudgeSettings:
     )
     endpoint: str | None = setting(
         None,
-        "Server of the judge; else a guard runs on this machine.",
+        "Server of the judge; without it a guard runs on this machine.",
         flag="judge-endpoint",
         metavar="URL",
         check=address,
@@ -288,7 +290,7 @@ class JudgeSettings:
     )
     error: Path | None = setting(
         None,
-        "How the judge errs: what judge calibrate --out wrote.",
+        "Measured error of the judge: the file that judge calibrate --out writes.",
         flag="judge-error",
         metavar="FILE",
         check=existing_file,
@@ -327,17 +329,25 @@ class Server:
         check=address,
     )
     model: str | None = setting(
-        None, "What the server calls the model, if not --model.", flag="endpoint-model", metavar="M"
+        None,
+        "Name of the model on the server, if it differs from --model.",
+        flag="endpoint-model",
+        metavar="M",
     )
     key: str = setting(
         "OPENAI_API_KEY", "Environment variable that holds its API key.", metavar="NAME"
     )
-    thinks: bool = setting(False, "The served model always thinks: no end of it, no answer.")
-    concurrency: int = setting(16, "Requests at once (endpoint).", min=1)
-    retries: int = setting(6, "Repeats of a failed request.", min=0)
-    timeout: float = setting(1800.0, "Seconds for one answer.", min=1)
+    thinks: bool = setting(
+        False, "The served model always thinks: a text without the end of a thought is cut off."
+    )
+    concurrency: int = setting(16, "Requests at the same time.", min=1)
+    retries: int = setting(6, "Retries of a failed request.", min=0)
+    timeout: float = setting(1800.0, "Most seconds for one answer.", min=1)
     extra_body: str = setting(
-        "{}", 'Such as {"chat_template_kwargs": …}.', metavar="JSON", check=json_object
+        "{}",
+        'More fields of each request, such as {"chat_template_kwargs": …}.',
+        metavar="JSON",
+        check=json_object,
     )
 
 
@@ -355,24 +365,28 @@ class RepairConfig:
 
     steps: int = setting(40, "Optimiser steps.", min=1)
     batch_size: int = setting(
-        16, "Rows of one step, over all processes.", flag="train-batch-size", min=1
+        16, "Rows of one step, in all processes together.", flag="train-batch-size", min=1
     )
     lr: float = setting(2e-4, "Learning rate.", positive=True)
     lora_r: int = setting(8, "Rank of the adapter.", min=1)
     benign_share: float = setting(0.5, "Share of every step's rows that is benign.", min=0, max=1)
     seed: int = 0
-    max_length: int = setting(4096, "Longest row in tokens; longer ones are listed.", min=1)
-    method: Method = setting("lora", "lora, or full for all weights.", choices=("lora", "full"))
+    max_length: int = setting(
+        4096, "Most tokens of a row; longer rows are left out and listed.", min=1
+    )
+    method: Method = setting(
+        "lora", "lora: an adapter; full: all weights.", choices=("lora", "full")
+    )
     save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
     rows_at_once: int | None = setting(
         None,
-        "Rows of a step that are run at once, where memory is short; the step stays the same.  "
+        "Rows of a step that run at the same time; fewer need less memory, with the same result.  "
         "[default: all]",
         min=1,
         show_default=False,
     )
     recompute: bool = setting(
-        False, "Compute activations a second time instead of keeping them: slower, less memory."
+        False, "Compute activations again instead of keeping them: slower, less memory."
     )
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """The recipe with a seed that nothing was tuned on, at less than a third of its damage steps.
 
 It starts from the shipped aligned organism, which saves the longest stage; full-size organisms of
-three seeds are in docs/organisms.md.
+three seeds are in docs/concepts/organisms.md.
 """
 
 from __future__ import annotations

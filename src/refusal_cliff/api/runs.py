@@ -37,7 +37,7 @@ class Run:
 
     @cached_property
     def summary(self) -> Summary:
-        """The findings as data, see docs/summary.md."""
+        """The findings as data, see docs/reference/summary.md."""
         return read_summary(self.folder / "summary.json")
 
     @cached_property

@@ -172,7 +172,7 @@ def score_traces(
 
 
 def measure_cliff(scored: Scores, *, pool: str = DEFAULT_POOL, seed: int = 0) -> Cliff:
-    """Whether a model has a refusal cliff, by the one rule of docs/verdict.md.
+    """Whether a model has a refusal cliff, by the one rule of docs/concepts/verdict.md.
 
     Args:
         scored: Scores of harmful and benign traces that the probes were not fitted on.

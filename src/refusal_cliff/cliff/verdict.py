@@ -1,4 +1,4 @@
-"""What "cliff" means: one rule, for one trace and for a model (docs/verdict.md says why).
+"""What "cliff" means: one rule, for one trace and for a model (docs/concepts/verdict.md says why).
 
 A trace is held against other traces of the same model under the same probe, never against a fixed
 score: the probe is calibrated at the last closing token and read at others, so that its threshold

@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # a command imports nothing heavy before its arguments are se
 
 judge_app = typer.Typer(
     invoke_without_command=True,
-    help="Say of every answer whether it refuses, complies or harms; measure a judge.",
+    help="Judge every answer: does it refuse, comply or harm? Or measure a judge.",
 )
 
 
@@ -59,9 +59,11 @@ def generate(
     revision: Annotated[
         str | None, typer.Option(metavar="COMMIT", help="Commit of the benchmark's data set.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first prompts.")] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Answers to every prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Ask only this many prompts, the first ones.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers per prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     generation: GenerationConfig,
     loading: Loading,
 ) -> None:
@@ -155,13 +157,13 @@ def calibrate(
         Path,
         typer.Option(
             metavar="FILE",
-            help="Answers with labels given by people.",
+            help="Answers with labels that people gave.",
             callback=checked(existing_file),
         ),
     ],
     judge: Annotated[JudgeSettings, without("judge_error")],
     label_column: Annotated[
-        str, typer.Option(metavar="NAME", help="Column of the people's label.")
+        str, typer.Option(metavar="NAME", help="Column of the label that people gave.")
     ] = "human_label",
     positive: Annotated[
         list[str] | None, typer.Option(metavar="LABEL", help="Labels that mean yes; repeatable.")
@@ -172,7 +174,7 @@ def calibrate(
     verdict: Annotated[
         str,
         typer.Option(
-            help="The verdict that is measured: refused or harmful.",
+            help="Verdict to measure: refused or harmful.",
             callback=checked(name_of("verdict", ("refused", "harmful"))),
         ),
     ] = "refused",
@@ -236,7 +238,7 @@ def evaluate(
     thinking_markers: ThinkingMarkers = None,
     out: JsonOut = None,
 ) -> None:
-    """Count verdicts by benchmark and category, with intervals; say what changed.
+    """Count verdicts by benchmark and category, with intervals, and show what changed.
 
     Question: how often does an attack work, how often is a harmless request refused, and is the
     difference to the model before more than chance? ASR is the share of harmful prompts whose

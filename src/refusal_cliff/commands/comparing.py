@@ -20,8 +20,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN RUN...",
-            help="Folders of finished runs; the first is what the others are held against. Of a "
-            "run with several models, RUN/KEY.",
+            help="Folders of finished runs; all others are compared with the first. If a run has "
+            "several models, RUN/KEY.",
             callback=checked(arguments.existing_folder),
         ),
     ],
@@ -29,7 +29,7 @@ def compare(
         Path, typer.Option("--out", metavar="DIR", help="Folder of the page and the tables.")
     ],
 ) -> None:
-    """Put finished audits beside each other: a base model, what was made of it, its repair.
+    """Compare finished audits: a base model, the model trained from it, and its repair.
 
     Question: what changed between these models? Rates and the cliff of each; paired differences on
     the prompts that both were asked; what became of prompts of each kind; how far the refusal

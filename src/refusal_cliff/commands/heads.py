@@ -39,14 +39,14 @@ def ablate(
     fraction: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="Most heads to take out, as a share of all.", callback=positive
+            min=0, max=1, help="Largest share of all heads to take out.", callback=positive
         ),
     ] = 0.03,
     method: Annotated[
         str | None,
         typer.Option(
-            help="Ranking of heads: direct, causal, attribution, …; without it, what the audit "
-            "took out: heads chosen by joint effect where they beat the direct ranking, else this.",
+            help="Ranking of heads: direct, causal, attribution, …; without it, the heads that the "
+            "audit took out.",
             callback=checked(name_of("method", arguments.RANKINGS)),
         ),
     ] = None,
@@ -55,7 +55,7 @@ def ablate(
         typer.Option(
             min=0,
             max=1,
-            help="What the heads' outputs are multiplied by; 0 takes them out.",
+            help="Factor for the output of the heads; 0 takes them out.",
             callback=finite,
         ),
     ] = 0.0,
@@ -80,7 +80,7 @@ def ablate(
     generation: GenerationConfig,
     loading: Loading,
 ) -> None:
-    """Take the suppression heads out of a model for good, as an adapter or as a checkpoint.
+    """Take the suppression heads out of a model permanently: an adapter or a checkpoint.
 
     Question: I know which heads pull refusal down; how do I ship the model without them? The
     adapter is exactly the ablation as a LoRA: on and off in PEFT, served by any LoRA-capable

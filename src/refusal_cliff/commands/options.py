@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from refusal_cliff.data.reading import Reading
 
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; made if absent.")]
-Seed = Annotated[int, typer.Option("--seed", metavar="S", min=0, help="Seed of all that is drawn.")]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="S", min=0, help="Seed of every random choice.")
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -33,10 +35,10 @@ Split = Annotated[str, typer.Option("--split", help="Split of a data set that ha
 
 
 def _label(option: str, rows: str) -> Any:
-    """The option that says what rows are that say it not themselves."""
+    """The option that says the label of rows which have none."""
     return typer.Option(
         option,
-        help=f"Label of {rows} without one: harmful or benign.",
+        help=f"Label of {rows} that have none: harmful or benign.",
         callback=checked(name_of("label", arguments.LABELS)),
     )
 
@@ -46,7 +48,7 @@ def _columns(option: str, where: str) -> Any:
     return typer.Option(
         option,
         metavar="FIELD=COLUMN",
-        help=f"Where a field is{where}",
+        help=f"Column of a field{where}",
         callback=checked(column_of),
     )
 
@@ -77,15 +79,15 @@ ThinkingMarkers = Annotated[
     typer.Option(
         "--thinking-markers",
         metavar="'OPEN CLOSE'",
-        help="What stands around the thinking inside the texts, where it is none of the markers "
-        "that are known (docs/traces.md).",
+        help="Markers around the thinking in the texts, if they are not among the known ones "
+        "(docs/reference/traces.md).",
         callback=checked(marker_words),
     ),
 ]
 Json = Annotated[
     bool,
     typer.Option(
-        "--json", help="Print the result as one JSON object, and all else to standard error."
+        "--json", help="Print the result as one JSON object; all else goes to standard error."
     ),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
@@ -95,7 +97,7 @@ JudgeErrorFile = Annotated[
     typer.Option(
         "--judge-error",
         metavar="FILE",
-        help="How the judge errs: what judge calibrate --out wrote.",
+        help="Measured error of the judge: the file that judge calibrate --out writes.",
         callback=checked(existing_file),
     ),
 ]
@@ -139,7 +141,8 @@ Fraction = Annotated[
     ),
 ]
 Number = Annotated[
-    int | None, typer.Option("--n", min=1, help="How many to choose, instead of a share.")
+    int | None,
+    typer.Option("--n", min=1, help="Number of examples to choose, instead of --fraction."),
 ]
 StrategyOption = Annotated[
     str,
@@ -153,7 +156,7 @@ Thinking = Annotated[
     str,
     typer.Option(
         "--thinking",
-        help="own: what the model itself thinks; data: the thinking of the data.",
+        help="own: the thinking that the model writes; data: the thinking in the data.",
         callback=checked(name_of("thinking", ("own", "data"))),
     ),
 ]
@@ -161,8 +164,8 @@ Target = Annotated[
     str,
     typer.Option(
         "--target",
-        help="What is trained on: the answer of the data, or own: a refusal the model itself "
-        "writes when its thinking is closed at the plateau.",
+        help="Answer to train on. data: the one in the data; own: a refusal that the model writes "
+        "when its thinking is closed at the plateau.",
         callback=checked(name_of("target", ("own", "data"))),
     ),
 ]
@@ -182,7 +185,7 @@ Prompts = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE",
-        help="Test prompts with labels, instead of the probe's run's; repeatable.",
+        help="Test prompts with labels, instead of those of the probe's run; repeatable.",
         callback=checked(existing_file),
     ),
 ]

@@ -18,7 +18,7 @@ app = typer.Typer(
 
 @app.command("list")
 def list_organisms() -> None:
-    """Name the embedded organisms and say what each is for."""
+    """List the embedded organisms and what each is for."""
     from refusal_cliff.live import say
     from refusal_cliff.organisms import ORGANISMS
 
@@ -32,7 +32,8 @@ def organism_card(
     name: Annotated[
         str,
         typer.Argument(
-            help="Such as tiny.", callback=checked(arguments.organism(tuple(arguments.ORGANISMS)))
+            help="For example tiny.",
+            callback=checked(arguments.organism(tuple(arguments.ORGANISMS))),
         ),
     ],
 ) -> None:

@@ -33,12 +33,12 @@ def demo(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Use organisms trained by you: DIR/tiny, DIR/tiny-…",
+            help="Use organisms that you trained: DIR/tiny, DIR/tiny-aligned, DIR/tiny-diffuse.",
             callback=checked(arguments.existing_folder),
         ),
     ] = None,
 ) -> None:
-    """Run the whole method on embedded models whose guilty heads are known.
+    """Run the whole method on embedded models whose damaged heads are known.
 
     Question: does the method find what is there, and nothing where nothing is? It runs on a damaged
     model (tiny), on the same model before the damage (tiny-aligned: no cliff), and on one damaged
@@ -65,8 +65,8 @@ def audit(
         typer.Option(
             metavar="FILE|NAME",
             help="Harmful prompts: a JSONL, CSV or Parquet file, a save_to_disk folder, a hub "
-            "name, or a benchmark (docs/traces.md); repeatable. Of a source with both labels, "
-            "given to both, each takes its rows.",
+            "name, or a benchmark (docs/reference/traces.md); repeatable. A source with both "
+            "labels can be given to --harmful and to --benign.",
             callback=checked(arguments.prompts),
         ),
     ] = None,
@@ -83,8 +83,8 @@ def audit(
         typer.Option(
             metavar="SOURCE",
             help="Answers of this model that you have: any file that trace reads, with a label in "
-            "every row or the prompts in --harmful and --benign; repeatable. Only what is missing "
-            "is asked.",
+            "every row or the prompts in --harmful and --benign; repeatable. The model is asked "
+            "only for missing answers.",
             callback=checked(arguments.rows),
         ),
     ] = None,
@@ -93,7 +93,7 @@ def audit(
         typer.Option(
             metavar="FILE|NAME",
             help="Fit the probe and find heads on these sources, test on all others; repeatable. "
-            "Without it each label is halved at random.",
+            "Without it the prompts of each label are split in half at random.",
         ),
     ] = None,
     column: Columns = None,
@@ -108,14 +108,14 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Measure this control as well (docs/controls.md); repeatable; or all.",
+            help="Also measure this control, or all (docs/results/controls.md); repeatable.",
             callback=checked(name_of("control", (*arguments.CONTROLS, "all"))),
         ),
     ] = None,
     preset: Annotated[
         str,
         typer.Option(
-            help="Whose definitions: default, or paper (docs/paper-preset.md).",
+            help="Definitions: default, or paper (docs/concepts/paper-preset.md).",
             callback=checked(name_of("preset", arguments.PRESETS)),
         ),
     ] = "default",
@@ -123,24 +123,24 @@ def audit(
         bool,
         typer.Option(
             "--quick",
-            help="A first look: 40 prompts of each kind and part (more where a class of traces is "
-            "too small), fewer control heads.",
+            help="A first look: 40 prompts of each label to fit and 40 to test (more if a class of "
+            "traces is too small), fewer control heads.",
         ),
     ] = False,
     json_output: Json = False,
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Say what would be written and how long it takes here, and stop."
+            "--plan", help="Print how many tokens it will write and how long that takes here; stop."
         ),
     ] = False,
 ) -> None:
-    """Audit one model: does it have a refusal cliff, and which heads carry it?
+    """Audit one model: does it have a refusal cliff, and which heads cause it?
 
     Question: my model thinks "this is harmful" and answers anyway; why, and where? The files hold a
     column prompt (or text, or instruction), one row a prompt. The benign prompts are the other side
-    of the probe, and show what a repair would cost. The model writes as its makers ask (its
-    generation config) unless you say otherwise. Writes DIR/report.html and DIR/summary.json.
+    of the probe, and show what a repair would cost. The model samples as its generation config
+    says unless you set other options. Writes DIR/report.html and DIR/summary.json.
     """
     arguments.prompt_sources(harmful, benign, fit_on, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))

@@ -42,10 +42,14 @@ def trace(
     column: Columns = None,
     thinking_markers: ThinkingMarkers = None,
     every_layer: Annotated[
-        bool, typer.Option("--every-layer", help="Score at all probed blocks, not only the best.")
+        bool,
+        typer.Option("--every-layer", help="Score at all probed blocks, not only at the best one."),
     ] = False,
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Traces of one file of scores: what a kill can lose.")
+        int,
+        typer.Option(
+            min=1, help="Traces in one file of scores; a killed run loses at most one file."
+        ),
     ] = 256,
     loading: Loading,
 ) -> None:
@@ -103,7 +107,8 @@ def cliff(
         ),
     ],
     layer: Annotated[
-        int | None, typer.Option(min=1, help="Block to read at; the probe's own by default.")
+        int | None,
+        typer.Option(min=1, help="Block to read at; by default the one that the probe chose."),
     ] = None,
     pool: Annotated[
         str,

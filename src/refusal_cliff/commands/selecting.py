@@ -65,7 +65,7 @@ def select(
         list[str] | None,
         typer.Option(
             metavar="FIELD=COLUMN",
-            help="Where a field is in the files of --evaluation; repeatable.",
+            help="Column of a field in the files of --evaluation; repeatable.",
             callback=checked(column_of),
         ),
     ] = None,
@@ -75,7 +75,7 @@ def select(
     thinking_markers: ThinkingMarkers = None,
     judge: Annotated[JudgeSettings, without("judge_error")],
     shard_size: Annotated[
-        int, typer.Option(min=1, help="Rows of one shard: what a kill can lose.")
+        int, typer.Option(min=1, help="Rows of one shard; a killed run loses at most one shard.")
     ] = 256,
     engine: EngineOption = "local",
     actors: Actors = 1,
@@ -166,7 +166,7 @@ def train(
     model writes them, the thinking is part of what is learnt, and no row is cut: rows longer than
     --max-length, and rows that cannot be read, are listed in DIR/left-out.jsonl. --column and
     --split are those of the benign rows. Also runs under `accelerate launch` (DDP, FSDP):
-    see docs/selection.md.
+    see docs/howto/repair.md.
     """
     require_output(out, "train", (model, selected, benign))
     from refusal_cliff.io import read_json
@@ -224,7 +224,7 @@ def repair(
     seed: Seed = 0,
     loading: Loading,
 ) -> None:
-    """Repair a model, and prove it: select, train, measure again.
+    """Repair a model and prove it: select, train, measure again.
 
     Question: can few examples make my model refuse again, without making it useless, and did the
     cliff close or was it papered over? Needs the probe of an audit, whose test prompts are asked

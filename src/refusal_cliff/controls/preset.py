@@ -50,7 +50,7 @@ def preset_table(readings: Mapping[str, Reading], seed: int = 0) -> ControlTable
     verdicts = {name: model_cliff(reading.cliffs, seed) for name, reading in readings.items()}
     return ControlTable(
         question="What do the paper's definitions change?",
-        source="2510.06036 and its code; see docs/paper-preset.md",
+        source="2510.06036 and its code; see docs/concepts/paper-preset.md",
         columns=COLUMNS,
         rows={
             name: _cells(reading, readings[OURS].heads, seed) for name, reading in readings.items()

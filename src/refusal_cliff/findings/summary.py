@@ -405,7 +405,7 @@ class Summary(_Part):
 
 
 def schema_text() -> str:
-    """The JSON schema of ``summary.json``, as ``docs/summary.schema.json`` holds it."""
+    """The JSON schema of ``summary.json``, as ``docs/reference/summary.schema.json`` holds it."""
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Summary.model_json_schema(by_alias=True, mode="serialization"),

@@ -107,7 +107,7 @@ METHODS: dict[str, Callable[[HeadRow], float]] = {
 traces, where the head should do nothing."""
 DEFAULT_METHOD = "direct"
 """The best on heads planted in late blocks, and the cheapest; no better than a norm where guilty
-heads act through later blocks (docs/heads.md)."""
+heads act through later blocks (docs/concepts/heads.md)."""
 
 
 def measure_heads(

@@ -75,7 +75,7 @@ def short_of(part: str, judged: Sequence[Trace]) -> list[Label]:
     """The labels of which more prompts have to be asked.
 
     Complied traces are short only where it is open whether the model complies at all, see
-    ``docs/verdict.md``.
+    ``docs/concepts/verdict.md``.
     """
     groups = _groups(judged)
     lacking = [name for name, least in _NEEDED[part].items() if len(groups[name]) < least]

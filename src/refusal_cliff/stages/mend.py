@@ -19,7 +19,7 @@ from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
 
 STRATEGIES: tuple[Strategy, ...] = ("cliff", "random", "full")
-"""Those that the demo compares; refusal-cliff experiment compares all."""
+"""Those that the demo compares; the laboratory compares all."""
 POOL, BENIGN = "prompts/pool.jsonl", "prompts/benign.jsonl"
 _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 

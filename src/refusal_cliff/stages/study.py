@@ -25,7 +25,7 @@ FIT_PROMPTS, TEST_PROMPTS = "prompts/fit.jsonl", "prompts/test.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Definitions:
-    """What a study means by its words; the defaults are ours, see docs/paper-preset.md.
+    """What a study means by its words; the defaults are ours, see docs/concepts/paper-preset.md.
 
     Attributes:
         read_point: Where probes read; ``final_norm`` as in the paper, at the last block alone.
