@@ -20,6 +20,7 @@ from refusal_cliff.commands import (
     gate,
     heads,
     organism,
+    reporting,
     runs,
     scores,
     selecting,
@@ -106,6 +107,8 @@ app.command()(grouped(selecting.train, kept=False))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
 app.command()(grouped(comparing.compare))
+app.command()(grouped(reporting.report))
+app.command()(grouped(reporting.figures))
 app.add_typer(experiment.app, name="experiment")
 app.add_typer(organism.app, name="organism")
 

@@ -42,6 +42,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "check": "check.json",
     "ablate": "ablate.json",
     "compare": "compare.json",
+    "report": "report.json",
+    "figures": "figures.json",
     "organism train": "organism-train.json",
     "organism bench-heads": "bench-heads.json",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,10 @@ from refusal_cliff.findings.results import REPAIRED
 from refusal_cliff.findings.summary import AblationSummary, Summary
 from refusal_cliff.findings.wording import USEFUL
 
-ABLATE = "refusal-cliff ablate --model MODEL --heads RUN/KEY/heads.parquet --export adapter DIR"
+ABLATE = "refusal-cliff ablate --model {model} --heads RUN/{key}/heads.parquet --export adapter DIR"
 REPAIR = (
-    "refusal-cliff repair --model MODEL --probe RUN/KEY --data SAFETY.jsonl --benign BENIGN.jsonl "
-    "--out DIR"
+    "refusal-cliff repair --model {model} --probe RUN/{key} --data SAFETY.jsonl "
+    "--benign BENIGN.jsonl --out DIR"
 )
 
 
@@ -49,16 +50,19 @@ class NextStep:
     fates: Sequence[Fate] = ()
 
 
-def next_step(summary: Summary, counts: Mapping[Kind, int]) -> NextStep:
+def next_step(summary: Summary, counts: Mapping[Kind, int], key: str) -> NextStep:
     """What a team should do with this model.
 
     Args:
         summary: Of the run.
         counts: Harmful test prompts of each kind of the taxonomy.
+        key: Folder of the model in the run.
     """
     fates = [Fate(kind, counts[kind], ADVICE.get(kind, "")) for kind in KINDS if counts.get(kind)]
     title, why, commands = _advice(summary, counts)
-    return NextStep(title, why, commands, fates)
+    model = shlex.quote(summary.model)
+    filled = [command.format(model=model, key=key) for command in commands]
+    return NextStep(title, why, filled, fates)
 
 
 def _advice(summary: Summary, counts: Mapping[Kind, int]) -> tuple[str, list[str], list[str]]:

@@ -82,12 +82,11 @@ def gather(
     """
     key = shape.main
     ablation = read_json(find(f"{key}/ablation.json"))
-    cliff = summary.cliff
     out = [parse_head(name) for name in ablation["heads"]]
     measured = _measured(key, find, out)
     return ReportData(
         title=f"Refusal cliff of {summary.model}",
-        headline=f"{_headline(summary.model, cliff.verdict)} {cliff.reason}",
+        headline=_headline(summary.model, summary.cliff.verdict),
         summary=summary,
         curves=_curves(summary.model, key, find),
         control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
@@ -105,7 +104,7 @@ def gather(
         controls=[(title, read_table(path)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
-        next_step=next_step(summary, kinds_of(measured.traces, measured.cliffs)),
+        next_step=next_step(summary, kinds_of(measured.traces, measured.cliffs), key),
         findings=[
             FindingRow(finding.question, finding.answer, finding.expected, finding.holds)
             for finding in findings_of(summary)
