@@ -29,7 +29,7 @@ from refusal_cliff.commands.grouped import grouped
 from refusal_cliff.commands.typed import remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import is_storage_error
-from refusal_cliff.live import print_error, write_what_can_be_shown
+from refusal_cliff.live import is_verbose, print_error, write_what_can_be_shown
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _NARROWEST, _WIDEST = 20, 1000  # columns
@@ -147,4 +147,6 @@ def main(
 
 
 def _show_error(message: str) -> None:
+    if is_verbose():
+        Console(stderr=True).print_exception()
     print_error(Console(stderr=True), message)

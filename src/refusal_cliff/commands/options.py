@@ -82,12 +82,6 @@ ThinkingMarkers = Annotated[
         callback=checked(marker_words),
     ),
 ]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print the result as one JSON object, and all else to standard error."
-    ),
-]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
 
 JudgeErrorFile = Annotated[

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.folders import claim, require_output
+from refusal_cliff.live import result, say, screen
 
 FORMATS = ("svg", "png", "pdf")
 Run = Annotated[
@@ -43,7 +43,8 @@ def report(run: Run, out: NewFolder = None) -> None:
     data = page_of_run(run)
     claim(folder, "report", {"run": str(run.resolve())}, "a page")
     write_page(folder / PAGE, data)
-    Console().print(f"{folder / PAGE}", markup=False, highlight=False, soft_wrap=True)
+    say(screen(), f"{folder / PAGE}")
+    result({"files": [str(folder / PAGE)]})
 
 
 def figures(
@@ -71,9 +72,10 @@ def figures(
 
     found = figures_of(page_of_run(run))
     claim(folder, "figures", {"run": str(run.resolve())}, "charts")
-    console = Console()
-    for path in write_figures(folder, found.values(), kind):
-        console.print(f"{path}", markup=False, highlight=False, soft_wrap=True)
+    written = [str(path) for path in write_figures(folder, found.values(), kind)]
+    for path in written:
+        say(screen(), path)
+    result({"files": written})
 
 
 def _folder(run: Path, out: Path | None, command: str) -> Path:

@@ -74,7 +74,9 @@ def _advice(summary: Summary, counts: Mapping[Kind, int]) -> tuple[str, list[str
     if summary.cliff.verdict != "cliff":
         return "Neither", _without_cliff(summary, counts, complied), []
     fell = counts.get("fell off the cliff", 0)
-    why = [f"{fell} of {complied} compliances fell off the cliff: both remedies are made for these."]
+    why = [
+        f"{fell} of {complied} compliances fell off the cliff: both remedies are made for these."
+    ]
     ablation = summary.ablation
     if ablation is not None and ablation.shown and _cheap(ablation):
         return (

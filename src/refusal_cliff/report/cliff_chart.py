@@ -11,7 +11,6 @@ from refusal_cliff.report.data import Curve, Group
 from refusal_cliff.report.lines import known, line_of, runs, share_axis
 from refusal_cliff.report.svg import (
     Frame,
-    Point,
     band,
     box,
     dot,

@@ -52,7 +52,9 @@ def heat_rows(heat: Heatmap) -> list[Row]:
 
 def head_rows(heads: HeadMap) -> list[Row]:
     """A row for each head."""
-    rows: list[Row] = [("head", "causal effect", "direct contribution", "taken out", "planted", "n")]
+    rows: list[Row] = [
+        ("head", "causal effect", "direct contribution", "taken out", "planted", "n")
+    ]
     for at, layer in enumerate(heads.layers):
         for index, effect in enumerate(heads.effect[at]):
             head = (layer, index)
@@ -65,13 +67,13 @@ def head_rows(heads: HeadMap) -> list[Row]:
 
 def bar_rows(bars: Sequence[Bar]) -> list[Row]:
     """A row for each bar."""
-    rows: list[Row] = [("what", "share", "low", "high", "n", "interval", "detail", "single results")]
+    rows: list[Row] = [
+        ("what", "share", "low", "high", "n", "interval", "detail", "single results")
+    ]
     for one in bars:
         low, high = one.interval or (None, None)
         points = " ".join(f"{point:g}" for point in one.points)
-        rows.append(
-            (one.label, one.value, low, high, one.n, one.interval_kind, one.detail, points)
-        )
+        rows.append((one.label, one.value, low, high, one.n, one.interval_kind, one.detail, points))
     return rows
 
 

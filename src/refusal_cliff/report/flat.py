@@ -72,7 +72,7 @@ def flat(svg: str) -> str:
 def _resolve(
     element: ET.Element, around: list[frozenset[str]], before: frozenset[str] | None, given: Style
 ) -> None:
-    """Write the style of an element and of all inside it as attributes; drop what only a page needs.
+    """Write the style of an element and all inside it as attributes; drop what only pages need.
 
     Args:
         element: To be changed.

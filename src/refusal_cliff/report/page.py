@@ -34,7 +34,6 @@ from refusal_cliff.report.reader import (
 )
 from refusal_cliff.report.tokens import Token, tokens_of
 
-
 TITLES = {
     "next": "What to do next",
     "findings": "What was found",

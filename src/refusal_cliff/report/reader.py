@@ -138,7 +138,7 @@ def _ends(spans: Spans) -> list[int]:
 
 
 def _pieces(pieces: Sequence[str], spans: Spans | None) -> list[str]:
-    """The tokens' texts; those of the closing tokens on one line, so that they can be pointed at."""
+    """The tokens' texts; closing tokens on one line, so that they can be pointed at."""
     closing = range(0) if spans is None else range(spans.thinking, spans.closing)
     return [token_text(one) if at in closing else visible(one) for at, one in enumerate(pieces)]
 
