@@ -175,7 +175,7 @@ setTimeout(async () => {
   const [table] = [...document.querySelectorAll("table")].filter(
     (one) => one.caption?.textContent.startsWith("What each number of heads"));
   const heads = () => [...table.tBodies[0].rows].map((row) => row.cells[1].textContent).join(" ");
-  const button = table.tHead.querySelectorAll("button.sort")[1];
+  const button = table.tHead.querySelectorAll(".sort")[1];
   button.click();
   const up = heads();
   button.click();

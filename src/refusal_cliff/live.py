@@ -104,7 +104,7 @@ def show_as(shown: Shown, name: str) -> None:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
     errors = Console(stderr=True, quiet=shown.quiet)
-    if name and errors.is_terminal:
+    if errors.is_terminal:
         errors.print(f"refusal-cliff {name}: loading …", style="dim", highlight=False)
 
 

@@ -18,7 +18,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-import click
 import typer
 
 from refusal_cliff.commands.arguments import (
@@ -65,13 +64,14 @@ def grouped(command: Command, *, kept: bool = True) -> Command:
             options += groups[name].options()
         else:
             options.append(parameter.replace(annotation=hints[name]))
+    called = command.__name__.partition("_")[0]
     options += [_parameter("config", _Config, None)]
     options += [_parameter(name, kind, False) for name, kind in _SHOWN.items()]
 
     @wraps(command)
     def run(**values: Any) -> Any:
         del values["config"]
-        show_as(Shown(**{name: values.pop(name) for name in _SHOWN}), _name(command))
+        show_as(Shown(**{name: values.pop(name) for name in _SHOWN}), called)
         made = {name: group.made(values) for name, group in groups.items()}
         try:
             result = command(**{name: values[name] for name in own}, **made)
@@ -88,15 +88,6 @@ def grouped(command: Command, *, kept: bool = True) -> Command:
     signature = inspect.Signature([option.replace(kind=keyword_only) for option in options])
     run.__signature__ = signature  # pyright: ignore[reportAttributeAccessIssue]
     return run
-
-
-def _name(command: Command) -> str:
-    """What a user types for a command; empty for a group that hands on to one of its own."""
-    context = click.get_current_context(silent=True)
-    if context is None:
-        return command.__name__
-    words = context.command_path.split()[1:]
-    return "" if context.invoked_subcommand else " ".join(words)
 
 
 def without(*options: str) -> _Without:

@@ -35,12 +35,18 @@ async function unpacked(element) {
     if (table.tBodies[0].rows.length < 3) continue;
     [...table.tHead.rows[0].cells].forEach((heading, column) => {
       if (!heading.textContent.trim() || heading.firstElementChild) return;
-      const button = document.createElement("button");
-      button.type = "button";
+      const button = document.createElement("span"); // what is a button is not repeated in print
+      button.tabIndex = 0;
       button.className = "sort";
       button.title = "Sort by this column";
+      button.setAttribute("role", "button");
       button.textContent = heading.textContent;
       button.addEventListener("click", () => sort(table, column, heading));
+      button.addEventListener("keydown", (event) => {
+        if (!["Enter", " "].includes(event.key)) return;
+        event.preventDefault();
+        sort(table, column, heading);
+      });
       heading.replaceChildren(button);
     });
   }
