@@ -60,7 +60,7 @@ def by_hand(subject: Subject, trace: Trace, layer: int) -> NDArray[np.float64]:
         parts = [slice(head * width, (head + 1) * width) for head in range(HEADS)]
         written = torch.stack([given[:, part] @ matrix[:, part].T for part in parts])
         if subject.name == "gemma2":
-            norm = subject.model.get_submodule(f"model.layers.{at}.post_attention_layernorm")
+            norm: Any = subject.model.get_submodule(f"model.layers.{at}.post_attention_layernorm")
             whole = written.sum(0).square().mean(-1, keepdim=True)
             gain = 1 + norm.get_parameter("weight").double()
             written = written * torch.rsqrt(whole + norm.eps) * gain

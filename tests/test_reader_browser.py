@@ -207,5 +207,7 @@ def test_browser_runs_nothing_of_a_hostile_trace(tmp_path: Path) -> None:
     assert "<title>broken" not in dom
     assert "<img" not in dom
     assert text_of(dom, "prompt") == ATTACK
+    assert text_of(dom, "after-name") == f"With the heads out |{ATTACK}|"
+    assert dom.count("&lt;img src=x onerror") > 2 * len(PIECES)
     assert "‮" not in dom
     assert "⟨U+202E⟩evil" in seen(path, sort="up")
