@@ -205,6 +205,8 @@ WRONG = {
     "repair": f"{REPAIR} --benign nope.jsonl",
     "check": f"{CHECK} --prompts nope.jsonl",
     "compare": "nope nope --out run",
+    "report": "nope",
+    "figures": "nope --format svg",
     "experiment less-is-more": "--strategy nope",
     "experiment controls": "tinny",
     "organism list": "nope",
