@@ -112,6 +112,7 @@ def tokens(dom: str) -> list[tuple[str, str]]:
 
 def text_of(dom: str, name: str) -> str:
     """The text of a part of the reader."""
-    found = re.search(rf'id="reader-{name}"[^>]*>(.*?)</(?:p|h3|h4|output|blockquote|ul)>', dom, re.S)
+    ends = "p|h3|h4|output|blockquote|ul"
+    found = re.search(rf'id="reader-{name}"[^>]*>(.*?)</(?:{ends})>', dom, re.S)
     assert found
     return html.unescape(re.sub(r"<[^>]*>", "|", found[1]))
