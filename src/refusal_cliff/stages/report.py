@@ -59,7 +59,7 @@ def report_stage(
         notes: What a reader must know.
         provenance: What the run was asked; what it ran on is added.
     """
-    told = (*provenance, *_about_model(subject))
+    told = (*provenance, *_about_model(shape.model, subject))
     return Stage(
         "report",
         tuple(_inputs(shape)),
@@ -108,10 +108,10 @@ def _read_recipe(folder: Path) -> Recipe:
         ) from error
 
 
-def _about_model(subject: Subject) -> Pairs:
+def _about_model(name: str, subject: Subject) -> Pairs:
     dtype = str(subject.model.dtype).removeprefix("torch.")
     return (
-        ("model", f"{subject.name}, fingerprint {subject.fingerprint}"),
+        ("model", f"{name}, fingerprint {subject.fingerprint}"),
         ("precision", f"{dtype}, on {subject.device}"),
         ("thinking format", _thinking(subject)),
     )
