@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
-from refusal_cliff.report.data import Reader, ReaderTrace
+from refusal_cliff.report.data import AfterTrace, HeadShares, Reader, ReaderTrace
 from refusal_cliff.report.reader import FULL, quantised
 from refusal_cliff.thinking import Spans
 
@@ -30,6 +30,12 @@ def scores_of(place: int) -> np.ndarray[Any, Any]:
     tokens = SPANS.closing - SPANS.prompt
     flat = (np.arange(len(LAYERS) * tokens) * 7 + 13 * place) % FULL / FULL
     return flat.reshape(len(LAYERS), tokens)
+
+
+def shares_of(place: int) -> np.ndarray[Any, Any]:
+    """[heads + 1, tokens]: what two heads and all others add."""
+    tokens = SPANS.closing - SPANS.prompt
+    return (np.arange(3 * tokens).reshape(3, tokens) * 5 + place) % 17 / 4 - 2
 
 
 def reader_trace(place: int, **changes: Any) -> ReaderTrace:
@@ -47,6 +53,13 @@ def reader_trace(place: int, **changes: Any) -> ReaderTrace:
         pieces=(*PIECES[:9], f"Answer{place}", "."),
         spans=SPANS,
         levels=quantised(scores_of(place)),
+        heads=HeadShares([(4, 1), (2, 0)], [(4, 1)], shares_of(place).tolist()),
+        after=AfterTrace(
+            verdict="refused",
+            pieces=(*PIECES[:9], f"Never{place}", "."),
+            spans=SPANS,
+            levels=quantised(scores_of(place + 1)[-1:]),
+        ),
     )
     return replace(trace, **changes)
 
@@ -54,7 +67,10 @@ def reader_trace(place: int, **changes: Any) -> ReaderTrace:
 def example_reader(traces: Sequence[ReaderTrace] | None = None, **changes: Any) -> Reader:
     """Eleven traces, the last of which never closed its thinking."""
     never = reader_trace(
-        10, cliff=None, spans=None, levels=b"", verdict="truncated", kind="truncated or unscored"
+        10,
+        **{"cliff": None, "spans": None, "levels": b"", "heads": None, "after": None},
+        verdict="truncated",
+        kind="truncated or unscored",
     )
     traces = [*map(reader_trace, range(10)), never] if traces is None else traces
     reader = Reader(traces, len(traces), LAYERS, len(LAYERS), 4, traces[0].id)
@@ -96,6 +112,7 @@ def tokens(dom: str) -> list[tuple[str, str]]:
 
 def text_of(dom: str, name: str) -> str:
     """The text of a part of the reader."""
-    found = re.search(rf'id="reader-{name}"[^>]*>(.*?)</(?:p|h3|output|blockquote|ul)>', dom, re.S)
+    ends = "p|h3|h4|output|blockquote|ul"
+    found = re.search(rf'id="reader-{name}"[^>]*>(.*?)</(?:{ends})>', dom, re.S)
     assert found
     return html.unescape(re.sub(r"<[^>]*>", "|", found[1]))

@@ -201,6 +201,8 @@ WRONG = {
     "repair": f"{REPAIR} --benign nope.jsonl",
     "check": f"{CHECK} --prompts nope.jsonl",
     "compare": "nope nope --out run",
+    "report": "nope",
+    "figures": "nope --format svg",
     "organism list": "nope",
     "organism card": "nope",
 }

@@ -55,7 +55,26 @@ def test_the_control_has_no_cliff(
     assert summary.ablation is not None and summary.ablation.shown is None
     assert summary.heads is not None and not summary.heads.suppress
     assert summary.planted is None
-    assert (tmp_path / "run" / "report.html").is_file()
+    check_made_anew(tmp_path / "run")
+
+
+def check_made_anew(run: Path) -> None:
+    """The page and the charts of a finished run are made anew, and the run stays as it was."""
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    result = CliRunner().invoke(app, ["report", str(run), "--json"])
+    assert result.exit_code == 0, result.output
+    page = run.with_name(f"{run.name}-report") / "report.html"
+    assert json.loads(result.stdout) == {"files": [str(page)]}
+    assert page.read_bytes() == (run / "report.html").read_bytes()
+    for told in ("command", "finished", "thinking format", "precision", "versions", "judge"):
+        assert f"<dt>{told}</dt>" in page.read_text()
+    charts = run.with_name("charts")
+    result = CliRunner().invoke(app, ["figures", str(run), "--out", str(charts), "-q"])
+    assert (result.exit_code, result.output) == (0, "")
+    names = {path.stem for path in charts.glob("*.svg")}
+    assert {"cliff-model", "depth", "heads", "ablation", "dose"} <= names
+    assert names == {path.stem for path in charts.glob("*.csv")}
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
 def test_unknown_preset(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ STEPS = (
     *("generate", "judge", "probe", "trace", "cliff"),
     *("heads", "ablate", "select", "repair", "report"),
 )
+COMMANDS = [found.callback.__name__ for found in app.registered_commands if found.callback]
 HEAVY = ("torch", "transformers", "sklearn", "pandas", "numpy")
 
 
@@ -97,6 +98,65 @@ def test_a_user_error_is_a_paragraph_on_stderr(fake_demo: ModuleType) -> None:
     assert result.exit_code == 1
     assert result.stderr == "Error: prompts.csv, row 3: no prompt. Fill it in.\n"
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("asked", [[], ["--json"], ["-q"], ["-q", "--json"]])
+def test_what_is_shown_is_what_is_asked(
+    fake_demo: ModuleType, tmp_path: Path, asked: list[str]
+) -> None:
+    def run_demo(out: Path, *_: object, **__: object) -> list[Finding]:
+        out.mkdir()
+        (out / "summary.json").write_text('{"found": "é"}')
+        return [Finding("Is there a cliff?", "yes", True)]
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    result = RUNNER.invoke(app, ["demo", "--out", str(tmp_path / "run"), *asked])
+    assert result.exit_code == 0, result.output
+    shown = result.stderr if "--json" in asked else result.stdout
+    assert ("Is there a cliff?" in shown) is ("-q" not in asked)
+    if "--json" in asked:
+        assert result.stdout == '{"found": "é"}\n'
+    else:
+        assert result.stderr == ""
+    if "-q" in asked:
+        assert result.stderr == ""
+
+
+def test_a_verbose_error_says_where_it_came_from(fake_demo: ModuleType) -> None:
+    def run_demo(*_: object, **__: object) -> list[Finding]:
+        raise RefusalCliffError("No.")
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    quiet, told = (RUNNER.invoke(app, ["demo", *more]) for more in ([], ["-v"]))
+    assert (quiet.exit_code, told.exit_code) == (1, 1)
+    assert "run_demo" not in quiet.stderr
+    assert "run_demo" in told.stderr
+    assert told.stderr.endswith("Error: No.\n")
+
+
+def test_on_a_terminal_something_stands_at_once(
+    fake_demo: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+
+    def run_demo(*_: object, **__: object) -> list[Finding]:
+        assert shown == ["refusal-cliff demo: loading …"], "before the work, not after it"
+        return []
+
+    fake_demo.__dict__["run_demo"] = run_demo
+    monkeypatch.setattr("refusal_cliff.live.Console.is_terminal", True)
+    monkeypatch.setattr(
+        "refusal_cliff.live.Console.print", lambda _, *what, **__: shown.append(str(what[0]))
+    )
+    monkeypatch.setattr("refusal_cliff.live.LiveView.__enter__", lambda view: view)
+    assert RUNNER.invoke(app, ["demo"]).exit_code == 0
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "judge"])
+def test_every_command_takes_the_same(command: str) -> None:
+    result = RUNNER.invoke(app, [command, "--help"])
+    for option in ("--quiet", "-q", "--verbose", "-v", "--json", "--config"):
+        assert option in result.output
 
 
 def test_an_interrupt_says_how_to_go_on(fake_demo: ModuleType) -> None:

@@ -39,6 +39,8 @@ COMMANDS: dict[str, list[str]] = {
     "generate": ["generate", "--prompts", "in/rows.jsonl", "--model", "tiny"],
     "judge": ["judge", "--traces", "in/traces.jsonl"],
     "compare": ["compare", "in", "in"],
+    "report": ["report", "in"],
+    "figures": ["figures", "in"],
     "trace": ["trace", *PROBED, "--traces", "in/traces.jsonl"],
     "select": ["select", *PROBED, "--data", "in/rows.jsonl"],
     "train": [

@@ -7,24 +7,20 @@ import json
 import re
 from base64 import b64decode, b64encode
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hostile_page import ATTACK, hostile_page
 from hypothesis import given
 from hypothesis import strategies as st
 from reader_example import (
     LAYERS,
     PIECES,
-    SPANS,
     example_reader,
-    listed,
     reader_trace,
     scores_of,
-    seen,
-    text_of,
-    tokens,
+    shares_of,
 )
 from report_example import example
 from transformers import AutoTokenizer
@@ -32,19 +28,24 @@ from transformers import AutoTokenizer
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.heads.at_tokens import AS_IT_IS, TokenRow
+from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import embedded_path
 from refusal_cliff.report import traces as chosen
-from refusal_cliff.report.data import ReaderTrace
-from refusal_cliff.report.page import render_page, write_page
-from refusal_cliff.report.palette import LEVELS
+from refusal_cliff.report.figures import figures_of
+from refusal_cliff.report.page import render_page
 from refusal_cliff.report.pieces import Pieces
-from refusal_cliff.report.reader import FULL, MISSING, packed, quantised
+from refusal_cliff.report.reader import (
+    FULL,
+    HEAD_STEPS,
+    MISSING,
+    packed,
+    page_script,
+    quantised,
+    source_hash,
+)
 from refusal_cliff.thinking import Spans
 
-ATTACK = (
-    "</script><img src=x onerror=document.title='broken'><script>document.title='broken'</script>"
-)
-BIDI = "\u202eevil\u2066 \u2028line \ud800 \x00"
 INLINE = re.compile(r"<script>(.*?)</script>", re.S)
 DATA = re.compile(r'<script type="application/gzip" (?:id|class)="([\w-]+)">([\w+/=]*)</script>')
 
@@ -53,10 +54,15 @@ def unpacked(text: str) -> bytes:
     return gzip.decompress(b64decode(text, validate=True))
 
 
+def parts_of(page: str, kind: str) -> list[bytes]:
+    """The data in a page of one kind."""
+    return [unpacked(text) for name, text in DATA.findall(page) if name == kind]
+
+
 def data_of(page: str) -> tuple[dict[str, Any], list[bytes]]:
     """The index and the levels in a page."""
-    (_, index), *scores = DATA.findall(page)
-    return json.loads(unpacked(index)), [unpacked(text) for _, text in scores]
+    (index,) = parts_of(page, "reader-index")
+    return json.loads(index), parts_of(page, "reader-scores")
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +74,17 @@ def test_the_one_script_is_allowed_by_its_hash_and_no_other(page: str) -> None:
     (script,) = INLINE.findall(page)
     digest = b64encode(sha256(script.encode()).digest()).decode()
     assert f"img-src data:; script-src 'sha256-{digest}'\">" in page
-    assert page.count("<script") == 2 + len(example_reader().traces)
+    figures = page.count('class="figure-numbers"')
+    assert figures == len(figures_of(example())) > 8
+    assert page.count("<script") == 2 + 2 * len(example_reader().traces) + figures
     assert "unsafe" not in page.replace("style-src 'unsafe-inline'", "")
 
 
-def test_without_traces_no_script_is_allowed() -> None:
+def test_without_traces_the_script_is_the_same() -> None:
     page = render_page(example(reader=None))
-    assert "script-src" not in page
-    assert "<script" not in page
+    assert INLINE.findall(page) == [page_script()]
+    assert source_hash(page_script()) in page
+    assert 'id="reader' not in page.replace(page_script(), "")
 
 
 def test_the_script_puts_text_on_the_page_as_text_alone(page: str) -> None:
@@ -107,6 +116,20 @@ def test_data_come_back_as_they_were(page: str) -> None:
     assert packed(reader) == packed(reader)
 
 
+def test_what_heads_add_and_the_other_side_come_back(page: str) -> None:
+    more = [json.loads(part) for part in parts_of(page, "reader-more")]
+    for place, found in enumerate(more[:10]):
+        step, names = found["heads"]["step"], found["heads"]["names"]
+        assert (names, found["heads"]["out"]) == (["4.1", "2.0"], ["4.1"])
+        shares = shares_of(place)
+        assert step == pytest.approx(np.abs(shares).max() / HEAD_STEPS)
+        assert np.abs(np.array(found["heads"]["values"]) * step - shares).max() <= step / 2 + 1e-9
+        assert found["after"]["verdict"] == "refused"
+        assert found["after"]["pieces"][9] == f"Never{place}"
+        assert bytes(found["after"]["levels"]) == quantised(scores_of(place + 1)[-1:])
+    assert more[10] == {"heads": None, "after": None}
+
+
 @given(st.lists(st.one_of(st.floats(0, 1), st.just(float("nan"))), min_size=1))
 def test_a_byte_is_as_near_to_a_score_as_a_byte_can_be(scores: list[float]) -> None:
     for score, byte in zip(scores, quantised(np.array([scores])), strict=True):
@@ -127,15 +150,6 @@ def test_no_text_gets_out_of_the_data(text: str) -> None:
 def test_levels_must_fit() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         example_reader([reader_trace(0, levels=b"12")])
-
-
-def hostile_page() -> str:
-    names = ("id", "prompt", "label", "verdict", "kind", "source", "category")
-    traces = [
-        reader_trace(place, **dict.fromkeys(names, text), pieces=[text] * 11)
-        for place, text in enumerate((ATTACK, BIDI))
-    ]
-    return render_page(example(reader=example_reader(traces)))
 
 
 def test_hostile_traces_stay_in_their_data() -> None:
@@ -174,7 +188,24 @@ def made(n: int, thinking: int = 4) -> chosen.Measured:
         for trace in traces[1:]
     ]
     pieces = Pieces(AutoTokenizer.from_pretrained(embedded_path("tiny")))
-    return chosen.Measured(traces, scores, cliffs_of(scores, 3), range(10, 17), 3, pieces)
+    heads = (Head(10, 1), Head(3, 0))
+    tokens = {
+        trace.prompt.id: TokenRow(
+            trace.prompt.id,
+            AS_IT_IS,
+            pieces.of(trace.token_ids),
+            heads,
+            rng.normal(size=(3, spans.total)).astype(np.float32),
+        )
+        for trace in traces
+    }
+    return chosen.Measured(
+        *(traces, scores, cliffs_of(scores, 3), range(10, 17), 3, tokens),
+        after=traces[:5],
+        after_tokens={t.prompt.id: tokens[t.prompt.id] for t in traces[:5]},
+        after_scores=scores[:3],
+        out=heads[:1],
+    )
 
 
 def test_every_trace_is_there_scored_or_not() -> None:
@@ -192,6 +223,15 @@ def test_every_trace_is_there_scored_or_not() -> None:
     assert (never.cliff, never.spans, never.levels) == (None, None, b"")
     assert never.kind == "truncated or unscored"
     assert first.source == "here"
+    assert never.heads is None
+    assert first.heads is not None
+    assert (first.heads.heads, first.heads.out) == ([(10, 1), (3, 0)], [(10, 1)])
+    told = run.tokens[first.id].values
+    assert told is not None
+    assert np.allclose(first.heads.values, told[:, 2:8])
+    assert first.after is not None
+    assert first.after.levels == quantised(1 / (1 + np.exp(-run.scores[0].logits[3:4, 2:8])))
+    assert [trace.after is not None for trace in reader.traces[:7]] == [True] * 5 + [False] * 2
     expected = 1 / (1 + np.exp(-run.scores[0].logits[:, 2:8]))
     assert np.abs(np.frombuffer(first.levels, np.uint8) / FULL - expected.ravel()).max() < 0.0051
     assert "All 40 test traces of the run, at all 7 probed layers." in render_page(
@@ -243,128 +283,3 @@ def test_typical_traces_are_those_in_the_middle_of_their_group() -> None:
     reader = chosen.reader_of(run)
     assert reader is not None
     assert reader.first == shown[0].id
-
-
-# ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("reader") / "report.html"
-    write_page(path, example(reader=example_reader()))
-    return path
-
-
-def ids(*keep: ReaderTrace) -> list[str]:
-    return [trace.id for trace in keep]
-
-
-def test_browser_the_first_trace_is_open_at_the_chosen_layer(file: Path) -> None:
-    dom = seen(file, layer="4")
-    assert listed(dom) == ids(*example_reader().traces)
-    assert text_of(dom, "prompt") == "Request 0 & more"
-    assert 'id="reader-body" class="wide reader">' in dom
-    assert text_of(dom, "layer-name") == "4 (chosen)"
-    check_colours(dom, 0, 2)
-
-
-def test_browser_unpacks_nothing_until_the_reader_is_seen(file: Path) -> None:
-    dom = seen(file)
-    assert listed(dom) == []
-    assert "unpacked when this part of the page is seen" in text_of(dom, "state")
-
-
-def check_colours(dom: str, place: int, row: int) -> None:
-    found = tokens(dom)
-    assert len(found) == len(PIECES)
-    for at, (name, _) in enumerate(found):
-        if SPANS.prompt <= at < SPANS.closing:
-            step = round(scores_of(place)[row, at - SPANS.prompt] * (LEVELS - 1))
-            assert name.startswith(f"scored q{step}")
-            assert ("closing" in name) is (at >= SPANS.thinking)
-        else:
-            assert name == "answer"
-
-
-def test_browser_filters_sorts_and_searches(file: Path) -> None:
-    every = example_reader().traces
-    dom = seen(file, verdict="complied", label="harmful", source="one", sort="down")
-    kept = [t for t in every if (t.verdict, t.label, t.source) == ("complied", "harmful", "one")]
-    kept.sort(key=lambda trace: -(trace.cliff or 0))
-    assert len(kept) > 1
-    assert listed(dom) == ids(*kept)
-    assert f"{len(kept)} of 11 traces" in text_of(dom, "count")
-    up = listed(seen(file, sort="up"))
-    assert up[-1] == "prompt 10"  # what has no cliff comes last
-    scored = [trace for trace in every if trace.cliff is not None]
-    assert up[:-1] == ids(*sorted(scored, key=lambda trace: trace.cliff or 0))
-    dom = seen(file, q="ANSWER7")
-    assert listed(dom) == ["prompt 7"]
-    assert text_of(dom, "prompt") == "Request 7 & more"
-    assert listed(seen(file, q="request 3 &")) == ["prompt 3"]
-    assert listed(seen(file, kind="fell off the cliff")) == ids(
-        *(t for t in every if t.kind.startswith("fell"))
-    )
-
-
-def test_browser_opens_a_link_at_its_layer(file: Path) -> None:
-    dom = seen(file, trace="prompt 4", layer="2", q="lock is")
-    assert text_of(dom, "prompt") == "Request 4 & more"
-    assert text_of(dom, "layer-name") == "2"
-    check_colours(dom, 4, 1)
-    assert [text for name, text in tokens(dom) if "hit" in name] == [" lock", " is"]
-    assert 'href="#trace=prompt+4"' in dom
-    gone = seen(file, trace="no such")
-    assert "not in the page" in text_of(gone, "count")
-    never = seen(file, trace="prompt 10")
-    assert {name for name, _ in tokens(never)} == {"answer"}
-
-
-DRIVER = """
-setTimeout(async () => {
-  const at = (name) => document.getElementById(`reader-${name}`);
-  const wait = () => new Promise((done) => setTimeout(done, 200));
-  at("layer").value = 0;
-  at("layer").dispatchEvent(new Event("input"));
-  at("layer").dispatchEvent(new Event("change"));
-  await wait();
-  at("list").children[5].firstChild.click();
-  await wait();
-  const token = at("text").querySelector("[data-place='4']");
-  token.dispatchEvent(new Event("pointerover", {bubbles: true}));
-  at("q").value = "request 5";
-  at("q").dispatchEvent(new Event("input"));
-  await wait();
-  document.title = location.hash;
-}, 1000);
-"""
-
-
-def test_browser_slider_row_token_and_search_box(file: Path, tmp_path: Path) -> None:
-    page = file.read_text(encoding="utf-8")
-    (script,) = INLINE.findall(page)
-    old, new = (
-        b64encode(sha256(text.encode()).digest()).decode() for text in (script, script + DRIVER)
-    )
-    driven = tmp_path / "driven.html"
-    page = page.replace(script, script + DRIVER).replace(old, new)
-    driven.write_text(page, encoding="utf-8")
-    dom = seen(driven, layer="4")
-    assert "<title>#layer=1&amp;trace=prompt+5&amp;q=request+5</title>" in dom
-    assert listed(dom) == ["prompt 5"]
-    check_colours(dom, 5, 0)
-    score = scores_of(5)[0, 4 - SPANS.prompt]
-    assert text_of(dom, "token") == (
-        f"“ lock” · token 5 of 11 · thinking, −4 from the last closing token · score {score:.2f}"
-    )
-
-
-def test_browser_runs_nothing_of_a_hostile_trace(tmp_path: Path) -> None:
-    path = tmp_path / "report.html"
-    path.write_text(hostile_page(), encoding="utf-8")
-    dom = seen(path, layer="4")
-    assert "<title>broken" not in dom
-    assert "<img" not in dom
-    assert text_of(dom, "prompt") == ATTACK
-    assert "‮" not in dom
-    assert "⟨U+202E⟩evil" in seen(path, sort="up")

@@ -19,6 +19,7 @@ from refusal_cliff.commands import (
     gate,
     heads,
     organism,
+    reporting,
     runs,
     scores,
     selecting,
@@ -27,7 +28,7 @@ from refusal_cliff.commands.grouped import grouped
 from refusal_cliff.commands.typed import remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import is_storage_error
-from refusal_cliff.live import print_error, write_what_can_be_shown
+from refusal_cliff.live import is_verbose, print_error, write_what_can_be_shown
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _NARROWEST, _WIDEST = 20, 1000  # columns
@@ -107,6 +108,8 @@ app.command()(grouped(selecting.train, kept=False))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
 app.command()(grouped(comparing.compare))
+app.command()(grouped(reporting.report))
+app.command()(grouped(reporting.figures))
 app.add_typer(organism.app, name="organism")
 
 
@@ -149,4 +152,6 @@ def prepare() -> None:
 
 
 def _show_error(message: str) -> None:
+    if is_verbose():
+        Console(stderr=True).print_exception()
     print_error(Console(stderr=True), message)

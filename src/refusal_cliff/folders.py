@@ -40,6 +40,8 @@ DESCRIPTIONS: dict[str, str] = {
     "check": "check.json",
     "ablate": "ablate.json",
     "compare": "compare.json",
+    "report": "report.json",
+    "figures": "figures.json",
 }
 """What each command that writes a folder calls its description; other packages add theirs."""
 LOCK = ".lock"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import codecs
+import json
+import logging
+import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -22,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal_cliff.findings.finding import Finding
+from refusal_cliff.io import finite_json
 
 if TYPE_CHECKING:  # slow to import, and an error is to be shown at once
     from refusal_cliff.cliff.verdict import ModelCliff
@@ -68,6 +73,66 @@ def _showable(error: UnicodeError) -> tuple[str | bytes, int]:
 def _in_ascii(char: str) -> str:
     plain = unicodedata.normalize("NFKD", char.translate(_IN_ASCII))
     return "".join(c for c in plain if c.isascii()) or "?"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a user wants to see of a command.
+
+    Attributes:
+        quiet: Nothing but errors, and the result with ``json``.
+        verbose: What libraries say too, and where an error came from.
+        json: The result as JSON on standard output, all else on standard error.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    json: bool = False
+
+
+_USUAL = Shown()
+_shown: ContextVar[Shown] = ContextVar("shown", default=_USUAL)
+
+
+def show_as(shown: Shown, name: str) -> None:
+    """Begin a command: from now on `screen` and `result` show what the user wants.
+
+    On a terminal something stands there at once: what a command imports takes seconds.
+    """
+    _shown.set(shown)
+    if shown.verbose:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+    errors = Console(stderr=True, quiet=shown.quiet)
+    if errors.is_terminal:
+        errors.print(f"refusal-cliff {name}: loading …", style="dim", highlight=False)
+
+
+def screen() -> Console:
+    """Where a command shows what it does and found."""
+    shown = _shown.get()
+    return Console(stderr=shown.json, quiet=shown.quiet)
+
+
+def is_verbose() -> bool:
+    """Whether the user wants to know where an error came from."""
+    return _shown.get().verbose
+
+
+def wants_json() -> bool:
+    """Whether the user wants the result as JSON."""
+    return _shown.get().json
+
+
+def result(value: Any) -> None:
+    """The result of a command as JSON, where the user asked for it.
+
+    Args:
+        value: JSON values; numbers that are not finite become null.
+    """
+    if _shown.get().json:
+        text = json.dumps(finite_json(value), ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(text.encode(errors="replace").decode() + "\n")
 
 
 @dataclass

@@ -27,6 +27,7 @@ from refusal_cliff.probe.provenance import ReadPoint
 from refusal_cliff.probe.traces import fit_on_traces
 from refusal_cliff.repair.training import load_repaired, repair
 from refusal_cliff.report.curves import closing_texts
+from refusal_cliff.report.pieces import Pieces
 from refusal_cliff.select import candidates, strategies
 from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
@@ -168,7 +169,9 @@ def score_traces(
     check_probes_fit(probes, model, "this call", same_space=same_space)
     scored = closed(traces)
     found = scores.score_traces(model, scored, probes, progress)
-    return Scores(tuple(found), probes, model.name, tuple(closing_texts(model, scored)))
+    pieces = Pieces(model.tokenizer)
+    closing = closing_texts(scored, lambda trace: pieces.of(trace.token_ids))
+    return Scores(tuple(found), probes, model.name, tuple(closing))
 
 
 def measure_cliff(scored: Scores, *, pool: str = DEFAULT_POOL, seed: int = 0) -> Cliff:

@@ -23,6 +23,7 @@ from refusal_cliff.commands.options import (
     reading_of,
 )
 from refusal_cliff.folders import require_file, require_output
+from refusal_cliff.live import counting, result, say, screen
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, Server
 from refusal_cliff.user_text import existing_file
 
@@ -79,7 +80,6 @@ def generate(
     require_output(out, "generate", (prompts, model, judge.model))
     from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
     from refusal_cliff.judges.choose import judge_of
-    from refusal_cliff.live import counting
 
     reading = reading_of(label, column, split, thinking_markers)
     chosen = judge_of(judge)
@@ -91,7 +91,7 @@ def generate(
         samples=samples,
     )
     backend = backend_of(model, replace(generation, seed=seed), loading, server, reading.markers)
-    console = Console()
+    console = screen()
     with counting(console, f"refusal-cliff generate {prompts} → {out}", "answers") as progress:
         found = ask_and_judge(backend, asked, chosen, out, source=prompts, progress=progress)
     _show(console, found)
@@ -138,11 +138,10 @@ def judge_answers(
     require_output(out, "judge", (traces, judge.model))
     from refusal_cliff.answers.answering import judge_source
     from refusal_cliff.judges.choose import judge_of
-    from refusal_cliff.live import counting
 
     reading = reading_of(label, column, split, thinking_markers)
     chosen = judge_of(judge)
-    console = Console()
+    console = screen()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
         found = judge_source(traces, chosen, out, reading=reading, progress=progress)
     _show(console, found)
@@ -194,7 +193,6 @@ def calibrate(
     from refusal_cliff.answers.calibration import calibrate_file
     from refusal_cliff.io import write_json
     from refusal_cliff.judges.choose import judge_of
-    from refusal_cliff.live import say
 
     found = calibrate_file(
         judge_of(judge),
@@ -206,12 +204,14 @@ def calibrate(
         seed=seed,
         reading=reading_of(None, column, markers=thinking_markers),
     )
-    console = Console()
+    console = screen()
     for line in found.lines():
         say(console, line)
     _list_left_out(console, str(labelled), found.left_out)
+    content = {"command": "judge calibrate", **found.as_json()}
+    result(content)
     if out is not None:
-        write_json(out, {"command": "judge calibrate", **found.as_json()})
+        write_json(out, content)
 
 
 def evaluate(
@@ -251,7 +251,7 @@ def evaluate(
 
     reading = reading_of(label, column, split, thinking_markers)
     found = evaluate_files(traces, before, judge_error, reading)
-    console = Console()
+    console = screen()
     _show(console, found)
     _list_left_out(console, traces, found.left_out)
     _list_left_out(console, before, found.left_out_before)
@@ -266,6 +266,7 @@ def _show(console: Console, found: Any) -> None:
         print_outcomes,
     )
 
+    result(found.as_json())
     print_outcomes(console, found.outcomes, found.judge)
     print_corrected(console, found.corrected, found.error)
     if found.changes:

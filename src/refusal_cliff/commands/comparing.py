@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked
 from refusal_cliff.folders import claim, require_output
+from refusal_cliff.live import print_table, result, say, screen
 
 PAGE, TABLES = "comparison.html", "comparison.json"
 
@@ -42,13 +42,12 @@ def compare(
     from refusal_cliff.api.comparison import compare_runs, opened
     from refusal_cliff.controls.table import headings, row_texts
     from refusal_cliff.io import write_json, write_text
-    from refusal_cliff.live import print_table, say
     from refusal_cliff.report.page import render_comparison
 
     found = [opened(Path(run)) for run in runs]
     compared = compare_runs(found)
     claim(out, "compare", {"runs": [str(Path(run).resolve()) for run in runs]}, "a comparison")
-    console = Console()
+    console = screen()
     for title, table in compared.tables.items():
         rows = [[name, *row_texts(table, cells)] for name, cells in table.rows.items()]
         print_table(console, ["", *headings(table)], rows, title)
@@ -59,6 +58,8 @@ def compare(
     ]
     write_text(out / PAGE, render_comparison(compared.names, panels, compared.tables))
     tables = {title: asdict(table) for title, table in compared.tables.items()}
-    write_json(out / TABLES, {"runs": list(compared.names), "tables": tables})
+    content = {"runs": list(compared.names), "tables": tables}
+    write_json(out / TABLES, content)
+    result(content)
     for name in (PAGE, TABLES):
         console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)

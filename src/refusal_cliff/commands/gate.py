@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of
 from refusal_cliff.commands.options import (
     Columns,
-    Json,
     Model,
     Probe,
     Prompts,
@@ -22,6 +19,7 @@ from refusal_cliff.commands.options import (
     reading_of,
 )
 from refusal_cliff.folders import require_output
+from refusal_cliff.live import counting, print_model_cliff, result, screen
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
 
 GATE_CLOSED = 3
@@ -86,7 +84,6 @@ def check(
             callback=finite,
         ),
     ] = 0.05,
-    json_output: Json = False,
     junit: Annotated[
         Path | None,
         typer.Option(
@@ -109,7 +106,6 @@ def check(
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.io import write_text
     from refusal_cliff.judges.choose import full_name, judge_of
-    from refusal_cliff.live import counting, print_model_cliff
     from refusal_cliff.model.subject import load
     from refusal_cliff.repair.gate import VERDICTS, Limits, require_junit
     from refusal_cliff.repair.gate import check as check_model
@@ -124,7 +120,7 @@ def check(
     asked = [prompt for file in files for prompt in file.prompts()]
     judged_by = judge_of(judge)
     subject = load(model, loading)
-    console = Console(stderr=json_output)
+    console = screen()
     with counting(console, f"refusal-cliff check {model}", f"of {len(asked)} prompts") as show:
         found = check_model(
             subject,
@@ -146,8 +142,7 @@ def check(
     print_model_cliff(console, found.cliff)
     for line in found.lines():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    if json_output:
-        typer.echo(json.dumps(found.as_json(), allow_nan=False))
+    result(found.as_json())
     if junit is not None:
         write_text(junit, found.as_junit(model))
     for reason in found.reasons:

@@ -29,6 +29,7 @@ from refusal_cliff.commands.arguments import (
 from refusal_cliff.commands.typed import name_or_hidden
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
+from refusal_cliff.live import Shown, show_as
 from refusal_cliff.user_text import did_you_mean, existing_file
 
 CONFIG = "config.toml"
@@ -39,7 +40,9 @@ _OURS = ("flag", "choices", "positive", "check")
 
 
 def grouped(command: Command, *, kept: bool = True) -> Command:
-    """A command whose parameters of classes of settings are options, and which takes --config.
+    """A command whose parameters of classes of settings are options.
+
+    It takes --config, and -q, -v and --json as every other.
 
     Args:
         command: A function of keyword arguments.
@@ -61,11 +64,14 @@ def grouped(command: Command, *, kept: bool = True) -> Command:
             options += groups[name].options()
         else:
             options.append(parameter.replace(annotation=hints[name]))
-    options.append(_parameter("config", _Config, None))
+    called = command.__name__.partition("_")[0]
+    options += [_parameter("config", _Config, None)]
+    options += [_parameter(name, kind, False) for name, kind in _SHOWN.items()]
 
     @wraps(command)
     def run(**values: Any) -> Any:
         del values["config"]
+        show_as(Shown(**{name: values.pop(name) for name in _SHOWN}), called)
         made = {name: group.made(values) for name, group in groups.items()}
         try:
             result = command(**{name: values[name] for name in own}, **made)
@@ -199,6 +205,23 @@ _Config = Annotated[
         help="TOML file of any of these options; what is typed wins.",
     ),
 ]
+
+
+_SHOWN: Mapping[str, Any] = {
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")],
+    "verbose": Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Show what libraries say, and where an error came from."
+        ),
+    ],
+    "json": Annotated[
+        bool,
+        typer.Option(
+            "--json", help="Print the result as one JSON object, and all else to standard error."
+        ),
+    ],
+}
 
 
 def _write_back(values: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of, positive
@@ -17,6 +16,7 @@ from refusal_cliff.commands.options import (
     reading_of,
 )
 from refusal_cliff.folders import require_output
+from refusal_cliff.live import result, screen
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
 from refusal_cliff.user_text import existing_file
 
@@ -110,6 +110,7 @@ def ablate(
     found = export_ablation(
         subject, heads, cast("Form", form), out, choice, prompts, generation, judged_by
     )
-    console = Console()
+    console = screen()
     console.print(f"{len(found)} heads out: {', '.join(map(str, found))}", highlight=False)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+    result({"heads": [str(head) for head in found], "form": form, "out": str(out)})

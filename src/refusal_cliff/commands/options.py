@@ -84,12 +84,6 @@ ThinkingMarkers = Annotated[
         callback=checked(marker_words),
     ),
 ]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print the result as one JSON object; all else goes to standard error."
-    ),
-]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
 
 JudgeErrorFile = Annotated[

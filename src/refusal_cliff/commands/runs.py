@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.options import (
     Columns,
-    Json,
     Model,
     Out,
     Seed,
@@ -23,6 +21,8 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.commands.typed import command_line
 from refusal_cliff.folders import require_output
+from refusal_cliff.io import read_json
+from refusal_cliff.live import LiveView, print_findings, result, say, screen, wants_json
 from refusal_cliff.settings import JudgeSettings, Loading, Server, Writing
 
 
@@ -46,14 +46,13 @@ def demo(
     network. Writes DIR/report.html and DIR/summary.json.
     """
     require_output(out, "demo", (organisms,))
-    from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.workflows.demo import WORKERS, run_demo
 
-    console = Console()
+    console = screen()
     with LiveView(console, f"refusal-cliff demo → {out}") as view:
         findings = run_demo(out, seed, organisms, view, workers=WORKERS, command=command_line())
     print_findings(console, findings)
-    _show_results(console, out)
+    _show_results(out)
 
 
 def audit(
@@ -127,7 +126,6 @@ def audit(
             "traces is too small), fewer control heads.",
         ),
     ] = False,
-    json_output: Json = False,
     plan: Annotated[
         bool,
         typer.Option(
@@ -145,10 +143,7 @@ def audit(
     arguments.prompt_sources(harmful, benign, fit_on, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
     require_output(out, "audit", (model, judge.model, judge.error, *given))
-    from refusal_cliff.io import read_text
-    from refusal_cliff.live import LiveView, print_findings
     from refusal_cliff.stages.control import chosen_controls
-    from refusal_cliff.stages.report import SUMMARY
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
     from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
@@ -163,7 +158,7 @@ def audit(
         reading,
         tuple(traces or ()),
     )
-    console = Console(stderr=json_output)
+    console = screen()
 
     def told(cost: AuditCost) -> None:
         for line in cost_lines(cost) + (time_lines(cost) if plan else []):
@@ -188,11 +183,11 @@ def audit(
             told=told,
         )
     print_findings(console, findings)
-    _show_results(console, out)
-    if json_output:
-        typer.echo(read_text(out / SUMMARY))
+    _show_results(out)
 
 
-def _show_results(console: Console, out: Path) -> None:
+def _show_results(out: Path) -> None:
     for name in ("report.html", "summary.json"):
-        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
+        say(screen(), f"{out / name}")
+    if wants_json():
+        result(read_json(out / "summary.json"))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
@@ -21,6 +21,7 @@ from refusal_cliff.commands.options import (
     reading_of,
 )
 from refusal_cliff.folders import require_output
+from refusal_cliff.live import counting, print_model_cliff, result, screen
 from refusal_cliff.settings import Loading
 
 
@@ -63,11 +64,10 @@ def trace(
     """
     require_output(out, "trace", (model, probe, traces))
     from refusal_cliff.cliff.shards import score_source
-    from refusal_cliff.live import counting
     from refusal_cliff.model.subject import load
     from refusal_cliff.probe.files import probes_of
 
-    console = Console()
+    console = screen()
     reading = reading_of(label, column, split, thinking_markers)
     subject = load(model, loading)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
@@ -95,6 +95,7 @@ def trace(
         where = f"Which rows, and what mends them: {out}/left-out-….jsonl"
         console.print(where, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+    result(asdict(done))
 
 
 def cliff(
@@ -125,11 +126,11 @@ def cliff(
     DIR/cliff.json.
     """
     from refusal_cliff.cliff.shards import measure_shards, write_measured
-    from refusal_cliff.live import print_model_cliff
 
     rows, found = measure_shards(scores, layer=layer, pool=pool, seed=seed)
     write_measured(scores, rows, found)
-    console = Console()
+    console = screen()
     print_model_cliff(console, found)
+    result(asdict(found))
     for name in ("cliff.parquet", "cliff.json"):
         console.print(f"{scores / name}", markup=False, highlight=False, soft_wrap=True)

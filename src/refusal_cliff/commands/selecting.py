@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands.arguments import checked
 from refusal_cliff.commands.gate import GATE_CLOSED
@@ -38,6 +37,8 @@ from refusal_cliff.commands.options import (
     reading_of,
 )
 from refusal_cliff.folders import require_output
+from refusal_cliff.io import read_json
+from refusal_cliff.live import print_findings, result, screen, wants_json, working
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RepairConfig
 from refusal_cliff.user_text import column_of, existing_file
 
@@ -94,7 +95,6 @@ def select(
     """
     require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.live import working
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of, run_selection
     from refusal_cliff.select.shards import ScoringPlan
@@ -118,7 +118,7 @@ def select(
         shard_size,
     )
     choice = Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed)
-    console = Console()
+    console = screen()
     with working(console, f"refusal-cliff select {data} → {out}") as watch:
         done = run_selection(
             plan,
@@ -136,6 +136,7 @@ def select(
     )
     for reason, count in done.left_out.items():
         console.print(f"{count:,} left out: {reason}", highlight=False)
+    result(asdict(done))
     for name in ("selected.jsonl", "selection.json", "left-out.jsonl"):
         console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
 
@@ -169,8 +170,6 @@ def train(
     see docs/howto/repair.md.
     """
     require_output(out, "train", (model, selected, benign))
-    from refusal_cliff.io import read_json
-    from refusal_cliff.live import working
     from refusal_cliff.model.subject import load
     from refusal_cliff.repair.training import first_process
     from refusal_cliff.repair.training_run import (
@@ -185,14 +184,17 @@ def train(
     config = replace(training, seed=seed)
     check_out(out, config, (model, selected, benign))
     reading = reading_of(None, column, split, thinking_markers)
-    console = Console()
+    console = screen()
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
         subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
         train_from_files(subject, selected, benign, config, out, reading, steps_to(watch))
-    if first_process() and (left_out := read_json(out / REPORT)["left_out"]):
+    report = read_json(out / REPORT) if first_process() else {}
+    if left_out := report.get("left_out"):
         line = f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+    if report:
+        result(report)
 
 
 def repair(
@@ -234,7 +236,6 @@ def repair(
     """
     require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.live import print_findings, working
     from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of
     from refusal_cliff.select.shards import ScoringPlan
@@ -263,10 +264,12 @@ def repair(
         one_of("engine", engine, ENGINES),
         actors,
     )
-    console = Console()
+    console = screen()
     with working(console, f"refusal-cliff repair {model} → {out}") as watch:
         proof, found = run_repair(plan, out, watch)
     print_findings(console, found)
+    if wants_json():
+        result(read_json(out / "proof" / "proof.json"))
     for name in ("adapter", "proof/proof.json"):
         console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
     if not proof.holds:

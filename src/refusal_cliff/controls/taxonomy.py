@@ -56,6 +56,13 @@ def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
     return _OF_SCORE[rule.kind(cliff)]
 
 
+def kinds_of(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> Counter[Kind]:
+    """How many of the harmful traces became what, see `kind_of`."""
+    by_id, rule = {row.trace_id: row for row in cliffs}, yardstick(cliffs)
+    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
+    return Counter(kind_of(trace, by_id.get(trace.prompt.id), rule) for trace in harmful)
+
+
 def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTable:
     """Count what became of harmful prompts, all together and by category and tag.
 

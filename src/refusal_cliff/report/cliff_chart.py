@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import Protocol
@@ -10,7 +11,6 @@ from refusal_cliff.report.data import Curve, Group
 from refusal_cliff.report.lines import known, line_of, runs, share_axis
 from refusal_cliff.report.svg import (
     Frame,
-    Point,
     band,
     box,
     dot,
@@ -32,6 +32,10 @@ GROUP_WORDS: dict[Group, str] = {
 _HEIGHT = 372.0
 _LABEL_ROOM = 148.0
 _LABEL_GAP = 34.0
+_LABEL_WIDTH = 78.0  # of the cliff's number and its interval
+_STEP = 12.0
+_CLEAR = 5.0  # between that label and a curve
+_SHORTEST_ARROW = 14.0
 _SIGNS = " ↵⇥"
 _CHARACTER = 6.2  # width of a letter of the closing tokens, in user units
 
@@ -97,7 +101,7 @@ def cliff_panel(
         text(2, 14, "refusal score", "axis-name"),
         *(_interval(place, curve, f"area {curve.group}") for curve in curves),
         *(line_of(place, c.offsets, c.mean, f"curve {c.group}") for c in curves),
-        _plateau(place, first, closing, cliff) if cliff else "",
+        _plateau(place, first, closing, cliff, curves) if cliff else "",
         _end_labels(place, curves, right),
         _pointer_columns(place, curves, closing),
     )
@@ -175,31 +179,60 @@ def _offset_axis(place: Frame, first: float, closing: Sequence[str]) -> str:
     ) + text(middle, place.bottom + 42, "tokens before the answer", "axis-name", "middle")
 
 
-def _plateau(place: Frame, first: float, closing: Sequence[str], cliff: Marks) -> str:
+def _plateau(
+    place: Frame, first: float, closing: Sequence[str], cliff: Marks, curves: Sequence[Curve]
+) -> str:
+    """The plateau's height as a line, and how far the score moves from it: down, or up."""
     end = -max(1, len(closing)) - 0.5
     high, low = place.y(cliff.plateau), place.y(cliff.final)
-    x = place.x(first) + 8
+    x = place.x(end) - 6
     gap = 22 if cliff.plateau > 0.7 else -10
-    marks = [
-        line((place.x(first), high), (place.x(end), high), "mark"),
-        text(x, high + gap, f"plateau {number(cliff.plateau)}", "mark-name"),
-    ]
-    if low - high > 40:
-        marks += _drop(place.x(end) - 6, place.x(0), (high, low), cliff)
-    return "".join(marks)
+    label = _clear_of(place, curves, (x - 10 - _LABEL_WIDTH, x - 10), (high + low) / 2)
+    return "".join(
+        (
+            line((place.x(first), high), (place.x(end), high), "mark"),
+            text(place.x(first) + 8, high + gap, f"plateau {number(cliff.plateau)}", "mark-name"),
+            _arrow(x, place.x(0), high, low),
+            text(x - 10, label, f"cliff {number(cliff.cliff)}", "drop-name", "end"),
+            text(x - 10, label + 17, number_interval(cliff.cliff_ci), "tick", "end"),
+        )
+    )
 
 
-def _drop(x: float, right: float, ends: Point, cliff: Marks) -> list[str]:
-    """The drop as an arrow, its size beside it."""
-    high, low = ends
-    words = f"cliff {number(cliff.cliff)}"
-    return [
-        line((x, high + 2), (x, low - 2), "drop"),
-        polyline([(x - 4, low - 9), (x, low - 2), (x + 4, low - 9)], "drop"),
-        line((x - 5, low), (right, low), "mark"),
-        text(x - 10, (high + low) / 2, words, "drop-name", "end"),
-        text(x - 10, (high + low) / 2 + 17, number_interval(cliff.cliff_ci), "tick", "end"),
+def _arrow(x: float, right: float, start: float, end: float) -> str:
+    """From the plateau to the final score; nothing where they are too near for an arrow."""
+    if abs(end - start) < _SHORTEST_ARROW:
+        return ""
+    back = math.copysign(1, start - end)
+    head = [(x - 4, end + 9 * back), (x, end + 2 * back), (x + 4, end + 9 * back)]
+    return (
+        line((x, start - 2 * back), (x, end + 2 * back), "drop")
+        + polyline(head, "drop")
+        + line((x - 5, end), (right, end), "mark")
+    )
+
+
+def _clear_of(
+    place: Frame, curves: Sequence[Curve], across: tuple[float, float], wanted: float
+) -> float:
+    """First line of a label of two, as near to a height as it goes without touching a curve."""
+    left, right = across
+    heights = [
+        place.y(value)
+        for curve in curves
+        for offset, mean, low, high in zip(
+            curve.offsets, curve.mean, curve.low, curve.high, strict=True
+        )
+        if known(mean) and left - _STEP <= place.x(offset) <= right + _STEP
+        for value in (mean, low, high)
+        if known(value)
     ]
+
+    def free(y: float) -> bool:
+        return all(not y - 13 - _CLEAR < height < y + 20 + _CLEAR for height in heights)
+
+    tried = range(int(place.top) + 14, int(place.bottom) - 22)
+    return min((y for y in tried if free(y)), key=lambda y: abs(y - wanted), default=wanted)
 
 
 def _end_labels(place: Frame, curves: Sequence[Curve], right: float) -> str:

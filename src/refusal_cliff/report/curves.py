@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from refusal_cliff.cliff.curves import MeanCurve, mean_curve
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.heads.table import HeadRow
-from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import Curve, Group, HeadMap
-from refusal_cliff.report.pieces import Pieces
 
 FIRST_OFFSET = -28
 """First token that curves show, relative to the last closing token."""
@@ -54,12 +53,18 @@ def shows(verdict: str, group: Group) -> bool:
     return complies(verdict) if group == "complied" else verdict == group
 
 
-def closing_texts(subject: Subject, traces: Iterable[Trace]) -> list[str]:
-    """Text of the closing tokens of the first trace that closed."""
+def closing_texts(
+    traces: Iterable[Trace], pieces_of: Callable[[Trace], Sequence[str]]
+) -> list[str]:
+    """Text of the closing tokens of the first trace that closed.
+
+    Args:
+        traces: Closed or not.
+        pieces_of: Text of each token of a trace.
+    """
     for trace in traces:
         if trace.spans is not None:
-            pieces = Pieces(subject.tokenizer).of(trace.token_ids)
-            return pieces[trace.spans.thinking : trace.spans.closing]
+            return list(pieces_of(trace)[trace.spans.thinking : trace.spans.closing])
     return []
 
 

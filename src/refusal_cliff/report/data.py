@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from refusal_cliff.controls.table import ControlTable
+from refusal_cliff.findings.next_step import NextStep
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.thinking import Spans
 
@@ -231,6 +232,42 @@ class ExampleTrace:
 
 
 @dataclass(frozen=True, slots=True)
+class HeadShares:
+    """What heads add to the refusal logit at the thinking and closing tokens of one trace.
+
+    Attributes:
+        heads: Heads told one by one.
+        out: Those among them that are taken out.
+        values: [heads + 1][tokens] in logits; the last row is the sum over all other heads.
+    """
+
+    heads: Sequence[HeadId]
+    out: Sequence[HeadId]
+    values: Sequence[Sequence[float]]
+
+    def __post_init__(self) -> None:
+        _same_length("HeadShares", self.values, [*self.heads, None])
+
+
+@dataclass(frozen=True, slots=True)
+class AfterTrace:
+    """What the model writes to the same prompt with the heads out.
+
+    Attributes:
+        verdict: What the judge said of it.
+        pieces: Text of each token, prompt first.
+        spans: Ends of its four parts; None where the thinking never closed.
+        levels: Scores of its thinking and closing tokens at the chosen layer, as in `ReaderTrace`;
+            empty where it was not scored.
+    """
+
+    verdict: str
+    pieces: Sequence[str]
+    spans: Spans | None
+    levels: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ReaderTrace:
     """One trace of the reader, which shows every layer.
 
@@ -247,6 +284,8 @@ class ReaderTrace:
         spans: Ends of its four parts; None where the thinking never closed.
         levels: Scores of the thinking and closing tokens as one byte each, layer after layer, see
             `reader.quantised`; empty where the trace was not scored.
+        heads: What heads add at its tokens; None where that was not measured.
+        after: The same prompt with the heads out; None where none were.
     """
 
     id: str
@@ -260,6 +299,8 @@ class ReaderTrace:
     pieces: Sequence[str]
     spans: Spans | None
     levels: bytes
+    heads: HeadShares | None = None
+    after: AfterTrace | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +370,7 @@ class ReportData:
         controls: Title and table of each control that was measured.
         traces: A few typical traces, token by token.
         reader: All traces at all layers, to look through; None where there are none.
+        next_step: What to do with this model; None where it cannot be said.
         findings: The table of findings.
         notes: What a reader must know to judge the page: what was put in on purpose, limits.
         provenance: Name and value of what made the page: version, seed, judge, time.
@@ -349,6 +391,7 @@ class ReportData:
     controls: Sequence[tuple[str, ControlTable]] = ()
     traces: Sequence[ExampleTrace] = ()
     reader: Reader | None = None
+    next_step: NextStep | None = None
     findings: Sequence[FindingRow] = ()
     notes: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()

@@ -11,7 +11,9 @@ from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.cliff.curves import mean_curve, read_cliffs
 from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
+from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
+from refusal_cliff.findings.next_step import next_step
 from refusal_cliff.findings.pairs import AttackPairs
 from refusal_cliff.findings.results import (
     Find,
@@ -21,11 +23,12 @@ from refusal_cliff.findings.results import (
 )
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
 from refusal_cliff.heads.table import read_heads
 from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import RulesJudge
-from refusal_cliff.model.subject import Subject, parse_head
+from refusal_cliff.model.subject import Head, parse_head
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.report.curves import (
     FIRST_OFFSET,
@@ -48,7 +51,6 @@ from refusal_cliff.report.data import (
     Role,
     Strategy,
 )
-from refusal_cliff.report.pieces import Pieces
 from refusal_cliff.report.traces import Measured, reader_of, typical_traces
 from refusal_cliff.stats import bootstrap_mean
 
@@ -63,7 +65,6 @@ def gather(
     shape: RunShape,
     summary: Summary,
     find: Find,
-    subject: Subject,
     *,
     notes: Sequence[str],
     provenance: Sequence[tuple[str, str]],
@@ -75,27 +76,26 @@ def gather(
         shape: Which models the run measured.
         summary: Its summary.
         find: Path of a file of the run.
-        subject: The model under study, for the text of its tokens.
         notes: What a reader must know beside the judge and ``BASE_NOTES``.
         provenance: Name and value of what made the page.
         controls: Title and file of each control.
     """
     key = shape.main
     ablation = read_json(find(f"{key}/ablation.json"))
-    cliff = summary.cliff
-    measured = _measured(key, find, subject)
+    out = [parse_head(name) for name in ablation["heads"]]
+    measured = _measured(key, find, out)
     return ReportData(
         title=f"Refusal cliff of {summary.model}",
-        headline=f"{_headline(summary.model, cliff.verdict)} {cliff.reason}",
+        headline=_headline(summary.model, summary.cliff.verdict),
         summary=summary,
         curves=_curves(summary.model, key, find),
         control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
         ablated_curves=_ablated_curves(key, find, measured.scores),
-        closing=closing_texts(subject, measured.traces),
+        closing=closing_texts(measured.traces, measured.pieces),
         heatmap=_heatmap(key, find, measured.scores),
         head_map=head_map(
             read_heads(find(f"{key}/heads.parquet")),
-            [parse_head(name) for name in ablation["heads"]],
+            out,
             shape.planted,
         ),
         ablation=_ablation_bars(ablation),
@@ -104,6 +104,7 @@ def gather(
         controls=[(title, read_table(path)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
+        next_step=next_step(summary, kinds_of(measured.traces, measured.cliffs), key),
         findings=[
             FindingRow(finding.question, finding.answer, finding.expected, finding.holds)
             for finding in findings_of(summary)
@@ -125,7 +126,10 @@ def _headline(model: str, verdict: str) -> str:
     return f"{model} has {'a' if verdict == 'cliff' else 'no'} refusal cliff."
 
 
-def _measured(key: str, find: Find, subject: Subject) -> Measured:
+def _measured(key: str, find: Find, out: Sequence[Head]) -> Measured:
+    tokens: dict[str, dict[str, TokenRow]] = {AS_IT_IS: {}, HEADS_OUT: {}}
+    for row in read_token_rows(find(f"{key}/tokens.parquet")):
+        tokens[row.side][row.trace_id] = row
     probes = read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
     return Measured(
         traces=read_traces(find(f"{key}/traces-test.parquet")),
@@ -133,7 +137,11 @@ def _measured(key: str, find: Find, subject: Subject) -> Measured:
         cliffs=read_cliffs(find(f"{key}/cliff.parquet")),
         layers=[probe.layer for probe in probes.probes],
         row=probes.row,
-        pieces=Pieces(subject.tokenizer),
+        tokens=tokens[AS_IT_IS],
+        after=read_traces(find(f"{key}/ablated.parquet")) if out else (),
+        after_tokens=tokens[HEADS_OUT],
+        after_scores=read_scores(find(f"{key}/scores-ablated.parquet")),
+        out=out,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from refusal_cliff.report.data import HeadId, HeadMap, Heatmap
 from refusal_cliff.report.lines import known
 from refusal_cliff.report.palette import LEVELS, diverging, sequential
-from refusal_cliff.report.svg import Point, box, dot, picture, polyline, text
+from refusal_cliff.report.svg import Point, Scale, box, dot, picture, polyline, text
 from refusal_cliff.report.words import head_name, listing, number, signed, token_text
 
 _LEFT = 46.0
@@ -141,20 +141,21 @@ def _offset_labels(offsets: Sequence[int], step: float, bottom: float, closing: 
 def _column(
     heat: Heatmap, values: Sequence[float] | None, words: str, left: float, height: float
 ) -> str:
-    """One value a layer, as a bar from 0 to 1."""
+    """One value a layer as a bar from 0 on, to the left where it is negative."""
     if values is None:
         return ""
-    full = _COLUMN - 44
+    across = Scale(min(0.0, *values), max(1.0, *values), left, left + _COLUMN - 44)
+    thick = 0.4 * height
     parts = [text(left, _TOP - 14, words, "axis-name")]
     for row, value in enumerate(reversed(values)):
         y = _TOP + row * height
         tip = f"layer {heat.layers[-1 - row]}\n{words} {number(value)}"
-        parts.append(box(left, y + 0.25 * height, full, 0.4 * height, "track"))
-        parts.append(
-            box(left, y + 0.25 * height, full * min(1, max(0, value)), 0.4 * height, "rod")
-        )
+        ends = sorted((across(0), across(value)))
+        rod = "rod" if value >= 0 else "rod negative"
+        parts.append(box(left, y + 0.25 * height, _COLUMN - 44, thick, "track"))
+        parts.append(box(ends[0], y + 0.25 * height, ends[1] - ends[0], thick, rod))
         if height >= _SMALLEST_LABELLED:
-            parts.append(text(left + full + 6, y + height / 2 + 4, number(value), "tick"))
+            parts.append(text(left + _COLUMN - 38, y + height / 2 + 4, number(value), "tick"))
         parts.append(box(left, y, _COLUMN - 8, height, "pointer", tip))
     return "".join(parts)
 

@@ -10,23 +10,47 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from refusal_cliff.controls.rollouts import BINS
 from refusal_cliff.controls.table import ControlTable, headings, row_texts
-from refusal_cliff.findings.summary import CliffSummary, Verdict
+from refusal_cliff.findings.summary import Verdict
+from refusal_cliff.heads.at_tokens import SHOWN
 from refusal_cliff.io import write_text
 from refusal_cliff.report import words
-from refusal_cliff.report.bars import bar_chart
-from refusal_cliff.report.cliff_chart import cliff_panel
 from refusal_cliff.report.data import Bar, Curve, ExampleTrace, ReportData
-from refusal_cliff.report.dose_chart import dose_chart
-from refusal_cliff.report.lines import known
-from refusal_cliff.report.maps import depth_map, head_chart
+from refusal_cliff.report.figure_data import as_csv
+from refusal_cliff.report.figures import (
+    SINGLE_WIDTH,
+    Figure,
+    calibration_name,
+    cliff_figure,
+    figures_of,
+)
 from refusal_cliff.report.palette import page_css
-from refusal_cliff.report.reader import packed
+from refusal_cliff.report.reader import (
+    HEAD_STEPS,
+    compressed,
+    packed,
+    page_script,
+    source_hash,
+)
 from refusal_cliff.report.tokens import Token, tokens_of
-from refusal_cliff.report.trace_chart import trace_line
 
-_PAIR_WIDTH, _SINGLE_WIDTH = 524.0, 700.0
+TITLES = {
+    "next": "What to do next",
+    "findings": "What was found",
+    "cliff": "The cliff",
+    "depth": "Where in the depth",
+    "heads": "Which heads",
+    "ablation": "Are they the cause",
+    "proof": "How sure that is",
+    "dose": "How many heads",
+    "repair": "Less is more",
+    "controls": "Doubts, and what was measured about them",
+    "traces": "Trace by trace",
+    "reader": "Trace reader",
+    "notes": "What to know before believing this",
+    "provenance": "How this page was made",
+}
+"""Sections in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,18 +79,23 @@ def render_page(data: ReportData) -> str:
     Returns:
         A whole document without any reference to another file.
     """
+    figures = figures_of(data)
     template = _environment().get_template("page.html.j2")
     return template.render(
         data=data,
         summary=data.summary,
-        palette=Markup(page_css()),
-        panels=_panels(data),
+        titles=TITLES,
+        contents=_contents(data, figures),
+        panels=_panels(data, figures),
+        pictures={name: Markup(figure.svg) for name, figure in figures.items()},
         reader=data.reader and packed(data.reader),
-        **_pictures(data),
+        head_most=SHOWN,
+        head_steps=HEAD_STEPS,
         traces=[
-            _TraceView(trace, Markup(trace_line(f"trace-{i}", trace)), tokens_of(trace))
-            for i, trace in enumerate(data.traces, 1)
+            _TraceView(trace, Markup(figures[f"trace-{at}"].svg), tokens_of(trace))
+            for at, trace in enumerate(data.traces, 1)
         ],
+        **_common(figures.values()),
     )
 
 
@@ -82,15 +111,29 @@ def render_comparison(
         panels: Of each run its name, its verdict and its mean curves.
         tables: By title.
     """
-    shown = [
-        (name, verdict, Markup(cliff_panel(f"cliff-{at}", drawn, (), None, width=_SINGLE_WIDTH)))
-        for at, (name, verdict, curves) in enumerate(panels)
-        if (drawn := _drawable(curves))
+    figures = [
+        (name, verdict, figure)
+        for at, (name, verdict, curves) in enumerate(panels, 1)
+        if (figure := cliff_figure(f"cliff-{at}", curves, (), None, SINGLE_WIDTH))
     ]
     template = _environment().get_template("comparison.html.j2")
     return template.render(
-        names=list(names), panels=shown, shown=tables, palette=Markup(page_css())
+        names=list(names),
+        panels=[(name, verdict, Markup(figure.svg)) for name, verdict, figure in figures],
+        shown=tables,
+        **_common(figure for _, _, figure in figures),
     )
+
+
+def _common(figures: Iterable[Figure]) -> dict[str, Any]:
+    """What every page has: colours, its one script, and the numbers of its figures."""
+    script = page_script()
+    return {
+        "palette": Markup(page_css()),
+        "script": Markup(script),
+        "policy": Markup(source_hash(script)),
+        "numbers": {figure.name: compressed(as_csv(figure.rows).encode()) for figure in figures},
+    }
 
 
 def write_page(path: Path, data: ReportData) -> None:
@@ -110,11 +153,10 @@ def _environment() -> Environment:
     named = (
         *(words.number, words.number_interval, words.percent, words.percent_interval),
         *(words.head_name, words.listing, words.count),
-        *(words.visible, headings, row_texts),
+        *(words.visible, headings, row_texts, calibration_name),
     )
     environment.filters.update({function.__name__: function for function in named})
     environment.filters["kinds"] = _kinds
-    environment.filters["calibration"] = _calibration
     return environment
 
 
@@ -129,67 +171,36 @@ def _kinds(parts: Iterable[Bar | Curve]) -> str:
     return words.listing(list(dict.fromkeys(made)))
 
 
-def _calibration(table: ControlTable) -> Markup | None:
-    """The calibration rows of a control as bars, dots where a calibrated score would stand."""
-    bars = [
-        Bar(name, value, cell.interval, cell.n or 0, "result", (BINS[name],), "", "bootstrap")
-        for name, (cell, *_) in table.rows.items()
-        if name in BINS and (value := cell.value) is not None
-    ]
-    if not bars:
-        return None
-    return Markup(bar_chart("calibration", "share that complied", bars, width=_SINGLE_WIDTH))
-
-
-def _pictures(data: ReportData) -> dict[str, Markup | None]:
-    """Each picture by the name that the template gives it; None where there is nothing to draw."""
-    layer = data.summary.probe.layer
-    pair = data.less_is_more.strategies if data.less_is_more else ()
-    drawn = {
-        "depth": data.heatmap and depth_map("depth", data.heatmap, data.closing, layer),
-        "heads": data.head_map and head_chart("heads", data.head_map),
-        "ablation": data.ablation
-        and bar_chart("ablation", "attack success rate", data.ablation, width=_SINGLE_WIDTH),
-        "ablated": len(data.ablated_curves) == 2
-        and cliff_panel("ablated", data.ablated_curves, data.closing, None, width=_SINGLE_WIDTH),
-        "dose": data.doses and dose_chart("dose", data.doses),
-        "repair_asr": pair and _half_bars("repair-asr", "attack success rate", pair, "asr"),
-        "repair_benign": pair
-        and _half_bars("repair-benign", "benign prompts answered", pair, "benign_answered"),
+def _contents(data: ReportData, figures: Mapping[str, Figure]) -> list[tuple[str, str]]:
+    """Id and title of each section that the page has."""
+    drawn = {name.partition("-")[0] for name in figures}
+    there = {
+        **{name: name in drawn for name in ("cliff", "depth", "heads", "ablation", "dose")},
+        "next": data.next_step is not None,
+        "findings": data.findings,
+        "proof": data.summary.proof is not None,
+        "repair": "repair" in drawn,
+        "controls": data.controls,
+        "traces": data.traces,
+        "reader": data.reader is not None,
+        "notes": data.notes,
+        "provenance": data.provenance,
     }
-    return {name: Markup(svg) if svg else None for name, svg in drawn.items()}
+    return [(name, title) for name, title in TITLES.items() if there[name]]
 
 
-def _half_bars(name: str, title: str, strategies: Sequence[Any], field: str) -> str:
-    bars = [getattr(strategy, field) for strategy in strategies]
-    return bar_chart(name, title, bars, width=_PAIR_WIDTH)
-
-
-def _panels(data: ReportData) -> list[_Panel]:
-    control = data.summary.control
+def _panels(data: ReportData, figures: Mapping[str, Figure]) -> list[_Panel]:
     both = (
-        ("cliff-model", _drawable(data.curves), data.summary.cliff),
-        ("cliff-control", _drawable(data.control_curves), control),
+        ("cliff-model", data.curves, data.summary.cliff),
+        ("cliff-control", data.control_curves, data.summary.control),
     )
-    shown = [(name, curves, cliff) for name, curves, cliff in both if curves]
-    width = _PAIR_WIDTH if len(shown) == 2 else _SINGLE_WIDTH
-    return [_panel(name, curves, cliff, data.closing, width) for name, curves, cliff in shown]
-
-
-def _drawable(curves: Sequence[Curve]) -> list[Curve]:
-    return [curve for curve in curves if any(known(mean) for mean in curve.mean)]
-
-
-def _panel(
-    name: str,
-    curves: Sequence[Curve],
-    cliff: CliffSummary | None,
-    closing: Sequence[str],
-    width: float,
-) -> _Panel:
-    return _Panel(
-        subject=curves[0].subject,
-        verdict=cliff.verdict if cliff else None,
-        reason=cliff.reason if cliff else "",
-        picture=Markup(cliff_panel(name, curves, closing, cliff, width=width)),
-    )
+    return [
+        _Panel(
+            subject=curves[0].subject,
+            verdict=cliff.verdict if cliff else None,
+            reason=cliff.reason if cliff else "",
+            picture=Markup(figures[name].svg),
+        )
+        for name, curves, cliff in both
+        if name in figures
+    ]

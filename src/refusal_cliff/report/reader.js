@@ -2,8 +2,8 @@
 // new Option(), never innerHTML. Its data are unpacked when the reader is first seen or linked to;
 // the scores of a trace when that trace is opened.
 (() => {
-  "use strict";
   const at = (name) => document.getElementById(`reader-${name}`);
+  if (!at("list")) return;
   const FIELDS = ["label", "verdict", "kind", "source", "category"];
   const ORDERS = new Map([
     ["down", (one, other) => size(other, -Infinity) - size(one, -Infinity)],
@@ -33,10 +33,8 @@
 
   // ---- unpacking
 
-  async function unpacked(element) {
-    const packed = Uint8Array.from(atob(element.textContent), (byte) => byte.charCodeAt(0));
-    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return new Uint8Array(await new Response(stream).arrayBuffer());
+  async function unpackedJson(element) {
+    return JSON.parse(new TextDecoder().decode(await unpacked(element)));
   }
 
   let started;
@@ -48,10 +46,10 @@
   }
 
   async function load() {
-    data = JSON.parse(new TextDecoder().decode(await unpacked(at("index"))));
-    const packed = document.getElementsByClassName("reader-scores");
+    data = await unpackedJson(at("index"));
+    const [packed, more] = ["reader-scores", "reader-more"].map((name) => document.getElementsByClassName(name));
     data.traces.forEach((trace, place) => {
-      trace.packed = packed[place];
+      [trace.packed, trace.more] = [packed[place], more[place]];
       trace.words = [trace.prompt, trace.pieces.join("")].join("\n").toLowerCase();
     });
     FIELDS.forEach(fill);
@@ -87,7 +85,7 @@
   }
 
   function number(value) {
-    return value.toFixed(2).replace("-", "−");
+    return value.toFixed(2).replace(/^-(?=.*[1-9])/, "−").replace(/^-/, "");
   }
 
   function about(trace) {
@@ -141,7 +139,8 @@
 
   async function read(trace) {
     const scores = trace.scored ? await unpacked(trace.packed) : new Uint8Array();
-    return { trace, scores, tokens: trace.pieces.map(token), spans: trace.spans ?? [0, 0, 0] };
+    const { heads, after } = await unpackedJson(trace.more);
+    return { trace, scores, heads, after, tokens: trace.pieces.map(token), spans: trace.spans ?? [0, 0, 0] };
   }
 
   function token(piece, place) {
@@ -158,8 +157,9 @@
     return tokens.length ? [box] : [];
   }
 
-  function parts({ trace, tokens, spans: [prompt, thinking, closing] }) {
-    if (!trace.spans) return part("Whole text; the thinking never closed, so no token has a score", tokens);
+  function parts(spans, tokens) {
+    if (!spans) return part("Whole text; the thinking never closed, so no token has a score", tokens);
+    const [prompt, thinking, closing] = spans;
     return [
       ...part("Prompt as the model reads it", tokens.slice(0, prompt), "details"),
       ...part("Thinking", tokens.slice(prompt, thinking)),
@@ -173,10 +173,61 @@
     const tags = about(trace).split(" · ").map((text) => element("span", "tag", text));
     at("title").replaceChildren(element("span", "", trace.id), ...tags);
     at("prompt").textContent = trace.prompt;
-    at("text").replaceChildren(...parts(open));
+    at("text").replaceChildren(...parts(trace.spans, open.tokens));
     at("text").scrollTop = 0;
+    showAfter(open.after);
     at("link").href = `#${new URLSearchParams({ trace: trace.id })}`;
     chosen = -1;
+  }
+
+  // The same prompt with the heads out, at the chosen layer whatever the slider says.
+  function showAfter(after) {
+    at("sides").classList.toggle("two", Boolean(after));
+    at("after-side").hidden = !after;
+    if (!after) return;
+    const [prompt, thinking, closing] = after.spans ?? [0, 0, 0];
+    const tokens = after.pieces.map((piece, place) => {
+      const byte = place < closing ? after.levels[place - prompt] ?? 255 : 255;
+      const score = byte > data.full ? null : byte / data.full;
+      const closes = place >= thinking && place < closing ? " closing" : "";
+      const made = element("span", (score === null ? "answer" : `scored q${Math.round(score * data.steps)}`) + closes, piece);
+      made.dataset.after = score === null ? "no score" : `score ${number(score)}`;
+      return made;
+    });
+    at("after-name").replaceChildren("With the heads out ", element("span", "tag", after.verdict));
+    at("after").replaceChildren(...parts(after.spans, tokens));
+    at("after").scrollTop = 0;
+  }
+
+  // ---- what heads add at a token
+
+  function showHeads(place) {
+    const heads = open.heads;
+    const [prompt, , closing] = open.spans;
+    const inside = place >= prompt && place < closing;
+    at("heads").hidden = !heads;
+    if (!heads) return;
+    const where = inside ? place : closing - 1;
+    const named = inside ? "this token" : "the last closing token";
+    at("heads-name").textContent = `What heads add to the refusal logit at ${named}, layer ${data.layer}`;
+    const values = heads.values.map((row) => row[where - prompt] * heads.step);
+    const largest = heads.step * Math.max(1, ...heads.values.flat().map(Math.abs));
+    const names = [...heads.names.map((name) => `head ${name}`), "all other heads"];
+    at("heads-rows").replaceChildren(...values.map((value, row) => {
+      const out = heads.out.includes(heads.names[row]);
+      const bar = element("i", value < 0 ? "down" : "up", "");
+      bar.style.width = `${(50 * Math.abs(value)) / largest}%`;
+      const track = element("span", "track", "");
+      track.append(bar);
+      const made = element("li", "", "");
+      made.append(element("span", out ? "name out" : "name", out ? `${names[row]}, taken out` : names[row]), track, element("span", "value", signed(value)));
+      return made;
+    }));
+  }
+
+  function signed(value) {
+    const text = number(value);
+    return text.startsWith("−") || text === "0.00" ? text : `+${text}`;
   }
 
   function level(layer, place) {
@@ -255,6 +306,7 @@
     const [prompt, , closing] = open.spans;
     const inside = chosen >= prompt && chosen < closing;
     mark.setAttribute("visibility", inside ? "visible" : "hidden");
+    showHeads(chosen);
     if (chosen < 0) {
       at("token").textContent = "Point at a token, or touch it: here stand its position and its score.";
       return;
@@ -296,6 +348,11 @@
     for (const what of ["pointerover", "click"]) {
       at("text").addEventListener(what, (event) => {
         if (event.target.dataset.place) choose(Number(event.target.dataset.place), false);
+      });
+    }
+    for (const what of ["pointerover", "click"]) {
+      at("after").addEventListener(what, (event) => {
+        if (event.target.dataset.after) at("token").textContent = `with the heads out · “${event.target.textContent}” · ${event.target.dataset.after}`;
       });
     }
     at("text").addEventListener("keydown", (event) => {

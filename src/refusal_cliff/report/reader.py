@@ -1,4 +1,4 @@
-"""The trace reader inside the page: its data compressed, its one script, allowed by its hash."""
+"""What a page holds compressed, its trace reader above all; its one script, allowed by hash."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from refusal_cliff.report.data import Reader, ReaderTrace
+from refusal_cliff.report.data import AfterTrace, HeadShares, Reader, ReaderTrace
 from refusal_cliff.report.palette import LEVELS
-from refusal_cliff.report.words import token_text, visible
+from refusal_cliff.report.words import head_name, token_text, visible
+from refusal_cliff.thinking import Spans
 
 FULL = 100
 """The byte of score 1: two decimals are what is read out, and finer ones compress worse."""
 MISSING = 255
 """The byte of a token that has no score."""
+HEAD_STEPS = 127
+"""Steps of the largest contribution of a head in a trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +33,31 @@ class PackedReader:
     """What the template writes into the page.
 
     Attributes:
-        script: The script, the same in every page.
-        policy: Its source expression in the page's Content-Security-Policy.
-        index: All but the scores, compressed: base64 has no character that ends an element.
+        index: All that the list and the open trace's text need.
         scores: The levels of each trace, compressed alone, so that only the open one is unpacked.
+        more: Of each trace, alone too: what heads add, and the same prompt with the heads out.
+        has_heads: Whether any trace says what heads add.
+        has_after: Whether any trace has the other side.
     """
 
-    script: Markup
-    policy: Markup
     index: Markup
     scores: Sequence[Markup]
+    more: Sequence[Markup]
+    has_heads: bool
+    has_after: bool
+
+
+def page_script() -> str:
+    """The one script, the same in every page."""
+    names = ("page.js", "reader.js")
+    return "".join(
+        files("refusal_cliff.report").joinpath(name).read_text(encoding="utf-8") for name in names
+    )
+
+
+def source_hash(script: str) -> str:
+    """The source expression that lets a Content-Security-Policy run this script alone."""
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
 def quantised(scores: NDArray[np.floating[Any]]) -> bytes:
@@ -58,7 +76,6 @@ def quantised(scores: NDArray[np.floating[Any]]) -> bytes:
 
 def packed(reader: Reader) -> PackedReader:
     """The reader as texts that are safe inside a page, whatever the traces say."""
-    script = files("refusal_cliff.report").joinpath("reader.js").read_text(encoding="utf-8")
     index = {
         "layers": list(reader.layers),
         "layer": reader.layer,
@@ -68,32 +85,71 @@ def packed(reader: Reader) -> PackedReader:
         "traces": [_entry(trace) for trace in reader.traces],
     }
     return PackedReader(
-        script=Markup(script),
-        policy=Markup(f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"),
-        index=_packed(json.dumps(index, separators=(",", ":")).encode()),
-        scores=[_packed(trace.levels) for trace in reader.traces],
+        index=_packed_json(index),
+        scores=[compressed(trace.levels) for trace in reader.traces],
+        more=[_packed_json(_more(trace)) for trace in reader.traces],
+        has_heads=any(trace.heads for trace in reader.traces),
+        has_after=any(trace.after for trace in reader.traces),
     )
+
+
+def _more(trace: ReaderTrace) -> dict[str, Any]:
+    return {
+        "heads": trace.heads and _heads(trace.heads),
+        "after": trace.after and _side(trace.after),
+    }
+
+
+def _heads(shares: HeadShares) -> dict[str, Any]:
+    """Contributions as whole numbers of steps: ``HEAD_STEPS`` make the largest of the trace."""
+    largest = max((abs(value) for row in shares.values for value in row), default=0.0)
+    step = largest / HEAD_STEPS or 1.0
+    return {
+        "names": [head_name(head) for head in shares.heads],
+        "out": [head_name(head) for head in shares.out],
+        "step": step,
+        "values": [[round(value / step) for value in row] for row in shares.values],
+    }
+
+
+def _side(after: AfterTrace) -> dict[str, Any]:
+    return {
+        "verdict": visible(after.verdict),
+        "spans": after.spans and _ends(after.spans),
+        "pieces": _pieces(after.pieces, after.spans),
+        "levels": list(after.levels),
+    }
 
 
 def _entry(trace: ReaderTrace) -> dict[str, Any]:
     """A trace without its scores; every text with its hidden characters made visible."""
     texts = ("id", "prompt", "label", "verdict", "kind", "source", "category")
-    spans = trace.spans
     return {
         **{name: visible(getattr(trace, name)) for name in texts},
         "cliff": None if trace.cliff is None else round(trace.cliff, 4),
-        "spans": spans and [spans.prompt, spans.thinking, spans.closing],
+        "spans": trace.spans and _ends(trace.spans),
         "scored": bool(trace.levels),
-        "pieces": [_piece(trace, at) for at in range(len(trace.pieces))],
+        "pieces": _pieces(trace.pieces, trace.spans),
     }
 
 
-def _piece(trace: ReaderTrace, at: int) -> str:
-    spans, piece = trace.spans, trace.pieces[at]
-    closing = spans is not None and spans.thinking <= at < spans.closing
-    return token_text(piece) if closing else visible(piece)
+def _ends(spans: Spans) -> list[int]:
+    return [spans.prompt, spans.thinking, spans.closing]
 
 
-def _packed(data: bytes) -> Markup:
-    """Compressed, in base64; without a time, so that the same run makes the same page."""
+def _pieces(pieces: Sequence[str], spans: Spans | None) -> list[str]:
+    """The tokens' texts; closing tokens on one line, so that they can be pointed at."""
+    closing = range(0) if spans is None else range(spans.thinking, spans.closing)
+    return [token_text(one) if at in closing else visible(one) for at, one in enumerate(pieces)]
+
+
+def _packed_json(content: dict[str, Any]) -> Markup:
+    return compressed(json.dumps(content, separators=(",", ":")).encode())
+
+
+def compressed(data: bytes) -> Markup:
+    """Compressed, in base64, which has no character that ends an element.
+
+    Without a time, so that the same run makes the same page.
+    """
     return Markup(b64encode(gzip.compress(data, 6, mtime=0)).decode())

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
 
@@ -15,9 +15,17 @@ from refusal_cliff.cliff.verdict import Yardstick, yardstick
 from refusal_cliff.controls.taxonomy import kind_of
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.traces import Trace
+from refusal_cliff.heads.at_tokens import TokenRow
+from refusal_cliff.model.subject import Head
 from refusal_cliff.report.curves import shows
-from refusal_cliff.report.data import ExampleTrace, Group, Reader, ReaderTrace
-from refusal_cliff.report.pieces import Pieces
+from refusal_cliff.report.data import (
+    AfterTrace,
+    ExampleTrace,
+    Group,
+    HeadShares,
+    Reader,
+    ReaderTrace,
+)
 from refusal_cliff.report.reader import quantised
 
 MOST_TRACES = 200
@@ -41,7 +49,11 @@ class Measured:
         cliffs: At the chosen layer.
         layers: Of the rows of the scores.
         row: Row of the chosen layer.
-        pieces: Token ids to texts.
+        tokens: Their tokens as the model is, by trace id: texts, and what heads add.
+        after: What was written with the heads out.
+        after_tokens: Its tokens, by trace id.
+        after_scores: Its scores, at the same rows of layers.
+        out: The heads taken out.
     """
 
     traces: Sequence[Trace]
@@ -49,12 +61,30 @@ class Measured:
     cliffs: Sequence[TraceCliff]
     layers: Sequence[int]
     row: int
-    pieces: Pieces
+    tokens: Mapping[str, TokenRow]
+    after: Sequence[Trace] = ()
+    after_tokens: Mapping[str, TokenRow] = field(default_factory=dict)
+    after_scores: Sequence[TraceScores] = ()
+    out: Sequence[Head] = ()
+
+    def pieces(self, trace: Trace) -> Sequence[str]:
+        """Text of each token of a trace."""
+        return self.tokens[trace.prompt.id].pieces
 
     @cached_property
     def trace(self) -> dict[str, Trace]:
         """Traces by id."""
         return {trace.prompt.id: trace for trace in self.traces}
+
+    @cached_property
+    def after_trace(self) -> dict[str, Trace]:
+        """Traces with the heads out by id."""
+        return {trace.prompt.id: trace for trace in self.after}
+
+    @cached_property
+    def after_score(self) -> dict[str, TraceScores]:
+        """Their scores by id."""
+        return {scores.trace_id: scores for scores in self.after_scores}
 
     @cached_property
     def score(self) -> dict[str, TraceScores]:
@@ -93,7 +123,7 @@ def _example(title: str, name: str, measured: Measured, trace_id: str) -> Exampl
         subject=name,
         verdict=trace.verdict,
         prompt=trace.prompt.text,
-        pieces=measured.pieces.of(trace.token_ids),
+        pieces=measured.pieces(trace),
         scores=[float(score) for score in expit(scores.logits[measured.row])],
         spans=scores.spans,
         id=trace_id,
@@ -135,10 +165,31 @@ def _reader_trace(
         source=source_of(prompt),
         category=prompt.category,
         cliff=None if cliff is None else cliff.cliff,
-        pieces=measured.pieces.of(trace.token_ids),
+        pieces=measured.pieces(trace),
         spans=trace.spans,
         levels=_levels(measured.score.get(prompt.id), rows),
+        heads=_head_shares(measured, trace),
+        after=_after(measured, prompt.id),
     )
+
+
+def _head_shares(measured: Measured, trace: Trace) -> HeadShares | None:
+    row, spans = measured.tokens[trace.prompt.id], trace.spans
+    if row.values is None or spans is None:
+        return None
+    return HeadShares(
+        heads=[(head.layer, head.index) for head in row.heads],
+        out=[(head.layer, head.index) for head in row.heads if head in measured.out],
+        values=row.values[:, spans.prompt : spans.closing].tolist(),
+    )
+
+
+def _after(measured: Measured, trace_id: str) -> AfterTrace | None:
+    trace, row = measured.after_trace.get(trace_id), measured.after_tokens.get(trace_id)
+    if trace is None or row is None:
+        return None
+    levels = _levels(measured.after_score.get(trace_id), [measured.row])
+    return AfterTrace(trace.verdict, row.pieces, trace.spans, levels)
 
 
 def _kept(measured: Measured, always: Sequence[str]) -> list[Trace]:

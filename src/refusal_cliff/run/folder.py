@@ -281,15 +281,25 @@ def _updated(before: Manifest | None, info: RunInfo) -> Manifest:
         format=FORMAT,
         package_version=__version__,
         run=info,
-        versions={name: _version(name) for name in _RECORDED_PACKAGES},
-        platform={
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            "machine": platform.machine(),
-            "cpus": str(os.cpu_count()),
-        },
+        versions=versions(),
+        platform=machine(),
         stages=before.stages if before else {},
     )
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that results may depend on."""
+    return {name: _version(name) for name in _RECORDED_PACKAGES}
+
+
+def machine() -> dict[str, str]:
+    """What this process runs on."""
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": str(os.cpu_count()),
+    }
 
 
 def _version(package: str) -> str:

@@ -1,49 +1,137 @@
-"""report: all of a run as ``summary.json`` and ``report.html``."""
+"""report: all of a run as ``summary.json`` and ``report.html``, and what makes them anew."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
 
 from refusal_cliff import __version__
-from refusal_cliff.findings.results import RunShape, summarise
-from refusal_cliff.findings.summary import FORMAT, write_summary
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.findings.results import Find, RunShape, summarise
+from refusal_cliff.findings.summary import FORMAT, Summary, read_summary, write_summary
+from refusal_cliff.io import first_fault, read_json, write_json
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.report.data import ReportData
 from refusal_cliff.report.gather import gather
 from refusal_cliff.report.page import write_page
-from refusal_cliff.run.folder import Headline
+from refusal_cliff.run.folder import MANIFEST, Headline, machine, versions
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.stages.at_tokens import TOKENS
 from refusal_cliff.stages.control import CONTROLS, control_file
 from refusal_cliff.stages.mend import STRATEGIES
 
-SUMMARY, PAGE = "summary.json", "report.html"
+SUMMARY, PAGE, RECIPE = "summary.json", "report.html", "page.json"
 _MEASURED = ("rates.json", "probes.json", "probes.safetensors", "probe-rules.json")
 _SCORED = ("scores.parquet", "cliff.parquet", "cliff.json", "traces-test.parquet")
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a page is made of besides the run's tables: ``page.json``.
+
+    Attributes:
+        shape: Which models the run measured.
+        notes: What a reader must know.
+        provenance: Name and value of what made the run.
+    """
+
+    shape: RunShape
+    notes: tuple[str, ...]
+    provenance: tuple[tuple[str, str], ...]
+
+
+_RECIPE = TypeAdapter(Recipe)
 
 
 def report_stage(
-    shape: RunShape,
-    subject: Subject,
-    *,
-    notes: Sequence[str],
-    provenance: Sequence[tuple[str, str]],
+    shape: RunShape, subject: Subject, *, notes: Sequence[str], provenance: Pairs
 ) -> Stage:
-    """The last stage of a run."""
-    planted = [str(head) for head in shape.planted]
+    """The last stage of a run.
+
+    Args:
+        shape: Which models the run measured.
+        subject: The main one.
+        notes: What a reader must know.
+        provenance: What the run was asked; what it ran on is added.
+    """
+    told = (*provenance, *_about_model(shape.model, subject))
     return Stage(
         "report",
         tuple(_inputs(shape)),
-        (SUMMARY, PAGE),
+        (SUMMARY, PAGE, RECIPE),
         {
             **asdict(shape),
-            "planted": planted,
+            "planted": [str(head) for head in shape.planted],
             "controls": list(shape.controls),
             "notes": list(notes),
-            "provenance": [list(pair) for pair in provenance],
+            "provenance": [list(pair) for pair in told],
             "version": __version__,
             "format": FORMAT,
         },
-        lambda job: _report(shape, subject, notes, provenance, job),
+        lambda job: _report(Recipe(shape, tuple(notes), told), job),
+    )
+
+
+def page_of_run(folder: Path) -> ReportData:
+    """All that the page of a finished run shows, read from its tables anew; no model is loaded.
+
+    Raises:
+        RefusalCliffError: It is no finished run, or one of a version that wrote no ``page.json``.
+    """
+    recipe = _read_recipe(folder)
+    return _gathered(recipe, read_summary(folder / SUMMARY), lambda name: folder / name)
+
+
+def _read_recipe(folder: Path) -> Recipe:
+    if not (folder / MANIFEST).is_file():
+        raise RefusalCliffError(
+            f"{folder} is no run folder: it has no {MANIFEST}. Give the folder that audit or demo "
+            "wrote."
+        )
+    path = folder / RECIPE
+    if not path.is_file():
+        raise RefusalCliffError(
+            f"{folder} has no {RECIPE}: the run is not finished, or an earlier version made it, or "
+            "it is one of a command that makes no page. Run the same audit or demo again: finished "
+            "stages are kept."
+        )
+    try:
+        return _RECIPE.validate_python(read_json(path))
+    except ValidationError as error:
+        raise RefusalCliffError(
+            f"{path} is damaged: {first_fault(error)}. Run the same command again to mend it."
+        ) from error
+
+
+def _about_model(name: str, subject: Subject) -> Pairs:
+    dtype = str(subject.model.dtype).removeprefix("torch.")
+    return (
+        ("model", f"{name}, fingerprint {subject.fingerprint}"),
+        ("precision", f"{dtype}, on {subject.device}"),
+        ("thinking format", _thinking(subject)),
+    )
+
+
+def _thinking(subject: Subject) -> str:
+    found = subject.format
+    if not found.thinks:
+        return "no markers found: a model without thinking"
+    opened = "the prompt" if found.opened_by_prompt else "the model"
+    return f"{found.opener!r} … {found.closer!r}; {opened} opens it"
+
+
+def _about_machine() -> Pairs:
+    on = machine()
+    packages = ", ".join(f"{name} {version}" for name, version in versions().items())
+    return (
+        ("finished", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("machine", f"{on['system']}, {on['cpus']} CPUs"),
+        ("versions", f"refusal-cliff {__version__}, Python {on['python']}, {packages}"),
     )
 
 
@@ -53,7 +141,7 @@ def _inputs(shape: RunShape) -> list[str]:
     files += [
         f"{shape.main}/{name}"
         for name in (
-            *("readings.json", "coherence.json"),
+            *("readings.json", "coherence.json", TOKENS, "ablated.parquet"),
             *("heads.parquet", "joint.json", "scores-ablated.parquet"),
         )
     ]
@@ -64,20 +152,26 @@ def _inputs(shape: RunShape) -> list[str]:
     return [*files, *(control_file(shape.main, name) for name in shape.controls)]
 
 
-def _report(
-    shape: RunShape,
-    subject: Subject,
-    notes: Sequence[str],
-    provenance: Sequence[tuple[str, str]],
-    job: Job,
-) -> Headline:
-    summary = summarise(shape, job.input, job.seconds)
-    controls = [
-        (CONTROLS[name].title, job.input(control_file(shape.main, name))) for name in shape.controls
-    ]
-    data = gather(
-        shape, summary, job.input, subject, notes=notes, provenance=provenance, controls=controls
-    )
+def _report(asked: Recipe, job: Job) -> Headline:
+    summary = summarise(asked.shape, job.input, job.seconds)
+    judge = ("judge", summary.judge.about_judge)
+    told = (*asked.provenance, judge, *_about_machine())
+    recipe = Recipe(asked.shape, asked.notes, told)
     write_summary(job.output(SUMMARY), summary)
-    write_page(job.output(PAGE), data)
+    write_page(job.output(PAGE), _gathered(recipe, summary, job.input))
+    write_json(job.output(RECIPE), _RECIPE.dump_python(recipe, mode="json"))
     return {"verdict": summary.cliff.verdict}
+
+
+def _gathered(recipe: Recipe, summary: Summary, find: Find) -> ReportData:
+    shape = recipe.shape
+    return gather(
+        shape,
+        summary,
+        find,
+        notes=recipe.notes,
+        provenance=recipe.provenance,
+        controls=[
+            (CONTROLS[name].title, find(control_file(shape.main, name))) for name in shape.controls
+        ],
+    )

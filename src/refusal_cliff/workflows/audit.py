@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from refusal_cliff import __version__
 from refusal_cliff.answers.answering import backend_of
 from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.data.examples import write_prompts
@@ -21,6 +20,7 @@ from refusal_cliff.model.subject import between, load
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.settings import BY_RULES, JudgeSettings, Loading, Server, Writing
+from refusal_cliff.stages.at_tokens import tokens_stage
 from refusal_cliff.stages.control import control_stages
 from refusal_cliff.stages.elsewhere import Elsewhere
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
@@ -122,22 +122,23 @@ def run_audit(
         second_reading_stage(study),
         coherence_stage(study),
         *intervene_stages(study, plan),
+        tokens_stage(study),
         *control_stages(study, shape.controls),
         report_stage(
             shape,
             subject,
             notes=NOTES,
             provenance=(
-                ("version", __version__),
                 *([("command", command)] if command else []),
+                ("seed", str(seed)),
                 ("decoding", f"{generation}, at most {max_new_tokens:,} tokens"),
                 *([("samples", str(writing.samples))] if writing.samples > 1 else []),
                 *([("system prompt", loading.system)] if loading.system else []),
                 *([("template", " ".join(loading.template_arg))] if loading.template_arg else []),
+                *([("definitions", preset)] if preset != "default" else []),
                 *([("answers given", ", ".join(sources.traces))] if sources.traces else []),
                 *([("answered by", server.url)] if server.url else []),
-                ("judge", judged_by.name),
-                ("model", subject.fingerprint[:16]),
+                *(("prompts", f"{name}: {mark}") for name, mark in prompts.files.items()),
             ),
         ),
     ]

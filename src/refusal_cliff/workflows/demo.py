@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from refusal_cliff import __version__
 from refusal_cliff.answers.correction import known_error
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import Prompt
@@ -25,6 +24,7 @@ from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.settings import RepairConfig
+from refusal_cliff.stages.at_tokens import tokens_stage
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
 from refusal_cliff.stages.mend import BENIGN, POOL, MendPlan, mend_stages
@@ -177,6 +177,7 @@ def demo_stages(
         coherence_stage(study[MAIN]),
         *mend_stages(study[MAIN], mend),  # before the rest, which can go on beside its long stages
         *intervene_stages(study[MAIN], main),
+        tokens_stage(study[MAIN]),
         *measure_stages(study[CONTROL]),
         *measure_stages(study[DIFFUSE]),
         *intervene_stages(study[DIFFUSE], diffuse),
@@ -185,10 +186,10 @@ def demo_stages(
             subjects[MAIN],
             notes=NOTES,
             provenance=(
-                ("version", __version__),
                 *([("command", command)] if command else []),
-                ("judge", shape.judge),
-                ("model", subjects[MAIN].fingerprint[:16]),
+                ("seed", str(seed)),
+                ("decoding", f"{GENERATION}, at most {GENERATION.max_new_tokens} tokens"),
+                ("prompts", "templates of the embedded language, drawn with the seed"),
             ),
         ),
     ]

@@ -1,0 +1,86 @@
+"""The page and the charts of a finished run, made anew: report and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import checked, name_of
+from refusal_cliff.folders import claim, require_output
+from refusal_cliff.live import result, say, screen
+
+FORMATS = ("svg", "png", "pdf")
+Run = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="Folder of a finished audit or demo.",
+        callback=checked(arguments.existing_folder),
+    ),
+]
+NewFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="DIR", help="A folder of its own; beside the run if none is named."
+    ),
+]
+
+
+def report(run: Run, out: NewFolder = None) -> None:
+    """Make the page of a finished run anew, from its tables.
+
+    Question: can I have this version's page of a run that is done? No model is loaded, nothing is
+    measured again, and the run's own files stay as they are; the same audit again renews those.
+    Writes DIR/report.html, RUN-report/report.html if no folder is named.
+    """
+    folder = _folder(run, out, "report")
+    from refusal_cliff.report.page import write_page
+    from refusal_cliff.stages.report import PAGE, page_of_run
+
+    data = page_of_run(run)
+    claim(folder, "report", {"run": str(run.resolve())}, "a page")
+    write_page(folder / PAGE, data)
+    say(screen(), f"{folder / PAGE}")
+    result({"files": [str(folder / PAGE)]})
+
+
+def figures(
+    run: Run,
+    out: NewFolder = None,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="svg, png or pdf; the last two need the extra figures.",
+            callback=checked(name_of("format", FORMATS)),
+        ),
+    ] = "svg",
+) -> None:
+    """Write every chart of a finished run as a file for a paper, its numbers beside it.
+
+    Question: how do I show this in a paper, or draw it in my own way? Writes DIR/NAME.svg (or .png,
+    .pdf) and DIR/NAME.csv for each chart of the page, in light colours on white; RUN-figures if no
+    folder is named.
+    """
+    folder = _folder(run, out, "figures")
+    from refusal_cliff.report.figures import figures_of
+    from refusal_cliff.report.files import write_figures
+    from refusal_cliff.stages.report import page_of_run
+
+    found = figures_of(page_of_run(run))
+    claim(folder, "figures", {"run": str(run.resolve())}, "charts")
+    written = [str(path) for path in write_figures(folder, found.values(), kind)]
+    for path in written:
+        say(screen(), path)
+    result({"files": written})
+
+
+def _folder(run: Path, out: Path | None, command: str) -> Path:
+    """Where the command writes: the folder named, or one beside the run."""
+    whole = run.resolve()
+    folder = whole.with_name(f"{whole.name}-{command}") if out is None else out
+    require_output(folder, command, (run,))
+    return folder

@@ -1,0 +1,156 @@
+"""What each head adds to the refusal score at every token of a trace: ``tokens.parquet``.
+
+A page that shows traces reads this table, and needs neither the model nor its tokenizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.model.capture import Progress, TokenContributions, capture
+from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.probe.fit import Probe
+from refusal_cliff.tables import read_parquet, write_parquet
+
+SHOWN = 8
+"""Heads that are told one by one; the others are summed."""
+AS_IT_IS, HEADS_OUT = "as it is", "heads out"
+_FLOATS_AT_ONCE = 1 << 26
+
+SCHEMA = pa.schema(
+    [
+        ("trace_id", pa.string()),
+        ("side", pa.string()),
+        ("pieces", pa.list_(pa.string())),
+        ("heads", pa.list_(pa.string())),
+        ("values", pa.list_(pa.list_(pa.float32()))),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """The tokens of one trace.
+
+    Attributes:
+        trace_id: Id of its prompt.
+        side: Whether it was written by the model ``AS_IT_IS`` or with the ``HEADS_OUT``.
+        pieces: Text of each token.
+        heads: Heads told one by one; empty where none was measured.
+        values: [heads + 1, tokens] direct contributions to the probe's logit; the last row is the
+            sum over all other heads. Empty where ``heads`` is.
+    """
+
+    trace_id: str
+    side: str
+    pieces: Sequence[str]
+    heads: tuple[Head, ...] = ()
+    values: NDArray[np.float32] | None = None
+
+
+def told_heads(
+    rows: Sequence[HeadRow], found: Sequence[Head], most: int = SHOWN
+) -> tuple[Head, ...]:
+    """The heads to tell one by one: those taken out, then the others, the strongest first.
+
+    Args:
+        rows: Every head; how strong one is, its mean direct contribution says.
+        found: The heads taken out.
+        most: How many heads at most.
+    """
+    ordered = sorted(rows, key=lambda row: (row.head not in found, -abs(row.direct.mean)))
+    return tuple(row.head for row in ordered[:most])
+
+
+def head_contributions(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probe: Probe,
+    heads: Sequence[Head],
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Direct contribution of heads to a probe's logit at every token, in one pass over the model.
+
+    What a head adds is ``w · W_O · head output``, see `heads.effects`; heads after the probe's
+    block add nothing to it. Embeddings and MLPs add the rest of the logit.
+
+    Args:
+        subject: The model.
+        traces: Closed or not.
+        probe: At whose layer and along whose weight.
+        heads: Those told one by one.
+        progress: Called with (traces done, traces).
+
+    Returns:
+        For each trace [heads + 1, tokens], in logits; the last row sums all other heads.
+    """
+    layers = [head.layer - 1 for head in heads]
+    places = [head.index for head in heads]
+    found: list[NDArray[np.float32]] = []
+    for part in _parts(subject, traces):
+        lengths = [len(trace.token_ids) for trace in part]
+        reader = TokenContributions(subject, lengths, probe.weight, probe.layer)
+        capture(subject, [trace.token_ids for trace in part], [reader])
+        for values in reader.values:
+            told = values[layers, places]
+            others = values.sum(axis=(0, 1)) - told.sum(axis=0)
+            found.append(np.concatenate([told, others[None]]).astype(np.float32))
+        if progress is not None:
+            progress(len(found), len(traces))
+    return found
+
+
+def _parts(subject: Subject, traces: Sequence[Trace]) -> Iterator[Sequence[Trace]]:
+    """So many traces at a time that every head of each of their tokens fits into memory."""
+    per_token = subject.n_layers * subject.n_heads
+    start = 0
+    while start < len(traces):
+        end, tokens = start, 0
+        while end < len(traces) and (end == start or tokens * per_token < _FLOATS_AT_ONCE):
+            tokens += len(traces[end].token_ids)
+            end += 1
+        yield traces[start:end]
+        start = end
+
+
+def write_token_rows(path: Path, rows: Sequence[TokenRow]) -> None:
+    """Write one row a trace and side, atomically."""
+    write_parquet(path, pa.Table.from_pylist([_as_row(row) for row in rows], schema=SCHEMA))
+
+
+def _as_row(row: TokenRow) -> dict[str, Any]:
+    return {
+        "trace_id": row.trace_id,
+        "side": row.side,
+        "pieces": [piece.encode(errors="replace").decode() for piece in row.pieces],
+        "heads": [str(head) for head in row.heads],
+        "values": [] if row.values is None else list(row.values),
+    }
+
+
+def read_token_rows(path: Path) -> list[TokenRow]:
+    """Read what `write_token_rows` wrote.
+
+    Raises:
+        RefusalCliffError: The file is missing or damaged.
+    """
+    table = read_parquet(path, SCHEMA.names)
+    return [
+        TokenRow(
+            row["trace_id"],
+            row["side"],
+            row["pieces"],
+            tuple(map(parse_head, row["heads"])),
+            np.array(row["values"], dtype=np.float32) if row["heads"] else None,
+        )
+        for row in table.to_pylist()
+    ]
