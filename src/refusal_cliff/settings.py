@@ -346,8 +346,9 @@ class RepairConfig:
     """The fixed budget of one repair: ``steps`` optimiser steps of ``batch_size`` rows each.
 
     ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
-    trains a LoRA adapter or all weights; ``save_every`` so many steps a checkpoint is written, from
-    which a killed training goes on (0: none). ``rows_at_once`` and ``recompute`` trade time for
+    trains a LoRA adapter or all weights, of the blocks from ``first_block`` on: those below it, which
+    then need no backward pass, stay as they are, as do embedding and head where it is not 1.
+    ``save_every`` so many steps a checkpoint is written, from which a killed training goes on (0: none). ``rows_at_once`` and ``recompute`` trade time for
     memory, and change nothing that is learnt but its last digits.
     """
 
@@ -363,6 +364,9 @@ class RepairConfig:
     seed: int = 0
     max_length: int = setting(4096, "Longest row in tokens; longer ones are listed.", min=1)
     method: Method = setting("lora", "lora, or full for all weights.", choices=("lora", "full"))
+    first_block: int = setting(
+        1, "First block that is trained, of 1 …; those below it need no backward pass.", min=1
+    )
     save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
     rows_at_once: int | None = setting(
         None,
