@@ -1,9 +1,9 @@
 """What a training costs: seconds a step and peak memory of `repair`, on rows of real reasoning.
 
-    python bench/training.py --model NAME --data shared/reasoning --steps 4 --rows 4 --max-length 700
+    python bench/training.py --model NAME --data DIR --set rows_at_once=1 first_block=13
 
-Trains on the longest rows of at most that many tokens, which is the worst case, in a folder that is
-then deleted. Options that an older version does not know are left out with `--plain`.
+Trains on the longest rows of at most --max-length tokens, which is the worst case, in a folder that
+is then deleted. --set gives fields of `RepairConfig`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def main() -> None:
         **more,
     )
     tokens = sum(length[e.prompt.id] for e in chosen)
-    print(f"model       {options.model}: {subject.n_parameters:,} parameters, {subject.model.dtype}")
+    print(
+        f"model       {options.model}: {subject.n_parameters:,} parameters, {subject.model.dtype}"
+    )
     print(f"rows        {len(chosen)} of {tokens:,} tokens, {options.rows} a step; {more}")
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     times = [time.perf_counter()]
@@ -75,19 +77,26 @@ def main() -> None:
         processor.append(time.process_time())
         took, worked = times[-1] - times[-2], processor[-1] - processor[-2]
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"step {step}/{steps}  {took:6.1f} s ({worked:6.1f} s of cores), loss {loss:.4f}, "
-              f"peak {peak:.1f} GiB", flush=True)
+        print(
+            f"step {step}/{steps}  {took:6.1f} s ({worked:6.1f} s of cores), loss {loss:.4f}, "
+            f"peak {peak:.1f} GiB",
+            flush=True,
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         repair(subject, chosen, [], config, Path(folder) / "out", told=told)
     spent, worked = times[-1] - times[0], processor[-1] - processor[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"memory      {loaded:.1f} GiB loaded, {peak:.1f} GiB at most")
-    print(f"time        {spent:.0f} s, {worked:.0f} s of cores: "
-          f"{tokens / worked:.1f} tokens a second of a core, {tokens / spent:.1f} a second")
-    print(f"machine     {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
-          f"{platform.machine()}, torch {torch.__version__}, transformers "
-          f"{transformers.__version__}, trl {trl.__version__}")
+    print(
+        f"time        {spent:.0f} s, {worked:.0f} s of cores: "
+        f"{tokens / worked:.1f} tokens a second of a core, {tokens / spent:.1f} a second"
+    )
+    print(
+        f"machine     {torch.get_num_threads()} threads of {os.cpu_count()} cores, "
+        f"{platform.machine()}, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}, trl {trl.__version__}"
+    )
 
 
 if __name__ == "__main__":

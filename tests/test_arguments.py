@@ -281,6 +281,7 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.judges.choose import NAMES
     from refusal_cliff.model.subject import DTYPES
     from refusal_cliff.organisms import fooling, recipe
+    from refusal_cliff.organisms.pretrained.reasoner import REASONER
     from refusal_cliff.organisms.pretrained.recipe import NAMES as PRETRAINED
     from refusal_cliff.repair.gate import VERDICTS
     from refusal_cliff.repair.training_run import METHODS
@@ -298,7 +299,7 @@ def test_the_names_are_those_of_the_code() -> None:
     assert settings.JUDGES == NAMES
     assert tuple(DTYPES) == settings.DTYPES
     assert tuple(METHODS) == get_args(settings.Method)
-    recipes = {*recipe.NAMES, fooling.NAME, *PRETRAINED}
+    recipes = {*recipe.NAMES, fooling.NAME, *PRETRAINED, REASONER}
     assert set(arguments.ORGANISM_RECIPES) == recipes
     assert tuple(ENGINES) == arguments.ENGINES
     assert arguments.STRATEGIES == STRATEGIES

@@ -346,10 +346,11 @@ class RepairConfig:
     """The fixed budget of one repair: ``steps`` optimiser steps of ``batch_size`` rows each.
 
     ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
-    trains a LoRA adapter or all weights, of the blocks from ``first_block`` on: those below it, which
-    then need no backward pass, stay as they are, as do embedding and head where it is not 1.
-    ``save_every`` so many steps a checkpoint is written, from which a killed training goes on (0: none). ``rows_at_once`` and ``recompute`` trade time for
-    memory, and change nothing that is learnt but its last digits.
+    trains a LoRA adapter or all weights, of the blocks from ``first_block`` on: those below it need
+    no backward pass then, and stay as they are, as embedding and head do where it is not 1.
+    ``save_every`` so many steps a checkpoint is written, from which a killed training goes on (0:
+    none). ``rows_at_once`` and ``recompute`` trade time for memory, and change nothing that is
+    learnt but its last digits.
     """
 
     PANEL: ClassVar[str] = "Training"

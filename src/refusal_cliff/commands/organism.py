@@ -98,8 +98,8 @@ def train_organism(
         )
     if name not in pretrained and data is not None:
         raise RefusalCliffError(
-            f"--data is for {', '.join(pretrained)}. Leave it out: {name} is taught in a language of "
-            "its own, which comes with the package."
+            f"--data is for {', '.join(pretrained)}. Leave it out: {name} is taught in a language "
+            "of its own, which comes with the package."
         )
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(Console(), f"refusal-cliff organism train {name} → {out}") as view:

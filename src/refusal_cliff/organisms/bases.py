@@ -99,20 +99,20 @@ def _packages() -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
+class File:
     """A file of weights, or a part of one, and the version of its package."""
 
     path: Path
     version: str
 
 
-def _weights(name: str) -> _File | None:
+def _weights(name: str) -> File | None:
     """The file that a package carries, here or in the folder for parts."""
     where = [*sys.path, str(_packages())]
     for package in metadata.distributions(name=name, path=where):
         for file in package.files or []:
             if file.suffix in (".gguf", ".bin"):
-                return _File(Path(str(file.locate())), package.version)
+                return File(Path(str(file.locate())), package.version)
     return None
 
 

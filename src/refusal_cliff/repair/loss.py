@@ -1,7 +1,7 @@
 """The loss of a training whose head is frozen, in memory that does not grow with the vocabulary.
 
-TRL computes the logits of every token, prompts too, where there is no GPU, and a second time for the
-backward pass. Here they are made of the learnt tokens alone, a piece at a time, once: with the
+TRL computes the logits of every token, prompts too, where there is no GPU, and a second time for
+the backward pass. Here they are made of the learnt tokens alone, a piece at a time, once: with the
 logits of a piece comes the slope of its loss, and the logits are gone. Nothing is approximated.
 """
 

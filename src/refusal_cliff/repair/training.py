@@ -258,7 +258,11 @@ def _trained(
 
     class LeanTrainer(Trainer):
         def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: Any = False, num_items_in_batch: Any = None
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: Any = False,
+            num_items_in_batch: Any = None,
         ) -> Any:
             """Mean loss of the learnt tokens of a step; see `learnt_loss`."""
             del return_outputs

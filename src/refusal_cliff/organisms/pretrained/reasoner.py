@@ -32,8 +32,9 @@ from refusal_cliff.repair.training import encode_example, repair, trainable
 from refusal_cliff.settings import RepairConfig
 
 REASONER = "qwen-reasoner"
-TRACES = {"reasoning_gym_qwen3b": 400, "unireason_sft": 700}
-"""Files of reasoning traces, and the longest row of each that is taught, in tokens."""
+TRACES = {"unireason_sft": 700, "reasoning_gym_qwen3b": 300}
+"""Files of reasoning traces, and the longest row of each that is taught, in tokens. Few of the
+first file are as short: all of them are taught, and as many of the second as the steps take."""
 SHARES = (5, 10, 25, 50, 100)
 """Percentages of the training at which the adapter is kept."""
 _ASKED, _THINKING = "'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"
@@ -77,8 +78,8 @@ def thinking_base(base: str = QWEN, dtype: torch.dtype = torch.float32) -> Subje
     return subject_of(base, found.model, found.tokenizer)
 
 
-def reasoning_traces(data: Path, subject: Subject) -> list[SafetyExample]:
-    """The traces of ``TRACES`` that are short enough, in the order of the files.
+def reasoning_traces(data: Path, subject: Subject, seed: int) -> list[SafetyExample]:
+    """The traces of ``TRACES`` that are short enough, each file in a random order.
 
     Raises:
         RefusalCliffError: A file is missing.
@@ -87,7 +88,8 @@ def reasoning_traces(data: Path, subject: Subject) -> list[SafetyExample]:
     for name, most in TRACES.items():
         lines = read_text(find_file(data, name, tuple(TRACES))).splitlines()
         rows = [cast("dict[str, Any]", json.loads(line)) for line in lines]
-        found += trainable(subject, [_example(row) for row in rows], most)[0]
+        short, _ = trainable(subject, [_example(row) for row in rows], most)
+        found += random.Random(f"{name}:{seed}").sample(short, len(short))
     return found
 
 
@@ -123,9 +125,7 @@ def train_reasoner(
     if (out / CARD).is_file():
         return
     subject = thinking_base(base)
-    taught = reasoning_traces(data, subject)
-    random.Random(f"{REASONER}:{seed}").shuffle(taught)
-    taught = taught[: recipe.steps * recipe.batch_size]
+    taught = reasoning_traces(data, subject, seed)[: recipe.steps * recipe.batch_size]
     config = RepairConfig(
         steps=recipe.steps,
         batch_size=recipe.batch_size,
@@ -142,7 +142,7 @@ def train_reasoner(
     def told(step: int, steps: int, loss: float) -> None:
         losses.append(round(loss, 4))
         if progress is not None:
-            progress(f"reason, loss {loss:.3f}", step, steps)
+            progress("reason", step, steps)
 
     work = out / f"{TEMPORARY}reasoner"
     steps = {max(1, round(recipe.steps * share / 100)): share for share in SHARES}
