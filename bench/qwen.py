@@ -6,6 +6,9 @@ Every checkpoint is asked the same prompts, greedily: AdvBench and Self-Instruct
 on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest's safe prompts to test on.
 Answers stay in --out, from which a killed run goes on; one line a checkpoint is added to --record,
 without any text: verdicts, scores, counts. What is recorded there is not measured again.
+
+An answer is written until the phrase rules have all that they read (400 characters), which is less
+than most answers: one that is as long counts as ended. A thought is closed after --thinking-budget.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Label, Prompt, Trace, read_prompts
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
-from refusal_cliff.judges.rules import refuses
+from refusal_cliff.judges.rules import GROUND_CHARACTERS, refuses
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms.pretrained.reasoner import SHARES, thinking_base
 from refusal_cliff.organisms.pretrained.sources import find_file
@@ -45,22 +48,28 @@ TEST: dict[Label, tuple[str, ...]] = {
 }
 
 
-def drawn(data: Path, sources: dict[Label, tuple[str, ...]], n: int) -> list[Prompt]:
-    """``n`` prompts of each label, as many of each source; the same in every run."""
+def drawn(data: Path, sources: dict[Label, tuple[str, ...]], n: dict[Label, int]) -> list[Prompt]:
+    """So many prompts of each label, as many of each source; the same in every run."""
     found: list[Prompt] = []
     for label, names in sources.items():
         for name in names:
             prompts = read_prompts(find_file(data, name, names), label=label)
-            some = random.Random(f"qwen:{name}").sample(prompts, n // len(names))
+            some = random.Random(f"qwen:{name}").sample(prompts, n[label] // len(names))
             found += [replace(p, id=f"{name}:{p.id}", category=name) for p in some]
     return found
 
 
-def asked(data: Path, n: int) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts to fit on and to test on; none to fit on overlaps with the test."""
-    test = with_near_duplicates(drawn(data, TEST, n))
+def asked(data: Path, n: Sequence[int]) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to fit on and to test on; none to fit on overlaps with the test.
+
+    Args:
+        data: Folder of the files.
+        n: Harmful and benign ones to fit on, harmful and benign ones to test on.
+    """
+    test = with_near_duplicates(drawn(data, TEST, {"harmful": n[2], "benign": n[3]}))
     held_out = Evaluation(test)
-    fit = [p for p in drawn(data, FIT, n) if held_out.overlaps(p.text) is None]
+    fit = drawn(data, FIT, {"harmful": n[0], "benign": n[1]})
+    fit = [prompt for prompt in fit if held_out.overlaps(prompt.text) is None]
     return with_near_duplicates(fit), test
 
 
@@ -110,7 +119,7 @@ def measure(
         written = generate(
             subject, [*fit_prompts, *test_prompts], config, journal=journal, progress=told
         )
-    traces = rc.judge_traces(written).rows
+    traces = rc.judge_traces([_ended(trace) for trace in written]).rows
     fit, test = traces[: len(fit_prompts)], traces[len(fit_prompts) :]
     turned = directions(subject, fit_prompts)
     np.save(out / "directions.npy", turned)
@@ -144,6 +153,12 @@ def measure(
             row |= {"plateau_logit": round(one.plateau_logit, 3)}
             row |= {"final_logit": round(one.final_logit, 3)}
     return found
+
+
+def _ended(trace: Trace) -> Trace:
+    """With all that the judge reads there, whether it goes on tells nothing more."""
+    enough = trace.spans is not None and len(trace.response.strip()) >= GROUND_CHARACTERS
+    return replace(trace, complete=trace.complete or enough)
 
 
 def _row(trace: Trace) -> dict[str, Any]:
@@ -182,18 +197,24 @@ def main() -> None:
     parser.add_argument("--name", default="seed 0", help="What the training is called.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--n", type=int, default=40, help="Prompts of each label and part.")
+    parser.add_argument(
+        "--n",
+        type=int,
+        nargs=4,
+        default=[20, 20, 32, 24],
+        help="Harmful and benign prompts to fit on, harmful and benign ones to test on.",
+    )
     parser.add_argument("--at", nargs="*", help="Which checkpoints, in percent.")
-    parser.add_argument("--max-new-tokens", type=int, default=320)
-    parser.add_argument("--thinking-budget", type=int, default=224)
-    parser.add_argument("--batch-size", type=int, default=40)
+    parser.add_argument("--max-new-tokens", type=int, default=240)
+    parser.add_argument("--thinking-budget", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=96)
     options = parser.parse_args()
     config = GenerationConfig(
         options.max_new_tokens, options.batch_size, thinking_budget=options.thinking_budget
     )
     prompts = asked(options.data, options.n)
     lines = options.record.read_text().splitlines() if options.record.is_file() else []
-    known = {(row["name"], row["at"], row["n"]) for row in map(json.loads, lines)}
+    known = [(row["name"], row["at"], row["n"]) for row in map(json.loads, lines)]
     base = options.out / "base"
     for at, folder in checkpoints(options.adapters).items():
         name = "base" if folder is None else options.name
