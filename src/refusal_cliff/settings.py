@@ -356,9 +356,11 @@ class RepairConfig:
     """The fixed budget of one repair: ``steps`` optimiser steps of ``batch_size`` rows each.
 
     ``benign_share`` of the rows of every step are benign; ``max_length`` is in tokens. ``method``
-    trains a LoRA adapter or all weights; ``save_every`` so many steps a checkpoint is written, from
-    which a killed training goes on (0: none). ``rows_at_once`` and ``recompute`` trade time for
-    memory, and change nothing that is learnt but its last digits.
+    trains a LoRA adapter or all weights, of the blocks from ``first_block`` on: those below it need
+    no backward pass then, and stay as they are, as embedding and head do where it is not 1.
+    ``save_every`` so many steps a checkpoint is written, from which a killed training goes on (0:
+    none). ``rows_at_once`` and ``recompute`` trade time for memory, and change nothing that is
+    learnt but its last digits.
     """
 
     PANEL: ClassVar[str] = "Training"
@@ -376,6 +378,9 @@ class RepairConfig:
     )
     method: Method = setting(
         "lora", "lora: an adapter; full: all weights.", choices=("lora", "full")
+    )
+    first_block: int = setting(
+        1, "First block that is trained, of 1 …; those below it need no backward pass.", min=1
     )
     save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
     rows_at_once: int | None = setting(

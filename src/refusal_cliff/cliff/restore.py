@@ -135,7 +135,7 @@ def _first_other(
     inputs = torch.tensor([ids], device=subject.device)
     states = decoder_of(subject.model)(input_ids=inputs, use_cache=False)[0]
     for first in range(start, len(ids), _AT_ONCE):
-        logits = logits_of(subject, states[0, first - 1 : -1][:_AT_ONCE])
+        logits = logits_of(subject.model, states[0, first - 1 : -1][:_AT_ONCE])
         highest, best = logits.max(-1)
         written = inputs[0, first : first + _AT_ONCE, None].to(logits.device)
         other = (highest - logits.gather(-1, written)[:, 0] > near).nonzero()

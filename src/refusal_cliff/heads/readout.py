@@ -47,4 +47,4 @@ def answer_readout(subject: Subject) -> Readout:
         RefusalCliffError: The model has no final norm that can be found.
     """
     norm = find_final_norm(subject)
-    return Readout(subject.n_layers, lambda states: logits_of(subject, norm(states)))
+    return Readout(subject.n_layers, lambda states: logits_of(subject.model, norm(states)))

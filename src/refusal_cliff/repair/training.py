@@ -17,7 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+from torch import nn
 from transformers import set_seed
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from refusal_cliff.data.traces import SafetyExample
@@ -35,6 +37,7 @@ from refusal_cliff.io import storage_errors
 from refusal_cliff.model.adapters import base_name, merged
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
+from refusal_cliff.repair.loss import IGNORED_LABEL, is_exact, learnt_loss
 from refusal_cliff.repair.plan import digest, made_from, training_plan
 from refusal_cliff.select.engine import Rank
 from refusal_cliff.settings import RepairConfig
@@ -43,9 +46,9 @@ from refusal_cliff.thinking import render_prompt
 ADAPTER, CHECKPOINT = "adapter_config.json", "config.json"
 COMMAND = "train"
 Told = Callable[[int, int, float], None]
-IGNORED_LABEL = -100
 WARMUP_SHARE = 0.1
 ALPHA_PER_RANK = 2
+_LINEAR = (nn.Linear, Conv1D)
 
 
 class TokenRow(TypedDict):
@@ -63,6 +66,7 @@ def repair(
     out: Path,
     beside: Mapping[str, str] | None = None,
     told: Told | None = None,
+    kept: Mapping[int, Path] | None = None,
 ) -> Path:
     """Train a LoRA adapter on all linear layers, or all weights, and write it to ``out``.
 
@@ -79,6 +83,8 @@ def repair(
         beside: Texts to write beside the weights, by file name; the last one tells that all the
             others are there.
         told: Called after every step with (steps done, steps, loss of the step).
+        kept: Folders of what is trained after so many steps, as it is on the way: absent or empty,
+            unless a training that was killed wrote them.
 
     Returns:
         ``out``.
@@ -94,11 +100,8 @@ def repair(
     origin = made_from(subject, safety, benign, config)
     claim_training(out, origin)
     with _quiet(), storage_errors(out), _scratch(out) as scratch:
-        trainer = _trained(subject, dataset, config, scratch, origin, told)
-        for adapter in getattr(trainer.model, "peft_config", {}).values():
-            name = base_name(subject.source, subject.name, out)
-            adapter.base_model_name_or_path = name  # not where the model lay on this machine
-        _save(trainer, out, beside or {})
+        trainer = _trained(subject, dataset, config, scratch, origin, told, kept or {})
+        _save(trainer, subject, out, beside or {})
     return out
 
 
@@ -238,6 +241,7 @@ def _trained(
     scratch: Path,
     origin: Mapping[str, Any],
     told: Told | None = None,
+    kept: Mapping[int, Path] | None = None,
 ) -> Any:
     """Train on the rows in their order, one pass, from the last checkpoint; return the trainer.
 
@@ -252,22 +256,43 @@ def _trained(
         def _send_telemetry(self) -> None:
             """Report nothing: what a user trains is the user's own business."""
 
+    class LeanTrainer(Trainer):
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: Any = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            """Mean loss of the learnt tokens of a step; see `learnt_loss`."""
+            del return_outputs
+            plain = unwrapped(model)
+            loss = learnt_loss(
+                plain, inputs["input_ids"], inputs.get("attention_mask"), inputs["labels"]
+            )
+            return loss / num_items_in_batch
+
     class Teller(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if told is not None and "loss" in (logs or {}):
                 told(state.global_step, state.max_steps, float(logs["loss"]))
 
+    class Keeper(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = (kept or {}).get(state.global_step)
+            if folder is not None:
+                _save(trainer, subject, folder, {})
+
     lora = LoraConfig(
         r=config.lora_r,
         lora_alpha=ALPHA_PER_RANK * config.lora_r,
         lora_dropout=0.0,
-        target_modules="all-linear",
         task_type="CAUSAL_LM",
+        **_adapted(subject, config.first_block),
     )
-    model = copy.deepcopy(subject.model)
-    model.requires_grad_(config.method == "full")
+    model = _trainable_copy(subject, config)
     set_seed(config.seed)
-    trainer = Trainer(
+    trainer = (LeanTrainer if _world() == 1 and is_exact(model) else Trainer)(
         model=model,
         args=_arguments(subject, config, scratch),
         train_dataset=Dataset.from_list([dict(row) for row in rows]),
@@ -276,6 +301,7 @@ def _trained(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(Teller())
+    trainer.add_callback(Keeper())
     for own in getattr(trainer.model, "peft_config", {}).values():
         own.target_modules = sorted(own.target_modules)  # a set has another order each time
     key = digest({**origin, "processes": _world()})
@@ -283,6 +309,45 @@ def _trained(
     last = last_complete(scratch, key)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer
+
+
+def _adapted(subject: Subject, first_block: int) -> dict[str, Any]:
+    """Which modules get an adapter: every linear one of the blocks from the first one on.
+
+    Raises:
+        RefusalCliffError: The model has fewer blocks.
+    """
+    if first_block > subject.n_layers:
+        raise RefusalCliffError(
+            f"{subject.name} has {subject.n_layers} blocks, so that none is left to train from "
+            f"block {first_block} on. Choose a smaller one (--first-block)."
+        )
+    if first_block == 1:
+        return {"target_modules": "all-linear"}
+    chosen = range(first_block - 1, subject.n_layers)
+    modules = (item for at in chosen for item in subject.blocks[at].module.named_modules())
+    names = {name.rpartition(".")[2] for name, part in modules if isinstance(part, _LINEAR)}
+    return {"target_modules": sorted(names), "layers_to_transform": list(chosen)}
+
+
+def _trainable_copy(subject: Subject, config: RepairConfig) -> Any:
+    """The model with its own modules, and its own copy of what is trained; the rest is shared."""
+    chosen: set[int] = set()
+    if config.method == "full" and config.first_block == 1:
+        chosen = {id(weight) for weight in subject.model.parameters()}
+    elif config.method == "full":
+        blocks = subject.blocks[config.first_block - 1 :]
+        chosen = {id(weight) for block in blocks for weight in block.module.parameters()}
+    shared = {id(w): w for w in subject.model.parameters() if id(w) not in chosen}
+    model = copy.deepcopy(subject.model, dict(shared))
+    for weight in model.parameters():
+        weight.requires_grad_(id(weight) not in shared)
+    return model
+
+
+def unwrapped(model: Any) -> Any:
+    """The model itself, without what PEFT has put around it; its adapters stay in it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
@@ -331,8 +396,11 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
     )
 
 
-def _save(trainer: Any, out: Path, beside: Mapping[str, str]) -> None:
+def _save(trainer: Any, subject: Subject, out: Path, beside: Mapping[str, str]) -> None:
     """Write what was trained; where several processes hold parts of it, all of them take part."""
+    for adapter in getattr(trainer.model, "peft_config", {}).values():
+        name = base_name(subject.source, subject.name, out)
+        adapter.base_model_name_or_path = name  # not where the model lay on this machine
     if not first_process():
         trainer.save_model(str(staging(out)))
         return

@@ -1,0 +1,268 @@
+"""What a model does at every checkpoint of a plain reasoning training (docs/results-qwen.md).
+
+    python bench/qwen.py --data DIR --adapters orgs/s0 --out runs/qwen --record course.jsonl
+
+Every checkpoint is asked the same prompts, greedily: AdvBench and Self-Instruct to fit its probe
+on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest's safe prompts to test on.
+Answers stay in --out, from which a killed run goes on; one line a checkpoint is added to --record,
+without any text: verdicts, scores, counts. What is recorded there is not measured again.
+
+An answer is written until the phrase rules have all that they read (400 characters), which is less
+than most answers: one that is as long counts as ended. A thought is closed after --thinking-budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import refusal_cliff as rc
+from lab.pretrained.reasoner import SHARES, thinking_base
+from lab.pretrained.sources import find_file
+from refusal_cliff.cliff.verdict import yardstick
+from refusal_cliff.controls.taxonomy import kind_of
+from refusal_cliff.data.journal import Journal
+from refusal_cliff.data.traces import Label, Prompt, Trace, read_prompts
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.judges.rules import GROUND_CHARACTERS, refuses
+from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
+from refusal_cliff.thinking import render_prompt
+
+FIT: dict[Label, tuple[str, ...]] = {"harmful": ("advbench",), "benign": ("self_instruct",)}
+TEST: dict[Label, tuple[str, ...]] = {
+    "harmful": ("jailbreakbench", "harmbench_standard", "strongreject", "malicious_instruct"),
+    "benign": ("xstest",),
+}
+
+
+def drawn(data: Path, sources: dict[Label, tuple[str, ...]], n: dict[Label, int]) -> list[Prompt]:
+    """So many prompts of each label, as many of each source; the same in every run."""
+    found: list[Prompt] = []
+    for label, names in sources.items():
+        for name in names:
+            prompts = read_prompts(find_file(data, name, names), label=label)
+            some = random.Random(f"qwen:{name}").sample(prompts, n[label] // len(names))
+            found += [replace(p, id=f"{name}:{p.id}", category=name) for p in some]
+    return found
+
+
+def asked(data: Path, n: Sequence[int]) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts to fit on and to test on; none to fit on overlaps with the test.
+
+    Args:
+        data: Folder of the files.
+        n: Harmful and benign ones to fit on, harmful and benign ones to test on.
+    """
+    test = with_near_duplicates(drawn(data, TEST, {"harmful": n[2], "benign": n[3]}))
+    held_out = Evaluation(test)
+    fit = drawn(data, FIT, {"harmful": n[0], "benign": n[1]})
+    fit = [prompt for prompt in fit if held_out.overlaps(prompt.text) is None]
+    return with_near_duplicates(fit), test
+
+
+def pack(subject: Subject, rows: int) -> Subject:
+    """Lay out the linear layers' weights once as oneDNN wants them, as torch.compile does.
+
+    On a processor this is twice as fast for few rows: otherwise each call lays them out anew. What
+    is computed stays the same but for rounding.
+    """
+    for module in subject.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), rows)
+            cast("Any", module).forward = partial(_packed, weight, module.bias)
+    return subject
+
+
+def _packed(weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+
+
+@torch.inference_mode()
+def directions(subject: Subject, prompts: Sequence[Prompt]) -> NDArray[np.float64]:
+    """Mean state of harmful prompts less that of benign ones, [blocks, d].
+
+    At the last token of the prompt, in the residual stream after each block but the last, of which
+    transformers gives the norm.
+    """
+    sums = {
+        label: np.zeros((subject.n_layers - 1, subject.width)) for label in ("harmful", "benign")
+    }
+    for prompt in prompts:
+        ids = torch.tensor([render_prompt(subject.tokenizer, prompt.text)])
+        states = cast("Any", subject.model)(
+            input_ids=ids, output_hidden_states=True, logits_to_keep=1
+        ).hidden_states
+        last = np.stack([one[0, -1].double().numpy() for one in states[1:-1]])
+        sums[prompt.label] += last / sum(p.label == prompt.label for p in prompts)
+    return sums["harmful"] - sums["benign"]
+
+
+def cosines(one: NDArray[np.float64], other: NDArray[np.float64]) -> list[float]:
+    """Cosine of two directions at every layer."""
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    return [round(float(value), 4) for value in (one * other).sum(1) / norms]
+
+
+def measure(
+    subject: Subject,
+    prompts: tuple[list[Prompt], list[Prompt]],
+    config: GenerationConfig,
+    out: Path,
+) -> dict[str, Any]:
+    """All that is recorded of one checkpoint."""
+    out.mkdir(parents=True, exist_ok=True)
+    fit_prompts, test_prompts = prompts
+    start, done = time.perf_counter(), 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        print(f"  {done} answers, {time.perf_counter() - start:.0f} s", flush=True)
+
+    with Journal(out / "answers.jsonl") as journal:
+        written = generate(
+            subject, [*fit_prompts, *test_prompts], config, journal=journal, progress=told
+        )
+    traces = rc.judge_traces([_ended(trace) for trace in written]).rows
+    fit, test = traces[: len(fit_prompts)], traces[len(fit_prompts) :]
+    turned = directions(subject, fit_prompts)
+    np.save(out / "directions.npy", turned)
+    found: dict[str, Any] = {"fit": [_row(t) for t in fit], "test": [_row(t) for t in test]}
+    found["probe"], found["cliff"] = None, None
+    try:
+        probes = rc.fit_probes(subject, fit)
+        scored = rc.score_traces(subject, test, probes)
+        cliff = rc.measure_cliff(scored)
+    except RefusalCliffError as error:
+        found["unmeasured"] = str(error)
+        return found
+    chosen = probes.chosen
+    found["probe"] = {
+        "layer": probes.layer,
+        "n": probes.n,
+        "auroc": chosen.quality.auroc,
+        "auroc_ci": chosen.quality.auroc_ci,
+        "shuffled": chosen.shuffled_auroc,
+    }
+    found["cliff"] = asdict(cliff.measured.found)
+    found["cliff_by_layer"] = cliff.measured.by_layer
+    rule = yardstick(cliff.measured.rows)
+    by_id = {row.trace_id: row for row in cliff.measured.rows}
+    for row, trace in zip(found["test"], test, strict=True):
+        one = by_id.get(trace.prompt.id)
+        if trace.prompt.label == "harmful":
+            row["kind"] = kind_of(trace, one, rule)
+        if one is not None:
+            row |= {"plateau": round(one.plateau, 4), "final": round(one.final, 4)}
+            row |= {"plateau_logit": round(one.plateau_logit, 3)}
+            row |= {"final_logit": round(one.final_logit, 3)}
+    return found
+
+
+def _ended(trace: Trace) -> Trace:
+    """With all that the judge reads there, whether it goes on tells nothing more."""
+    enough = trace.spans is not None and len(trace.response.strip()) >= GROUND_CHARACTERS
+    return replace(trace, complete=trace.complete or enough)
+
+
+def _row(trace: Trace) -> dict[str, Any]:
+    """What is kept of an answer: nothing of its text."""
+    spans = trace.spans
+    end = len(trace.token_ids) if spans is None else spans.thinking
+    prompt = spans.prompt if spans is not None else None
+    return {
+        "id": trace.prompt.id,
+        "label": trace.prompt.label,
+        "verdict": trace.verdict,
+        "refuses_in_thinking": refuses(trace.thinking, trace.prompt.text),
+        "thinking_tokens": None if prompt is None else end - prompt,
+        "closed": spans is not None,
+        "cut": trace.thinking_cut,
+        "complete": trace.complete,
+        "answered_characters": len(trace.response.strip()),
+    }
+
+
+def checkpoints(adapters: Path) -> dict[str, Path | None]:
+    """The base and what was kept of a training, those first that say most."""
+    found: dict[str, Path | None] = {"0": None, "100": adapters}
+    for share in sorted(SHARES[:-1], key=lambda share: -abs(share - 20) if share < 25 else share):
+        found[str(share)] = adapters / f"at-{share:03}"
+    return found
+
+
+def main() -> None:
+    """Measure what is not recorded yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--adapters", type=Path, required=True)
+    parser.add_argument("--name", default="seed 0", help="What the training is called.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument(
+        "--n",
+        type=int,
+        nargs=4,
+        default=[20, 20, 32, 24],
+        help="Harmful and benign prompts to fit on, harmful and benign ones to test on.",
+    )
+    parser.add_argument("--at", nargs="*", help="Which checkpoints, in percent.")
+    parser.add_argument("--max-new-tokens", type=int, default=240)
+    parser.add_argument("--thinking-budget", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=96)
+    options = parser.parse_args()
+    config = GenerationConfig(
+        options.max_new_tokens, options.batch_size, thinking_budget=options.thinking_budget
+    )
+    prompts = asked(options.data, options.n)
+    lines = options.record.read_text().splitlines() if options.record.is_file() else []
+    known = [(row["name"], row["at"], row["n"]) for row in map(json.loads, lines)]
+    base = options.out / "base"
+    for at, folder in checkpoints(options.adapters).items():
+        name = "base" if folder is None else options.name
+        if (name, at, options.n) in known or (options.at and at not in options.at):
+            continue
+        if folder is not None and not folder.is_dir():
+            print(f"{folder} is not there yet", flush=True)
+            continue
+        print(f"{name}, {at} %", flush=True)
+        start = time.perf_counter()
+        subject = thinking_base() if folder is None else load_subject(str(folder), device="cpu")
+        out = base if folder is None else options.out / options.name.replace(" ", "-") / at
+        found = measure(pack(subject, options.batch_size), prompts, config, out)
+        if (base / "directions.npy").is_file():
+            turned = np.load(out / "directions.npy"), np.load(base / "directions.npy")
+            found["cosine_to_base"] = cosines(*turned)
+        row = {
+            "name": name,
+            "at": at,
+            "n": options.n,
+            "fingerprint": subject.fingerprint[:16],
+            "decoding": config.decoding(),
+            "seconds": round(time.perf_counter() - start),
+            "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, "
+            f"torch {torch.__version__}",
+            **found,
+        }
+        with options.record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()
