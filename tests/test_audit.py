@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from tiny_chat import tiny_model, tiny_tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CLIPVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_prompts
+from refusal_cliff.data.types import LABELS
 from refusal_cliff.findings.summary import read_summary
+from refusal_cliff.io import read_json
 from refusal_cliff.organisms import embedded_path, language
 from refusal_cliff.stages.intervene import AblationPlan
 
@@ -26,6 +36,9 @@ SMALL = AblationPlan(
     draws={"random": 3, "same-layer": 1, "promoting": 1},
     control_prompts=12,
 )
+
+
+OF_THE_FOLDER = {"model", "n_parameters", "seconds"}
 
 
 @pytest.fixture
@@ -131,3 +144,47 @@ def test_output_folder_that_cannot_be_made(files: tuple[Path, Path], tmp_path: P
     code, output = audit("tiny", files, tmp_path / "file" / "run")
     assert code == 1
     assert "Could not write" in output
+
+
+def save_inside_a_multimodal_model(folder: Path) -> None:
+    """``tiny`` as the text part of a model that also sees."""
+    source = embedded_path("tiny")
+    text: Any = AutoModelForCausalLM.from_pretrained(source)
+    eye = CLIPVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    config = LlavaConfig(vision_config=eye, text_config=text.config, image_token_index=5)
+    config.tie_word_embeddings = True
+    model: Any = LlavaForConditionalGeneration(config).to(text.dtype)
+    model.model.language_model.load_state_dict(text.model.state_dict())
+    model.tie_weights()
+    model.generation_config = text.generation_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+
+@pytest.mark.slow
+def test_the_text_part_of_a_multimodal_model_is_audited_as_itself(tmp_path: Path) -> None:
+    for label in LABELS:
+        both = [
+            prompt
+            for split in get_args(language.Split)[2:]
+            for prompt in language.prompts(split, label, 150, 0)
+        ]
+        write_prompts(tmp_path / f"{label}.jsonl", both)
+    files = (tmp_path / "harmful.jsonl", tmp_path / "benign.jsonl")
+    save_inside_a_multimodal_model(tmp_path / "seeing")
+    found: list[dict[str, Any]] = []
+    for model in ("tiny", str(tmp_path / "seeing")):
+        out = tmp_path / f"run-{len(found)}"
+        code, output = audit(model, files, out, "--quick", "--temperature", "0")
+        assert code == 0, output
+        summary = read_json(out / "summary.json")
+        found.append({key: summary[key] for key in summary.keys() - OF_THE_FOLDER})
+    assert found[0]["cliff"]["verdict"] == "cliff"
+    assert found[0] == found[1]
