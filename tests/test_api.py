@@ -28,6 +28,7 @@ from refusal_cliff.findings.summary import write_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.heads import find
 from refusal_cliff.report.chart import Chart
+from refusal_cliff.report.reader import page_script
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "numpy", "pandas", "pyarrow", "pydantic", "jinja2", "sklearn")
@@ -358,7 +359,7 @@ def test_runs_stand_beside_each_other(run: Path, walk: dict[str, Any]) -> None:
     moves = tables["What became of each harmful prompt"]["rows"]
     assert all(sum(c["value"] for c in cells) == pytest.approx(1.0) for cells in moves.values())
     page = (out / "comparison.html").read_text()
-    assert "<script" not in page
+    assert re.findall(r"<script>(.*?)</script>", page, re.S) == [page_script()]
     assert page.count("<svg") == 2
     again = CliRunner().invoke(app, line)
     assert again.exit_code == 0, again.output

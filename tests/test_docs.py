@@ -21,6 +21,7 @@ import pytest
 from typer.main import get_command
 
 import refusal_cliff as rc
+from lab.__main__ import app as lab
 from refusal_cliff.cli import app
 
 ROOT = Path(__file__).parent.parent
@@ -28,25 +29,26 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CON
 BLOCK = re.compile(r"^[ >]*```(\w*)[^\n]*\n(.*?)^[ >]*```", re.M | re.S)
 SHELLS = ("", "bash", "console", "yaml")
 HELP = ("--help", "-h", "--version", "…")
-INLINE = re.compile(r"`(refusal-cliff [^`\n]+)`")
-COMMAND: Any = get_command(app)
+INLINE = re.compile(r"`((?:refusal-cliff|python -m lab) [^`\n]+)`")
+CALL = re.compile(r"(?:^|[\s/(])(refusal-cliff|python -m lab)\)? (?=[a-z-]+)(.*)")
+PROGRAMS: dict[str, Any] = {"refusal-cliff": get_command(app), "python -m lab": get_command(lab)}
 STEPS = ("install", "five-minutes", "audit", "data", "ci-gate")
 """The path of a stranger: install, demo, own model, own data, gate."""
 
 
 def commands_of(page: Path) -> Iterator[list[str]]:
-    """The words after ``refusal-cliff`` of every command on a page."""
+    """The program of every command on a page, and the words after it."""
     text = page.read_text(encoding="utf-8")
     blocks = [code.replace("\\\n", " ") for kind, code in BLOCK.findall(text) if kind in SHELLS]
     for line in [*"\n".join(blocks).splitlines(), *INLINE.findall(text)]:
-        if found := re.search(r"(?:^|[\s/(])refusal-cliff\)? (?=[a-z-]+)(.*)", line):
-            yield shlex.split(re.split(r" (?:[|>&]{1,2}|→) ", found[1])[0], comments=True)
+        if found := CALL.search(line):
+            words = shlex.split(re.split(r" (?:[|>&]{1,2}|→) ", found[2])[0], comments=True)
+            yield [found[1], *words]
 
 
 def wrong_in(words: Sequence[str]) -> str | None:
     """What a command line has that the command does not know."""
-    command = COMMAND
-    rest = deque(words)
+    command, rest = PROGRAMS[words[0]], deque(words[1:])
     while rest and not rest[0].startswith("-") and (inner := getattr(command, "commands", {})):
         if rest[0] not in inner:
             return f"no command {rest[0]}"
@@ -55,7 +57,7 @@ def wrong_in(words: Sequence[str]) -> str | None:
     arguments = any(not flag.startswith("-") for flag in options)
     while rest:
         name, equals, _ = rest.popleft().partition("=")
-        if name in HELP or (not name.startswith("--") and arguments):
+        if name in HELP or name.startswith("$") or (not name.startswith("--") and arguments):
             continue
         if name not in options:
             return f"no option {name}"
@@ -75,10 +77,11 @@ def test_every_command_of_a_page_exists(page: Path) -> None:
 
 def test_commands_are_found_and_mistakes_are_seen() -> None:
     assert sum(len(list(commands_of(page))) for page in PAGES) > 80
-    assert wrong_in(shlex.split("audit --model tiny --quick")) is None
-    assert wrong_in(shlex.split("audit --modell tiny")) == "no option --modell"
-    assert wrong_in(shlex.split("audits --model tiny")) == "no command audits"
-    assert wrong_in(shlex.split("audit --model")) == "--model has no value"
+    assert wrong_in(["refusal-cliff", *shlex.split("audit --model tiny --quick")]) is None
+    assert wrong_in(["refusal-cliff", *shlex.split("audit --modell tiny")]) == "no option --modell"
+    assert wrong_in(["refusal-cliff", *shlex.split("audits --model tiny")]) == "no command audits"
+    assert wrong_in(["python -m lab", "train", "tiny", "--seeds"]) == "no option --seeds"
+    assert wrong_in(["refusal-cliff", *shlex.split("audit --model")]) == "--model has no value"
 
 
 def test_the_reference_has_every_public_name() -> None:
