@@ -23,7 +23,7 @@ from lab.recipe import Progress
 from refusal_cliff.data.traces import Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import TEMPORARY, remove_temporary, staged
-from refusal_cliff.io import read_text, sha256_file, write_json
+from refusal_cliff.io import make_readable, read_text, sha256_file, write_json
 from refusal_cliff.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from refusal_cliff.model.loading import CHAT_TEMPLATE, read_checkpoint
 from refusal_cliff.model.subject import Subject, subject_of
@@ -186,3 +186,4 @@ def _ship(adapter: Path, folder: Path, template: str) -> None:
     save_file({name: w.bfloat16() for name, w in weights.items()}, folder / ADAPTER_WEIGHTS)
     (folder / ADAPTER_CONFIG).write_text(read_text(adapter / ADAPTER_CONFIG), encoding="utf-8")
     (folder / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
+    make_readable(folder)
