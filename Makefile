@@ -32,8 +32,8 @@ demo: $(STAMP) ## Run the whole method on the embedded models: OUT=runs/demo
 test: lint docs ## Lint, check types, build the documentation and run the tests
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-slow: setup ## Run the tests that train or kill whole runs, which take minutes each
-	$(BIN)/pytest $(PYTEST_ARGS) -m slow
+slow: setup ## Run the tests that take minutes each, and fuzz every reader for a minute
+	REFUSAL_CLIFF_FUZZ_SECONDS=60 $(BIN)/pytest $(PYTEST_ARGS) -m 'slow or fuzz'
 
 lint: setup ## Check style, format and types
 	$(BIN)/ruff check .
