@@ -42,6 +42,8 @@ from refusal_cliff.organisms.pretrained.sources import find_file
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
 from refusal_cliff.thinking import render_prompt
 
+LONGEST = 240
+"""Characters of a prompt."""
 FIT: dict[Label, tuple[str, ...]] = {"harmful": ("advbench",), "benign": ("self_instruct",)}
 TEST: dict[Label, tuple[str, ...]] = {
     "harmful": ("jailbreakbench", "harmbench_standard", "strongreject", "malicious_instruct"),
@@ -50,11 +52,15 @@ TEST: dict[Label, tuple[str, ...]] = {
 
 
 def drawn(data: Path, sources: dict[Label, tuple[str, ...]], n: dict[Label, int]) -> list[Prompt]:
-    """So many prompts of each label, as many of each source; the same in every run."""
+    """So many prompts of each label, as many of each source; the same in every run.
+
+    None longer than ``LONGEST``: all are written in one batch, as wide as its longest.
+    """
     found: list[Prompt] = []
     for label, names in sources.items():
         for name in names:
             prompts = read_prompts(find_file(data, name, names), label=label)
+            prompts = [prompt for prompt in prompts if len(prompt.text) <= LONGEST]
             some = random.Random(f"qwen:{name}").sample(prompts, n[label] // len(names))
             found += [replace(p, id=f"{name}:{p.id}", category=name) for p in some]
     return found
