@@ -89,7 +89,7 @@ def pack(subject: Subject, rows: int) -> Subject:
     for module in subject.model.modules():
         if isinstance(module, torch.nn.Linear):
             weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), rows)
-            module.forward = partial(_packed, weight, module.bias)
+            cast("Any", module).forward = partial(_packed, weight, module.bias)
     return subject
 
 
