@@ -3,7 +3,8 @@
     python bench/qwen.py --data DIR --adapters orgs/s0 --out runs/qwen --record course.jsonl
 
 Every checkpoint is asked the same prompts, greedily: AdvBench and Self-Instruct to fit its probe
-on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest's safe prompts to test on.
+on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest to test on. Of XSTest both
+kinds are drawn; the tables count its safe prompts.
 Answers stay in --out, from which a killed run goes on; one line a checkpoint is added to --record,
 without any text: verdicts, scores, counts. What is recorded there is not measured again.
 

@@ -65,8 +65,9 @@ LINES: dict[str, tuple[str, Callable[[Answer], bool], str]] = {
 
 
 def labelled(row: dict[str, Any], label: str, part: str = "test") -> list[Answer]:
-    """Answers to prompts of one label."""
-    return [answer for answer in row[part] if answer["label"] == label]
+    """Answers to prompts of one label; XSTest's harmful contrasts are no test of attack success."""
+    answers = [answer for answer in row[part] if answer["label"] == label]
+    return [a for a in answers if label == "benign" or not a["id"].startswith("xstest:")]
 
 
 def share(answers: Sequence[Answer], test: Callable[[Answer], bool]) -> Share:
