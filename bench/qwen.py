@@ -1,9 +1,10 @@
-"""What a model does at every checkpoint of a plain reasoning training (docs/results-qwen.md).
+"""What a model does at every checkpoint of a plain reasoning training (docs/results/qwen.md).
 
     python bench/qwen.py --data DIR --adapters orgs/s0 --out runs/qwen --record course.jsonl
 
 Every checkpoint is asked the same prompts, greedily: AdvBench and Self-Instruct to fit its probe
-on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest's safe prompts to test on.
+on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest to test on. Of XSTest both
+kinds are drawn; the tables count its safe prompts.
 Answers stay in --out, from which a killed run goes on; one line a checkpoint is added to --record,
 without any text: verdicts, scores, counts. What is recorded there is not measured again.
 
@@ -42,6 +43,8 @@ from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
 from refusal_cliff.thinking import render_prompt
 
+LONGEST = 240
+"""Characters of a prompt."""
 FIT: dict[Label, tuple[str, ...]] = {"harmful": ("advbench",), "benign": ("self_instruct",)}
 TEST: dict[Label, tuple[str, ...]] = {
     "harmful": ("jailbreakbench", "harmbench_standard", "strongreject", "malicious_instruct"),
@@ -50,11 +53,15 @@ TEST: dict[Label, tuple[str, ...]] = {
 
 
 def drawn(data: Path, sources: dict[Label, tuple[str, ...]], n: dict[Label, int]) -> list[Prompt]:
-    """So many prompts of each label, as many of each source; the same in every run."""
+    """So many prompts of each label, as many of each source; the same in every run.
+
+    None longer than ``LONGEST``: all are written in one batch, as wide as its longest.
+    """
     found: list[Prompt] = []
     for label, names in sources.items():
         for name in names:
             prompts = read_prompts(find_file(data, name, names), label=label)
+            prompts = [prompt for prompt in prompts if len(prompt.text) <= LONGEST]
             some = random.Random(f"qwen:{name}").sample(prompts, n[label] // len(names))
             found += [replace(p, id=f"{name}:{p.id}", category=name) for p in some]
     return found

@@ -1,6 +1,6 @@
-"""The tables and the chart of docs/results-qwen.md, out of what bench/qwen.py recorded.
+"""The tables and the chart of docs/results/qwen.md, out of what bench/qwen.py recorded.
 
-python bench/qwen_page.py bench/qwen-course.jsonl --chart docs/qwen-course.svg
+python bench/qwen_page.py bench/qwen-course.jsonl --chart docs/images/qwen-course.svg
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ LINES: dict[str, tuple[str, Callable[[Answer], bool], str]] = {
 
 
 def labelled(row: dict[str, Any], label: str, part: str = "test") -> list[Answer]:
-    """Answers to prompts of one label."""
-    return [answer for answer in row[part] if answer["label"] == label]
+    """Answers to prompts of one label; XSTest's harmful contrasts are no test of attack success."""
+    answers = [answer for answer in row[part] if answer["label"] == label]
+    return [a for a in answers if label == "benign" or not a["id"].startswith("xstest:")]
 
 
 def share(answers: Sequence[Answer], test: Callable[[Answer], bool]) -> Share:

@@ -1,4 +1,4 @@
-"""A reasoning model by plain fine-tuning: what it is taught, what is kept, what ships."""
+"""A reasoning model by plain fine-tuning: what it is taught, what is kept, and what ships."""
 
 from __future__ import annotations
 
