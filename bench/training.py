@@ -22,19 +22,10 @@ import torch
 import transformers
 import trl
 
-from refusal_cliff.data.traces import Prompt, SafetyExample
+from lab.pretrained.reasoner import traces_in
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.repair.training import encode_example, repair, trainable
 from refusal_cliff.settings import RepairConfig
-
-
-def examples(data: Path) -> list[SafetyExample]:
-    """Every row of every JSON Lines file in a folder."""
-    rows = (json.loads(line) for file in sorted(data.glob("*.jsonl")) for line in file.open())
-    return [
-        SafetyExample(Prompt(r["id"], r["prompt"], "benign"), r["thinking"], r["response"])
-        for r in rows
-    ]
 
 
 def main() -> None:
@@ -50,7 +41,8 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON")
     options = parser.parse_args()
     subject = load_subject(options.model, device="cpu")
-    found, _ = trainable(subject, examples(options.data), options.max_length)
+    every = [trace for file in sorted(options.data.glob("*.jsonl")) for trace in traces_in(file)]
+    found, _ = trainable(subject, every, options.max_length)
     length = {e.prompt.id: len(encode_example(subject, e, 10**6)["input_ids"]) for e in found}
     chosen = sorted(found, key=lambda e: -length[e.prompt.id])[: options.steps * options.rows]
     more: dict[str, Any] = {

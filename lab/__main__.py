@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from refusal_cliff.cli import Commands, prepare
+from refusal_cliff.cli import prepare, program
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of, positive
 from refusal_cliff.commands.options import Model, Out, Seed, one_of
@@ -17,14 +17,14 @@ from refusal_cliff.folders import require_output
 from refusal_cliff.organisms import ORGANISMS
 
 RECIPES = (*ORGANISMS, "tiny-lora")
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    help="Make small models whose right answers are known, and measure the method on them.",
-)
+app = program("Make small models whose right answers are known, and measure the method on them.")
 app.callback()(prepare)
+
+
+def known_organism(name: str) -> None:
+    """One of the embedded models, or a folder that holds another."""
+    if not Path(name).is_dir():
+        arguments.organism(tuple(ORGANISMS))(name)
 
 
 @app.command("train")
@@ -233,7 +233,7 @@ def controls(
         typer.Argument(
             metavar="[MODEL]...",
             help="Organisms; all embedded ones if none is given.",
-            callback=checked(arguments.known_organism),
+            callback=checked(known_organism),
         ),
     ] = None,
     out: Out = Path("runs/controls"),

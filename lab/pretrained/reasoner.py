@@ -12,7 +12,6 @@ import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,16 +85,19 @@ def reasoning_traces(data: Path, subject: Subject, seed: int) -> list[SafetyExam
     """
     found: list[SafetyExample] = []
     for name, most in TRACES.items():
-        lines = read_text(find_file(data, name, tuple(TRACES))).splitlines()
-        rows = [cast("dict[str, Any]", json.loads(line)) for line in lines]
-        short, _ = trainable(subject, [_example(row) for row in rows], most)
+        every = traces_in(find_file(data, name, tuple(TRACES)))
+        short, _ = trainable(subject, every, most)
         found += random.Random(f"{name}:{seed}").sample(short, len(short))
     return found
 
 
-def _example(row: dict[str, Any]) -> SafetyExample:
-    prompt = Prompt(row["id"], row["prompt"], "benign")
-    return SafetyExample(prompt, row["thinking"], row["response"])
+def traces_in(file: Path) -> list[SafetyExample]:
+    """The traces of one file, blanks at their ends as they are."""
+    rows = map(json.loads, read_text(file).splitlines())
+    return [
+        SafetyExample(Prompt(r["id"], r["prompt"], "benign"), r["thinking"], r["response"])
+        for r in rows
+    ]
 
 
 def train_reasoner(

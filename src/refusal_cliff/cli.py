@@ -74,20 +74,33 @@ class Commands(TyperGroup):
             raise typer.Exit(_INTERRUPTED) from error
 
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
-    help=(
+def program(said: str, epilog: str | None = None) -> typer.Typer:
+    """A program of several commands that shows its help and its errors as this project does.
+
+    Args:
+        said: Its help, in Markdown.
+        epilog: What stands below the list of its commands.
+    """
+    return typer.Typer(
+        cls=Commands,
+        no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",
+        help=said,
+        epilog=epilog,
+    )
+
+
+app = program(
+    (
         "Find, prove and repair the **refusal cliff** of reasoning models: the intention "
         "to refuse that is strong over the thinking and drops just before the answer "
         "(arXiv 2510.06036).\n\n"
         "Start with **refusal-cliff demo**; then **refusal-cliff audit** your "
         "own model. A run folder can be continued: the same command again skips what is finished."
     ),
-    epilog=(
+    (
         "**What each step answers.** generate: what does the model do? judge: did it "
         "refuse? probe: where in the residual stream is “I will refuse”? trace: how does that move "
         "over the tokens? cliff: is there a plateau and a drop, and where? heads: which attention "

@@ -105,12 +105,6 @@ def organism(names: Sequence[str]) -> Check:
     return _one_of(names, "There is no organism")
 
 
-def known_organism(name: str) -> None:
-    """One of them, or a folder that holds another."""
-    if not Path(name).is_dir():
-        organism(tuple(ORGANISMS))(name)
-
-
 def probe_folder(name: str) -> None:
     """A folder that holds probes."""
     folder = Path(name)

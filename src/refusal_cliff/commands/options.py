@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, finite, name_of, positive
+from refusal_cliff.commands.arguments import checked, name_of, positive
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.user_text import column_of, existing_file, marker_words
 
@@ -181,19 +181,6 @@ Prompts = Annotated[
         metavar="FILE",
         help="Test prompts with labels, instead of those of the probe's run; repeatable.",
         callback=checked(existing_file),
-    ),
-]
-
-Steps = Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")]
-Rate = Annotated[float, typer.Option("--lr", help="Learning rate.", callback=positive)]
-BenignShare = Annotated[
-    float,
-    typer.Option(
-        "--benign-share",
-        min=0,
-        max=1,
-        help="Share of every step's rows that is benign.",
-        callback=finite,
     ),
 ]
 

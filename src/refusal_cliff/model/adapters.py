@@ -11,7 +11,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -305,11 +305,6 @@ def _adapted(folder: Path, model: PreTrainedModel, config: Any, tensors: Tensors
     if unused or missing:
         raise _unfit(folder, unused, missing)
     return adapted.eval()
-
-
-def _saved_names(keys: Iterable[str]) -> list[str]:
-    """Names of tensors as the file has them, without the name that PEFT gives an adapter."""
-    return [key.replace(_NAME, "") for key in keys]
 
 
 def _unfit(folder: Path, unused: Collection[str], missing: Collection[str]) -> RefusalCliffError:

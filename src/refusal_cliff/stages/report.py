@@ -7,13 +7,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.results import Find, RunShape, summarise
 from refusal_cliff.findings.summary import FORMAT, Summary, read_summary, write_summary
-from refusal_cliff.io import first_fault, read_json, write_json
+from refusal_cliff.io import read_as, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.report.data import ReportData
 from refusal_cliff.report.gather import gather
@@ -43,9 +41,6 @@ class Recipe:
     shape: RunShape
     notes: tuple[str, ...]
     provenance: tuple[tuple[str, str], ...]
-
-
-_RECIPE = TypeAdapter(Recipe)
 
 
 def report_stage(
@@ -100,12 +95,7 @@ def _read_recipe(folder: Path) -> Recipe:
             "it is one of a command that makes no page. Run the same audit or demo again: finished "
             "stages are kept."
         )
-    try:
-        return _RECIPE.validate_python(read_json(path))
-    except ValidationError as error:
-        raise RefusalCliffError(
-            f"{path} is damaged: {first_fault(error)}. Run the same command again to mend it."
-        ) from error
+    return read_as(path, Recipe)
 
 
 def _about_model(name: str, subject: Subject) -> Pairs:
@@ -159,7 +149,7 @@ def _report(asked: Recipe, job: Job) -> Headline:
     recipe = Recipe(asked.shape, asked.notes, told)
     write_summary(job.output(SUMMARY), summary)
     write_page(job.output(PAGE), _gathered(recipe, summary, job.input))
-    write_json(job.output(RECIPE), _RECIPE.dump_python(recipe, mode="json"))
+    write_json(job.output(RECIPE), asdict(recipe))
     return {"verdict": summary.cliff.verdict}
 
 
