@@ -44,7 +44,8 @@ from refusal_cliff.report.svg import frame, line, picture, polyline, tag, text
 from refusal_cliff.select.pool import read_candidates, scores_path, shard_path
 from refusal_cliff.select.selection_run import Choice, Source, run_selection
 from refusal_cliff.select.shards import ScoringPlan
-from refusal_cliff.settings import Loading
+from refusal_cliff.settings import Engine, Loading
+from refusal_cliff.sharded import HERE
 from refusal_cliff.thinking import tokenise_trace
 
 MEGABYTE = 1 << 20
@@ -183,7 +184,7 @@ def speed(options: argparse.Namespace) -> None:
     print(f"processes       {len({note['pid'] for note in shards})}, one after another")
     print(f"machine         {machine()}")
     points = [
-        (min(note["done"] * source.shard_size, options.rows), note["memory"]) for note in shards
+        (min(note["done"] * HERE.shard_size, options.rows), note["memory"]) for note in shards
     ]
     write_text(options.out / "memory.svg", memory_chart(points))
 
@@ -277,7 +278,7 @@ def child(options: argparse.Namespace) -> None:
     """One selection in a process of its own."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     plan, source, choice = plan_of(options, options.out / options.name)
-    run_selection(plan, source, choice, engine=options.engine, actors=2)
+    run_selection(plan, source, choice, engine=Engine(options.engine, 2))
 
 
 def cost(options: argparse.Namespace) -> None:

@@ -275,7 +275,6 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.model.subject import DTYPES
     from refusal_cliff.repair.gate import VERDICTS
     from refusal_cliff.repair.training_run import METHODS
-    from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.strategies import STRATEGIES
     from refusal_cliff.stages.control import CONTROLS
     from refusal_cliff.stages.study import PRESETS
@@ -289,7 +288,6 @@ def test_the_names_are_those_of_the_code() -> None:
     assert settings.JUDGES == NAMES
     assert tuple(DTYPES) == settings.DTYPES
     assert tuple(METHODS) == get_args(settings.Method)
-    assert tuple(ENGINES) == arguments.ENGINES
     assert arguments.STRATEGIES == STRATEGIES
     assert tuple(CONTROLS) == arguments.CONTROLS
     assert tuple(PRESETS) == arguments.PRESETS

@@ -35,14 +35,15 @@ from refusal_cliff.probe.files import probes_of, write_probes
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.provenance import Provenance
 from refusal_cliff.select import shards as candidate_shards
-from refusal_cliff.select.engine import Rank, local
 from refusal_cliff.select.pool import scores_path
 from refusal_cliff.select.selection_run import Choice, Source, choose, run_selection
 from refusal_cliff.select.shards import ScoringPlan, scored_candidates
-from refusal_cliff.settings import GenerationConfig, Loading
+from refusal_cliff.settings import Engine, GenerationConfig, Loading
+from refusal_cliff.sharded import Rank
 from refusal_cliff.thinking import tokenise_trace
 
 N, SHARD = 30, 4
+ENGINE = Engine(shard_size=SHARD)
 ROWS: list[dict[str, Any]] = [
     {
         "id": f"r{number}",
@@ -113,13 +114,15 @@ def plan_of(root: Path, out: Path, *, own: bool = False) -> ScoringPlan:
 
 
 def source_of(root: Path) -> Source:
-    return Source(str(root / "data.jsonl"), (PromptFile(root / "asked.jsonl"),), shard_size=SHARD)
+    return Source(str(root / "data.jsonl"), (PromptFile(root / "asked.jsonl"),))
 
 
 @pytest.fixture(scope="module")
 def whole(root: Path) -> Path:
     out = root / "whole"
-    assert run_selection(plan_of(root, out), source_of(root), Choice(n=5)) is not None
+    assert (
+        run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE) is not None
+    )
     return out
 
 
@@ -194,8 +197,10 @@ def test_killed_at_any_shard_the_result_is_the_same(
     monkeypatch.setattr(candidate_shards, "write_json_lines", die)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            run_selection(plan_of(root, out), source_of(root), Choice(n=5))
-    assert run_selection(plan_of(root, out), source_of(root), Choice(n=5)) is not None
+            run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE)
+    assert (
+        run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE) is not None
+    )
     assert calls == 3 + 10, "a finished shard was scored again"
     assert outputs(out) == outputs(whole)
 
@@ -216,7 +221,9 @@ def test_own_thinking_is_generated_where_the_data_has_none(
             return [Judgement("refused" if turn % 2 else "complied") for turn in turns]
 
     monkeypatch.setattr("refusal_cliff.select.shards.judge_of", lambda _: InTurn())
-    done = run_selection(plan_of(root, out, own=True), source_of(root), Choice("full"))
+    done = run_selection(
+        plan_of(root, out, own=True), source_of(root), Choice("full"), engine=ENGINE
+    )
     assert done is not None
     assert done.rows == N + len(BAD)
     assert done.scored + sum(done.left_out.values()) == done.rows
@@ -231,18 +238,18 @@ def test_other_scores_and_unchecked_contamination_are_refused(
     root: Path, whole: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RefusalCliffError, match="thinking, generation, judge differ"):
-        run_selection(plan_of(root, whole, own=True), source_of(root), Choice())
+        run_selection(plan_of(root, whole, own=True), source_of(root), Choice(), engine=ENGINE)
     unchecked = replace(source_of(root), evaluation=())
     with pytest.raises(RefusalCliffError, match="--evaluation FILE"):
-        run_selection(plan_of(root, tmp_path / "a"), unchecked, Choice())
+        run_selection(plan_of(root, tmp_path / "a"), unchecked, Choice(), engine=ENGINE)
     write_lines(tmp_path / "none.jsonl", [BAD["empty"]])
     nothing = replace(source_of(root), name=str(tmp_path / "none.jsonl"))
     with pytest.raises(RefusalCliffError, match="1 empty"):
-        run_selection(plan_of(root, tmp_path / "b"), nothing, Choice())
+        run_selection(plan_of(root, tmp_path / "b"), nothing, Choice(), engine=ENGINE)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(RefusalCliffError, match="not empty"):
-        run_selection(plan_of(root, tmp_path / "mine"), source_of(root), Choice())
+        run_selection(plan_of(root, tmp_path / "mine"), source_of(root), Choice(), engine=ENGINE)
 
 
 def test_once_a_row_is_mended_only_its_shard_is_scored_again(
@@ -252,7 +259,7 @@ def test_once_a_row_is_mended_only_its_shard_is_scored_again(
     rows[5] = {**rows[5], "category": "\ud800"}
     source = replace(source_of(root), name=str(write_lines(tmp_path / "rows.jsonl", rows)))
     plan, scored = plan_of(root, tmp_path / "out"), []
-    done = run_selection(plan, source, Choice(n=3))
+    done = run_selection(plan, source, Choice(n=3), engine=ENGINE)
     assert done is not None
     assert (done.scored, done.left_out) == (11, {"not readable": 1})
     write_lines(tmp_path / "rows.jsonl", ROWS[:12])
@@ -263,11 +270,11 @@ def test_once_a_row_is_mended_only_its_shard_is_scored_again(
         original(self, number)
 
     monkeypatch.setattr(candidate_shards.ShardScorer, "__call__", counted)
-    done = run_selection(plan, source, Choice(n=3))
+    done = run_selection(plan, source, Choice(n=3), engine=ENGINE)
     assert done is not None
     assert (done.scored, done.left_out, scored) == (12, {}, [1])
     scores_path(plan.out, 2).write_bytes(b"")
-    assert run_selection(plan, source, Choice(n=3)) == done
+    assert run_selection(plan, source, Choice(n=3), engine=ENGINE) == done
     assert scored == [1, 2]
 
 
@@ -304,14 +311,14 @@ def rank_of_two(rank: int, root: Path, out: Path) -> tuple[bool, int]:
     """One process of a launch: whether it puts the results together, and the shards it scored."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     scored: list[int] = []
-    original = local.ShardScorer.__call__
+    original = candidate_shards.ShardScorer.__call__
 
-    def counted(self: local.ShardScorer, number: int) -> None:
+    def counted(self: candidate_shards.ShardScorer, number: int) -> None:
         scored.append(number)
         original(self, number)
 
-    local.ShardScorer.__call__ = counted
-    result = run_selection(plan_of(root, out), source_of(root), Choice(n=5))
+    candidate_shards.ShardScorer.__call__ = counted
+    result = run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE)
     return result is not None, len(scored)
 
 
@@ -355,5 +362,7 @@ def test_kill_nine_while_scoring_loses_nothing(root: Path, whole: Path, tmp_path
         time.sleep(0.001)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    assert run_selection(plan_of(root, out), source_of(root), Choice(n=5)) is not None
+    assert (
+        run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE) is not None
+    )
     assert_equal_scores(out, whole)

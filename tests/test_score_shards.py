@@ -28,6 +28,7 @@ from refusal_cliff.model.subject import Subject, subject_of
 from refusal_cliff.probe.files import probes_of, write_probes
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.settings import Engine
 
 ROWS: list[dict[str, str]] = [
     {
@@ -110,7 +111,9 @@ def test_every_kind_of_source_gives_the_same_scores(
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
     for source in (lines, *(tmp_path / n for n in ("traces.parquet", "rows.csv", "one", "two"))):
         out = tmp_path / f"scores-{source.name}"
-        done = score_source(subject, probes, str(source), out, shard_size=5, every_layer=True)
+        done = score_source(
+            subject, probes, str(source), out, engine=Engine(shard_size=5), every_layer=True
+        )
         assert (done.scored, done.left_out) == (23, {})
         assert len(list(read_shards(out))) == 5
         assert_same(all_scores(out), expected)
@@ -119,7 +122,7 @@ def test_every_kind_of_source_gives_the_same_scores(
 def test_a_killed_run_goes_on_and_finished_shards_stay(
     subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    score_source(subject, probes, str(lines), tmp_path / "whole", shard_size=4)
+    score_source(subject, probes, str(lines), tmp_path / "whole", engine=Engine(shard_size=4))
     calls = 0
 
     def die(*arguments: Any) -> None:
@@ -132,10 +135,12 @@ def test_a_killed_run_goes_on_and_finished_shards_stay(
     original = score_shards.write_scores
     monkeypatch.setattr(score_shards, "write_scores", die)
     with pytest.raises(KeyboardInterrupt):
-        score_source(subject, probes, str(lines), tmp_path / "killed", shard_size=4)
+        score_source(subject, probes, str(lines), tmp_path / "killed", engine=Engine(shard_size=4))
     assert len(list(read_shards(tmp_path / "killed"))) == 2
     calls = 10
-    done = score_source(subject, probes, str(lines), tmp_path / "killed", shard_size=4)
+    done = score_source(
+        subject, probes, str(lines), tmp_path / "killed", engine=Engine(shard_size=4)
+    )
     assert calls == 10 + 4
     assert done.scored == 23
     for mine, other in zip(
@@ -157,7 +162,12 @@ def test_only_one_shard_is_in_memory(
             yield item
 
     monkeypatch.setattr(score_shards, "source_rows", watched)
-    assert score_source(subject, probes, str(lines), tmp_path / "out", shard_size=size).scored == 23
+    assert (
+        score_source(
+            subject, probes, str(lines), tmp_path / "out", engine=Engine(shard_size=size)
+        ).scored
+        == 23
+    )
 
 
 def test_what_cannot_be_scored_is_listed(
@@ -182,7 +192,7 @@ def test_a_broken_row_is_listed_and_loses_nothing(
     subject: Subject, probes: ProbeSet, tmp_path: Path
 ) -> None:
     source = write_lines(tmp_path / "rows.jsonl", [*ROWS[:5], {"id": "x", "label": "benign"}])
-    done = score_source(subject, probes, str(source), tmp_path / "out", shard_size=2)
+    done = score_source(subject, probes, str(source), tmp_path / "out", engine=Engine(shard_size=2))
     assert (done.scored, done.left_out) == (5, {"other format": 1})
     left = json.loads((tmp_path / "out" / "left-out-00002.jsonl").read_text())
     assert (left["id"], left["row"]) == ("x", 6)
@@ -217,7 +227,7 @@ def test_once_a_row_is_mended_only_its_shard_is_scored_again(
     rows = [dict(row) for row in ROWS[:8]]
     mended, rows[5]["response"] = rows[5]["response"], "half \ud800"
     source, out = write_lines(tmp_path / "rows.jsonl", rows), tmp_path / "out"
-    done = score_source(subject, probes, str(source), out, shard_size=2)
+    done = score_source(subject, probes, str(source), out, engine=Engine(shard_size=2))
     assert (done.scored, done.left_out) == (7, {"not readable": 1})
     rows[5]["response"] = mended
     write_lines(source, rows)
@@ -229,10 +239,10 @@ def test_once_a_row_is_mended_only_its_shard_is_scored_again(
 
     original = score_shards.write_scores
     monkeypatch.setattr(score_shards, "write_scores", watched)
-    assert score_source(subject, probes, str(source), out, shard_size=2).scored == 8
+    assert score_source(subject, probes, str(source), out, engine=Engine(shard_size=2)).scored == 8
     assert written == ["scores-00002.parquet"]
     write_lines(source, rows[:5])
-    assert score_source(subject, probes, str(source), out, shard_size=2).scored == 5
+    assert score_source(subject, probes, str(source), out, engine=Engine(shard_size=2)).scored == 5
     assert len(list(read_shards(out))) == 3
     assert not (out / "left-out-00003.jsonl").exists()
 
@@ -241,13 +251,13 @@ def test_missing_cut_and_unfinished_scores_are_said(
     subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    score_source(subject, probes, str(lines), out, shard_size=5)
+    score_source(subject, probes, str(lines), out, engine=Engine(shard_size=5))
     whole = {path: path.read_bytes() for path in out.iterdir()}
 
     def again(path: Path) -> None:
         with pytest.raises(RefusalCliffError, match=rf"{path.name}.*trace again"):
             measure_shards(out)
-        score_source(subject, probes, str(lines), out, shard_size=5)
+        score_source(subject, probes, str(lines), out, engine=Engine(shard_size=5))
         assert {path: path.read_bytes() for path in out.iterdir()} == whole
 
     for name in ("scores-00001.parquet", "scores-00004.parquet"):

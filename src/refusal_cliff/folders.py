@@ -9,6 +9,7 @@ temporary folders is ever deleted.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,15 @@ def claim(out: Path, command: str, made_from: Mapping[str, Any], holds: str) -> 
     described = {"command": command, **made_from}
     if not path.is_file() or _object(path) != described:
         write_json(path, described)
+
+
+def is_claimed(out: Path, command: str, made_from: Mapping[str, Any]) -> bool:
+    """Whether `claim` has made a folder the command's own, with this description."""
+    path = out / DESCRIPTIONS[command]
+    if not path.is_file():
+        return False
+    described = json.loads(json.dumps({"command": command, **made_from}))
+    return _object(path) == described
 
 
 def require_same(out: Path, command: str, made_from: Mapping[str, Any], holds: str) -> None:

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +27,7 @@ from rich.text import Text
 
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.io import finite_json
+from refusal_cliff.sharded import Rank
 
 if TYPE_CHECKING:  # slow to import, and an error is to be shown at once
     from refusal_cliff.cliff.verdict import ModelCliff
@@ -99,6 +100,8 @@ def show_as(shown: Shown, name: str) -> None:
 
     On a terminal something stands there at once: what a command imports takes seconds.
     """
+    if not Rank.here().first:  # of several processes that do the same, one speaks
+        shown = replace(shown, quiet=True, json=False)
     _shown.set(shown)
     if shown.verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")

@@ -305,6 +305,31 @@ BY_RULES = JudgeSettings()
 
 
 @dataclass(frozen=True, slots=True)
+class Engine:
+    """Where rows are worked on, shard by shard; see `run_shards`.
+
+    Attributes:
+        name: ``local`` is this process, or every process of a launch; both write the same.
+        actors: Replicas of the model on Ray.
+        shard_size: Rows of one shard.
+    """
+
+    PANEL: ClassVar[str] = "Where the work is done"
+
+    name: str = setting(
+        "local",
+        "local: here, shared with the other processes of torchrun or accelerate launch; ray: many "
+        "GPUs and nodes.",
+        flag="engine",
+        choices=("local", "ray"),
+    )
+    actors: int = setting(1, "Replicas of the model on the Ray cluster.", min=1)
+    shard_size: int = setting(
+        256, "Rows of one shard; a killed run loses at most one shard.", min=1
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Server:
     """A server that answers instead of this machine; see `EndpointConfig`.
 

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
-from refusal_cliff.answers.collect import LEFT_OUT, generate_answers, judge_records
+from refusal_cliff.answers.collect import (
+    GENERATE,
+    LEFT_OUT,
+    generate_answers,
+    judge_records,
+    made_from,
+    unanswered,
+    unjudged,
+)
 from refusal_cliff.answers.correction import (
     CorrectedOutcomes,
     JudgeError,
@@ -18,19 +27,22 @@ from refusal_cliff.answers.correction import (
     read_error,
 )
 from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, evaluate
+from refusal_cliff.answers.parts import Part, in_parts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.records import read_records, write_left_out
-from refusal_cliff.data.types import Label, LeftOut, Record
+from refusal_cliff.data.types import Label, LeftOut, Prompt, Record
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.folders import claim, require_output
+from refusal_cliff.folders import require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge
+from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.model.subject import between, load
-from refusal_cliff.settings import GenerationConfig, Loading, Server
+from refusal_cliff.settings import Engine, GenerationConfig, JudgeSettings, Loading, Server
+from refusal_cliff.sharded import HERE, claim_together, shares
 from refusal_cliff.thinking.markers import KNOWN, Markers
 from refusal_cliff.user_text import json_object
 
@@ -147,12 +159,14 @@ def backend_of(
 def ask_and_judge(
     backend: Backend,
     prompts: PromptSet,
-    judge: Judge,
+    judge: JudgeSettings,
     out: Path,
     *,
     source: str,
+    engine: Engine = HERE,
+    loaded: Callable[[], Backend] | None = None,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Ask, judge and count; an interrupted run goes on where it was.
 
     Args:
@@ -161,32 +175,75 @@ def ask_and_judge(
         judge: Who judges.
         out: The folder, see `collect`.
         source: File or benchmark, recorded.
+        engine: Where both is done.
+        loaded: Makes the backend in another process, for Ray.
         progress: Called with the number of answers so far.
+
+    Returns:
+        The rates; ``None`` in a process that is not the first of its launch.
 
     Raises:
         RefusalCliffError: Nobody answers, or the folder is about something else.
     """
+    said = _judge_here(judge, engine)
+    if isinstance(said, str):
+        claim_together(out, GENERATE, made_from(backend, prompts, source), "answers")
+        start = partial(_asking, loaded or (lambda: backend), judge, source)
+        if not in_parts(out, partial(unanswered, prompts, out), start, engine, progress):
+            return None
     found = generate_answers(backend, prompts, out, source=source, progress=progress)
-    return _judged(judge, found.records, found.left_out, out, None)
+    return _judged(said, found.records, found.left_out, out, None)
+
+
+def _judge_here(judge: JudgeSettings, engine: Engine) -> Judge | str:
+    """The judge, or its name alone where other processes ask it, too."""
+    return full_name(judge) if shares(engine) else judge_of(judge)
+
+
+def _asking(
+    loaded: Callable[[], Backend], judge: JudgeSettings, source: str
+) -> Callable[[Part[Prompt]], None]:
+    backend, judging = loaded(), _judging(judge)
+
+    def ask(part: Part[Prompt]) -> None:
+        prompts = PromptSet(list(part.items))
+        found = generate_answers(backend, prompts, part.folder, source=source)
+        judging(replace(part, items=tuple(found.records)))
+
+    return ask
+
+
+def _judging(judge: JudgeSettings) -> Callable[[Part[Record]], object]:
+    chosen = judge_of(judge)
+    return lambda part: judge_records(chosen, part.items, part.folder)
 
 
 def judge_source(
     source: str | Path,
-    judge: Judge,
+    judge: JudgeSettings,
     out: Path,
     *,
     reading: Reading = DEFAULT,
+    engine: Engine = HERE,
     progress: Progress | None = None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Judge the answers in a file; rows that are not usable are listed beside the verdicts.
+
+    Returns:
+        The rates; ``None`` in a process that is not the first of its launch.
 
     Raises:
         RefusalCliffError: The file cannot be read, or holds no answer.
     """
     require_output(out, JUDGE, (source,))
     records, left_out = read_records(source, reading)
-    claim(out, JUDGE, {"source": str(source)}, "verdicts")
-    found = _judged(judge, records, left_out, out, progress)
+    claim_together(out, JUDGE, {"source": str(source)}, "verdicts")
+    said = _judge_here(judge, engine)
+    if isinstance(said, str):
+        missing = partial(unjudged, said, records, out)
+        if not in_parts(out, missing, partial(_judging, judge), engine, progress):
+            return None
+    found = _judged(said, records, left_out, out, progress)
     write_left_out(out / LEFT_OUT, left_out)
     return found
 
@@ -227,7 +284,7 @@ def read_answers(
 
 
 def _judged(
-    judge: Judge,
+    judge: Judge | str,
     records: list[Record],
     left_out: list[LeftOut],
     out: Path,
@@ -239,7 +296,8 @@ def _judged(
             f"{left_out[0].reason if left_out else 'there were no prompts'}"
         )
     judged = judge_records(judge, records, out, progress=progress)
-    found = _counted(judge.name, judged, [], left_out, known_error(judge.name))
+    name = judge if isinstance(judge, str) else judge.name
+    found = _counted(name, judged, [], left_out, known_error(name))
     write_json(out / RATES, found.as_json())
     return found
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff import __version__
-from refusal_cliff.data.journal import Journal
+from refusal_cliff.answers.parts import join
+from refusal_cliff.data.journal import Journal, kept_rows
 from refusal_cliff.data.prompt_files import PromptSet
 from refusal_cliff.data.reading import every
 from refusal_cliff.data.records import (
@@ -75,8 +76,8 @@ def generate_answers(
     """
     require_output(out, GENERATE, (source,))
     with locked(out):
-        made_from = {**backend.description(), "source": source, **_identity(prompts.prompts)}
-        claim(out, GENERATE, made_from, "answers")
+        claim(out, GENERATE, made_from(backend, prompts, source), "answers")
+        join(out)
         with Journal(out / ANSWERS) as journal:
             failed = _ask_missing(backend, prompts.prompts, journal, progress)
             rows = dict(journal.rows)
@@ -110,13 +111,18 @@ def _ask_missing(
     return failed
 
 
+def made_from(backend: Backend, prompts: PromptSet, source: str) -> dict[str, Any]:
+    """All that the answers in a folder depend on."""
+    return {**backend.description(), "source": source, **_identity(prompts.prompts)}
+
+
 def judge_records(
-    judge: Judge, records: Sequence[Record], out: Path, *, progress: Progress | None = None
+    judge: Judge | str, records: Sequence[Record], out: Path, *, progress: Progress | None = None
 ) -> list[Record]:
     """Judge every record that this judge has not given a verdict in the folder yet.
 
     Args:
-        judge: Who judges.
+        judge: Who judges; or its name, where all that it says has been said in `in_parts`.
         records: What to judge.
         out: Folder of the verdicts; ``traces.jsonl`` in it is written with them.
         progress: Called with the number of verdicts so far.
@@ -127,19 +133,41 @@ def judge_records(
     Raises:
         RefusalCliffError: Nothing can be judged, for example because a server is down.
     """
-    with locked(out), Journal(out / f"judge-{_slug(judge.name)}.journal") as journal:
-        said = kept_judgements(
-            judge,
-            [(_key(record), answer_of_record(record)) for record in records],
-            journal,
-            None if progress is None else lambda: progress(len(journal.rows)),
-        )
+    name = judge if isinstance(judge, str) else judge.name
+    with locked(out):
+        join(out)
+        with Journal(_verdicts(out, name)) as journal:
+            if not isinstance(judge, str):
+                kept_judgements(
+                    judge,
+                    [(_key(record), answer_of_record(record)) for record in records],
+                    journal,
+                    None if progress is None else lambda: progress(len(journal.rows)),
+                )
+            said = [journal.rows[_key(record)] for record in records]
         judged = [
-            with_verdict(record, judge.name, one.verdict, one.score, one.reason)
+            with_verdict(record, name, one["verdict"], one["score"], one["reason"])
             for record, one in zip(records, said, strict=True)
         ]
         write_records(out / TRACES, judged)
     return judged
+
+
+def unanswered(prompts: PromptSet, out: Path) -> dict[str, Prompt]:
+    """Prompts that have no answer in a folder yet, by their ids."""
+    known = kept_rows(out / ANSWERS)
+    return {prompt.id: prompt for prompt in prompts.prompts if prompt.id not in known}
+
+
+def unjudged(judge: str, records: Sequence[Record], out: Path) -> dict[str, Record]:
+    """Records on which a judge has said nothing in a folder yet, or nothing that can be read."""
+    known = kept_rows(_verdicts(out, judge))
+    said = {key for key, row in known.items() if row["verdict"] != "unscored"}
+    return {key: record for record in records if (key := _key(record)) not in said}
+
+
+def _verdicts(out: Path, judge: str) -> Path:
+    return out / f"judge-{_slug(judge)}.journal"
 
 
 def answer_of_record(record: Record) -> Answer:

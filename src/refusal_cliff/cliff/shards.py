@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +41,7 @@ from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import Chunk, chunks
 from refusal_cliff.data.types import LeftOut, Record, Row, Trace, is_judged, shortened
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.folders import DESCRIPTIONS, claim
+from refusal_cliff.folders import DESCRIPTIONS
 from refusal_cliff.io import (
     first_fault,
     read_json,
@@ -51,13 +52,15 @@ from refusal_cliff.io import (
 )
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.settings import Engine
+from refusal_cliff.sharded import HERE, Rank, Work, claim_together, run_shards
 
-SHARD_SIZE = 256
 DESCRIPTION = DESCRIPTIONS["trace"]
 FINISHED = "shards.json"
 LEFT_OUT = "left-out"
 RESTORED = "restored"
 Described = TypeVar("Described", bound=BaseModel)
+Loaded = Callable[[], tuple[Subject, ProbeSet]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,8 @@ def score_source(
     *,
     reading: Reading = DEFAULT,
     every_layer: bool = False,
-    shard_size: int = SHARD_SIZE,
+    engine: Engine = HERE,
+    loaded: Loaded | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Scored:
     """Score every token of every trace of a source; rows that cannot be scored are listed.
@@ -109,37 +113,53 @@ def score_source(
         out: Folder of the scores; made if absent.
         reading: How rows are read.
         every_layer: Score at all probed layers, not only at the chosen one.
-        shard_size: Traces of one shard: what is lost when the run is killed.
+        engine: Where shards are scored.
+        loaded: Loads both in another process, for Ray.
         progress: Called with the rows done, after each shard.
 
     Raises:
         RefusalCliffError: No row can be scored, or ``out`` holds scores of something else.
     """
     used = probes if every_layer else replace(probes, probes=(probes.chosen,))
-    claim(out, "trace", _described(subject, used, source, reading, shard_size), "scores")
-    remove_quietly(out / FINISHED)
-    scored, left_out, done, restored, unjudged = [], Counter[str](), 0, 0, 0
-    for number, chunk in enumerate(chunks(source_rows(source, reading), shard_size)):
-        shard = _shard_path(out, number)
-        if not _is_finished(shard, chunk):
-            _score_shard(subject, used, source, chunk, reading, shard)
-        left, put_back = _lists(shard)
-        left_out.update(row["reason"] for row in left)
-        restored += len(put_back)
+    described = _described(subject, used, source, reading, engine.shard_size)
+    claim_together(out, "trace", described, "scores")
+    if Rank.here().first:
+        remove_quietly(out / FINISHED)
+    shards = done = unjudged = 0
+
+    def told(chunk: Chunk) -> None:
+        nonlocal shards, done, unjudged
+        shards, done = shards + 1, done + len(chunk.rows)
         rows = (row for _, row in chunk.rows if not isinstance(row, str))
         unjudged += sum(not row.get("verdict") for row in rows)
-        scored.append(len(chunk.rows) - len(left))
-        done += len(chunk.rows)
         if progress is not None:
             progress(done)
-    _drop_shards(out, len(scored))
-    if not any(scored):
-        raise _nothing(source, out, left_out)
-    write_json(out / FINISHED, {"scored": scored})
-    return Scored(sum(scored), dict(left_out), restored, unjudged)
+
+    loaded = loaded or (lambda: (subject, probes))
+    run_shards(
+        lambda: chunks(source_rows(source, reading), engine.shard_size),
+        Work(
+            partial(_scorer, loaded, source, out, reading, every_layer), partial(_is_finished, out)
+        ),
+        engine,
+        told,
+    )
+    if not Rank.here().first:
+        Rank.here().wait_for(lambda: (out / FINISHED).is_file() or None)
+    paths = [_shard_path(out, number) for number in range(shards)]
+    lists = [_lists(path) for path in paths]
+    left_out = Counter(str(row["reason"]) for left, _ in lists for row in left)
+    scored = [n_scores(path) for path in paths]
+    if Rank.here().first:
+        _drop_shards(out, shards)
+        if not any(scored):
+            raise _nothing(source, out, left_out)
+        write_json(out / FINISHED, {"scored": scored})
+    return Scored(sum(scored), dict(left_out), sum(len(put) for _, put in lists), unjudged)
 
 
-def _is_finished(shard: Path, chunk: Chunk) -> bool:
+def _is_finished(out: Path, chunk: Chunk) -> bool:
+    shard = _shard_path(out, chunk.number)
     if made_from(shard) != chunk.digest:
         return False
     try:
@@ -148,21 +168,23 @@ def _is_finished(shard: Path, chunk: Chunk) -> bool:
         return False
 
 
-def _score_shard(
-    subject: Subject,
-    probes: ProbeSet,
-    source: str,
-    chunk: Chunk,
-    reading: Reading,
-    shard: Path,
-) -> None:
-    """Score a shard and write it; the scores come last, so that they vouch for the lists."""
-    remove_quietly(shard)
-    found = _sorted_rows(subject, source, chunk, reading)
-    write_json_lines(_beside(shard, LEFT_OUT), map(asdict, found.left_out))
-    write_json_lines(_beside(shard, RESTORED), found.restored)
-    scores = score_traces(subject, found.kept, probes) if found.kept else []
-    write_scores(shard, scores, chunk.digest)
+def _scorer(
+    loaded: Loaded, source: str, out: Path, reading: Reading, every_layer: bool
+) -> Callable[[Chunk], None]:
+    """Scores a shard and writes it; the scores come last, so that they vouch for the lists."""
+    subject, probes = loaded()
+    used = probes if every_layer else replace(probes, probes=(probes.chosen,))
+
+    def score(chunk: Chunk) -> None:
+        shard = _shard_path(out, chunk.number)
+        remove_quietly(shard)
+        found = _sorted_rows(subject, source, chunk, reading)
+        write_json_lines(_beside(shard, LEFT_OUT), map(asdict, found.left_out))
+        write_json_lines(_beside(shard, RESTORED), found.restored)
+        scores = score_traces(subject, found.kept, used) if found.kept else []
+        write_scores(shard, scores, chunk.digest)
+
+    return score
 
 
 def _sorted_rows(subject: Subject, source: str, chunk: Chunk, reading: Reading) -> _Sorted:

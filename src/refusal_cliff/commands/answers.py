@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,7 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.folders import require_file, require_output
 from refusal_cliff.live import counting, result, say, screen
-from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, Server
+from refusal_cliff.settings import Engine, GenerationConfig, JudgeSettings, Loading, Server
 from refusal_cliff.user_text import existing_file
 
 if TYPE_CHECKING:  # a command imports nothing heavy before its arguments are seen to be right
@@ -66,6 +67,7 @@ def generate(
     samples: Annotated[int, typer.Option(min=1, help="Answers per prompt.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
     generation: GenerationConfig,
+    engine: Annotated[Engine, without("shard_size")],
     loading: Loading,
 ) -> None:
     """Ask a model every prompt of a benchmark or file, and judge what it says.
@@ -79,10 +81,9 @@ def generate(
         arguments.model(model)
     require_output(out, "generate", (prompts, model, judge.model))
     from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
-    from refusal_cliff.judges.choose import judge_of
+    from refusal_cliff.sharded import loading_here
 
     reading = reading_of(label, column, split, thinking_markers)
-    chosen = judge_of(judge)
     asked = prompts_of(
         prompts,
         reading=reading,
@@ -90,10 +91,23 @@ def generate(
         limit=limit,
         samples=samples,
     )
-    backend = backend_of(model, replace(generation, seed=seed), loading, server, reading.markers)
+    written = replace(generation, seed=seed)
+    loaded = partial(backend_of, model, written, server=server, markers=reading.markers)
+    backend = loaded(loading=loading_here(loading, engine))
     console = screen()
     with counting(console, f"refusal-cliff generate {prompts} → {out}", "answers") as progress:
-        found = ask_and_judge(backend, asked, chosen, out, source=prompts, progress=progress)
+        found = ask_and_judge(
+            backend,
+            asked,
+            judge,
+            out,
+            source=prompts,
+            engine=engine,
+            loaded=partial(loaded, loading=loading) if engine.name == "ray" else None,
+            progress=progress,
+        )
+    if found is None:
+        return
     _show(console, found)
     _show_left_out(console, out, [row.reason for row in found.left_out])
     for name in ("traces.jsonl", "rates.json"):
@@ -121,6 +135,7 @@ def judge_answers(
     column: Columns = None,
     split: Split = "train",
     thinking_markers: ThinkingMarkers = None,
+    engine: Annotated[Engine, without("shard_size")],
 ) -> None:
     """Judge answers that you already have: refused, complied, harmful, truncated or unscored.
 
@@ -137,13 +152,13 @@ def judge_answers(
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
     require_output(out, "judge", (traces, judge.model))
     from refusal_cliff.answers.answering import judge_source
-    from refusal_cliff.judges.choose import judge_of
 
     reading = reading_of(label, column, split, thinking_markers)
-    chosen = judge_of(judge)
     console = screen()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
-        found = judge_source(traces, chosen, out, reading=reading, progress=progress)
+        found = judge_source(traces, judge, out, reading=reading, engine=engine, progress=progress)
+    if found is None:
+        return
     _show(console, found)
     _show_left_out(console, out, [row.reason for row in found.left_out])
 

@@ -38,7 +38,6 @@ STRATEGIES = (
 RANKINGS = ("causal", "causal-contrast", "attribution", "direct", "direct-contrast")
 FORMS = ("adapter", "merged")
 PRESETS = ("default", "paper")
-ENGINES = ("local", "ray")
 POOLS = ("late-median", "max", "q90", "mean")
 LABELS = (
     *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),

@@ -163,17 +163,6 @@ Target = Annotated[
         callback=checked(name_of("target", ("own", "data"))),
     ),
 ]
-EngineOption = Annotated[
-    str,
-    typer.Option(
-        "--engine",
-        help="local, or ray for many GPUs and nodes.",
-        callback=checked(name_of("engine", arguments.ENGINES)),
-    ),
-]
-Actors = Annotated[
-    int, typer.Option("--actors", min=1, help="Replicas of the model on the Ray cluster.")
-]
 Prompts = Annotated[
     list[Path] | None,
     typer.Option(

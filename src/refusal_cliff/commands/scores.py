@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.folders import require_output
 from refusal_cliff.live import counting, print_model_cliff, result, screen
-from refusal_cliff.settings import Loading
+from refusal_cliff.settings import Engine, Loading
 
 
 def trace(
@@ -46,12 +47,7 @@ def trace(
         bool,
         typer.Option("--every-layer", help="Score at all probed blocks, not only at the best one."),
     ] = False,
-    shard_size: Annotated[
-        int,
-        typer.Option(
-            min=1, help="Traces in one file of scores; a killed run loses at most one file."
-        ),
-    ] = 256,
+    engine: Engine,
     loading: Loading,
 ) -> None:
     """Score every token of traces that you already have.
@@ -64,21 +60,21 @@ def trace(
     """
     require_output(out, "trace", (model, probe, traces))
     from refusal_cliff.cliff.shards import score_source
-    from refusal_cliff.model.subject import load
-    from refusal_cliff.probe.files import probes_of
+    from refusal_cliff.probe.files import subject_with_probes
+    from refusal_cliff.sharded import loading_here
 
     console = screen()
     reading = reading_of(label, column, split, thinking_markers)
-    subject = load(model, loading)
+    loaded = partial(subject_with_probes, model, probe)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
         done = score_source(
-            subject,
-            probes_of(probe, subject),
+            *loaded(loading_here(loading, engine)),
             traces,
             out,
             reading=reading,
             every_layer=every_layer,
-            shard_size=shard_size,
+            engine=engine,
+            loaded=partial(loaded, loading) if engine.name == "ray" else None,
             progress=progress,
         )
     console.print(f"{done.scored:,} traces scored", highlight=False)

@@ -12,13 +12,11 @@ from refusal_cliff.commands.arguments import checked
 from refusal_cliff.commands.gate import GATE_CLOSED
 from refusal_cliff.commands.grouped import without
 from refusal_cliff.commands.options import (
-    Actors,
     Benign,
     BenignColumns,
     BenignSplit,
     Columns,
     Data,
-    EngineOption,
     Fraction,
     Model,
     Number,
@@ -39,7 +37,7 @@ from refusal_cliff.commands.options import (
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
 from refusal_cliff.live import print_findings, result, screen, wants_json, working
-from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RepairConfig
+from refusal_cliff.settings import Engine, GenerationConfig, JudgeSettings, Loading, RepairConfig
 from refusal_cliff.user_text import column_of, existing_file
 
 
@@ -75,11 +73,7 @@ def select(
     column: Columns = None,
     thinking_markers: ThinkingMarkers = None,
     judge: Annotated[JudgeSettings, without("judge_error")],
-    shard_size: Annotated[
-        int, typer.Option(min=1, help="Rows of one shard; a killed run loses at most one shard.")
-    ] = 256,
-    engine: EngineOption = "local",
-    actors: Actors = 1,
+    engine: Engine,
     generation: GenerationConfig,
     seed: Seed = 0,
     loading: Loading,
@@ -95,7 +89,6 @@ def select(
     """
     require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of, run_selection
     from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.select.strategies import STRATEGIES
@@ -115,19 +108,11 @@ def select(
         data,
         (*evaluation_of(probe), *(PromptFile(file, asked) for file in evaluation or ())),
         reading_of(label, column, split, thinking_markers),
-        shard_size,
     )
     choice = Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed)
     console = screen()
     with working(console, f"refusal-cliff select {data} → {out}") as watch:
-        done = run_selection(
-            plan,
-            source,
-            choice,
-            engine=one_of("engine", engine, ENGINES),
-            actors=actors,
-            watch=watch,
-        )
+        done = run_selection(plan, source, choice, engine=engine, watch=watch)
     if done is None:
         return
     console.print(
@@ -171,7 +156,6 @@ def train(
     """
     require_output(out, "train", (model, selected, benign))
     from refusal_cliff.model.subject import load
-    from refusal_cliff.repair.training import first_process
     from refusal_cliff.repair.training_run import (
         LEFT_OUT,
         REPORT,
@@ -179,7 +163,7 @@ def train(
         steps_to,
         train_from_files,
     )
-    from refusal_cliff.select.engine import Rank
+    from refusal_cliff.sharded import Rank
 
     config = replace(training, seed=seed)
     check_out(out, config, (model, selected, benign))
@@ -188,7 +172,7 @@ def train(
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
         subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
         train_from_files(subject, selected, benign, config, out, reading, steps_to(watch))
-    report = read_json(out / REPORT) if first_process() else {}
+    report = read_json(out / REPORT) if Rank.here().first else {}
     if left_out := report.get("left_out"):
         line = f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -219,8 +203,7 @@ def repair(
     column: Columns = None,
     thinking_markers: ThinkingMarkers = None,
     judge: JudgeSettings,
-    engine: EngineOption = "local",
-    actors: Actors = 1,
+    engine: Engine,
     generation: GenerationConfig,
     training: RepairConfig,
     seed: Seed = 0,
@@ -236,7 +219,6 @@ def repair(
     """
     require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.select.engine import ENGINES
     from refusal_cliff.select.selection_run import Choice, Source, evaluation_of
     from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.select.strategies import STRATEGIES
@@ -261,8 +243,7 @@ def repair(
         replace(training, seed=seed),
         tuple(PromptFile(file, asked) for file in prompts or ()),
         reading_of(None, benign_column, benign_split, prefix="benign-"),
-        one_of("engine", engine, ENGINES),
-        actors,
+        engine,
     )
     console = screen()
     with working(console, f"refusal-cliff repair {model} → {out}") as watch:

@@ -75,21 +75,34 @@ class Journal:
 
     def _recover(self) -> None:
         """Read what is there, and cut off a last line that a kill left unfinished."""
-        self._whole = 0
-        with self._path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                self._take(number, line)
-                self._whole += len(line)
+        self.rows, self._whole = _read(self._path)
         self._file.truncate(self._whole)
 
-    def _take(self, number: int, line: bytes) -> None:
-        try:
-            row = json.loads(line)
-            self.rows[str(row["id"])] = row
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise RefusalCliffError(
-                f"{self._path}, row {number}: it is not a row of a journal ({error}). Something "
-                "else wrote into the file. Delete that line, and the row is made again."
-            ) from error
+
+def kept_rows(path: Path) -> dict[str, Row]:
+    """The rows of a journal by their ``id``, without opening it for writing; none where none is.
+
+    Raises:
+        RefusalCliffError: The file is damaged elsewhere than at its end.
+    """
+    return _read(path)[0] if path.is_file() else {}
+
+
+def _read(path: Path) -> tuple[dict[str, Row], int]:
+    """The finished rows, and how many bytes they take."""
+    rows: dict[str, Row] = {}
+    whole = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                row = json.loads(line)
+                rows[str(row["id"])] = row
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise RefusalCliffError(
+                    f"{path}, row {number}: it is not a row of a journal ({error}). Something else "
+                    "wrote into the file. Delete that line, and the row is made again."
+                ) from error
+            whole += len(line)
+    return rows, whole

@@ -62,8 +62,9 @@ def read_rows(source: str | Path, split: str = "train") -> Iterator[Found]:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Rows that are worked on together, and a SHA-256 of all that they hold."""
+    """Rows that are worked on together, their place among all, and a SHA-256 of what they hold."""
 
+    number: int
     rows: tuple[Found, ...]
     digest: str
 
@@ -74,17 +75,17 @@ def chunks(rows: Iterable[Found], size: int) -> Iterator[Chunk]:
     A chunk that a mended row is not in keeps its digest.
     """
     taken: list[Found] = []
-    held, digest = 0, hashlib.sha256()
+    made, held, digest = 0, 0, hashlib.sha256()
     for found in rows:
         line = _canonical(found)
         taken.append(found)
         held += len(line)
         digest.update(line)
         if len(taken) == size or held >= _CHUNK_BYTES:
-            yield Chunk(tuple(taken), digest.hexdigest())
-            taken, held, digest = [], 0, hashlib.sha256()
+            yield Chunk(made, tuple(taken), digest.hexdigest())
+            taken, made, held, digest = [], made + 1, 0, hashlib.sha256()
     if taken:
-        yield Chunk(tuple(taken), digest.hexdigest())
+        yield Chunk(made, tuple(taken), digest.hexdigest())
 
 
 def source_digest(source: str) -> str | None:

@@ -14,11 +14,12 @@ from safetensors.numpy import load_file, save_file
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path, read_text, without_folder, write_json
-from refusal_cliff.model.subject import Subject
+from refusal_cliff.model.subject import Subject, load
 from refusal_cliff.probe.direction import Estimator, Floats
 from refusal_cliff.probe.fit import LabelRule, Probe, ProbeSet
 from refusal_cliff.probe.provenance import Provenance, ReadPoint
 from refusal_cliff.probe.quality import Quality
+from refusal_cliff.settings import Loading
 
 WEIGHTS, DESCRIPTION = "probes.safetensors", "probes.json"
 _QUALITY = tuple(field.name for field in fields(Quality))
@@ -92,6 +93,16 @@ def probes_of(folder: Path, subject: Subject) -> ProbeSet:
             "runs/demo/tiny; refusal-cliff audit makes one."
         )
     return read_probes(folder / WEIGHTS, description, subject)
+
+
+def subject_with_probes(model: str, folder: Path, loading: Loading) -> tuple[Subject, ProbeSet]:
+    """A model and its probes, loaded: what another process needs no more than names for.
+
+    Raises:
+        RefusalCliffError: See `load` and `probes_of`.
+    """
+    subject = load(model, loading)
+    return subject, probes_of(folder, subject)
 
 
 def check_probes_fit(

@@ -25,9 +25,7 @@ from transformers.utils import logging as transformers_logging
 from refusal_cliff.data.traces import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import (
-    DESCRIPTIONS,
     TEMPORARY,
-    claim,
     locked,
     remove_temporary,
     staged,
@@ -39,8 +37,8 @@ from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
 from refusal_cliff.repair.loss import IGNORED_LABEL, is_exact, learnt_loss
 from refusal_cliff.repair.plan import digest, made_from, training_plan
-from refusal_cliff.select.engine import Rank
 from refusal_cliff.settings import RepairConfig
+from refusal_cliff.sharded import Rank, claim_together
 from refusal_cliff.thinking import render_prompt
 
 ADAPTER, CHECKPOINT = "adapter_config.json", "config.json"
@@ -98,24 +96,11 @@ def repair(
     plan = training_plan(len(rows), len(benign_rows), config)
     dataset = [benign_rows[index] if is_benign else rows[index] for is_benign, index in plan]
     origin = made_from(subject, safety, benign, config)
-    claim_training(out, origin)
+    claim_together(out, COMMAND, origin, "a training")
     with _quiet(), storage_errors(out), _scratch(out) as scratch:
         trainer = _trained(subject, dataset, config, scratch, origin, told, kept or {})
         _save(trainer, subject, out, beside or {})
     return out
-
-
-def claim_training(out: Path, origin: Mapping[str, Any]) -> None:
-    """Claim a folder by what its training is made from; other processes wait for the first.
-
-    Raises:
-        RefusalCliffError: It is not ours, or holds another training.
-    """
-    if first_process():
-        claim(out, COMMAND, origin, "a training")
-    else:
-        description = out / DESCRIPTIONS[COMMAND]
-        Rank.here().wait_for(lambda: description if description.is_file() else None)
 
 
 def load_repaired(subject: Subject, adapter: Path) -> Subject:
@@ -212,7 +197,7 @@ def _scratch(out: Path) -> Iterator[Path]:
     """The trainer's folder: with checkpoints, it outlives a training that is killed or fails."""
     folder = out / f"{TEMPORARY}training"
     folder.mkdir(parents=True, exist_ok=True)
-    if not first_process():
+    if not Rank.here().first:
         yield folder
         return
     finished = False
@@ -223,15 +208,6 @@ def _scratch(out: Path) -> Iterator[Path]:
         finally:
             if finished or not any(folder.glob("checkpoint-*")):
                 remove_temporary(folder)
-
-
-def _world() -> int:
-    return Rank.here().world
-
-
-def first_process() -> bool:
-    """Whether this process writes what several have trained."""
-    return Rank.here().first
 
 
 def _trained(
@@ -292,7 +268,7 @@ def _trained(
     )
     model = _trainable_copy(subject, config)
     set_seed(config.seed)
-    trainer = (LeanTrainer if _world() == 1 and is_exact(model) else Trainer)(
+    trainer = (LeanTrainer if Rank.here().world == 1 and is_exact(model) else Trainer)(
         model=model,
         args=_arguments(subject, config, scratch),
         train_dataset=Dataset.from_list([dict(row) for row in rows]),
@@ -304,8 +280,8 @@ def _trained(
     trainer.add_callback(Keeper())
     for own in getattr(trainer.model, "peft_config", {}).values():
         own.target_modules = sorted(own.target_modules)  # a set has another order each time
-    key = digest({**origin, "processes": _world()})
-    trainer.add_callback(Checkpoints(scratch, key, first=first_process()))
+    key = digest({**origin, "processes": Rank.here().world})
+    trainer.add_callback(Checkpoints(scratch, key, first=Rank.here().first))
     last = last_complete(scratch, key)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
     return trainer
@@ -353,10 +329,11 @@ def unwrapped(model: Any) -> Any:
 def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
     from trl.trainer.sft_config import SFTConfig
 
-    rows, left = divmod(config.batch_size, _world())
+    world = Rank.here().world
+    rows, left = divmod(config.batch_size, world)
     if left or not rows:
         raise RefusalCliffError(
-            f"{config.batch_size} rows of a step cannot be shared out among {_world()} processes. "
+            f"{config.batch_size} rows of a step cannot be shared out among {world} processes. "
             "Choose a batch size that is a multiple of their number (--train-batch-size)."
         )
     at_once = min(rows, config.rows_at_once or rows)
@@ -401,11 +378,11 @@ def _save(trainer: Any, subject: Subject, out: Path, beside: Mapping[str, str]) 
     for adapter in getattr(trainer.model, "peft_config", {}).values():
         name = base_name(subject.source, subject.name, out)
         adapter.base_model_name_or_path = name  # not where the model lay on this machine
-    if not first_process():
+    if not Rank.here().first:
         trainer.save_model(str(staging(out)))
         return
     with staged(out, last=(CHECKPOINT, ADAPTER, *beside)) as folder:
-        if _world() > 1:
+        if Rank.here().world > 1:
             trainer.save_model(str(folder))
         else:
             _save_model(trainer, folder)

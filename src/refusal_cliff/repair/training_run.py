@@ -22,8 +22,9 @@ from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.adapters import HOW_TO_LOAD
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.repair.plan import made_from, settings, training_plan
-from refusal_cliff.repair.training import COMMAND, Told, claim_training, repair, trainable
+from refusal_cliff.repair.training import COMMAND, Told, repair, trainable
 from refusal_cliff.settings import Method, RepairConfig
+from refusal_cliff.sharded import claim_together
 
 REPORT, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
 
@@ -80,7 +81,7 @@ def train_from_files(
         CARD: model_card(subject, config, len(rows), len(helpful)),
         REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
-    claim_training(out, origin)
+    claim_together(out, COMMAND, origin, "a training")
     return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside, told)
 
 

@@ -8,10 +8,12 @@ the same scores at once.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,6 @@ from refusal_cliff.data.rows import source_digest
 from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.folders import claim
 from refusal_cliff.io import (
     atomic_path,
     read_as,
@@ -34,7 +35,6 @@ from refusal_cliff.judges.choose import full_name
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
 from refusal_cliff.probe.files import WEIGHTS, probes_of
-from refusal_cliff.select.engine import Engine, Rank, run_shards
 from refusal_cliff.select.pool import (
     COUNTS,
     PoolCounts,
@@ -47,13 +47,16 @@ from refusal_cliff.select.pool import (
 )
 from refusal_cliff.select.shards import (
     ScoringPlan,
+    ShardScorer,
+    is_scored,
     own_words,
-    remove_damaged,
     scored_candidates,
     tokens_spent,
     unscored_path,
 )
 from refusal_cliff.select.strategies import FRACTION, Candidate, Strategy, how_many, select
+from refusal_cliff.settings import Engine
+from refusal_cliff.sharded import HERE, Rank, Work, claim_together, run_shards
 
 SELECTED, REPORT, LEFT_OUT = (
     "selected.jsonl",
@@ -64,6 +67,10 @@ Watch = Callable[[str, int, int | None], None]
 """Called with (what is done, how much of it, of how much if known)."""
 
 
+def unwatched(what: str, done: int, total: int | None) -> None:
+    """Tell nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """The data to choose from.
@@ -72,13 +79,11 @@ class Source:
         name: See `source_rows`.
         evaluation: Files of prompts that must not be trained on.
         reading: How its rows are read.
-        shard_size: Rows of one shard: what a kill can lose.
     """
 
     name: str
     evaluation: tuple[PromptFile, ...]
     reading: Reading = DEFAULT
-    shard_size: int = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +125,8 @@ def run_selection(
     source: Source,
     choice: Choice,
     *,
-    engine: Engine = "local",
-    actors: int = 1,
-    watch: Watch | None = None,
+    engine: Engine = HERE,
+    watch: Watch = unwatched,
 ) -> Selected | None:
     """Read the data, score what is not scored yet, and choose.
 
@@ -131,7 +135,6 @@ def run_selection(
         source: What they are.
         choice: Which are wanted.
         engine: Where shards are scored.
-        actors: Replicas of the model on a Ray cluster.
         watch: Told what is done.
 
     Returns:
@@ -141,40 +144,32 @@ def run_selection(
         RefusalCliffError: There is nothing to check contamination against, the folder holds scores
             made otherwise, or the data set cannot be read.
     """
-    rank = Rank.here()
-    plan = plan.on(rank.device(plan.loading.device))
-    subject = plan.subject()
+    rank, subject = Rank.here(), plan.here(engine).subject()
     digest = source_digest(source.name)
+    described = _described(plan, source, subject, engine)
+    claim_together(plan.out, "select", described, "scores")
     if rank.first:
-        _claim(plan, source, subject)
-        counts = read_counts(plan.out, digest) or _read(plan, source, subject, watch)
+        counts = read_counts(plan.out, digest) or _read(plan, source, subject, engine, watch)
     else:
         counts = rank.wait_for(lambda: read_counts(plan.out, digest))
     if counts.kept == 0:
         raise RefusalCliffError(_nothing(source, counts))
-    if rank.first:
-        remove_damaged(plan.out, counts.shards)
-
-    def tell(done: int, total: int) -> None:
-        if watch is not None:
-            watch("shards scored", done, total)
-
+    done = itertools.count(1)
     run_shards(
-        plan,
-        counts.shards,
-        subject=subject,
-        engine=engine,
-        actors=actors,
-        progress=tell,
+        lambda: range(counts.shards),
+        Work(
+            partial(ShardScorer, plan, None if engine.name == "ray" else subject),
+            partial(is_scored, plan.out),
+        ),
+        engine,
+        lambda _: watch("shards scored", next(done), counts.shards),
     )
     return choose(plan.out, choice) if rank.first else None
 
 
-def _read(plan: ScoringPlan, source: Source, subject: Subject, watch: Watch | None) -> PoolCounts:
-    def tell(rows: int) -> None:
-        if watch is not None:
-            watch("rows read", rows, None)
-
+def _read(
+    plan: ScoringPlan, source: Source, subject: Subject, engine: Engine, watch: Watch
+) -> PoolCounts:
     return read_pool(
         source.name,
         plan.out,
@@ -182,8 +177,8 @@ def _read(plan: ScoringPlan, source: Source, subject: Subject, watch: Watch | No
         _prompts(source.evaluation),
         own_thinking=plan.own_thinking,
         reading=source.reading,
-        shard_size=source.shard_size,
-        progress=tell,
+        shard_size=engine.shard_size,
+        progress=lambda rows: watch("rows read", rows, None),
     )
 
 
@@ -205,31 +200,32 @@ def _nothing(source: Source, counts: PoolCounts) -> str:
     )
 
 
-def _described(file: PromptFile) -> str:
+def _content(file: PromptFile) -> str:
     """Its content, and where in it the requests are, if a user had to say so."""
     texts = file.reading.columns.get("text")
     return sha256_file(file.path) + (f" {texts}" if texts else "")
 
 
-def _claim(plan: ScoringPlan, source: Source, subject: Subject) -> None:
-    """Write what the folder is about, or check that it is about the same."""
+def _described(
+    plan: ScoringPlan, source: Source, subject: Subject, engine: Engine
+) -> dict[str, Any]:
+    """What the folder is about."""
     probes_of(plan.probe, subject)
-    described = {
+    return {
         "model": subject.name,
         "fingerprint": subject.fingerprint,
         "probe_sha256": sha256_file(plan.probe / PROBE),
         "probe_weights_sha256": sha256_file(plan.probe / WEIGHTS),
         "source": source.name,
         **source.reading.by_default("harmful").described(),
-        "evaluation": sorted(map(_described, source.evaluation)),
+        "evaluation": sorted(map(_content, source.evaluation)),
         "thinking": "own" if plan.own_thinking else "data",
         "target": "own" if plan.own_target else "data",
         "generation": plan.generation.decoding() if plan.own_thinking else None,
         "judge": full_name(plan.judge) if plan.own_thinking else None,
-        "shard_size": source.shard_size,
+        "shard_size": engine.shard_size,
         "version": __version__,
     }
-    claim(plan.out, "select", described, "scores")
 
 
 def _counted(out: Path) -> PoolCounts:

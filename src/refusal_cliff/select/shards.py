@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from refusal_cliff.data.types import LeftOut, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
-from refusal_cliff.io import remove_quietly, write_json_lines
+from refusal_cliff.io import write_json_lines
 from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.judges.choose import judge_of
 from refusal_cliff.model.subject import Subject, load
@@ -30,7 +30,8 @@ from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.pool import Numbered, read_candidates, scores_path, shard_path
 from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.select.targets import own_refusals
-from refusal_cliff.settings import BY_RULES, GenerationConfig, JudgeSettings, Loading
+from refusal_cliff.settings import BY_RULES, Engine, GenerationConfig, JudgeSettings, Loading
+from refusal_cliff.sharded import loading_here
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 
@@ -97,9 +98,9 @@ class ScoringPlan:
         """Load the model."""
         return load(self.model, self.loading)
 
-    def on(self, device: str) -> ScoringPlan:
-        """The same on a device."""
-        return replace(self, loading=replace(self.loading, device=device))
+    def here(self, engine: Engine) -> ScoringPlan:
+        """The same in this process, see `loading_here`."""
+        return replace(self, loading=loading_here(self.loading, engine))
 
 
 class ShardScorer:
@@ -221,24 +222,13 @@ def unscored_path(out: Path, number: int) -> Path:
     return out / "scores" / f"left-out-{number:05}.jsonl"
 
 
-def missing_shards(out: Path, shards: int) -> list[int]:
-    """Shards that are not scored yet."""
-    return [number for number in range(shards) if not scores_path(out, number).is_file()]
-
-
-def remove_damaged(out: Path, shards: int) -> None:
-    """Remove scores that cannot be read, or whose list is gone, so that they are made anew."""
-    for number in range(shards):
-        path = scores_path(out, number)
-        if path.is_file() and not (_is_whole(path) and unscored_path(out, number).is_file()):
-            remove_quietly(path)
-
-
-def _is_whole(path: Path) -> bool:
+def is_scored(out: Path, number: int) -> bool:
+    """Whether the scores of a shard are there and can be read, and its list too."""
     try:
-        return set(_NARROW) <= set(pq.read_schema(path).names)
+        whole = set(_NARROW) <= set(pq.read_schema(scores_path(out, number)).names)
     except (OSError, pa.ArrowException):
         return False
+    return whole and unscored_path(out, number).is_file()
 
 
 def _too_long(row: int, example: SafetyExample, what: str) -> LeftOut:

@@ -30,7 +30,6 @@ from refusal_cliff.repair.training import load_repaired
 from refusal_cliff.repair.training_run import check_out, finish_card, steps_to, train_from_files
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
-from refusal_cliff.select.engine import Engine
 from refusal_cliff.select.selection_run import (
     SELECTED,
     Choice,
@@ -38,9 +37,11 @@ from refusal_cliff.select.selection_run import (
     Watch,
     evaluation_of,
     run_selection,
+    unwatched,
 )
 from refusal_cliff.select.shards import ScoringPlan
-from refusal_cliff.settings import RepairConfig
+from refusal_cliff.settings import Engine, RepairConfig
+from refusal_cliff.sharded import HERE
 from refusal_cliff.stages.proof import PROOF, proof_stages
 from refusal_cliff.stages.study import TEST_PROMPTS, Study
 
@@ -60,7 +61,6 @@ class RepairPlan:
         training: Budget and mix.
         prompts: Files of test prompts, harmful and benign; by default those of the probe's run.
         engine: Where candidates are scored.
-        actors: Replicas of the model on a Ray cluster.
     """
 
     scoring: ScoringPlan
@@ -70,8 +70,7 @@ class RepairPlan:
     training: RepairConfig
     prompts: tuple[PromptFile, ...] = ()
     benign_reading: Reading = DEFAULT
-    engine: Engine = "local"
-    actors: int = 1
+    engine: Engine = HERE
 
 
 class _Told(Silent):
@@ -90,7 +89,7 @@ class _Told(Silent):
 
 
 def run_repair(
-    plan: RepairPlan, out: Path, watch: Watch | None = None
+    plan: RepairPlan, out: Path, watch: Watch = unwatched
 ) -> tuple[Proof, Sequence[Finding]]:
     """Run, or continue, the loop in the folder ``out``.
 
@@ -113,7 +112,7 @@ def run_repair(
     scoring = replace(plan.scoring, out=out / "selection")
     kept_out = {file.path.resolve(): file for file in (*plan.data.evaluation, *files)}
     data = replace(plan.data, evaluation=tuple(kept_out.values()))
-    run_selection(scoring, data, plan.choice, engine=plan.engine, actors=plan.actors, watch=watch)
+    run_selection(scoring, data, plan.choice, engine=plan.engine, watch=watch)
     subject = scoring.subject()
     adapter = train_from_files(
         subject,
@@ -122,7 +121,7 @@ def run_repair(
         plan.training,
         out / ADAPTER,
         replace(plan.benign_reading, markers=plan.data.reading.markers),
-        None if watch is None else steps_to(watch),
+        steps_to(watch),
     )
     before = Study(
         "before",
@@ -147,7 +146,7 @@ def run_repair(
         seeds={"all": plan.choice.seed},
         subjects={study.subject.name: study.subject.fingerprint for study in studies},
     )
-    run_pipeline(out / "proof", stages, info, _Told(watch) if watch else None)
+    run_pipeline(out / "proof", stages, info, _Told(watch))
     proof = read_proof(out / "proof" / PROOF)
     rates = {
         f"{name} {when}": share
