@@ -1,4 +1,4 @@
-"""A pool of two Ray actors, one of them killed, gives the rows that one process gives."""
+"""Two Ray actors, one of them killed, write what one process writes: generate, judge, trace, select."""
 
 from __future__ import annotations
 
@@ -6,47 +6,74 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from test_candidate_run import (
-    assert_equal_scores,
-    plan_of,
-    root,
-    source_of,
-    subject,
-    whole,
-)
+from engines import COMMANDS, arguments, results, run_here, write_files
+from test_candidate_run import root
+from typer.testing import CliRunner
 
-from refusal_cliff.select.selection_run import Choice, run_selection
-from refusal_cliff.select.shards import scores_path
+from refusal_cliff.cli import app
 
-__all__ = ["root", "subject", "whole"]
-pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-cliff[ray]'")
+__all__ = ["root"]
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'refusal-cliff[ray]'")
+FIRST = {
+    "generate": ".tmp-parts-2/*/answers.journal",
+    "judge": "judge.json",
+    "trace": "scores-*.parquet",
+    "select": "scores/scores-*.parquet",
+}
+"""What is there when a command has begun, long before its end."""
 
 
-def kill_an_actor(out: Path, killed: list[int]) -> None:
-    """Once a shard is there, end one actor process with signal 9."""
-    while not any(scores_path(out, number).is_file() for number in range(10)):
-        time.sleep(0.01)
-    for child in psutil.Process().children(recursive=True):
-        if "MapWorker" in " ".join(child.cmdline()):
-            os.kill(child.pid, signal.SIGKILL)
-            killed.append(child.pid)
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """One local cluster for all tests."""
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def actors() -> list[int]:
+    """The processes that do shards."""
+    found = psutil.Process().children(recursive=True)
+    return [child.pid for child in found if "ShardActor" in " ".join(child.cmdline())]
+
+
+def kill_an_actor(out: Path, first: str, killed: list[int]) -> None:
+    """Once a command has begun, end one actor process with signal 9."""
+    for _ in range(6000):
+        if any(out.glob(first)) and (running := actors()):
+            os.kill(running[0], signal.SIGKILL)
+            killed.append(running[0])
             return
+        time.sleep(0.01)
 
 
-def test_two_actors_one_killed(
-    root: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tests = str(Path(__file__).parent)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((tests, os.environ.get("PYTHONPATH", ""))))
-    out, killed = tmp_path / "out", []
-    killer = threading.Thread(target=kill_an_actor, args=(out, killed), daemon=True)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_actors_one_killed(command: str, root: Path, tmp_path: Path, cluster: None) -> None:
+    write_files(root)
+    whole, out, killed = tmp_path / "whole", tmp_path / "out", []
+    run_here(root, command, whole)
+    killer = threading.Thread(
+        target=kill_an_actor, args=(out, FIRST[command], killed), daemon=True
+    )
     killer.start()
-    done = run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine="ray", actors=2)
+    run_here(root, command, out, "--engine", "ray", "--actors", "2")
     killer.join(timeout=60)
-    assert done is not None
     assert len(killed) == 1, "no actor was killed: the test shows nothing"
-    assert_equal_scores(out, whole)
+    assert results(out) == results(whole)
+    assert not list(out.glob(".tmp-*"))
+
+
+def test_what_a_user_can_mend_is_said_as_in_one_process(
+    root: Path, tmp_path: Path, cluster: None
+) -> None:
+    write_files(root)
+    typed = arguments(root, "generate", tmp_path / "out", "--engine", "ray")
+    done = CliRunner().invoke(app, [*typed, "--judge", "qwen3guard", "--judge-model", "absent"])
+    assert done.exit_code == 1
+    assert "Could not load the judge 'absent'" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.output
