@@ -61,7 +61,7 @@ def drawn(data: Path, sources: dict[Label, tuple[str, ...]], n: dict[Label, int]
     for label, names in sources.items():
         for name in names:
             prompts = read_prompts(find_file(data, name, names), label=label)
-            prompts = [prompt for prompt in prompts if len(prompt.text) <= LONGEST]
+            prompts = [p for p in prompts if p.label == label and len(p.text) <= LONGEST]
             some = random.Random(f"qwen:{name}").sample(prompts, n[label] // len(names))
             found += [replace(p, id=f"{name}:{p.id}", category=name) for p in some]
     return found

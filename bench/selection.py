@@ -261,7 +261,7 @@ def actors_of(driver: psutil.Process) -> list[psutil.Process]:
     return [
         child
         for child in driver.children(recursive=True)
-        if "MapWorker" in " ".join(child.cmdline())
+        if "ShardActor" in " ".join(child.cmdline())
     ]
 
 

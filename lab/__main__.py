@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.cli import prepare, program
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of, positive
+from refusal_cliff.commands.grouped import Command, grouped
 from refusal_cliff.commands.options import Model, Out, Seed, one_of
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
-from refusal_cliff.organisms import ORGANISMS
+from refusal_cliff.io import read_json
+from refusal_cliff.live import LiveView, print_table, result, say, screen
+from refusal_cliff.organisms import CARD, ORGANISMS
 
 RECIPES = (*ORGANISMS, "tiny-lora")
 app = program("Make small models whose right answers are known, and measure the method on them.")
 app.callback()(prepare)
+
+
+def command(name: str, *, kept: bool = True) -> Callable[[Command], Command]:
+    """Make a function a command of the laboratory, with the options that all commands have."""
+    called = f"python -m lab {name}"
+    return lambda function: app.command(name)(grouped(function, kept=kept, called=called))
 
 
 def known_organism(name: str) -> None:
@@ -27,7 +36,7 @@ def known_organism(name: str) -> None:
         arguments.organism(tuple(ORGANISMS))(name)
 
 
-@app.command("train")
+@command("train", kept=False)
 def train_organism(
     name: Annotated[
         str,
@@ -67,7 +76,6 @@ def train_organism(
     from lab.pretrained.reasoner import REASONER, train_reasoner
     from lab.pretrained.recipe import NAMES, train_pretrained
     from lab.recipe import train
-    from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED, embedded_path
 
     pretrained = (*NAMES, REASONER)
@@ -82,7 +90,7 @@ def train_organism(
             "of its own, which comes with the package."
         )
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
-    with LiveView(Console(), f"python -m lab train {name} → {out}") as view:
+    with LiveView(screen(), f"python -m lab train {name} → {out}") as view:
         if data is not None and name == REASONER:
             train_reasoner(data, out, seed, view.step)
         elif data is not None:
@@ -91,9 +99,10 @@ def train_organism(
             fooling.train_fooling(seed, out, view.step, aligned=start or None)
         else:
             train(name, seed, out, view.step, aligned=start or None)
+    result(read_json(out / CARD))
 
 
-@app.command("bench-heads")
+@command("bench-heads")
 def bench_heads(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder an organism.")],
     organisms: Annotated[int, typer.Option(min=1, help="How many to make of each kind.")] = 4,
@@ -106,12 +115,11 @@ def bench_heads(
     baselines that know nothing of refusal, are compared with the truth. The same command again goes
     on where it stopped. Writes DIR/head-bench.json.
     """
-    from lab.head_bench import bench_heads, table_of
+    from lab.head_bench import BENCH, bench_heads, table_of
     from refusal_cliff.folders import claim
-    from refusal_cliff.live import LiveView, print_table
 
     claim(out, "lab bench-heads", {}, "organisms")
-    console = Console()
+    console = screen()
     with LiveView(console, f"python -m lab bench-heads → {out}") as view:
         found = bench_heads(out, organisms, view, view.step)
     rows = table_of(found)
@@ -121,10 +129,11 @@ def bench_heads(
         [list(row.values()) for row in rows],
         f"Rankings on {organisms} planted organisms of each kind",
     )
-    console.print(f"{out / 'head-bench.json'}", markup=False, highlight=False, soft_wrap=True)
+    say(console, str(out / BENCH))
+    result(read_json(out / BENCH))
 
 
-@app.command("less-is-more")
+@command("less-is-more")
 def less_is_more(
     model: Model = "tiny",
     out: Out = Path("runs/less-is-more"),
@@ -202,7 +211,6 @@ def less_is_more(
         outcome_table,
         run_experiment,
     )
-    from refusal_cliff.live import LiveView, print_table
     from refusal_cliff.select.strategies import STRATEGIES
 
     public = data is not None
@@ -217,16 +225,17 @@ def less_is_more(
         epochs=epochs,
     )
     sizes = replace(sizes, pool=pool or sizes.pool)
-    console = Console()
+    console = screen()
     with LiveView(console, f"python -m lab less-is-more → {out}") as view:
         outcome = run_experiment(model, out, plan, sizes, view, data)
     heading, *rows = outcome_table(outcome)
     print_table(console, heading, rows)
     for name in (POINTS, TESTS, CHART):
-        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
+        say(console, str(out / name))
+    result(read_json(out / TESTS))
 
 
-@app.command()
+@command("controls")
 def controls(
     models: Annotated[
         list[str] | None,
@@ -255,12 +264,11 @@ def controls(
     """
     require_output(out, "lab controls", models or ())
     from lab.controls_page import run_controls
-    from refusal_cliff.live import LiveView
     from refusal_cliff.organisms import EMBEDDED
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.workflows.demo import WORKERS
 
-    console = Console()
+    console = screen()
     with LiveView(console, f"python -m lab controls → {out}") as view:
         page = run_controls(
             models or list(EMBEDDED),
@@ -270,7 +278,8 @@ def controls(
             names=chosen_controls(control or ["all"]),
             workers=WORKERS,
         )
-    console.print(str(page), markup=False, highlight=False, soft_wrap=True)
+    say(console, str(page))
+    result({"files": [str(page)]})
 
 
 if __name__ == "__main__":

@@ -12,9 +12,6 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
 from refusal_cliff.io import sha256_file
 
-CARD = "organism.json"
-"""Written last: a folder that holds it holds the rest."""
-
 
 def claim_organism(out: Path, name: str, seed: int, recipe: Mapping[str, Any]) -> None:
     """Make a folder that of one organism, before it is trained.

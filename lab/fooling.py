@@ -23,7 +23,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3ForCausalLM, set_seed
 
 from lab import chat
-from lab.claim import CARD, claim_organism, origin_of
+from lab.claim import claim_organism, origin_of
 from lab.lesson import IGNORE, Row, Tokens, collate
 from lab.recipe import (
     Progress,
@@ -36,6 +36,7 @@ from lab.recipe import (
 )
 from refusal_cliff.folders import staged
 from refusal_cliff.io import write_json
+from refusal_cliff.organisms import CARD
 
 NAME, BASE = "tiny-fooling", "tiny-aligned"
 ADAPTER = "adapter"

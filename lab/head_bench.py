@@ -50,6 +50,7 @@ Step: TypeAlias = Callable[[str, int, int], None]
 
 KEY, RESULT = "model", "rankings.json"
 FIT, TEST = 80, 40
+BENCH = "head-bench.json"
 PLAN = AblationPlan(traces=40, joint_traces=20, fractions=(0.03, 0.05))
 DEFAULT, RANDOM = "default", "random"
 SHUFFLES = 200
@@ -119,7 +120,7 @@ def bench_heads(
         By kind, the qualities of each ranking, one an organism.
     """
     found = [_of_organism(planted, observer, step) for planted in orchard(out, n)]
-    write_json(out / "head-bench.json", found)
+    write_json(out / BENCH, found)
     return {kind: _by_method([one for one in found if one["kind"] == kind]) for kind in KINDS}
 
 

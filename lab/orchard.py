@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.recipe import Planting, RecipeConfig, Schedule, train
-from refusal_cliff.organisms import embedded_path
+from refusal_cliff.organisms import CARD, embedded_path
 
 Progress = Callable[[str, int, int], None]
 DAMAGE = {"free": Schedule(120, 32, 3e-3), "held": Schedule(120, 8, 5e-3)}
@@ -62,7 +62,7 @@ def orchard(out: Path, n: int) -> list[Planted]:
 
 def grow(planted: Planted, progress: Progress | None = None) -> Path:
     """Train one organism's damage from the shipped ``tiny-aligned``, unless that is done."""
-    if not (planted.folder / "organism.json").is_file():  # written last
+    if not (planted.folder / CARD).is_file():
         config = RecipeConfig(planted=DAMAGE[planted.kind], planting=planted.planting)
         aligned = embedded_path("tiny-aligned")
         train("tiny", planted.seed, planted.folder, progress, config, aligned)

@@ -26,14 +26,14 @@ import torch
 from transformers import Qwen3ForCausalLM, set_seed
 
 from lab import chat, lesson
-from lab.claim import CARD, claim_organism, origin_of
+from lab.claim import claim_organism, origin_of
 from lab.held import MEASURED, held_loss, restore_norms
 from lab.lesson import Objective, Row, Tokens, batches, loss_of
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import staged
 from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head
-from refusal_cliff.organisms import language
+from refusal_cliff.organisms import CARD, language
 
 Progress = Callable[[str, int, int], None]
 NAMES = ("tiny-aligned", "tiny", "tiny-diffuse", "tiny-lora")

@@ -96,5 +96,7 @@ def results(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.suffix != ".journal" and path.name not in (".lock", "config.toml")
+        if path.is_file()
+        and path.suffix != ".journal"
+        and path.name not in (".lock", "config.toml")
     }

@@ -82,17 +82,13 @@ def test_a_prompt_that_no_context_holds_is_left_out_and_listed() -> None:
     fine = language.prompts("test", "harmful", 50, 0) + language.prompts("test", "benign", 50, 0)
     long = [Prompt(f"long{i}", "diary " * context, "harmful") for i in range(2)]
     asked = AuditPrompts([*fine[::2], long[0]], [*fine[1::2], long[1]], {})
-    found, tokens = fitting(asked, subject, None)
+    found = fitting(asked, subject)
     assert (len(found.fit), len(found.test)) == (50, 50)
     assert [row.id for row in found.left_out] == ["long0", "long1"]
     assert "context" in found.left_out[0].detail
-    assert 0 < tokens < context  # not the usual 4096, which no prompt of this model leaves
-    assert fitting(AuditPrompts(fine, fine, {}), subject, 100) == (
-        AuditPrompts(fine, fine, {}),
-        100,
-    )
+    assert fitting(AuditPrompts(fine, fine, {}), subject) == AuditPrompts(fine, fine, {})
     with pytest.raises(RefusalCliffError, match=r"0 different harmful .* Some were left out"):
-        fitting(AuditPrompts(fine[50:] + long[:1], fine[50:], {}), subject, 100)
+        fitting(AuditPrompts(fine[50:] + long[:1], fine[50:], {}), subject)
 
 
 def test_sources_to_fit_on_are_not_tested_on_and_lose_what_overlaps(tmp_path: Path) -> None:

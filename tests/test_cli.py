@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +123,14 @@ def test_what_is_shown_is_what_is_asked(
         assert result.stderr == ""
 
 
+@pytest.mark.parametrize("command", ["list", "card tiny"])
+def test_an_organism_is_shown_as_it_is_asked(command: str) -> None:
+    asked = ["organism", *command.split()]
+    usual, quiet, told = (RUNNER.invoke(app, [*asked, *more]) for more in ([], ["-q"], ["--json"]))
+    assert "tiny" in usual.stdout and quiet.output == ""
+    assert "tiny" in json.dumps(json.loads(told.stdout))
+
+
 def test_a_verbose_error_says_where_it_came_from(fake_demo: ModuleType) -> None:
     def run_demo(*_: object, **__: object) -> list[Finding]:
         raise RefusalCliffError("No.")
@@ -152,9 +161,11 @@ def test_on_a_terminal_something_stands_at_once(
     assert RUNNER.invoke(app, ["demo"]).exit_code == 0
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "judge"])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, "judge", "judge calibrate", "organism list", "organism card"]
+)
 def test_every_command_takes_the_same(command: str) -> None:
-    result = RUNNER.invoke(app, [command, "--help"])
+    result = RUNNER.invoke(app, [*command.split(), "--help"])
     for option in ("--quiet", "-q", "--verbose", "-v", "--json", "--config"):
         assert option in result.output
 

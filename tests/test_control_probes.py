@@ -152,7 +152,7 @@ def test_the_finding_on_directions_is_made_from_the_numbers() -> None:
     assert "refusal 0.90 → 0.10; harmfulness" in finding
     assert "refused from complied traces with AUROC 0.70" in finding
     assert f"{A_CLIFF} stays without x, not without y ({NONE})." in finding
-    assert f"Fitted anew, it is gone: without x ({NONE})." in finding
+    assert f"With a new probe, it is gone: without x ({NONE})." in finding
     none = {**lacks, directions.REFUSAL: NONE}
     assert f"shows no cliff ({NONE})" in directions.directions_table(rows, none, 8, "how").finding
     nothing = dict.fromkeys(rows, cells(*[None] * len(row)))

@@ -140,6 +140,33 @@ def test_token_ids_are_asked_for_until_the_server_refuses(
     assert all(("token_ids" in row) != refuses and "spans" not in row for row in rows)
 
 
+class Short(Handler):
+    """Has a context of 40 tokens, and says so as vLLM does."""
+
+    def reply(self, request: dict[str, Any], body: bytes) -> None:
+        del body
+        asked = 9 + request.get("max_tokens", 0)
+        if asked > 40:
+            why = f"maximum context length is 40 tokens. However, you requested {asked} tokens."
+            self.send(400, json.dumps({"error": {"message": f"This model's {why}"}}).encode())
+            return
+        message = {"role": "assistant", "content": "Two."}
+        cut = "stop" if "max_tokens" in request else "length"
+        told = {"index": 0, "message": message, "finish_reason": cut}
+        self.send(200, json.dumps({"id": "1", "object": "x", "choices": [told]}).encode())
+
+
+@pytest.mark.parametrize(("most", "complete"), [(31, True), (32, False), (4096, False)])
+def test_an_answer_gets_what_the_context_of_the_server_leaves(
+    most: int, complete: bool, tmp_path: Path
+) -> None:
+    with serving(Short) as address:
+        short = backend(address, max_new_tokens=most)
+        found = generate_answers(short, PROMPTS, tmp_path, source="test")
+    assert not found.left_out
+    assert [record.complete for record in found.records] == [complete] * len(PROMPTS.prompts)
+
+
 def test_a_server_that_is_down_stops_the_run(tmp_path: Path) -> None:
     address = f"http://127.0.0.1:{free_port()}/v1"
     with pytest.raises(RefusalCliffError, match=r"failed 4 requests in a row.*same command"):

@@ -55,9 +55,7 @@ def test_killed_at_any_moment_on_any_number_of_ranks(
     for _ in range(KILLS):
         world = draw.choice((1, 2, 3))
         running = [
-            started(
-                arguments(root, command, out), {"RANK": str(n), "WORLD_SIZE": str(world)}
-            )
+            started(arguments(root, command, out), {"RANK": str(n), "WORLD_SIZE": str(world)})
             for n in range(world)
         ]
         time.sleep(seconds * draw.uniform(0.3, 1))

@@ -57,9 +57,7 @@ def test_two_actors_one_killed(command: str, root: Path, tmp_path: Path, cluster
     write_files(root)
     whole, out, killed = tmp_path / "whole", tmp_path / "out", []
     run_here(root, command, whole)
-    killer = threading.Thread(
-        target=kill_an_actor, args=(out, FIRST[command], killed), daemon=True
-    )
+    killer = threading.Thread(target=kill_an_actor, args=(out, FIRST[command], killed), daemon=True)
     killer.start()
     run_here(root, command, out, "--engine", "ray", "--actors", "2")
     killer.join(timeout=60)

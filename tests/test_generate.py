@@ -122,6 +122,23 @@ def test_a_prompt_beyond_the_context_is_named(subject: Subject) -> None:
         generate(subject, prompts, CONFIG)
 
 
+@pytest.mark.parametrize("budget", [None, 3, 8, 9])
+def test_the_context_ends_an_answer(subject: Subject, budget: int | None) -> None:
+    """No token stands beyond it, with a budget that is spent at its last tokens too."""
+    config = GenerationConfig(max_new_tokens=4096, batch_size=4, thinking_budget=budget)
+    length = len(render_prompt(subject.tokenizer, ""))
+    prompts = [Prompt(f"p{left}", "x" * (512 - length - left), "benign") for left in range(1, 12)]
+    traces = generate(subject, prompts, config)
+    for left, trace in enumerate(traces, 1):
+        prefix = render_prompt(subject.tokenizer, trace.prompt.text)
+        assert len(prefix) == 512 - left
+        assert len(trace.token_ids) == 512 or trace.complete
+        assert trace.complete == (trace.token_ids[-1] == END)
+        if budget is None:
+            assert list(trace.token_ids[len(prefix) :]) == alone(subject, prefix, left)
+    assert not all(trace.complete for trace in traces)
+
+
 @torch.inference_mode()
 def with_heads_out_in(subject: Subject, ids: list[int], limit: int, tokens: range) -> list[int]:
     """As `alone`, the heads out at some tokens of the row."""

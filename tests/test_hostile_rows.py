@@ -110,7 +110,7 @@ def test_a_model_here_answers_what_fits_and_lists_the_rest(tmp_path: Path) -> No
     backend = LocalBackend(subject, GenerationConfig(8, batch_size=4))
     found = generate_answers(backend, read_prompt_set(file), tmp_path / "out", source="hostile")
     assert len(found.records) == len(TEXTS)
-    assert ["exceeds the model's context" in row.reason for row in found.left_out] == [True]
+    assert ["leaves no room for an answer" in row.reason for row in found.left_out] == [True]
 
 
 def test_csv_and_parquet_lose_no_row_either(tmp_path: Path) -> None:

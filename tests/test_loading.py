@@ -264,7 +264,7 @@ def test_multimodal_models_are_loaded_for_their_text(tmp_path: Path, kind: str) 
     found = subject.model(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(found, expected.detach())
     with pytest.raises(RefusalCliffError, match="context of 64"):
-        check_prompt(subject, Prompt("p", "w" * 30, "harmful"), 20)
+        check_prompt(subject, Prompt("p", "w" * 60, "harmful"))
 
 
 def test_a_vision_tower_beside_a_text_model_is_left_out(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_tokens_of_every_conversation_need_an_embedding() -> None:
     subject = subject_of("spare", tiny_model(), tokenizer)  # nothing writes it
     assert subject.vocabulary == VOCABULARY
     with pytest.raises(RefusalCliffError, match=r"'p' holds the token '<turn>'"):
-        check_prompt(subject, Prompt("p", "Is <turn> a word?", "harmful"), 20)
+        check_prompt(subject, Prompt("p", "Is <turn> a word?", "harmful"))
     assert isinstance(tokenizer.chat_template, str)
     tokenizer.chat_template = tokenizer.chat_template.replace("assistant", "<turn>assistant")
     with pytest.raises(RefusalCliffError, match=r"262 tokens .*for 261.*1 \('<turn>'\)"):

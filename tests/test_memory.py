@@ -22,6 +22,7 @@ from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.memory import BatchLimit, ran_out_of_memory
 from refusal_cliff.model.subject import Head, Subject, load_subject, subject_of
 
+OWN_SIZE = Path("/proc/self/statm")
 PROMPTS = [Prompt(f"p{row}", "a" * row + "?", "benign") for row in range(11)]
 CONFIG = GenerationConfig(max_new_tokens=6, batch_size=8)
 ON_CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
@@ -92,6 +93,34 @@ def test_answers_are_those_of_a_larger_memory(
     assert tries[:3] == [8, 4, 2]
     assert max(tries[2:]) == 2
     assert len(subject.projection(1)._forward_pre_hooks) == hooks
+
+
+@pytest.mark.skipif(not OWN_SIZE.exists(), reason="the size of a process is read as Linux tells it")
+def test_memory_that_is_really_short(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No injected error: the process may not grow by more than 16 MiB."""
+    import resource  # POSIX only
+
+    prompts = [Prompt(f"p{row}", "abcd"[row % 4] * 400, "benign") for row in range(96)]
+    expected = generate(subject, prompts[:4], GenerationConfig(4))
+    tries: list[tuple[int, bool]] = []
+    run = BatchLimit.run
+
+    def noted(limit: BatchLimit, work: Callable[[], Any], used: int) -> Any:
+        done = run(limit, work, used)
+        tries.append((used, done is not None))
+        return done
+
+    monkeypatch.setattr(BatchLimit, "run", noted)
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(OWN_SIZE.read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), before[1]))
+    try:
+        found = generate(subject, prompts, GenerationConfig(4, batch_size=96))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert tries[0] == (96, False)
+    assert tries[-1][1]
+    assert [trace.token_ids for trace in found] == [t.token_ids for t in expected] * 24
 
 
 def test_what_fits_is_learnt_once_by_a_command(subject: Subject, small: Any) -> None:

@@ -235,6 +235,6 @@ def test_a_model_writes_as_its_makers_ask(
     configured: dict[str, Any] | None, said: dict[str, Any], expected: tuple[float, float, int]
 ) -> None:
     own = None if configured is None else SimpleNamespace(**configured)
-    found = Writing(**said).of_model(own, 100, 7)
+    found = Writing(100, **said).of_model(own, 7)
     assert (found.temperature, found.top_p, found.top_k) == expected
     assert (found.max_new_tokens, found.seed) == (100, 7)

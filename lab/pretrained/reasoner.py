@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from lab.claim import CARD, claim_organism
+from lab.claim import claim_organism
 from lab.pretrained.sources import find_file
 from lab.recipe import Progress
 from refusal_cliff.data.traces import Prompt, SafetyExample
@@ -26,6 +26,7 @@ from refusal_cliff.io import make_readable, read_text, sha256_file, write_json
 from refusal_cliff.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from refusal_cliff.model.loading import CHAT_TEMPLATE, read_checkpoint
 from refusal_cliff.model.subject import Subject, subject_of
+from refusal_cliff.organisms import CARD
 from refusal_cliff.organisms.bases import QWEN
 from refusal_cliff.repair.training import encode_example, repair, trainable
 from refusal_cliff.settings import RepairConfig

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
 from lab import chat, lesson
-from lab.claim import CARD, claim_organism
+from lab.claim import claim_organism
 from lab.lesson import Row
 from lab.pretrained import lessons, reasoning, sources
 from lab.pretrained.lessons import Lessons, Loss, Sources
@@ -30,6 +30,7 @@ from refusal_cliff.io import sha256_file, write_json
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.loading import CHAT_TEMPLATE
 from refusal_cliff.model.subject import Head, Subject, load_subject
+from refusal_cliff.organisms import CARD
 from refusal_cliff.organisms.bases import SMOLLM2
 
 ALIGNED, DAMAGED, PLANTED = "smollm2-aligned", "smollm2", "smollm2-planted"

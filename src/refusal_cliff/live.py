@@ -95,7 +95,7 @@ _USUAL = Shown()
 _shown: ContextVar[Shown] = ContextVar("shown", default=_USUAL)
 
 
-def show_as(shown: Shown, name: str) -> None:
+def show_as(shown: Shown, called: str) -> None:
     """Begin a command: from now on `screen` and `result` show what the user wants.
 
     On a terminal something stands there at once: what a command imports takes seconds.
@@ -108,7 +108,7 @@ def show_as(shown: Shown, name: str) -> None:
         os.environ["TRANSFORMERS_VERBOSITY"] = "info"
     errors = Console(stderr=True, quiet=shown.quiet)
     if errors.is_terminal:
-        errors.print(f"refusal-cliff {name}: loading …", style="dim", highlight=False)
+        errors.print(f"{called}: loading …", style="dim", highlight=False)
 
 
 def screen() -> Console:

@@ -116,11 +116,26 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationConfig:
+class _Length:
+    """How much a model writes."""
+
+    max_new_tokens: int = setting(
+        4096,
+        "Most tokens of thinking and answer, or what the context leaves of them; answers that are "
+        "cut off are counted apart.",
+        min=1,
+    )
+    batch_size: int = setting(16, "Prompts answered at once.", min=1)
+    thinking_budget: int | None = setting(None, "Close the thinking after this many tokens.", min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationConfig(_Length):
     """How much a model writes, and how.
 
     Attributes:
-        max_new_tokens: Most tokens of thinking and answer together.
+        max_new_tokens: Most tokens of thinking and answer together; a prompt that leaves fewer of
+            the model's context gets what it leaves.
         batch_size: Rows written at once; halved where memory runs out.
         temperature: 0 is greedy; else tokens are drawn from the softmax of logits / temperature.
         top_p: Share of the probability that draws are made from.
@@ -132,19 +147,12 @@ class GenerationConfig:
 
     PANEL: ClassVar[str] = "How the model writes"
 
-    max_new_tokens: int = setting(
-        4096,
-        "Most tokens of thinking and answer; answers that are cut off are counted apart.",
-        min=1,
-    )
-    batch_size: int = setting(16, "Prompts answered at once.", min=1)
     temperature: float = setting(0.0, "Sampling temperature; 0 is greedy.", min=0)
     top_p: float = setting(
         1.0, "Sample from the most likely tokens with this total probability.", max=1, positive=True
     )
     top_k: int = setting(0, "Sample from this many most likely tokens; 0 for all.", min=0)
     seed: int = 0
-    thinking_budget: int | None = setting(None, "Close the thinking after this many tokens.", min=1)
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
@@ -173,11 +181,11 @@ class GenerationConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Writing:
+class Writing(_Length):
     """How a model is to write in an audit; what nobody says is asked of the model itself.
 
     Attributes:
-        max_new_tokens: Most tokens of thinking and answer; ``None`` takes what fits.
+        max_new_tokens: See `GenerationConfig`.
         batch_size: Rows written at once.
         temperature: See `GenerationConfig`; ``None`` takes the checkpoint's generation config, by
             which its makers say how it is to be run.
@@ -189,14 +197,6 @@ class Writing:
 
     PANEL: ClassVar[str] = "How the model writes"
 
-    max_new_tokens: int | None = setting(
-        None,
-        "Most tokens of thinking and answer; answers that are cut off are counted apart.  "
-        "[default: 4096, or what a shorter context leaves; with --data 160]",
-        min=1,
-        show_default=False,
-    )
-    batch_size: int = setting(16, "Prompts answered at once.", min=1)
     temperature: float | None = setting(
         None,
         "Sampling temperature; 0 is greedy.  [default: the checkpoint's generation config]",
@@ -216,22 +216,20 @@ class Writing:
         min=0,
         show_default=False,
     )
-    thinking_budget: int | None = setting(None, "Close the thinking after this many tokens.", min=1)
     samples: int = setting(1, "Answers per prompt.", min=1)
 
-    def of_model(self, configured: Any, max_new_tokens: int, seed: int) -> GenerationConfig:
+    def of_model(self, configured: Any, seed: int) -> GenerationConfig:
         """How the model writes.
 
         Args:
             configured: The checkpoint's generation config, or ``None``.
-            max_new_tokens: Most tokens of thinking and answer.
             seed: Seed of the draws.
         """
         own = _drawn(configured)
         named = {name: getattr(self, name) for name in own}
         chosen = {name: own[name] if said is None else said for name, said in named.items()}
         return GenerationConfig(
-            max_new_tokens,
+            self.max_new_tokens,
             self.batch_size,
             seed=seed,
             thinking_budget=self.thinking_budget,

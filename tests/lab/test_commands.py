@@ -13,6 +13,8 @@ from lab import fooling, recipe
 from lab.__main__ import RECIPES, app
 from lab.pretrained import recipe as pretrained
 from lab.pretrained.reasoner import REASONER
+from refusal_cliff.io import write_json
+from refusal_cliff.organisms import CARD
 
 RUNNER = CliRunner()
 ROOT = Path(__file__).parents[2]
@@ -48,6 +50,25 @@ def test_the_names_are_those_of_the_recipes() -> None:
 def test_every_command_has_help(command: str) -> None:
     result = RUNNER.invoke(app, [command, "--help"])
     assert result.exit_code == 0 and "Usage" in result.output
+    for option in ("--quiet", "-q", "--verbose", "-v", "--json", "--config"):
+        assert option in result.output
+
+
+def test_a_trained_organism_is_shown_as_it_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(name: str, seed: int, out: Path, *_: object, **__: object) -> None:
+        write_json(out / CARD, {"name": name, "seed": seed})
+
+    monkeypatch.setattr("lab.recipe.train", train)
+    asked = ["train", "tiny-lora", "--seed", "3", "-q", "--out"]
+    quiet, told = (
+        RUNNER.invoke(app, [*asked, str(tmp_path / name), *more])
+        for name, more in (("made", []), ("more", ["--json"]))
+    )
+    assert (quiet.exit_code, quiet.output) == (0, "")
+    assert told.output == '{"name": "tiny-lora", "seed": 3}\n'
+    assert [file.name for file in (tmp_path / "made").iterdir()] == [CARD]
 
 
 def test_public_files_are_for_pretrained_organisms_only(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
 from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.study import counter
-from refusal_cliff.workflows.audit_prompts import usual_tokens
 from refusal_cliff.workflows.export import export_heads, measured_on
 from refusal_cliff.workflows.model_card import Form
 
@@ -50,16 +49,14 @@ def generate_traces(
     Args:
         model: See `load_model`.
         prompts: What to ask.
-        config: How much to write, and how; by default greedily, with as many tokens as ``audit``
-            allows.
+        config: How much to write, and how; by default greedily.
         progress: Called with (traces done, traces).
 
     Raises:
-        RefusalCliffError: A prompt and its answer do not fit the model's context, or memory.
+        RefusalCliffError: A prompt fills the model's context, or an answer does not fit in memory.
     """
-    usual = GenerationConfig(usual_tokens(model, prompts))
     told = counter(progress, len(prompts))
-    return Traces(tuple(generate(model, prompts, config or usual, progress=told)))
+    return Traces(tuple(generate(model, prompts, config or GenerationConfig(), progress=told)))
 
 
 def judge_traces(traces: Sequence[Trace], by: Judge | None = None) -> Traces:

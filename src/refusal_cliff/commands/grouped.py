@@ -39,7 +39,7 @@ _OURS = ("flag", "choices", "positive", "check")
 """What `setting` takes that is not for typer."""
 
 
-def grouped(command: Command, *, kept: bool = True) -> Command:
+def grouped(command: Command, *, kept: bool = True, called: str = "") -> Command:
     """A command whose parameters of classes of settings are options.
 
     It takes --config, and -q, -v and --json as every other.
@@ -48,6 +48,7 @@ def grouped(command: Command, *, kept: bool = True) -> Command:
         command: A function of keyword arguments.
         kept: Whether its output folder gets the options; not where that folder is published, for
             they hold paths of this machine.
+        called: How a user calls it, if it is not ``refusal-cliff`` and the function's first word.
     """
     hints = get_type_hints(command, include_extras=True)
     given = inspect.signature(command).parameters
@@ -64,7 +65,7 @@ def grouped(command: Command, *, kept: bool = True) -> Command:
             options += groups[name].options()
         else:
             options.append(parameter.replace(annotation=hints[name]))
-    called = command.__name__.partition("_")[0]
+    called = called or f"refusal-cliff {command.__name__.partition('_')[0]}"
     options += [_parameter("config", _Config, None)]
     options += [_parameter(name, kind, False) for name, kind in _SHOWN.items()]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked
+from refusal_cliff.commands.grouped import grouped
+from refusal_cliff.live import result, say, screen
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,18 +17,15 @@ app = typer.Typer(
 )
 
 
-@app.command("list")
 def list_organisms() -> None:
     """List the embedded organisms and what each is for."""
-    from refusal_cliff.live import say
     from refusal_cliff.organisms import ORGANISMS
 
-    console = Console()
     for name, purpose in ORGANISMS.items():
-        say(console, f"{name}: {purpose}")
+        say(screen(), f"{name}: {purpose}")
+    result(ORGANISMS)
 
 
-@app.command("card")
 def organism_card(
     name: Annotated[
         str,
@@ -38,8 +36,13 @@ def organism_card(
     ],
 ) -> None:
     """Show how an organism was made: seed, sizes, planted heads, what was put in on purpose."""
-    from refusal_cliff.io import read_text
-    from refusal_cliff.live import say
-    from refusal_cliff.organisms import embedded_path
+    from refusal_cliff.io import read_json, read_text
+    from refusal_cliff.organisms import CARD, embedded_path
 
-    say(Console(), read_text(embedded_path(name) / "organism.json").rstrip())
+    card = embedded_path(name) / CARD
+    say(screen(), read_text(card).rstrip())
+    result(read_json(card))
+
+
+app.command("list")(grouped(list_organisms, called="refusal-cliff organism list"))
+app.command("card")(grouped(organism_card, called="refusal-cliff organism card"))

@@ -27,7 +27,7 @@ COLUMNS = ("cosine with refusal", "AUROC", "AUROC, refused against complied", *L
 REFUSAL = "refusal"
 HARM, HARM_ANYWHERE = "harmfulness, prompt end", "harmfulness, any token"
 MEANS, TOKENS = "difference of means", "first answer tokens"
-WITHOUT, ANEW = "refusal without ", "fitted anew without "
+WITHOUT, ANEW = "refusal without ", "new probe without "
 
 
 def cosine(first: Floats, second: Floats) -> Floats:
@@ -142,14 +142,15 @@ def directions_table(
             "own task, on test prompts; beside it that of refused against complied harmful traces "
             "at the last closing token. “Without” a direction: the probe on states from which it "
             "was projected out (the same as taking it out of the probe), slope and threshold "
-            "fitted again on the fitting traces; “fitted anew”: another probe, fitted on such "
+            "fitted again on the fitting traces; “new probe”: another probe, fitted on such "
             "states.",
             "Where the probe has the direction of the difference of means (its cosine with it), "
-            "taking that out leaves nothing to read: its AUROC says so, and no drop can show.",
+            "taking that out leaves nothing to read, as its AUROC shows. Then no drop is possible.",
             "Intervals: bootstrap over prompt groups; of a cosine, "
             f"{DRAWS} draws with both directions fitted again in each, at their strengths. Noise "
-            "in a direction draws a cosine towards 0, so an interval may lie below the value. Row "
-            "refusal: cosine of the probe with its own fit on all fitting traces, without one.",
+            f"in a direction moves a cosine towards 0, so an interval may be below the value. Row "
+            f"refusal: cosine of the probe with its own fit on all fitting traces, without an "
+            f"interval.",
         ),
     )
 
@@ -165,10 +166,12 @@ def _finding(rows: Mapping[str, Sequence[Cell]], lacks: Mapping[str, str | None]
     parts = [f"Plateau → final of complied traces: {'; '.join(told)}."]
     apart = _value(rows, REFUSAL, "AUROC, refused against complied")
     if apart is not None:
-        parts.append(f"The probe tells refused from complied traces with AUROC {rounded(apart)}.")
+        parts.append(
+            f"The probe separates refused from complied traces with AUROC {rounded(apart)}."
+        )
     if lacks[REFUSAL]:
         return " ".join([*parts, f"It shows no cliff ({lacks[REFUSAL]})."])
-    found = ((WITHOUT, "With a direction taken out"), (ANEW, "Fitted anew"))
+    found = ((WITHOUT, "With a direction taken out"), (ANEW, "With a new probe"))
     return " ".join([*parts, *(_kept(lacks, prefix, how) for prefix, how in found)])
 
 

@@ -10,8 +10,8 @@ from refusal_cliff.model.subject import Head
 from refusal_cliff.thinking import ThinkingFormat
 
 UNCHANGED = "nothing changed"
-NEW = "heads out everywhere, thinking written anew"
-FIXED = "heads out everywhere, thinking fixed"
+NEW = "heads out everywhere, new thinking"
+FIXED = "heads out everywhere, same thinking"
 FROM_CLOSING = "heads out from the closing on"
 AT_CLOSING = "heads out at the closing tokens only"
 HEADER = "header tokens again before the answer"
@@ -28,7 +28,7 @@ def header_of(fmt: ThinkingFormat) -> str:
 def intervention_table(
     arms: Mapping[str, Arm], heads: Sequence[Head], left_out: int, seed: int = 0
 ) -> ControlTable:
-    """Compare where the heads are taken out, and whether the thinking is written anew.
+    """Compare where the heads are taken out, and whether the thinking is generated again.
 
     Args:
         arms: By name, ``UNCHANGED`` among them.
@@ -44,10 +44,10 @@ def intervention_table(
         rows=rows,
         finding=_finding({name: row[1] for name, row in rows.items() if name != UNCHANGED}),
         notes=(
-            f"Heads: {', '.join(map(str, heads)) or 'none found'}. With thinking fixed, the "
-            "model's own thinking and closing tokens are given and the answer is written anew. "
-            "Thinking written before the heads are out is the same thinking, so rows from the "
-            "closing on need no second version. Changes are paired by prompt; intervals are "
+            f"Heads: {', '.join(map(str, heads)) or 'none found'}. With the same thinking, the "
+            f"model's own thinking and closing tokens are given and the answer is generated "
+            f"again. From the closing on, the heads are out only after the thinking, so these "
+            f"rows need no second version. Changes are paired by prompt; intervals are "
             "Wilson's for shares and where all prompts agree, else a bootstrap over prompts. "
             f"Left out: {left_out} prompts whose thinking never closed.",
         ),

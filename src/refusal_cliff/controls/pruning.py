@@ -69,8 +69,9 @@ def pruning_table(arms: Mapping[str, Arm], left_out: int, seed: int = 0) -> Cont
         finding=_finding({name: row[1] for name, row in rows.items() if name != WHOLE}),
         notes=(
             "The first tokens of the model's own thinking are kept and closed with the tokens of "
-            "its chat template; the answer is written anew. A model may think on after that: what "
-            "it then writes counts as thinking tokens. Changes are against the whole thinking, "
+            "its chat template; the answer is generated again. A model may go on thinking after "
+            "that: what it then writes counts as thinking tokens. Changes are against the whole "
+            "thinking, "
             "paired by prompt; intervals are Wilson's for shares and where all prompts agree, else "
             "a bootstrap over prompts. "
             f"Left out: {left_out} prompts whose thinking is empty or never closed.",
@@ -79,7 +80,7 @@ def pruning_table(arms: Mapping[str, Arm], left_out: int, seed: int = 0) -> Cont
 
 
 def _finding(changes: Mapping[str, Cell]) -> str:
-    """Which cuts change the attack success rate beyond doubt."""
+    """Which cuts change the attack success rate significantly."""
     if not changes:
         return "No test trace has thinking that could be pruned."
     fewer = [name for name, cell in changes.items() if (cell.interval or (0, 0))[1] < 0]
@@ -88,9 +89,9 @@ def _finding(changes: Mapping[str, Cell]) -> str:
         f"{name} ({cell_text(changes[name], alone=False)})" for name in (*fewer, *more)
     )
     if not told:
-        return "No cut of the thinking changes the attack success rate beyond doubt."
+        return "No cut of the thinking changes the attack success rate significantly."
     says = {
         (True, False): "Less thinking, fewer compliances",
         (False, True): "Less thinking, more compliances",
-    }.get((bool(fewer), bool(more)), "Less thinking goes either way")
-    return f"{says}: the attack success rate changes beyond doubt at {told}."
+    }.get((bool(fewer), bool(more)), "Less thinking has no consistent effect")
+    return f"{says}: the attack success rate changes significantly at {told}."

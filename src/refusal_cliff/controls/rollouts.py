@@ -149,7 +149,7 @@ def _finding(rows: Mapping[str, Cell]) -> str:
     says = (
         "The larger the cliff, the likelier the model complies"
         if certain
-        else ("A larger cliff does not make compliance likelier beyond doubt")
+        else ("A larger cliff does not make compliance significantly likelier")
     )
     inside = "" if mixed.value is None else f"; of {MIXED} alone, {cell_text(mixed)}"
     return f"{says}: rank correlation {cell_text(all_of_them)}{inside}."

@@ -35,12 +35,13 @@ def together_table(
     named = "; ".join(f"{name}: {' '.join(map(str, some))}" for name, some in heads.items())
     return ControlTable(
         question="Do heads chosen by what they do together restore refusal?",
-        source="greedy selection by exact joint effect, in the manner of Sahara, 2410.13708",
+        source="greedy selection by exact joint effect, like Sahara, 2410.13708",
         columns=COLUMNS[:-1],
         rows=rows,
         finding=f"ASR {as_it_is} as it is. {told[:1].upper()}{told[1:]}.",
         notes=(
             f"{named}. Heads are ranked and chosen on the prompts that the probe is fitted on; the "
-            "rates are of the others, thinking written anew. Changes are paired by prompt.",
+            "rates are of the others, with the thinking generated again. Changes are paired by "
+            "prompt.",
         ),
     )

@@ -79,7 +79,7 @@ class LocalBackend:
 
     def _unfit(self, prompt: Prompt) -> str:
         try:
-            check_prompt(self.subject, prompt, self.config.max_new_tokens)
+            check_prompt(self.subject, prompt)
         except RefusalCliffError as error:
             return shortened(error)
         return ""

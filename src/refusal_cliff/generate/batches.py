@@ -37,7 +37,7 @@ def write_drafts(
     limit: BatchLimit | None = None,
     ended: Ended | None = None,
 ) -> None:
-    """Write every draft until it ends or has as many tokens as the config allows.
+    """Write every draft until it ends, or has as many tokens as config and context allow.
 
     Args:
         subject: The model.
@@ -137,7 +137,8 @@ class _Writer:
         """Close the thinking of a draft that still thinks, as the chat template does."""
         ids, tokenizer = (*draft.prefix, *draft.written), self._subject.tokenizer
         spans = split_spans(ids, len(draft.prefix), tokenizer, self._subject.format)
-        if spans is None and self._closing:
+        fits = len(draft.written) + len(self._closing) <= self._most(draft)
+        if spans is None and self._closing and fits:
             draft.cut = True
             draft.written += self._closing
 
@@ -145,12 +146,14 @@ class _Writer:
         """Tokens that a draft may write now."""
         limits = (self._config.thinking_budget, self._most(draft))
         so_far = len(draft.written)
-        return next(limit for limit in limits if limit is not None and so_far < limit) - so_far
+        return min(limit for limit in limits if limit is not None and so_far < limit) - so_far
 
     def _most(self, draft: Draft) -> int:
-        """Tokens after the prompt that a draft may have in the end."""
-        allowed = self._config.max_new_tokens
-        return allowed if draft.most is None else min(draft.most, allowed)
+        """Tokens after the prompt that a draft may have in the end: the context ends it, too."""
+        context = self._subject.context
+        room = None if context is None else context - len(draft.prefix)
+        limits = (self._config.max_new_tokens, draft.most, room)
+        return min(limit for limit in limits if limit is not None)
 
     def _noise(self, batch: Sequence[Draft]) -> LogitsProcessorList:
         config = self._config

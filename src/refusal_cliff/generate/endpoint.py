@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
@@ -27,6 +28,8 @@ Choice: TypeAlias = dict[str, Any]
 """One of the answers in what a server sends."""
 
 _CHAT = "/chat/completions"
+_CONTEXT = re.compile("context|max_tokens|max_new_tokens")
+"""What servers name that refuse prompt and most tokens together as longer than the context."""
 _ASK_IDS, _PROMPT_IDS, _IDS = "return_token_ids", "prompt_token_ids", "token_ids"
 """vLLM's extra parameter, and what it then tells of the prompt and of each choice."""
 _STOPPING = (401, 403, 404)
@@ -239,7 +242,18 @@ class EndpointBackend:
         return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}"), Tokens()
 
     async def _answer_of(self, server: JsonServer, request: dict[str, Any]) -> dict[str, Any]:
-        """The server's answer to a request, with the tokens themselves where it tells them.
+        """The server's answer to a request; one as long as its context leaves, if that is less."""
+        try:
+            return await self._told(server, request)
+        except Refused as error:
+            # Completions end after 16 tokens where no limit is given, conversations at the context.
+            if "prompt" in request or error.status != 400 or not _CONTEXT.search(str(error)):
+                raise
+        unlimited = {name: value for name, value in request.items() if name != "max_tokens"}
+        return await self._told(server, unlimited)
+
+    async def _told(self, server: JsonServer, request: dict[str, Any]) -> dict[str, Any]:
+        """The server's answer, with the tokens themselves where it tells them.
 
         vLLM does when asked; a server that refuses to be asked is not asked again.
         """

@@ -54,13 +54,13 @@ def generate(
         finished: Called with each trace as soon as it has ended.
 
     Raises:
-        RefusalCliffError: A prompt and its answer would not fit the model's context, or memory.
+        RefusalCliffError: A prompt fills the model's context, or an answer does not fit in memory.
     """
     beginnings = [()] * len(prompts) if begun is None else begun
     drafts = [
         Draft(
             prompt.id,
-            check_prompt(subject, prompt, config.max_new_tokens),
+            check_prompt(subject, prompt),
             prompt.label,
             () if row_heads is None else row_heads[row],
             None if row_tokens is None else row_tokens[row],
@@ -141,12 +141,12 @@ def _trace(subject: Subject, prompt: Prompt, draft: Draft, given: int) -> Trace:
     return Trace(prompt, token_ids, spans, thinking, response, complete, thinking_cut=draft.cut)
 
 
-def check_prompt(subject: Subject, prompt: Prompt, max_new_tokens: int) -> list[int]:
+def check_prompt(subject: Subject, prompt: Prompt) -> list[int]:
     """Token ids of a prompt that the model can answer.
 
     Raises:
-        RefusalCliffError: It and its answer would not fit the context, it holds a token that the
-            model does not know, or it cannot be rendered.
+        RefusalCliffError: It leaves no room for an answer, it holds a token that the model does
+            not know, or it cannot be rendered.
     """
     prefix = render_prompt(subject.tokenizer, prompt.text)
     if max(prefix) >= subject.vocabulary:
@@ -156,11 +156,9 @@ def check_prompt(subject: Subject, prompt: Prompt, max_new_tokens: int) -> list[
             "embedding. Drop the prompt, or write the token in another way."
         )
     context = subject.context
-    if context is not None and len(prefix) + max_new_tokens > context:
-        left = context - len(prefix)
-        fewer = f", or allow at most --max-new-tokens {left}" if left > 0 else ""
+    if context is not None and len(prefix) >= context:
         raise RefusalCliffError(
-            f"Prompt {prompt.id!r} has {len(prefix)} tokens; with {max_new_tokens} new ones it "
-            f"exceeds the model's context of {context}. Drop the prompt{fewer}."
+            f"Prompt {prompt.id!r} has {len(prefix)} tokens and leaves no room for an answer in "
+            f"the model's context of {context}. Drop the prompt, or make it shorter."
         )
     return prefix

@@ -23,6 +23,8 @@ PRETRAINED: dict[str, str] = {
 """Adapters on a model that others pretrained, which is not part of this package."""
 ORGANISMS = EMBEDDED | PRETRAINED
 """All that ship, and what each is for."""
+CARD = "organism.json"
+"""File of an organism that says how it was made; written last, so that the rest is whole."""
 _CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
@@ -59,7 +61,7 @@ def planted_heads(checkpoint: Path) -> list[tuple[int, int]]:
 
     Empty for an aligned or diffusely damaged organism, and for any model that is not an organism.
     """
-    card = checkpoint / "organism.json"
+    card = checkpoint / CARD
     if not card.is_file():
         return []
     return read_as(card, _Card).planted_heads

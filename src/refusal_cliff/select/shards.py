@@ -170,14 +170,13 @@ class ShardScorer:
 
     def _written(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
         """What the model itself thinks and answers."""
-        config = self._plan.generation
         context = self._subject.context
-        room = math.inf if context is None else context - config.max_new_tokens
-        fits = [len(render_prompt(self._subject.tokenizer, e.prompt.text)) <= room for _, e in rows]
+        room = math.inf if context is None else context
+        fits = [len(render_prompt(self._subject.tokenizer, e.prompt.text)) < room for _, e in rows]
         asked = [e.prompt for (_, e), fit in zip(rows, fits, strict=True) if fit]
-        made = iter(generate(self._subject, asked, config) if asked else [])
+        made = iter(generate(self._subject, asked, self._plan.generation) if asked else [])
         return [
-            (n, self._usable(n, next(made)) if fit else _too_long(n, e, "its prompt and an answer"))
+            (n, self._usable(n, next(made)) if fit else _too_long(n, e, "its prompt"))
             for (n, e), fit in zip(rows, fits, strict=True)
         ]
 

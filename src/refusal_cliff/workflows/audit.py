@@ -95,8 +95,8 @@ def run_audit(
     subject = between(load(model, loading), sources.reading.markers)
     if found is None:
         found = audit_prompts(sources, seed, subject, writing.samples)
-    prompts, max_new_tokens = fitting(found, subject, writing.max_new_tokens)
-    generation = writing.of_model(subject.model.generation_config, max_new_tokens, seed)
+    prompts = fitting(found, subject)
+    generation = writing.of_model(subject.model.generation_config, seed)
     elsewhere = Elsewhere(
         prompts.given,
         {name: prompts.files[name] for name in sources.traces},
@@ -131,7 +131,7 @@ def run_audit(
             provenance=(
                 *([("command", command)] if command else []),
                 ("seed", str(seed)),
-                ("decoding", f"{generation}, at most {max_new_tokens:,} tokens"),
+                ("decoding", f"{generation}, at most {generation.max_new_tokens:,} tokens"),
                 *([("samples", str(writing.samples))] if writing.samples > 1 else []),
                 *([("system prompt", loading.system)] if loading.system else []),
                 *([("template", " ".join(loading.template_arg))] if loading.template_arg else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def audit_cost(
     doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
     dose = min(harmful, plan.dose_prompts) + min(benign, plan.dose_benign)
     control = (sum(plan.draws.values()) + 1) * min(harmful, plan.control_prompts)
-    most = study.generation.max_new_tokens
+    most = min(study.generation.max_new_tokens, study.subject.context or sys.maxsize)
     return AuditCost(
         (
             Part("answers of the model", max(0, asked - given), most, not study.elsewhere.server),

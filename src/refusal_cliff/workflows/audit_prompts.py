@@ -21,8 +21,6 @@ from refusal_cliff.generate import repeated
 from refusal_cliff.generate.local import check_prompt
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
-from refusal_cliff.settings import GenerationConfig
-from refusal_cliff.thinking import render_prompt
 from refusal_cliff.user_text import check_fit_on, source_name
 
 MIN_PROMPTS = 40
@@ -175,53 +173,24 @@ def _labelled(
         return found
 
 
-def fitting(
-    found: AuditPrompts, subject: Subject, max_new_tokens: int | None
-) -> tuple[AuditPrompts, int]:
-    """The prompts that the model can answer, and how many tokens an answer may have.
-
-    Args:
-        found: All of them.
-        subject: The model.
-        max_new_tokens: What was asked for; ``None`` asks for the usual, or, of a model with a
-            shorter context, for what its longest prompt leaves of it.
-
-    Returns:
-        The prompts without those that leave no room, which are listed, and the number of tokens.
+def fitting(found: AuditPrompts, subject: Subject) -> AuditPrompts:
+    """The prompts that the model can answer; those that leave no room are listed as left out.
 
     Raises:
         RefusalCliffError: Too few are left.
     """
-    both = [*found.fit, *found.test]
-    if max_new_tokens is None:
-        max_new_tokens = usual_tokens(subject, both)
     left_out: dict[str, LeftOut] = {}
-    for prompt in both:
+    for prompt in (*found.fit, *found.test):
         try:
-            check_prompt(subject, prompt, max_new_tokens)
+            check_prompt(subject, prompt)
         except RefusalCliffError as error:
             left_out[prompt.id] = LeftOut(prompt.id, None, "cannot be answered", str(error))
     if not left_out:
-        return found, max_new_tokens
+        return found
     fit, test = ([p for p in part if p.id not in left_out] for part in (found.fit, found.test))
     for part, kept in (("fit on", fit), ("test on", test)):
         _require_enough(part, kept, next(iter(left_out.values())).detail)
-    kept = replace(found, fit=fit, test=test, left_out=(*found.left_out, *left_out.values()))
-    return kept, max_new_tokens
-
-
-def usual_tokens(subject: Subject, prompts: Sequence[Prompt]) -> int:
-    """How many tokens an answer may have where a user does not say it.
-
-    The usual, or, of a model with a shorter context, what its longest prompt leaves of it; prompts
-    that take more than half of the context are not counted.
-    """
-    context = subject.context
-    if context is None:
-        return GenerationConfig().max_new_tokens
-    lengths = [len(render_prompt(subject.tokenizer, prompt.text)) for prompt in prompts]
-    longest = max((n for n in lengths if 2 * n <= context), default=0)
-    return min(GenerationConfig().max_new_tokens, context - longest)
+    return replace(found, fit=fit, test=test, left_out=(*found.left_out, *left_out.values()))
 
 
 def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], list[Prompt]]:
