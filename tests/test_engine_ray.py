@@ -1,4 +1,4 @@
-"""Two Ray actors, one of them killed, write what one process writes: generate, judge, trace, select."""
+"""Two Ray actors, one of them killed, write what one process writes."""
 
 from __future__ import annotations
 

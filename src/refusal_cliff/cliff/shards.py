@@ -123,7 +123,8 @@ def score_source(
     used = probes if every_layer else replace(probes, probes=(probes.chosen,))
     described = _described(subject, used, source, reading, engine.shard_size)
     claim_together(out, "trace", described, "scores")
-    if Rank.here().first:
+    rank = Rank.here()
+    if rank.first:
         remove_quietly(out / FINISHED)
     shards = done = unjudged = 0
 
@@ -144,13 +145,13 @@ def score_source(
         engine,
         told,
     )
-    if not Rank.here().first:
-        Rank.here().wait_for(lambda: (out / FINISHED).is_file() or None)
+    if not rank.first:
+        rank.wait_for(lambda: (out / FINISHED).is_file() or None)
     paths = [_shard_path(out, number) for number in range(shards)]
     lists = [_lists(path) for path in paths]
     left_out = Counter(str(row["reason"]) for left, _ in lists for row in left)
     scored = [n_scores(path) for path in paths]
-    if Rank.here().first:
+    if rank.first:
         _drop_shards(out, shards)
         if not any(scored):
             raise _nothing(source, out, left_out)

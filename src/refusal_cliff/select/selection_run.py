@@ -32,7 +32,7 @@ from refusal_cliff.io import (
     write_json,
 )
 from refusal_cliff.judges.choose import full_name
-from refusal_cliff.model.subject import Subject
+from refusal_cliff.model.subject import Subject, load
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
 from refusal_cliff.probe.files import WEIGHTS, probes_of
 from refusal_cliff.select.pool import (
@@ -56,7 +56,7 @@ from refusal_cliff.select.shards import (
 )
 from refusal_cliff.select.strategies import FRACTION, Candidate, Strategy, how_many, select
 from refusal_cliff.settings import Engine
-from refusal_cliff.sharded import HERE, Rank, Work, claim_together, run_shards
+from refusal_cliff.sharded import HERE, Rank, Work, claim_together, loading_here, run_shards
 
 SELECTED, REPORT, LEFT_OUT = (
     "selected.jsonl",
@@ -144,7 +144,7 @@ def run_selection(
         RefusalCliffError: There is nothing to check contamination against, the folder holds scores
             made otherwise, or the data set cannot be read.
     """
-    rank, subject = Rank.here(), plan.here(engine).subject()
+    rank, subject = Rank.here(), load(plan.model, loading_here(plan.loading, engine))
     digest = source_digest(source.name)
     described = _described(plan, source, subject, engine)
     claim_together(plan.out, "select", described, "scores")

@@ -30,8 +30,7 @@ from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.pool import Numbered, read_candidates, scores_path, shard_path
 from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.select.targets import own_refusals
-from refusal_cliff.settings import BY_RULES, Engine, GenerationConfig, JudgeSettings, Loading
-from refusal_cliff.sharded import loading_here
+from refusal_cliff.settings import BY_RULES, GenerationConfig, JudgeSettings, Loading
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 
@@ -97,10 +96,6 @@ class ScoringPlan:
     def subject(self) -> Subject:
         """Load the model."""
         return load(self.model, self.loading)
-
-    def here(self, engine: Engine) -> ScoringPlan:
-        """The same in this process, see `loading_here`."""
-        return replace(self, loading=loading_here(self.loading, engine))
 
 
 class ShardScorer:
