@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,25 +41,31 @@ def actors() -> list[int]:
     return [child.pid for child in found if "ShardActor" in " ".join(child.cmdline())]
 
 
-def kill_an_actor(out: Path, first: str, killed: list[int]) -> None:
+def kill_an_actor(out: Path, first: str, killed: list[int], ended: threading.Event) -> None:
     """Once a command has begun, end one actor process with signal 9."""
-    for _ in range(6000):
+    while not ended.wait(0.01):
         if any(out.glob(first)) and (running := actors()):
             os.kill(running[0], signal.SIGKILL)
             killed.append(running[0])
             return
-        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_two_actors_one_killed(command: str, root: Path, tmp_path: Path, cluster: None) -> None:
     write_files(root)
-    whole, out, killed = tmp_path / "whole", tmp_path / "out", []
+    whole, out = tmp_path / "whole", tmp_path / "out"
     run_here(root, command, whole)
-    killer = threading.Thread(target=kill_an_actor, args=(out, FIRST[command], killed), daemon=True)
+    killed: list[int] = []
+    ended = threading.Event()
+    killer = threading.Thread(
+        target=kill_an_actor, args=(out, FIRST[command], killed, ended), daemon=True
+    )
     killer.start()
-    run_here(root, command, out, "--engine", "ray", "--actors", "2")
-    killer.join(timeout=60)
+    try:
+        run_here(root, command, out, "--engine", "ray", "--actors", "2")
+    finally:
+        ended.set()
+        killer.join()
     assert len(killed) == 1, "no actor was killed: the test shows nothing"
     assert results(out) == results(whole)
     assert not list(out.glob(".tmp-*"))

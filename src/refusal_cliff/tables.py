@@ -15,14 +15,21 @@ PARQUET_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
 """What Arrow raises for a file that is damaged; the last for the name of a column."""
 
 
-def write_parquet(path: Path, table: pa.Table) -> None:
+def write_parquet(path: Path, table: pa.Table, numbers: str | None = None) -> None:
     """Write a table atomically, with a checksum of each page.
+
+    Args:
+        path: The file.
+        table: What it is to hold.
+        numbers: Leaf column of most of it: numbers that all differ, so that no dictionary helps,
+            but their bytes by place (sign and exponent apart from the rest) can be compressed.
 
     Raises:
         RefusalCliffError: The folder cannot be written, or the disk is full.
     """
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, write_page_checksum=True)
+        split = {"use_dictionary": False, "use_byte_stream_split": [numbers]} if numbers else {}
+        pq.write_table(table, temporary, write_page_checksum=True, **split)
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

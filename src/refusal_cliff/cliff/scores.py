@@ -100,7 +100,8 @@ def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "")
     spans = [[s.prompt, s.thinking, s.closing, s.total] for s in (row.spans for row in scores)]
     arrays = [*(columns or [pa.array([], pa.string())] * 4), pa.array(spans, SCHEMA.types[4])]
     table = pa.Table.from_arrays([*arrays, _nested([row.logits for row in scores])], schema=SCHEMA)
-    write_parquet(path, table.replace_schema_metadata({_MADE_FROM: made_from}))
+    table = table.replace_schema_metadata({_MADE_FROM: made_from})
+    write_parquet(path, table, numbers="logits.list.element.list.element")
 
 
 def n_scores(path: Path) -> int:
