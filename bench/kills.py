@@ -54,6 +54,7 @@ def commands(inputs: Path, address: str) -> Mapping[str, Sequence[str]]:
         "audit": audit,
         "audit --endpoint": [*audit, *served],
         "trace": ["trace", *probe, "--traces", f"{inputs}/asked/traces.jsonl", "--shard-size", "8"],
+        "judge": ["judge", "--traces", f"{inputs}/asked/traces.jsonl"],
         "select": ["select", *probe, *pool, *LENGTH, "--n", "6", "--shard-size", "8"],
         "train": [
             *("train", "--model", MODEL, "--selected", f"{inputs}/pool.jsonl"),
