@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from io import TextIOWrapper
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,8 +100,6 @@ def show_as(shown: Shown, called: str) -> None:
 
     On a terminal something stands there at once: what a command imports takes seconds.
     """
-    if not Rank.here().first:  # of several processes that do the same, one speaks
-        shown = replace(shown, quiet=True, json=False)
     _shown.set(shown)
     if shown.verbose:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
@@ -259,7 +257,7 @@ def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int]
         TextColumn("{task.completed:,} " + _without_fields(unit), markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not Rank.here().first) as progress:
         task = progress.add_task("", total=None)
         yield lambda done: progress.update(task, completed=done)
 
@@ -273,7 +271,7 @@ def working(console: Console, title: str) -> Iterator[Callable[[str, int, int | 
         TextColumn("{task.fields[amount]} {task.description}", markup=False),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console, disable=not Rank.here().first) as progress:
         task = progress.add_task("", total=None, amount="")
 
         def show(what: str, done: int, total: int | None) -> None:

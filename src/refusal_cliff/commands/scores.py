@@ -61,7 +61,7 @@ def trace(
     require_output(out, "trace", (model, probe, traces))
     from refusal_cliff.cliff.shards import score_source
     from refusal_cliff.probe.files import subject_with_probes
-    from refusal_cliff.sharded import loading_here
+    from refusal_cliff.sharded import Rank, loading_here
 
     console = screen()
     reading = reading_of(label, column, split, thinking_markers)
@@ -77,6 +77,8 @@ def trace(
             loaded=partial(loaded, loading) if engine.name == "ray" else None,
             progress=progress,
         )
+    if not Rank.here().first:
+        return
     console.print(f"{done.scored:,} traces scored", highlight=False)
     if done.restored:
         where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
