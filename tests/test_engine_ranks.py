@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from pathlib import Path
 
@@ -42,6 +43,17 @@ def test_two_ranks_write_the_same(
     assert launch(root, command, out, 2) == [0, 0]
     assert results(out) == wholes[command]
     assert not list(out.glob(".tmp-*"))
+
+
+def test_answers_that_one_process_left_unjudged_are_judged(
+    root: Path, wholes: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(root / "whole-generate", out)
+    for path in (*out.glob("judge-*"), out / "rates.json"):
+        path.unlink()
+    assert launch(root, "generate", out, 2) == [0, 0]
+    assert results(out) == wholes["generate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -185,19 +185,14 @@ def ask_and_judge(
     Raises:
         RefusalCliffError: Nobody answers, or the folder is about something else.
     """
-    said = _judge_here(judge, engine)
-    if isinstance(said, str):
+    chosen = judge if shares(engine) else judge_of(judge)
+    if shares(engine):
         claim_together(out, GENERATE, made_from(backend, prompts, source), "answers")
         start = partial(_asking, loaded or (lambda: backend), judge, source)
         if not in_parts(out, partial(unanswered, prompts, out), start, engine, progress):
             return None
     found = generate_answers(backend, prompts, out, source=source, progress=progress)
-    return _judged(said, found.records, found.left_out, out, None)
-
-
-def _judge_here(judge: JudgeSettings, engine: Engine) -> Judge | str:
-    """The judge, or its name alone where other processes ask it, too."""
-    return full_name(judge) if shares(engine) else judge_of(judge)
+    return _judged(chosen, full_name(judge), found.records, found.left_out, out, None)
 
 
 def _asking(
@@ -238,12 +233,12 @@ def judge_source(
     require_output(out, JUDGE, (source,))
     records, left_out = read_records(source, reading)
     claim_together(out, JUDGE, {"source": str(source)}, "verdicts")
-    said = _judge_here(judge, engine)
-    if isinstance(said, str):
-        missing = partial(unjudged, said, records, out)
+    chosen = judge if shares(engine) else judge_of(judge)
+    if shares(engine):
+        missing = partial(unjudged, full_name(judge), records, out)
         if not in_parts(out, missing, partial(_judging, judge), engine, progress):
             return None
-    found = _judged(said, records, left_out, out, progress)
+    found = _judged(chosen, full_name(judge), records, left_out, out, progress)
     write_left_out(out / LEFT_OUT, left_out)
     return found
 
@@ -284,7 +279,8 @@ def read_answers(
 
 
 def _judged(
-    judge: Judge | str,
+    judge: Judge | JudgeSettings,
+    name: str,
     records: list[Record],
     left_out: list[LeftOut],
     out: Path,
@@ -296,7 +292,6 @@ def _judged(
             f"{left_out[0].reason if left_out else 'there were no prompts'}"
         )
     judged = judge_records(judge, records, out, progress=progress)
-    name = judge if isinstance(judge, str) else judge.name
     found = _counted(name, judged, [], left_out, known_error(name))
     write_json(out / RATES, found.as_json())
     return found

@@ -36,7 +36,9 @@ from refusal_cliff.data.traces import Prompt
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.judges import Answer, Judge, kept_judgements
+from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.judges.kept import digest
+from refusal_cliff.settings import JudgeSettings
 
 GENERATE = "generate"
 ANSWERS = "answers.journal"
@@ -117,12 +119,17 @@ def made_from(backend: Backend, prompts: PromptSet, source: str) -> dict[str, An
 
 
 def judge_records(
-    judge: Judge | str, records: Sequence[Record], out: Path, *, progress: Progress | None = None
+    judge: Judge | JudgeSettings,
+    records: Sequence[Record],
+    out: Path,
+    *,
+    progress: Progress | None = None,
 ) -> list[Record]:
     """Judge every record that this judge has not given a verdict in the folder yet.
 
     Args:
-        judge: Who judges; or its name, where all that it says has been said in `in_parts`.
+        judge: Who judges; or its settings, where parts have judged, see `in_parts`: it is loaded
+            only if it has said nothing of some record, and not asked again what it left unscored.
         records: What to judge.
         out: Folder of the verdicts; ``traces.jsonl`` in it is written with them.
         progress: Called with the number of verdicts so far.
@@ -133,14 +140,21 @@ def judge_records(
     Raises:
         RefusalCliffError: Nothing can be judged, for example because a server is down.
     """
-    name = judge if isinstance(judge, str) else judge.name
+    late = isinstance(judge, JudgeSettings)
+    name = full_name(judge) if late else judge.name
     with locked(out):
         join(out)
         with Journal(_verdicts(out, name)) as journal:
-            if not isinstance(judge, str):
+            keyed = {_key(record): record for record in records}
+            asked = [
+                (key, answer_of_record(record))
+                for key, record in keyed.items()
+                if not (late and key in journal.rows)
+            ]
+            if asked:
                 kept_judgements(
-                    judge,
-                    [(_key(record), answer_of_record(record)) for record in records],
+                    judge_of(judge) if late else judge,
+                    asked,
                     journal,
                     None if progress is None else lambda: progress(len(journal.rows)),
                 )
