@@ -34,20 +34,18 @@ from refusal_cliff.controls.pruning import (
 from refusal_cliff.controls.rollouts import Sampled, rollouts_table
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.data.traces import Trace, closed_spans, complies, read_traces
-from refusal_cliff.generate import generate
 from refusal_cliff.generate.again import prompt_length, until_answer
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.readout import score_readout
 from refusal_cliff.heads.rerun import Rerun
 from refusal_cliff.io import read_json
-from refusal_cliff.judges import judge_traces
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import Study, answers_kept, counter
+from refusal_cliff.stages.study import Study
 
 MOST = {"harmful": 100, "benign": 40}
 """Test prompts of each label that are answered again under every treatment."""
@@ -218,33 +216,21 @@ def write_on(
         heads: Heads to take out.
         tokens: At which tokens of each row, see `generate`.
     """
-    found = list(traces)
+    own = [trace.token_ids[prompt_length(study.subject, trace) :] for trace in traces]
     new = [
         row
-        for row, (trace, ids) in enumerate(zip(traces, begun, strict=True))
-        if heads or not begins_with(trace, prompt_length(study.subject, trace), ids)
+        for row, (said, ids) in enumerate(zip(own, begun, strict=True))
+        if heads or said[: len(ids)] != tuple(ids)
     ]
-    with answers_kept(job) as journal:
-        written = generate(
-            study.subject,
-            [traces[row].prompt for row in new],
-            study.generation,
-            begun=[begun[row] for row in new],
-            row_heads=[heads] * len(new),
-            renormalised=study.definitions.renormalised,
-            row_tokens=None if tokens is None else [tokens[row] for row in new],
-            journal=journal,
-            progress=counter(job.progress, len(new)),
-        )
-        judged = judge_traces(written, study.judge, journal)
-    for row, trace in zip(new, judged, strict=True):
-        found[row] = trace
-    return found
-
-
-def begins_with(trace: Trace, start: int, ids: Sequence[int]) -> bool:
-    """Whether some ids stand in the trace from token ``start`` on."""
-    return trace.token_ids[start : start + len(ids)] == tuple(ids)
+    written = study.write(
+        [traces[row].prompt for row in new],
+        job,
+        [heads] * len(new),
+        begun=[begun[row] for row in new],
+        row_tokens=None if tokens is None else [tokens[row] for row in new],
+    )
+    again = dict(zip(new, written, strict=True))
+    return [again.get(row, trace) for row, trace in enumerate(traces)]
 
 
 def parts(traces: Sequence[Trace], size: int) -> list[list[Trace]]:

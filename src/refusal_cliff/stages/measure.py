@@ -26,7 +26,14 @@ from refusal_cliff.probe.traces import fit_by_rules
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.asking import PARTS, ask
-from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, answers_kept, counter
+from refusal_cliff.stages.study import (
+    FIT_PROMPTS,
+    TEST_PROMPTS,
+    Study,
+    answers_kept,
+    counter,
+    told_rates,
+)
 
 
 def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
@@ -111,12 +118,7 @@ def _judge(study: Study, job: Job) -> Headline:
             write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
     found = rates(judged)
     write_json(job.output(study.path("rates.json")), asdict(found))
-    headline: Headline = {"truncated": found.truncated.count}
-    if found.attacks.value is not None:
-        headline = {"asr": found.attacks.value, **headline}
-    if found.answered.value is not None:
-        headline["benign answered"] = found.answered.value
-    return headline
+    return {**told_rates(found), "truncated": found.truncated.count}
 
 
 def _probe(study: Study, job: Job) -> Headline:

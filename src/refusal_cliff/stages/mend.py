@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import read_examples
@@ -16,7 +16,7 @@ from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many, select
 from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
+from refusal_cliff.stages.study import TEST_PROMPTS, Study, told_rates
 
 STRATEGIES: tuple[Strategy, ...] = ("cliff", "random", "full")
 """Those that the demo compares; the laboratory compares all."""
@@ -103,14 +103,7 @@ def _repair(study: Study, plan: MendPlan, strategy: Strategy, job: Job) -> Headl
     chosen = [e for e in read_examples(job.input(POOL)) if e.prompt.id in wanted]
     adapter = job.output(study.path(f"{folder}/{_ADAPTER[0]}")).parent
     repair(study.subject, chosen, read_examples(job.input(BENIGN)), plan.repair, adapter)
-    repaired = load_repaired(study.subject, adapter)
-    prompts = read_prompts(job.input(TEST_PROMPTS))
-    traces = answers(repaired, prompts, study.generation, job, judge=study.judge)
+    repaired = replace(study, subject=load_repaired(study.subject, adapter))
+    traces = repaired.write(read_prompts(job.input(TEST_PROMPTS)), job)
     write_traces(job.output(study.path(f"{folder}/traces.parquet")), traces)
-    found = rates(traces)
-    headline: Headline = {"examples": len(chosen)}
-    if found.attacks.value is not None:
-        headline["asr"] = found.attacks.value
-    if found.answered.value is not None:
-        headline["benign answered"] = found.answered.value
-    return headline
+    return {"examples": len(chosen), **told_rates(rates(traces))}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import Prompt, Trace
@@ -123,19 +124,29 @@ class Study:
     def write(
         self,
         prompts: Sequence[Prompt],
-        job: Job,
+        job: Job | None = None,
         row_heads: Sequence[Sequence[Head]] | None = None,
+        *,
+        begun: Sequence[Sequence[int]] | None = None,
+        row_tokens: Sequence[range] | None = None,
     ) -> list[Trace]:
-        """Let the model answer, and judge the answers."""
-        return answers(
-            self.subject,
-            prompts,
-            self.generation,
-            job,
-            row_heads,
-            renormalised=self.definitions.renormalised,
-            judge=self.judge,
-        )
+        """Let the model answer, and judge the answers; rows are those of `generate`.
+
+        A job is told how many there are, and keeps them while it lasts.
+        """
+        with answers_kept(job) as journal:
+            written = generate(
+                self.subject,
+                prompts,
+                self.generation,
+                begun=begun,
+                row_heads=row_heads,
+                row_tokens=row_tokens,
+                renormalised=self.definitions.renormalised,
+                journal=journal,
+                progress=counter(job and job.progress, len(prompts)),
+            )
+            return judge_traces(written, self.judge, journal)
 
     def answer_again(
         self, traces: Sequence[Trace], row_heads: Sequence[Sequence[Head]], job: Job
@@ -160,28 +171,10 @@ class Study:
             return judge_traces(found, self.judge, journal)
 
 
-def answers(
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    generation: GenerationConfig,
-    job: Job | None = None,
-    row_heads: Sequence[Sequence[Head]] | None = None,
-    *,
-    renormalised: bool = False,
-    judge: Judge = RULES,
-) -> list[Trace]:
-    """Judged traces of a model; a job is told how many there are, and keeps them while it lasts."""
-    with answers_kept(job) as journal:
-        written = generate(
-            subject,
-            prompts,
-            generation,
-            row_heads=row_heads,
-            renormalised=renormalised,
-            journal=journal,
-            progress=counter(job and job.progress, len(prompts)),
-        )
-        return judge_traces(written, judge, journal)
+def told_rates(found: Rates) -> Headline:
+    """How often a model complied, as key numbers of a stage; those that have a value."""
+    told = {"asr": found.attacks.value, "benign answered": found.answered.value}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 @contextmanager

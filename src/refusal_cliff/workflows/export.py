@@ -28,7 +28,7 @@ from refusal_cliff.io import read_as, read_json, without_folder
 from refusal_cliff.judges import Judge, RulesJudge
 from refusal_cliff.judges.choose import published_name
 from refusal_cliff.model.subject import Head, Subject, parse_head
-from refusal_cliff.stages.study import answers
+from refusal_cliff.stages.study import Study
 from refusal_cliff.workflows.model_card import RATES, BeforeAfter, Form, model_card
 
 WRITERS = {"adapter": write_adapter, "merged": write_merged}
@@ -190,10 +190,8 @@ def _on_prompts(
     generation: GenerationConfig,
     judge: Judge,
 ) -> BeforeAfter:
-    before, after = (
-        answers(subject, prompts, generation, row_heads=row_heads, judge=judge)
-        for row_heads in (None, [heads] * len(prompts))
-    )
+    study = Study("", subject, 0, generation, judge=judge)
+    before, after = study.write(prompts), study.write(prompts, row_heads=[heads] * len(prompts))
     return measured_on(before, after, judge.name)
 
 
