@@ -19,8 +19,7 @@ from report_example import (
     example_trace,
 )
 
-from refusal_cliff.controls.rollouts import BINS
-from refusal_cliff.controls.table import Cell, ControlTable
+from refusal_cliff.controls.table import BINS, Cell, ControlTable
 from refusal_cliff.report import palette, words
 from refusal_cliff.report.data import Bar, Curve, FindingRow, ReportData
 from refusal_cliff.report.page import render_page, write_page

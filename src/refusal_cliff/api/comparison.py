@@ -130,9 +130,7 @@ def _changes(named: Mapping[str, Run]) -> ControlTable:
             alone.append(name)
             continue
         rows |= {f"{name}: {RATES[c.rate]}": _change(c) for c in changes if c.rate in RATES}
-    notes = [f"Paired by prompt; {first} is the model before. p is McNemar's exact test."]
-    if alone:
-        notes.append(f"No prompt in common with {first}, so not compared: {', '.join(alone)}.")
+    left = f"No prompt in common with {first}, so not compared: {', '.join(alone)}."
     sure = [name for name, (_, _, d, _) in rows.items() if d.interval and _away_from_zero(d)]
     return ControlTable(
         question=f"What changed against {first}?",
@@ -140,7 +138,10 @@ def _changes(named: Mapping[str, Run]) -> ControlTable:
         columns=("before", "after", "difference", "p"),
         rows=rows,
         finding=f"Beyond chance: {'; '.join(sure) or 'nothing'}.",
-        notes=notes,
+        notes=(
+            f"Paired by prompt; {first} is the model before. p is McNemar's exact test.",
+            *([left] if alone else []),
+        ),
     )
 
 
@@ -208,9 +209,7 @@ def _turns(named: Mapping[str, Run]) -> ControlTable:
     other = [name for name, cosines in found.items() if not cosines]
     kept = {name: cosines for name, cosines in found.items() if cosines}
     layers = sorted({layer for cosines in kept.values() for layer in cosines})
-    notes = ["1 is the same direction, 0 a right angle; of the probes as they are used."]
-    if other:
-        notes.append(f"Of another width than {first}, so not compared: {', '.join(other)}.")
+    left = f"Of another width than {first}, so not compared: {', '.join(other)}."
     return ControlTable(
         question=f"How far did the refusal direction turn from that of {first}?",
         source=OURS,
@@ -223,7 +222,10 @@ def _turns(named: Mapping[str, Run]) -> ControlTable:
             f"{name}: cosine {min(cosines.values()):.2f} to {max(cosines.values()):.2f}"
             for name, cosines in kept.items()
         ),
-        notes=notes,
+        notes=(
+            "1 is the same direction, 0 a right angle; of the probes as they are used.",
+            *([left] if other else []),
+        ),
     )
 
 

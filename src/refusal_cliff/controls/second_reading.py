@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
-from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.cliff.scores import TraceScores, scores_of
 from refusal_cliff.cliff.verdict import (
     SHARE_OF_TRACES,
     Verdict,
@@ -28,14 +28,24 @@ from refusal_cliff.cliff.verdict import (
     model_cliff,
     yardstick,
 )
-from refusal_cliff.controls.directions import logistic_directions
-from refusal_cliff.controls.positions import CLOSING, THINKING, Place, rows_of, states_of_places
-from refusal_cliff.controls.readings import Floats, Line, Read, Reduced, fit_line
+from refusal_cliff.controls.readings import (
+    CLOSING,
+    THINKING,
+    Floats,
+    Line,
+    Read,
+    Reduced,
+    fit_line,
+    logistic_directions,
+    rows_of,
+    states_by_place,
+    thinks,
+)
 from refusal_cliff.controls.relative import relative
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import Progress, Reader, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm, find_final_norm
+from refusal_cliff.model.capture import Progress, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm, at_read_point, find_final_norm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import MIN_PER_CLASS, ProbeSet
 from refusal_cliff.probe.quality import auroc, calibrate
@@ -123,7 +133,7 @@ def second_readings(
     if not fit or not any(trace.prompt.label == "harmful" for trace in test):
         return SecondReadings({}, None, None, None, None, None, None, 0)
     probe = probes.chosen
-    states = _states_of_places(subject, fit, probes, progress)
+    states = states_by_place(subject, fit, probes.layer, probes.read_point, progress)
     rows = rows_of(fit, states, CLOSING, "refused-vs-benign")
     lines: dict[str, Read] = {OWN: Line(probe.weight, probe.bias)}
     thoughts = rows_of(fit, states, THINKING, "refused-vs-benign")
@@ -142,13 +152,10 @@ def second_readings(
     again = [cliffs_of(read, len(lines) + draw) for draw in range(len(refits))]
     own, other = cliffs[OWN], cliffs.get(MARGIN)
     shares, drops = _redrawn(again, seed)
+    against = (None, None, None) if other is None else _against_margin(own, other)
     return SecondReadings(
-        readings={name: _reading(found, seed) for name, found in cliffs.items()},
-        margin_at_closing=None if other is None else _correlation(_finals(own), _finals(other)),
-        margin_over_thinking=None
-        if other is None
-        else _correlation(_plateaus(own), _plateaus(other)),
-        beyond_margin=None if other is None else _beyond(own, other),
+        {name: _reading(found, seed) for name, found in cliffs.items()},
+        *against,
         refit_share=percentiles(shares) if len(shares) else None,
         refit_cliff=percentiles(drops) if len(drops) else None,
         refit_cliffs=float((shares >= SHARE_OF_TRACES).mean()) if len(shares) else None,
@@ -181,26 +188,6 @@ def refitted(
     return found
 
 
-def thinks(trace: Trace) -> bool:
-    """Whether a closed trace has thinking, an answer, and a prompt before them."""
-    spans = trace.spans
-    return spans is not None and spans.thinking > spans.prompt > 0 and spans.total > spans.closing
-
-
-def _states_of_places(
-    subject: Subject, traces: Sequence[Trace], probes: ProbeSet, progress: Progress | None
-) -> dict[str, dict[Place, Floats]]:
-    def reduce(row: int, states: Floats) -> dict[Place, Floats]:
-        spans = traces[row].spans
-        assert spans is not None  # closed
-        return states_of_places(states, spans)
-
-    reader = Reduced(probes.layer, reduce)
-    tap = AfterFinalNorm(reader, subject) if probes.read_point == "final_norm" else reader
-    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
-    return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
-
-
 def _read(
     subject: Subject,
     traces: Sequence[Trace],
@@ -220,21 +207,13 @@ def _read(
         return states @ margin
 
     inner, last = Reduced(probes.layer, reduce), Reduced(subject.n_layers, reduce_last)
-    tap = AfterFinalNorm(inner, subject) if probes.read_point == "final_norm" else inner
-    taps: list[Reader] = [tap] if margin is None else [tap, AfterFinalNorm(last, subject)]
+    tap = at_read_point(inner, subject, probes.read_point)
+    taps = [tap] if margin is None else [tap, AfterFinalNorm(last, subject)]
     capture(subject, [trace.token_ids for trace in traces], taps)
-    return [
-        TraceScores(
-            trace.prompt.id,
-            trace.prompt.group,
-            trace.prompt.label,
-            trace.verdict,
-            trace.spans,
-            np.vstack([inner.values[row], *(() if margin is None else (last.values[row],))]),
-        )
-        for row, trace in enumerate(traces)
-        if trace.spans is not None
-    ]
+    values = (inner.values,) if margin is None else (inner.values, last.values)
+    return scores_of(
+        traces, [np.vstack([one[row] for one in values]) for row in range(len(traces))]
+    )
 
 
 @torch.inference_mode()
@@ -301,8 +280,16 @@ def _drawn(rows: Sequence[TraceCliff], rng: np.random.Generator) -> list[TraceCl
     return [row for at in rng.integers(len(groups), size=len(groups)) for row in groups[at]]
 
 
-def _finals(rows: Sequence[TraceCliff]) -> NDArray[np.float64]:
-    return np.array([row.final_logit for row in rows])
+def _against_margin(
+    own: Sequence[TraceCliff], margin: Sequence[TraceCliff]
+) -> tuple[float | None, float | None, float | None]:
+    """Correlations with the margin at the last closing token and of plateaus; what is beyond it."""
+    finals = (np.array([row.final_logit for row in rows]) for rows in (own, margin))
+    return (
+        _correlation(*finals),
+        _correlation(_plateaus(own), _plateaus(margin)),
+        _beyond(own, margin),
+    )
 
 
 def _plateaus(rows: Sequence[TraceCliff]) -> NDArray[np.float64]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from refusal_cliff.controls.rollouts import BINS
-from refusal_cliff.controls.table import ControlTable
+from refusal_cliff.controls.table import BINS, ControlTable
 from refusal_cliff.report.bars import bar_chart
 from refusal_cliff.report.cliff_chart import Marks, cliff_panel
 from refusal_cliff.report.data import Bar, Curve, LessIsMore, ReportData

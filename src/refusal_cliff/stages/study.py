@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.traces import Prompt, Trace, read_traces
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.again import answer_again, beginning
 from refusal_cliff.generate.local import described
@@ -99,6 +99,10 @@ class Study:
         }
         own = tuple(self.path(output) for output in outputs)
         return Stage(self.path(name), tuple(inputs), own, depends, run)
+
+    def traces(self, job: Job, part: str) -> list[Trace]:
+        """Its judged traces as a stage reads them: those to ``fit`` on, or of the ``test``."""
+        return read_traces(job.input(self.path(f"traces-{part}.parquet")))
 
     def first_answers(
         self,
