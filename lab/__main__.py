@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -11,10 +11,14 @@ from rich.console import Console
 from refusal_cliff.cli import prepare, program
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of, positive
-from refusal_cliff.commands.options import Model, Out, Seed, one_of
+from refusal_cliff.commands.options import Model, Out, Seed
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
 from refusal_cliff.organisms import ORGANISMS
+from refusal_cliff.settings import STRATEGIES
+
+if TYPE_CHECKING:
+    from refusal_cliff.select.strategies import Strategy
 
 RECIPES = (*ORGANISMS, "tiny-lora")
 app = program("Make small models whose right answers are known, and measure the method on them.")
@@ -160,7 +164,7 @@ def less_is_more(
         typer.Option(
             "--strategy",
             help="Only these ways to choose; repeatable.",
-            callback=checked(name_of("strategy", arguments.STRATEGIES)),
+            callback=checked(name_of("strategy", STRATEGIES)),
         ),
     ] = None,
     steps: Annotated[
@@ -203,11 +207,10 @@ def less_is_more(
         run_experiment,
     )
     from refusal_cliff.live import LiveView, print_table
-    from refusal_cliff.select.strategies import STRATEGIES
 
     public = data is not None
     plan, sizes = default_plan(public=public), default_sizes(public=public)
-    named = tuple(one_of("strategy", name, STRATEGIES) for name in strategies or ())
+    named = cast("tuple[Strategy, ...]", tuple(strategies or ()))
     plan = replace(
         plan,
         seeds=plan.seeds if seeds is None else tuple(range(seeds)),

@@ -12,8 +12,8 @@ from made_rates import JUDGED
 from reader_example import example_reader
 
 from refusal_cliff.controls.table import Cell, ControlTable
-from refusal_cliff.findings.next_step import next_step
 from refusal_cliff.findings.summary import Summary
+from refusal_cliff.findings.wording import next_step
 from refusal_cliff.report.data import (
     Bar,
     Curve,

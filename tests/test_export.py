@@ -28,8 +28,7 @@ from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.workflows.export import Choice, _joint_heads, _of_run, export_ablation
-from refusal_cliff.workflows.model_card import Form
+from refusal_cliff.workflows.export import Choice, Form, _joint_heads, _of_run, export_ablation
 
 WEIGHTS = "adapter_model.safetensors"
 GENERATION = GenerationConfig(110, 64)

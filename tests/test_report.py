@@ -22,10 +22,9 @@ from report_example import (
 from refusal_cliff.controls.table import BINS, Cell, ControlTable
 from refusal_cliff.report import palette, words
 from refusal_cliff.report.data import Bar, Curve, FindingRow, ReportData
-from refusal_cliff.report.page import render_page, write_page
+from refusal_cliff.report.page import MAX_TOKENS, render_page, tokens_of, write_page
 from refusal_cliff.report.reader import page_script, source_hash
 from refusal_cliff.report.svg import spread
-from refusal_cliff.report.tokens import MAX_TOKENS, tokens_of
 from refusal_cliff.thinking import Spans
 
 HOSTILE = '<script>alert(1)</script>" onmouseover="x\' ]]> &amp; --> \x1b[2J\x00\u202e\ud800\uffff'

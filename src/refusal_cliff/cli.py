@@ -15,17 +15,14 @@ from typer.core import TyperGroup
 from refusal_cliff import __version__
 from refusal_cliff.commands import (
     answers,
-    comparing,
     gate,
     heads,
-    organism,
     reporting,
     runs,
     scores,
     selecting,
 )
-from refusal_cliff.commands.grouped import grouped
-from refusal_cliff.commands.typed import remember
+from refusal_cliff.commands.grouped import grouped, remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import is_storage_error
 from refusal_cliff.live import is_verbose, print_error, write_what_can_be_shown
@@ -120,10 +117,10 @@ app.command()(grouped(selecting.select))
 app.command()(grouped(selecting.train, kept=False))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
-app.command()(grouped(comparing.compare))
+app.command()(grouped(reporting.compare))
 app.command()(grouped(reporting.report))
 app.command()(grouped(reporting.figures))
-app.add_typer(organism.app, name="organism")
+app.add_typer(runs.organism_app, name="organism")
 
 
 def _with_home(arg: str) -> str:

@@ -1,4 +1,4 @@
-"""Whole runs: demo and audit."""
+"""Whole runs, demo and audit; and the embedded organisms."""
 
 from __future__ import annotations
 
@@ -6,24 +6,21 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
-from refusal_cliff.commands.options import (
-    Columns,
-    Model,
-    Out,
-    Seed,
-    Split,
-    ThinkingMarkers,
-    one_of,
-    reading_of,
-)
-from refusal_cliff.commands.typed import command_line
+from refusal_cliff.commands.grouped import command_line, without
+from refusal_cliff.commands.options import Model, Out, Seed, reading
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
 from refusal_cliff.live import LiveView, print_findings, result, say, screen, wants_json
-from refusal_cliff.settings import JudgeSettings, Loading, Server, Writing
+from refusal_cliff.settings import JudgeSettings, Loading, RowSettings, Server, Writing
+
+organism_app = typer.Typer(
+    no_args_is_help=True,
+    help="Small embedded models whose right answers are known: list or describe them.",
+)
 
 
 def demo(
@@ -95,9 +92,7 @@ def audit(
             "Without it the prompts of each label are split in half at random.",
         ),
     ] = None,
-    column: Columns = None,
-    split: Split = "train",
-    thinking_markers: ThinkingMarkers = None,
+    rows: Annotated[RowSettings, without("label")],
     judge: JudgeSettings,
     writing: Writing,
     server: Server,
@@ -144,25 +139,22 @@ def audit(
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
     require_output(out, "audit", (model, judge.model, judge.error, *given))
     from refusal_cliff.stages.control import chosen_controls
-    from refusal_cliff.stages.study import PRESETS
-    from refusal_cliff.workflows.audit import run_audit
-    from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
+    from refusal_cliff.workflows.audit import AuditCost, cost_lines, run_audit, time_lines
     from refusal_cliff.workflows.audit_prompts import QUICK_PROMPTS, AuditSources
 
-    reading = reading_of(None, column, split, thinking_markers)
     sources = AuditSources(
         tuple(harmful or ()),
         tuple(benign or ()),
         tuple(fit_on or ()),
         QUICK_PROMPTS if quick else None,
-        reading,
+        reading(rows),
         tuple(traces or ()),
     )
     console = screen()
 
     def told(cost: AuditCost) -> None:
         for line in cost_lines(cost) + (time_lines(cost) if plan else []):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
         if plan:
             raise typer.Exit
 
@@ -177,7 +169,7 @@ def audit(
             loading=loading,
             server=server,
             controls=chosen_controls(control or ()),
-            preset=one_of("preset", preset, tuple(PRESETS)),
+            preset=preset,
             judge=judge,
             command=command_line(),
             told=told,
@@ -191,3 +183,30 @@ def _show_results(out: Path) -> None:
         say(screen(), f"{out / name}")
     if wants_json():
         result(read_json(out / "summary.json"))
+
+
+@organism_app.command("list")
+def list_organisms() -> None:
+    """List the embedded organisms and what each is for."""
+    from refusal_cliff.organisms import ORGANISMS
+
+    console = Console()
+    for name, purpose in ORGANISMS.items():
+        say(console, f"{name}: {purpose}")
+
+
+@organism_app.command("card")
+def organism_card(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="For example tiny.",
+            callback=checked(arguments.organism(tuple(arguments.ORGANISMS))),
+        ),
+    ],
+) -> None:
+    """Show how an organism was made: seed, sizes, planted heads, what was put in on purpose."""
+    from refusal_cliff.io import read_text
+    from refusal_cliff.organisms import embedded_path
+
+    say(Console(), read_text(embedded_path(name) / "organism.json").rstrip())

@@ -24,8 +24,7 @@ from refusal_cliff.controls.table import Cell, ControlTable, cell_text
 from refusal_cliff.data.traces import Trace, closed_spans, read_traces
 from refusal_cliff.generate.again import until_answer
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
-from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun
+from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.io import read_json
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, parse_head

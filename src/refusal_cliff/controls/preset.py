@@ -15,8 +15,7 @@ from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.table import HeadRow, measure_heads, select_heads
 from refusal_cliff.model.subject import Head
-from refusal_cliff.probe.fit import ProbeSet
-from refusal_cliff.probe.provenance import ReadPoint
+from refusal_cliff.probe.fit import ProbeSet, ReadPoint
 from refusal_cliff.probe.traces import fit_on_traces
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.study import PRESETS, Definitions, Study

@@ -23,10 +23,9 @@ from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.model.capture import Batch, Progress, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.direction import Direction, cross_validate, standardised
-from refusal_cliff.probe.logistic import fit_logistic
+from refusal_cliff.probe.direction import Direction, cross_validate, fit_logistic, standardised
+from refusal_cliff.probe.fit import fold_groups
 from refusal_cliff.probe.quality import auroc, weighted_auroc
-from refusal_cliff.probe.splits import fold_groups
 from refusal_cliff.stats import percentiles, resampled_counts
 from refusal_cliff.thinking import Spans
 

@@ -12,8 +12,7 @@ from refusal_cliff.controls.together import planted_of
 from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.find import explained
-from refusal_cliff.heads.joint import select_jointly
-from refusal_cliff.heads.shift import AnswerShifts
+from refusal_cliff.heads.joint import AnswerShifts, select_jointly
 from refusal_cliff.heads.table import METHODS, HeadRow, budget, read_heads
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.run.pipeline import Job

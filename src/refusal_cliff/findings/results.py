@@ -12,8 +12,7 @@ from refusal_cliff.answers.correction import JudgeError
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.answers.judged import complying, judged_rates
 from refusal_cliff.data.traces import complies, read_traces
-from refusal_cliff.findings.head_proof import proof_of
-from refusal_cliff.findings.pairs import AttackPairs, Difference, difference
+from refusal_cliff.findings.head_proof import AttackPairs, Difference, difference, proof_of
 from refusal_cliff.findings.summary import (
     AblatedCount,
     AblationSummary,

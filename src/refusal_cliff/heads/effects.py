@@ -24,8 +24,7 @@ from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun
+from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.model.capture import (
     Batch,
     HeadContributions,

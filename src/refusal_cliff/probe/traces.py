@@ -13,8 +13,14 @@ from refusal_cliff.model.capture import PositionResiduals, Progress, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Estimator
-from refusal_cliff.probe.fit import MIN_PER_CLASS, LabelRule, ProbeSet, fit_probes
-from refusal_cliff.probe.provenance import ReadPoint, provenance_of
+from refusal_cliff.probe.fit import (
+    MIN_PER_CLASS,
+    LabelRule,
+    ProbeSet,
+    ReadPoint,
+    fit_probes,
+    provenance_of,
+)
 
 States = dict[str, NDArray[np.float32]]
 """By prompt id, [probed layers, d]."""

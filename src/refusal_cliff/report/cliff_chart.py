@@ -8,16 +8,19 @@ from html import escape
 from typing import Protocol
 
 from refusal_cliff.report.data import Curve, Group
-from refusal_cliff.report.lines import known, line_of, runs, share_axis
 from refusal_cliff.report.svg import (
     Frame,
     band,
     box,
     dot,
     frame,
+    known,
     line,
+    line_of,
     picture,
     polyline,
+    runs,
+    share_axis,
     spread,
     tag,
     text,

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.findings.next_step import NextStep
 from refusal_cliff.findings.summary import Summary
+from refusal_cliff.findings.wording import NextStep
 from refusal_cliff.thinking import Spans
 
 Group = Literal["complied", "refused", "benign"]

@@ -13,8 +13,7 @@ from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
 from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
-from refusal_cliff.findings.next_step import next_step
-from refusal_cliff.findings.pairs import AttackPairs
+from refusal_cliff.findings.head_proof import AttackPairs
 from refusal_cliff.findings.results import (
     Find,
     RunShape,
@@ -22,7 +21,7 @@ from refusal_cliff.findings.results import (
     share_of,
 )
 from refusal_cliff.findings.summary import Summary
-from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.findings.wording import findings_of, next_step
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
 from refusal_cliff.heads.table import read_heads
 from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
@@ -30,15 +29,6 @@ from refusal_cliff.io import read_json
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head, parse_head
 from refusal_cliff.probe.files import read_probes
-from refusal_cliff.report.curves import (
-    FIRST_OFFSET,
-    LEAST,
-    closing_texts,
-    curve_of,
-    curves_of,
-    group_of,
-    head_map,
-)
 from refusal_cliff.report.data import (
     Bar,
     Curve,
@@ -51,7 +41,18 @@ from refusal_cliff.report.data import (
     Role,
     Strategy,
 )
-from refusal_cliff.report.traces import Measured, reader_of, typical_traces
+from refusal_cliff.report.traces import (
+    FIRST_OFFSET,
+    LEAST,
+    Measured,
+    closing_texts,
+    curve_of,
+    curves_of,
+    group_of,
+    head_map,
+    reader_of,
+    typical_traces,
+)
 from refusal_cliff.stats import bootstrap_mean
 
 FIRST_OFFSET_OF_MAP = -20

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal_cliff.report.data import HeadId, HeadMap, Heatmap
-from refusal_cliff.report.lines import known
 from refusal_cliff.report.palette import LEVELS, diverging, sequential
-from refusal_cliff.report.svg import Point, Scale, box, dot, picture, polyline, text
+from refusal_cliff.report.svg import Point, Scale, box, dot, known, picture, polyline, text
 from refusal_cliff.report.words import head_name, listing, number, signed, token_text
 
 _LEFT = 46.0

@@ -15,7 +15,7 @@ from refusal_cliff.generate.again import answer_again, beginning
 from refusal_cliff.generate.local import described
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.probe.provenance import ReadPoint
+from refusal_cliff.probe.fit import ReadPoint
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Progress, Stage
 from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served

@@ -12,10 +12,9 @@ import torch
 from refusal_cliff.answers.correction import known_error
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import Prompt
-from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
-from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.findings.wording import Finding, findings_of
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.judges import RulesJudge
@@ -24,9 +23,13 @@ from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.settings import RepairConfig
-from refusal_cliff.stages.at_tokens import tokens_stage
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
-from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
+from refusal_cliff.stages.measure import (
+    coherence_stage,
+    measure_stages,
+    second_reading_stage,
+    tokens_stage,
+)
 from refusal_cliff.stages.mend import BENIGN, POOL, MendPlan, mend_stages
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study

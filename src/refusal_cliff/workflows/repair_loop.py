@@ -18,8 +18,7 @@ from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.traces import Prompt, PromptFile
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.findings.finding import Finding
-from refusal_cliff.findings.wording import about_judge
+from refusal_cliff.findings.wording import Finding, about_judge
 from refusal_cliff.folders import claim, require_output
 from refusal_cliff.io import read_json, sha256_file
 from refusal_cliff.judges import Remembering
@@ -41,7 +40,7 @@ from refusal_cliff.select.selection_run import (
 )
 from refusal_cliff.select.shards import ScoringPlan
 from refusal_cliff.settings import RepairConfig
-from refusal_cliff.stages.proof import PROOF, proof_stages
+from refusal_cliff.stages.mend import PROOF, proof_stages
 from refusal_cliff.stages.study import TEST_PROMPTS, Study
 
 COMMAND, ADAPTER = "repair", "adapter"
