@@ -20,8 +20,9 @@ from report_example import (
 )
 
 from refusal_cliff.controls.table import BINS, Cell, ControlTable
+from refusal_cliff.findings.wording import Finding
 from refusal_cliff.report import palette, words
-from refusal_cliff.report.data import Bar, Curve, FindingRow, ReportData
+from refusal_cliff.report.data import Bar, Curve, ReportData
 from refusal_cliff.report.page import MAX_TOKENS, render_page, tokens_of, write_page
 from refusal_cliff.report.reader import page_script, source_hash
 from refusal_cliff.report.svg import spread
@@ -131,7 +132,7 @@ def hostile_data() -> ReportData:
         traces=[
             worse(t, "title", "subject", "verdict", "prompt", "pieces", "id") for t in data.traces
         ],
-        findings=[FindingRow(HOSTILE, HOSTILE, HOSTILE, None)],
+        findings=[Finding(HOSTILE, HOSTILE, None, HOSTILE)],
         provenance=[(HOSTILE, HOSTILE)],
         summary=data.summary.model_copy(
             update={

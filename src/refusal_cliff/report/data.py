@@ -14,7 +14,7 @@ from typing import Literal
 
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.findings.summary import Summary
-from refusal_cliff.findings.wording import NextStep
+from refusal_cliff.findings.wording import Finding, NextStep
 from refusal_cliff.thinking import Spans
 
 Group = Literal["complied", "refused", "benign"]
@@ -334,23 +334,6 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class FindingRow:
-    """One line of the table of findings.
-
-    Attributes:
-        finding: What was asked.
-        value: What was found, with its interval.
-        expected: What the method predicts or the release demands, in words.
-        holds: Whether it came out so; None where nothing was predicted.
-    """
-
-    finding: str
-    value: str
-    expected: str
-    holds: bool | None
-
-
-@dataclass(frozen=True, slots=True)
 class ReportData:
     """All that the page shows. Parts that a run did not measure are None or empty.
 
@@ -392,6 +375,6 @@ class ReportData:
     traces: Sequence[ExampleTrace] = ()
     reader: Reader | None = None
     next_step: NextStep | None = None
-    findings: Sequence[FindingRow] = ()
+    findings: Sequence[Finding] = ()
     notes: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()
