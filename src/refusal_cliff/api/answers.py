@@ -110,14 +110,7 @@ class RateTable(View):
     def plot(self) -> Chart:
         """The shares as bars."""
         bars = [
-            Bar(
-                _RATE_WORDS[name],
-                share.value or 0.0,
-                share.interval,
-                share.n,
-                "baseline" if name == "attacks" else "result",
-                interval_kind="Wilson",
-            )
+            Bar.of(_RATE_WORDS[name], share, "baseline" if name == "attacks" else "result")
             for name, share in self._shares().items()
         ]
         return Chart.of("rates", bar_chart("rates", "share of prompts", bars, width=WIDTH))

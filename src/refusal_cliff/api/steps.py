@@ -13,7 +13,7 @@ from refusal_cliff.api.answers import Changes, RateTable, Traces
 from refusal_cliff.api.results import Cliff, Heads, Probes, Scores, Selection
 from refusal_cliff.cliff import measure, scores
 from refusal_cliff.cliff.curves import DEFAULT_POOL
-from refusal_cliff.data.traces import LABELS, Prompt, SafetyExample, Trace, closed
+from refusal_cliff.data.traces import Prompt, SafetyExample, Trace, closed
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.heads import find
@@ -46,7 +46,7 @@ def organism_prompts(split: language.Split, n: int, seed: int = 0) -> list[Promp
         n: Prompts of each label.
         seed: Seed of the draw.
     """
-    return [prompt for label in LABELS for prompt in language.prompts(split, label, n, seed)]
+    return language.both_labels(split, n, seed)
 
 
 def organism_examples(n: int, seed: int = 0) -> tuple[list[SafetyExample], list[SafetyExample]]:

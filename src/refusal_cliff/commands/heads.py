@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -15,6 +15,15 @@ from refusal_cliff.folders import require_output
 from refusal_cliff.live import result, say, screen
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RowSettings
 from refusal_cliff.user_text import existing_file
+
+
+def _prompts(label: str) -> Any:
+    """The option for a file of prompts that the model card is measured on."""
+    return typer.Option(
+        metavar="FILE",
+        help=f"{label} prompts for the model card.",
+        callback=checked(existing_file),
+    )
 
 
 def ablate(
@@ -55,22 +64,8 @@ def ablate(
             callback=finite,
         ),
     ] = 0.0,
-    harmful: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Harmful prompts for the model card.",
-            callback=checked(existing_file),
-        ),
-    ] = None,
-    benign: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Benign prompts for the model card.",
-            callback=checked(existing_file),
-        ),
-    ] = None,
+    harmful: Annotated[Path | None, _prompts("Harmful")] = None,
+    benign: Annotated[Path | None, _prompts("Benign")] = None,
     judge: Annotated[JudgeSettings, without("judge_error")],
     rows: Annotated[RowSettings, without("label", "split", "thinking_markers")],
     generation: GenerationConfig,

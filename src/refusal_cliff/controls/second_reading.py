@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, scores_of
@@ -48,7 +50,7 @@ from refusal_cliff.model.final_norm import AfterFinalNorm, at_read_point, find_f
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import MIN_PER_CLASS, ProbeSet
 from refusal_cliff.probe.quality import auroc, calibrate
-from refusal_cliff.stats import Interval, percentiles, resampled_counts
+from refusal_cliff.stats import Correlation, Fraction, Ordered, percentiles, resampled_counts
 from refusal_cliff.thinking import Spans
 
 NEAR = 16
@@ -131,52 +133,40 @@ SAME_PLACE = "own probe, relative to the place"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the rule of the verdict says under one reading.
+    """What the rule of the verdict says under one reading."""
 
-    Attributes:
-        verdict: As of a model.
-        share: Traces with a cliff.
-        share_ci: Its interval.
-        reason: The grounds.
-        early_auroc: How well plateaus alone tell refused from complied harmful traces, before the
-            thinking ends; ``None`` where one of the two is missing.
-    """
-
-    verdict: Verdict
-    share: float
-    share_ci: Interval
-    reason: str
-    early_auroc: float | None
+    verdict: Verdict = Field(description="As of the model.")
+    share: Fraction = Field(description="Traces with a cliff.")
+    share_ci: Ordered = Field(description="Its interval, over prompt groups.")
+    reason: str = Field(description="The verdict's grounds, as a sentence.")
+    early_auroc: Fraction | None = Field(
+        description="How well plateaus alone tell refused from complied harmful traces."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SecondReadings:
-    """All of it.
+    """Whether the verdict depends on how the probe reads."""
 
-    Attributes:
-        readings: By name: ``OWN``, ``OVER_THINKING``, ``MARGIN``, ``SAME_PLACE``; one that could
-            not be fitted for want of traces is absent.
-        margin_at_closing: Correlation of the probe's logit with the margin over traces, at the last
-            closing token.
-        margin_over_thinking: The same of plateaus.
-        beyond_margin: Partial correlation of the probe's plateau with the refusal of harmful
-            prompts, the margin's plateau held fixed: what the probe adds to the next token;
-            ``None`` where one of refused and complied is missing.
-        refit_share: Interval of the share of traces with a cliff, fitting included; ``None`` where
-            the probe cannot be fitted again.
-        refit_cliff: The same of the mean cliff.
-        refit_cliffs: Share of the refits in which at least a quarter of the traces have a cliff.
-        draws: Refits.
-    """
-
-    readings: Mapping[str, Reading]
-    margin_at_closing: float | None
-    margin_over_thinking: float | None
-    beyond_margin: float | None
-    refit_share: Interval | None
-    refit_cliff: Interval | None
-    refit_cliffs: float | None
-    draws: int
+    readings: dict[str, Reading] = Field(
+        description="By name: own probe, the same relative to the place, probe over the thinking, "
+        "next-token margin."
+    )
+    margin_at_closing: Correlation | None = Field(
+        description="Correlation of the probe with the next-token margin, last closing token."
+    )
+    margin_over_thinking: Correlation | None = Field(description="The same of plateaus.")
+    beyond_margin: Correlation | None = Field(
+        description="Partial correlation of the probe's plateau with refusing, given the margin's."
+    )
+    refit_share: Ordered | None = Field(
+        description="Interval of the share with a cliff, fitting of the probe included."
+    )
+    refit_cliff: Ordered | None = Field(description="The same of the mean cliff.")
+    refit_cliffs: Fraction | None = Field(
+        description="Refits in which at least a quarter of the traces have a cliff."
+    )
+    draws: int = Field(ge=0, description="Refits.")
 
 
 def second_readings(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.answers.judged import JudgedRates
+from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.controls.taxonomy import ADVICE, KINDS, Kind
 from refusal_cliff.findings.results import REPAIRED
 from refusal_cliff.findings.summary import (
@@ -16,7 +17,6 @@ from refusal_cliff.findings.summary import (
     HeadsSummary,
     PlantedSummary,
     ProofSummary,
-    SecondReadingSummary,
     SelectionSummary,
     Summary,
 )
@@ -142,7 +142,7 @@ def _about_cliff(summary: Summary, expected: bool) -> Finding:
     )
 
 
-def _about_readings(second: SecondReadingSummary) -> Finding:
+def _about_readings(second: SecondReadings) -> Finding:
     told = [
         f"{name}: {reading.verdict}, {reading.share:.0%} {_ci(reading.share_ci)} fall"
         for name, reading in second.readings.items()

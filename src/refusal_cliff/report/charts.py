@@ -148,7 +148,7 @@ def _dose_points(place: Frame, dose: DoseCurve, values: Sequence[float]) -> list
 
 
 def _doseline_of(place: Frame, dose: DoseCurve) -> str:
-    colour = "refused" if dose.role == "result" else "benign"
+    colour = _dose_class(dose)
     low, high = zip(*dose.intervals, strict=True)
     points = _dose_points(place, dose, dose.asr)
     tips = [_dose_tip(dose, at) for at in range(len(points))]

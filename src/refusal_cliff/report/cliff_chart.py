@@ -25,7 +25,7 @@ from refusal_cliff.report.svg import (
     tag,
     text,
 )
-from refusal_cliff.report.words import count, number, number_interval, token_text
+from refusal_cliff.report.words import count, number, number_interval, offset_name, token_text
 
 GROUP_WORDS: dict[Group, str] = {
     "complied": "harmful, complied",
@@ -268,9 +268,7 @@ def _pointer_columns(place: Frame, curves: Sequence[Curve], closing: Sequence[st
 
 
 def _column_tip(offset: int, curves: Sequence[Curve], closing: Sequence[str]) -> str:
-    place = offset + len(closing) - 1
-    name = f" · {token_text(closing[place])}" if 0 <= place < len(closing) else ""
-    lines = [f"token {number(offset, 0)}{name}"]
+    lines = [offset_name(offset, closing)]
     for curve in curves:
         at = dict(zip(curve.offsets, range(len(curve.offsets)), strict=True)).get(offset)
         if at is not None and known(curve.mean[at]):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import Finding, NextStep
@@ -139,6 +140,12 @@ class Bar:
     def __post_init__(self) -> None:
         if self.interval is not None and not self.interval_kind:
             raise ValueError(f"Bar {self.label}: say how its interval was made")
+
+    @classmethod
+    def of(cls, label: str, share: Share, role: Role, detail: str = "") -> Bar:
+        """A share with its Wilson interval."""
+        value = share.value or 0.0
+        return cls(label, value, share.interval, share.n, role, (), detail, "Wilson")
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,24 +183,12 @@ def _heatmap(
     )
 
 
-def _bar(label: str, share: Share, role: Role, detail: str = "") -> Bar:
-    return Bar(
-        label,
-        share.value or 0.0,
-        share.interval,
-        share.n,
-        role,
-        detail=detail,
-        interval_kind="Wilson",
-    )
-
-
 def _ablation_bars(ablation: Mapping[str, Any]) -> list[Bar]:
     """All prompts without and with the heads found; then the prompts of the random sets alike."""
     pairs, heads = AttackPairs(ablation), ", ".join(ablation["heads"])
     bars = [
-        _bar("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
-        _bar("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
+        Bar.of("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
+        Bar.of("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
     ]
     random = pairs.kept("random")
     if random:
@@ -210,8 +198,8 @@ def _ablation_bars(ablation: Mapping[str, Any]) -> list[Bar]:
         )
         values, groups = list(random.values()), [pairs.groups[name] for name in random]
         bars += [
-            _bar("as it is", before, "baseline", "thoughts kept"),
-            _bar("heads out", found, "result", "from the closing tokens on"),
+            Bar.of("as it is", before, "baseline", "thoughts kept"),
+            Bar.of("heads out", found, "result", "from the closing tokens on"),
             Bar(
                 "random heads out",
                 sum(values) / len(values),
@@ -262,5 +250,5 @@ def _less_is_more(shape: RunShape, selection: SelectionSummary, find: Find) -> L
 
 def _strategy(name: str, examples: int, found: Rates, role: Role) -> Strategy:
     return Strategy(
-        name, examples, _bar(name, found.attacks, role), _bar(name, found.answered, role)
+        name, examples, Bar.of(name, found.attacks, role), Bar.of(name, found.answered, role)
     )

@@ -78,7 +78,7 @@ def _token(trace: ExampleTrace, at: int) -> Token:
         return Token(piece, "answer", "answer · no score: the probe was not fitted here")
     place = f"token {number(at - spans.last_closing, 0)}"
     classes = ["closing"] if closing else []
-    if score is None or not known(score):
+    if not known(score):
         return Token(piece, " ".join(classes), f"{place} · not measured")
     text = token_text(piece) if closing else piece
     tip = f"{place} · score {number(score)}"

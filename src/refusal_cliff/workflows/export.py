@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -53,14 +53,14 @@ class BeforeAfter:
     """What the change did, as counts of verdicts.
 
     Attributes:
-        before: For each key of ``RATES``, its share.
-        after: The same with the heads out.
+        before: With no head out.
+        after: With the heads out.
         perplexity: Of benign text, after / before; ``None`` where it was not measured.
         source: Where the numbers come from, in words.
     """
 
-    before: Mapping[str, Share]
-    after: Mapping[str, Share]
+    before: Rates
+    after: Rates
     perplexity: float | None
     source: str
 
@@ -160,9 +160,9 @@ def _measured(measured: BeforeAfter | None) -> str:
         )
     lines = ["| | before | after |", "|---|---|---|"]
     for name, words in RATES.items():
-        if measured.before[name].n:
-            both = (_share(side[name]) for side in (measured.before, measured.after))
-            lines.append(f"| {words} | {' | '.join(both)} |")
+        before, after = (getattr(side, name) for side in (measured.before, measured.after))
+        if before.n:
+            lines.append(f"| {words} | {_share(before)} | {_share(after)} |")
     if measured.perplexity is not None:
         lines.append(f"| perplexity of benign text | 1 | × {measured.perplexity:.3f} |")
     return "\n".join(lines) + f"\n\n95 % Wilson intervals. {_plain(measured.source)}"
@@ -297,7 +297,7 @@ def measured_on(before: Sequence[Trace], after: Sequence[Trace], judge: str) -> 
         judge: Who judged them.
     """
     source = f"Measured on {len(before)} prompts given for it, judged by {published_name(judge)}."
-    return BeforeAfter(_shares(rates(before)), _shares(rates(after)), None, source)
+    return BeforeAfter(rates(before), rates(after), None, source)
 
 
 def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[Head], str]:
@@ -337,10 +337,6 @@ def _on_prompts(
     return measured_on(before, after, judge.name)
 
 
-def _shares(found: Rates) -> dict[str, Share]:
-    return {name: getattr(found, name) for name in RATES}
-
-
 @dataclass(frozen=True, slots=True)
 class _Ablation:
     """What is read of a run's ``ablation.json``."""
@@ -362,4 +358,4 @@ def _of_run(path: Path, heads: Sequence[Head]) -> BeforeAfter | None:
         return None
     ratio = found.perplexity_after / found.perplexity_before
     source = f"Measured on the run's held-out prompts, judged by {published_name(found.judge)}."
-    return BeforeAfter(_shares(found.before), _shares(found.after), ratio, source)
+    return BeforeAfter(found.before, found.after, ratio, source)
