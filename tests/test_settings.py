@@ -30,20 +30,25 @@ from refusal_cliff.settings import (
     JudgeSettings,
     Loading,
     RepairConfig,
+    RowSettings,
+    Selecting,
     Server,
     Writing,
 )
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.user_text import chat_arguments
 
-GROUPS = (GenerationConfig, JudgeSettings, Loading, RepairConfig, Server, Writing)
+GROUPS = (
+    *(GenerationConfig, JudgeSettings, Loading, RepairConfig, RowSettings, Selecting, Server),
+    Writing,
+)
 TAKES = {
     "audit": (JudgeSettings, Writing, Server, Loading),
-    "generate": (JudgeSettings, GenerationConfig, Server, Loading),
-    "trace": (Loading,),
-    "select": (JudgeSettings, GenerationConfig, Loading),
+    "generate": (JudgeSettings, GenerationConfig, Server, Loading, RowSettings),
+    "trace": (Loading, RowSettings),
+    "select": (JudgeSettings, GenerationConfig, Loading, Selecting),
     "train": (RepairConfig, Loading),
-    "repair": (JudgeSettings, GenerationConfig, RepairConfig, Loading),
+    "repair": (JudgeSettings, GenerationConfig, RepairConfig, Loading, Selecting),
     "check": (JudgeSettings, GenerationConfig, Loading),
     "ablate": (JudgeSettings, GenerationConfig, Loading),
 }

@@ -31,7 +31,7 @@ from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge
 from refusal_cliff.model.subject import between, load
 from refusal_cliff.settings import GenerationConfig, Loading, Server
-from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.user_text import json_object
 
 RATES = "rates.json"

@@ -35,7 +35,7 @@ from refusal_cliff.data.traces import Prompt
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.judges import Answer, Judge, kept_judgements
-from refusal_cliff.judges.kept import digest
+from refusal_cliff.judges.interface import digest
 
 GENERATE = "generate"
 ANSWERS = "answers.journal"

@@ -10,19 +10,10 @@ import typer
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
-from refusal_cliff.commands.options import (
-    Columns,
-    Model,
-    Probe,
-    RowLabel,
-    Seed,
-    Split,
-    ThinkingMarkers,
-    reading_of,
-)
+from refusal_cliff.commands.options import Model, Probe, Seed, reading
 from refusal_cliff.folders import require_output
-from refusal_cliff.live import counting, print_model_cliff, result, screen
-from refusal_cliff.settings import Loading
+from refusal_cliff.live import counting, print_model_cliff, result, say, screen
+from refusal_cliff.settings import Loading, RowSettings
 
 
 def trace(
@@ -38,10 +29,7 @@ def trace(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
-    split: Split = "train",
-    label: RowLabel = None,
-    column: Columns = None,
-    thinking_markers: ThinkingMarkers = None,
+    rows: RowSettings,
     every_layer: Annotated[
         bool,
         typer.Option("--every-layer", help="Score at all probed blocks, not only at the best one."),
@@ -68,7 +56,6 @@ def trace(
     from refusal_cliff.probe.files import probes_of
 
     console = screen()
-    reading = reading_of(label, column, split, thinking_markers)
     subject = load(model, loading)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
         done = score_source(
@@ -76,25 +63,25 @@ def trace(
             probes_of(probe, subject),
             traces,
             out,
-            reading=reading,
+            reading=reading(rows),
             every_layer=every_layer,
             shard_size=shard_size,
             progress=progress,
         )
-    console.print(f"{done.scored:,} traces scored", highlight=False)
+    say(console, f"{done.scored:,} traces scored")
     if done.restored:
         where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
         said = f"{done.restored:,} of them with {where}"
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        say(console, said)
     if done.unjudged:
         said = f"{done.unjudged:,} rows came without a verdict and were judged by the phrase rules"
-        console.print(f"{said}; for another judge, run refusal-cliff judge first", soft_wrap=True)
+        say(console, f"{said}; for another judge, run refusal-cliff judge first")
     for reason, n in done.left_out.items():
-        console.print(f"{n:,} left out: {reason}", highlight=False)
+        say(console, f"{n:,} left out: {reason}")
     if done.left_out:
         where = f"Which rows, and what mends them: {out}/left-out-….jsonl"
-        console.print(where, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+        say(console, where)
+    say(console, f"{out}")
     result(asdict(done))
 
 
@@ -133,4 +120,4 @@ def cliff(
     print_model_cliff(console, found)
     result(asdict(found))
     for name in ("cliff.parquet", "cliff.json"):
-        console.print(f"{scores / name}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{scores / name}")
