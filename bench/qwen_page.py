@@ -18,8 +18,17 @@ from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.io import write_text
 from refusal_cliff.judges.rules import RulesJudge
-from refusal_cliff.report.lines import share_axis
-from refusal_cliff.report.svg import Frame, dot, frame, line, picture, polyline, tag, text
+from refusal_cliff.report.svg import (
+    Frame,
+    dot,
+    frame,
+    line,
+    picture,
+    polyline,
+    share_axis,
+    tag,
+    text,
+)
 
 Answer = dict[str, Any]
 _WIDTH, _HEIGHT = 760.0, 380.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -12,12 +12,16 @@ from refusal_cliff.cli import prepare, program
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of, positive
 from refusal_cliff.commands.grouped import Command, grouped
-from refusal_cliff.commands.options import Model, Out, Seed, one_of
+from refusal_cliff.commands.options import Model, Out, Seed
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
 from refusal_cliff.live import LiveView, print_table, result, say, screen
 from refusal_cliff.organisms import CARD, ORGANISMS
+from refusal_cliff.settings import STRATEGIES
+
+if TYPE_CHECKING:
+    from refusal_cliff.select.strategies import Strategy
 
 RECIPES = (*ORGANISMS, "tiny-lora")
 app = program("Make small models whose right answers are known, and measure the method on them.")
@@ -169,7 +173,7 @@ def less_is_more(
         typer.Option(
             "--strategy",
             help="Only these ways to choose; repeatable.",
-            callback=checked(name_of("strategy", arguments.STRATEGIES)),
+            callback=checked(name_of("strategy", STRATEGIES)),
         ),
     ] = None,
     steps: Annotated[
@@ -211,11 +215,10 @@ def less_is_more(
         outcome_table,
         run_experiment,
     )
-    from refusal_cliff.select.strategies import STRATEGIES
 
     public = data is not None
     plan, sizes = default_plan(public=public), default_sizes(public=public)
-    named = tuple(one_of("strategy", name, STRATEGIES) for name in strategies or ())
+    named = cast("tuple[Strategy, ...]", tuple(strategies or ()))
     plan = replace(
         plan,
         seeds=plan.seeds if seeds is None else tuple(range(seeds)),

@@ -6,8 +6,18 @@ import math
 from collections.abc import Sequence
 
 from lab.comparison import Point as Repairs
-from refusal_cliff.report.lines import share_axis
-from refusal_cliff.report.svg import Frame, dot, frame, line, picture, polyline, spread, tag, text
+from refusal_cliff.report.svg import (
+    Frame,
+    dot,
+    frame,
+    line,
+    picture,
+    polyline,
+    share_axis,
+    spread,
+    tag,
+    text,
+)
 
 _WIDTH, _HEIGHT, _GAP = 980.0, 400.0, 13.0
 _COLOURS = {

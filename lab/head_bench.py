@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
+from lab.baselines import baselines, output_norms
 from lab.orchard import KINDS, Planted, grow, orchard
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.generate import GenerationConfig
-from refusal_cliff.heads.baselines import baselines, output_norms
 from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import (

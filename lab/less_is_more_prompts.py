@@ -14,11 +14,11 @@ from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import Prompt, read_traces
 from refusal_cliff.data.types import LABELS
 from refusal_cliff.organisms import language
+from refusal_cliff.organisms.language import both_labels
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 from refusal_cliff.workflows.audit_prompts import audit_prompts
-from refusal_cliff.workflows.demo import both_labels
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from refusal_cliff.select.strategies import (
 )
 from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import TEST_PROMPTS, Study, answers
+from refusal_cliff.stages.study import TEST_PROMPTS, Study
 from refusal_cliff.tables import read_parquet, write_parquet
 
 BENIGN = "prompts/benign.jsonl"
@@ -203,7 +203,7 @@ def assess(
 ) -> dict[str, Any]:
     """What a repaired model does with the test prompts, and where its score stands."""
     prompts = read_prompts(job.input(TEST_PROMPTS))
-    traces = answers(repaired, prompts, study.generation, job)
+    traces = replace(study, subject=repaired).write(prompts, job)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     scored = measure(repaired, probes, harmful)
     texts = [

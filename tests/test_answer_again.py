@@ -13,8 +13,7 @@ from tiny_chat import SPECIAL, save_tiny
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.again import answer_again, beginning
-from refusal_cliff.heads.trials import Trial
-from refusal_cliff.heads.without import answer_trials
+from refusal_cliff.heads.trials import Trial, answer_trials
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.thinking import render_prompt, split_spans

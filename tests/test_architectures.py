@@ -23,9 +23,8 @@ from tiny_families import (
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.effects import causal_effects
-from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun
-from refusal_cliff.heads.shift import AnswerShifts
+from refusal_cliff.heads.joint import AnswerShifts
+from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import PositionResiduals, TokenContributions, capture

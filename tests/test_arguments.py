@@ -20,7 +20,7 @@ import refusal_cliff
 from refusal_cliff import settings
 from refusal_cliff.cli import app
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.typed import command_line, remember
+from refusal_cliff.commands.grouped import command_line, remember
 from refusal_cliff.errors import RefusalCliffError
 
 ROOT = Path(refusal_cliff.__file__).parent
@@ -283,12 +283,12 @@ def test_the_names_are_those_of_the_code() -> None:
 
     assert tuple(BENCHMARKS) == arguments.BENCHMARKS
     assert tuple(POOLS) == arguments.POOLS
-    assert (*HARMFUL, *BENIGN) == arguments.LABELS
+    assert (*HARMFUL, *BENIGN) == settings.LABELS
     assert tuple(RANKINGS) == arguments.RANKINGS
     assert settings.JUDGES == NAMES
     assert tuple(DTYPES) == settings.DTYPES
     assert tuple(METHODS) == get_args(settings.Method)
-    assert arguments.STRATEGIES == STRATEGIES
+    assert settings.STRATEGIES == STRATEGIES
     assert tuple(CONTROLS) == arguments.CONTROLS
     assert tuple(PRESETS) == arguments.PRESETS
     assert tuple(WRITERS) == arguments.FORMS

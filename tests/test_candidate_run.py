@@ -32,8 +32,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer, Judgement
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.probe.files import probes_of, write_probes
-from refusal_cliff.probe.fit import ProbeSet
-from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.probe.fit import ProbeSet, Provenance
 from refusal_cliff.select import shards as candidate_shards
 from refusal_cliff.select.pool import scores_path
 from refusal_cliff.select.selection_run import Choice, Source, choose, run_selection

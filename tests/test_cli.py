@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import _with_home, app
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.findings.finding import Finding
+from refusal_cliff.findings.wording import Finding
 
 RUNNER = CliRunner()
 STEPS = (

@@ -35,9 +35,9 @@ from refusal_cliff.data.traces import (
 from refusal_cliff.heads.find import explained
 from refusal_cliff.repair.gate import counted
 from refusal_cliff.repair.proof import Measured, prove
-from refusal_cliff.report import curves
+from refusal_cliff.report.traces import group_of
 from refusal_cliff.select.strategies import Candidate, select
-from refusal_cliff.stages.proof import benign_texts
+from refusal_cliff.stages.mend import benign_texts
 from refusal_cliff.thinking import Spans
 
 SPANS = Spans(1, 3, 5, 6)
@@ -113,8 +113,7 @@ USES: dict[str, Callable[[Verdict], object]] = {
     "sources": lambda attack: by_source(traces(attack), cliffs(traces(attack)), 0),
     "change": lambda attack: change_of_asr(Arm(traces("refused")), Arm(traces(attack))),
     "report": lambda attack: [
-        ids(curves.group_of(scores(traces(attack)), group))
-        for group in ("complied", "refused", "benign")
+        ids(group_of(scores(traces(attack)), group)) for group in ("complied", "refused", "benign")
     ],
     "select by judge": lambda attack: [c.id for c in select("judge", pool(attack), 10)],
 }

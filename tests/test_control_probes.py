@@ -12,17 +12,21 @@ from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
 from refusal_cliff.cliff.curves import TraceCliff
-from refusal_cliff.controls import directions, positions
-from refusal_cliff.controls.positions import Rows, Rule, rows_of, states_of_places
+from refusal_cliff.controls import directions, positions, readings
+from refusal_cliff.controls.directions import first_token_rows
 from refusal_cliff.controls.readings import (
     A_CLIFF,
     LEVELS,
     Line,
     Reduced,
+    Rows,
+    Rule,
     auroc_cell,
     fit_line,
     lacking,
     levels,
+    rows_of,
+    states_of_places,
 )
 from refusal_cliff.controls.table import Cell
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
@@ -31,7 +35,6 @@ from refusal_cliff.model.capture import Batch
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.probe.direction import standardised
 from refusal_cliff.probe.fit import fit_probes
-from refusal_cliff.stages.control_probes import first_token_rows
 from refusal_cliff.stats import counts_with_all
 from refusal_cliff.thinking import Spans
 
@@ -101,7 +104,7 @@ def test_a_drawn_logistic_direction_is_that_of_the_repeated_rows() -> None:
     labels = np.array([0] * 8 + [1] * 6)
     states = rng.normal(size=(14, 3)) + labels[:, None] * np.array([1.0, 0.5, 0.0])
     counts = np.vstack([np.ones(14), rng.integers(0, 3, 14), labels]).astype(np.float64)
-    found = directions.logistic_directions(states, labels, counts, 0.1)
+    found = readings.logistic_directions(states, labels, counts, 0.1)
     standard = standardised(states)
     for drawn, direction in zip(counts[:2], found[:2], strict=True):
         rows = np.repeat(np.arange(14), drawn.astype(int))
@@ -226,14 +229,14 @@ def test_states_are_reduced_trace_by_trace_without_padding() -> None:
 
 
 def test_places_of_a_trace() -> None:
-    found = positions.positions_of(SPANS)
+    found = readings.positions_of(SPANS)
     assert found["prompt end"] == [2]
     assert found["first thinking token"] == [3]
     assert found["last closing token"] == [14]
     assert found["mean of the thinking"] == list(range(3, 13))
     assert found["thinking tokens"] == [3, 4, 6, 7, 8, 9, 11, 12]
     assert found["any token"] == [2, 3, 4, 6, 7, 8, 9, 11, 12, 14]
-    assert positions.positions_of(Spans(3, 5, 7, 9))["thinking tokens"] == [3, 4]
+    assert readings.positions_of(Spans(3, 5, 7, 9))["thinking tokens"] == [3, 4]
     states = states_of_places(np.arange(34.0).reshape(17, 2), SPANS)
     assert states["mean of the thinking"].tolist() == [[15.0, 16.0]]
     assert states["prompt end"].tolist() == [[4.0, 5.0]]
@@ -255,7 +258,7 @@ def test_labels_by_rule(rule: Rule, wanted: list[int]) -> None:
         trace("d", "complied", "benign"),
         trace("e", "refused", "benign"),
     ]
-    assert [positions.label_of(one, rule) for one in traces] == wanted
+    assert [readings.label_of(one, rule) for one in traces] == wanted
 
 
 def test_rows_of_a_place_carry_the_labels_and_groups_of_their_traces() -> None:

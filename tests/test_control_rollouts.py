@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from refusal_cliff.controls.arms import COLUMNS, Arm, arm_rows, change_of_asr
-from refusal_cliff.controls.intervention import UNCHANGED, header_of, intervention_table
+from refusal_cliff.controls.arms import COLUMNS, UNCHANGED, Arm, arm_rows, change_of_asr
+from refusal_cliff.controls.intervention import header_of, intervention_table
 from refusal_cliff.controls.pruning import (
     RANDOM,
     SHARES,

@@ -13,16 +13,17 @@ from scipy.special import expit
 from tiny_chat import save_tiny
 
 from refusal_cliff.cliff.scores import read_scores, score_traces
+from refusal_cliff.controls import pruning, rollouts
+from refusal_cliff.controls.arms import UNCHANGED
 from refusal_cliff.controls.intervention import (
     AT_CLOSING,
     FIXED,
     FROM_CLOSING,
     HEADER,
     NEW,
-    UNCHANGED,
 )
 from refusal_cliff.controls.preset import OURS
-from refusal_cliff.controls.pruning import RANDOM, WHOLE
+from refusal_cliff.controls.pruning import RANDOM, WHOLE, template_closing
 from refusal_cliff.controls.table import Cell, read_table
 from refusal_cliff.controls.together import FOUND, TOGETHER, TOP
 from refusal_cliff.data.traces import Prompt, Trace, read_traces, write_traces
@@ -33,9 +34,7 @@ from refusal_cliff.model.subject import Subject, load_subject, parse_head
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Stage, run_pipeline
-from refusal_cliff.stages import control_rollouts
 from refusal_cliff.stages.control import control_file, control_stages
-from refusal_cliff.stages.control_rollouts import template_closing
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import PRESETS, Study
@@ -94,7 +93,7 @@ def run(
     definitions = replace(PRESETS[request.param], proven=False)
     study = Study(KEY, subject, 0, GenerationConfig(36, 64), definitions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(control_rollouts, "SAMPLED", 6)
+        patch.setattr(rollouts, "SAMPLED", 6)
         stages = [
             made_stage(study),
             *measure_stages(study)[2:],
@@ -176,7 +175,7 @@ def test_without_thinking_nothing_is_pruned(run: Path, subject: Subject, tmp_pat
     names = [study.path(f) for f in ("traces-test.parquet", "probes.safetensors", "probes.json")]
     stage = study.stage("alone", names, (), lambda job: {})
     job = Job(stage, tmp_path, tmp_path, lambda done, total: None, {})
-    table = control_rollouts.prune_thinking(study, job)
+    table = pruning.measure(study, job)
     assert (table.rows, "No test trace has thinking" in table.finding) == ({}, True)
     assert f"Left out: {N + 30}" in table.notes[0]
 

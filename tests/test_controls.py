@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from made_cliffs import BENIGN, REFUSED, made_cliff, made_cliffs
 
-from refusal_cliff.controls.arms import Arm
-from refusal_cliff.controls.intervention import UNCHANGED
-from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table
+from refusal_cliff.controls.arms import UNCHANGED, Arm
+from refusal_cliff.controls.preset import ALL, OURS, Reading, preset_table, variants
 from refusal_cliff.controls.table import (
     Cell,
     ControlTable,
@@ -26,7 +25,6 @@ from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Head
 from refusal_cliff.stages.control import CONTROLS, chosen_controls
-from refusal_cliff.stages.control_preset import variants
 from refusal_cliff.stages.study import PRESETS
 
 

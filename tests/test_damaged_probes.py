@@ -23,8 +23,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import read_probes, write_probes
-from refusal_cliff.probe.fit import Probe, ProbeSet
-from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.probe.fit import Probe, ProbeSet, Provenance
 from refusal_cliff.probe.quality import Quality
 
 WIDTH = 128

@@ -20,7 +20,7 @@ from refusal_cliff.generate.backend import Finished
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.stages.elsewhere import Elsewhere, served
 from refusal_cliff.stages.study import Study
-from refusal_cliff.workflows.audit_cost import Part, audit_cost, cost_lines
+from refusal_cliff.workflows.audit import Part, audit_cost, cost_lines
 from refusal_cliff.workflows.audit_prompts import (
     AuditPrompts,
     AuditSources,

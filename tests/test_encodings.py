@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from refusal_cliff.findings.finding import Finding
+from refusal_cliff.findings.wording import Finding
 from refusal_cliff.live import (
     LiveView,
     counting,

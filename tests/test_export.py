@@ -26,10 +26,9 @@ from refusal_cliff.heads.table import Estimate, HeadRow, write_heads
 from refusal_cliff.io import write_json
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
-from refusal_cliff.stages.study import answers
+from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.workflows.export import Choice, _joint_heads, _of_run, export_ablation
-from refusal_cliff.workflows.model_card import Form
+from refusal_cliff.workflows.export import Choice, Form, _joint_heads, _of_run, export_ablation
 
 WEIGHTS = "adapter_model.safetensors"
 GENERATION = GenerationConfig(110, 64)
@@ -113,10 +112,8 @@ def test_the_card_says_what_was_measured_on_prompts(tiny: Subject, tmp_path: Pat
     front, text = card_of(tmp_path / "out")
     assert front["base_model"] == "tiny"
     assert front["library_name"] == "peft"
-    row_heads = [PLANTED] * len(prompts)
-    found = [
-        rates(answers(tiny, prompts, GENERATION, row_heads=chosen)) for chosen in (None, row_heads)
-    ]
+    study, row_heads = Study("", tiny, 0, GENERATION), [PLANTED] * len(prompts)
+    found = [rates(study.write(prompts, row_heads=chosen)) for chosen in (None, row_heads)]
     assert found[0].attacks.count > 8
     assert found[1].attacks.count <= 1
     assert found[1].answered.count >= 19

@@ -17,12 +17,10 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.report.chart import flat
 from refusal_cliff.report.cliff_chart import cliff_panel
 from refusal_cliff.report.data import Curve
-from refusal_cliff.report.figure_data import as_csv, bar_rows, curve_rows
-from refusal_cliff.report.figures import figures_of
-from refusal_cliff.report.files import write_figures
-from refusal_cliff.report.flat import flat
+from refusal_cliff.report.figures import as_csv, bar_rows, curve_rows, figures_of, write_figures
 from refusal_cliff.report.palette import colours
 from refusal_cliff.report.svg import dot, text
 

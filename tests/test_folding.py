@@ -9,9 +9,14 @@ import pytest
 import torch
 from tiny_families import FAMILIES, TRACES, family_subject, probe
 
-from refusal_cliff.heads.folding import CannotFoldError, fold_arguments, fold_mask, fold_states
-from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun
+from refusal_cliff.heads.rerun import (
+    CannotFoldError,
+    Rerun,
+    fold_arguments,
+    fold_mask,
+    fold_states,
+    score_readout,
+)
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])

@@ -14,8 +14,7 @@ from refusal_cliff.answers.writing import LEAST, loops, thinking_length, writing
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.findings.head_proof import half_effect
 from refusal_cliff.findings.summary import DoseSummary
-from refusal_cliff.heads.agreement import agreements
-from refusal_cliff.heads.table import METHODS, HeadRow
+from refusal_cliff.heads.table import METHODS, HeadRow, agreements
 from refusal_cliff.heads.trials import (
     CONTROLS,
     WITH_FOUND,

@@ -33,8 +33,7 @@ from refusal_cliff.data.traces import Prompt, Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads import effects as effects_module
 from refusal_cliff.heads.effects import attributed_effects, causal_effects, direct_contributions
-from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun
+from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.heads.table import (
     METHODS,
     Estimate,

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.findings.finding import Finding
+from refusal_cliff.findings.wording import Finding
 from refusal_cliff.live import (
     LiveView,
     counting,

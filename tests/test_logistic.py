@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from refusal_cliff.probe.logistic import balanced, fit_logistic, principal
+from refusal_cliff.probe.direction import balanced, fit_logistic, principal
 
 
 @pytest.mark.parametrize("shape", [(40, 6), (20, 60)])

@@ -9,8 +9,8 @@ import pytest
 from report_example import example_summary
 
 from refusal_cliff.controls.taxonomy import Kind
-from refusal_cliff.findings.next_step import next_step
 from refusal_cliff.findings.summary import Summary
+from refusal_cliff.findings.wording import next_step
 
 FELL: Mapping[Kind, int] = {"refused": 10, "fell off the cliff": 30, "argued away": 2}
 

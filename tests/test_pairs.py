@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from refusal_cliff.findings.pairs import AttackPairs, difference
+from refusal_cliff.findings.head_proof import AttackPairs, difference
 from refusal_cliff.findings.results import ablation_summary, suppress
 from refusal_cliff.findings.summary import (
     AblationSummary,

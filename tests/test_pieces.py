@@ -7,8 +7,8 @@ from tokenizers.decoders import Metaspace
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from refusal_cliff.heads.at_tokens import Pieces
 from refusal_cliff.organisms import embedded_path
-from refusal_cliff.report.pieces import Pieces
 
 
 def test_pieces_make_up_the_text_also_where_characters_are_cut() -> None:

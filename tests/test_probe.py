@@ -18,13 +18,21 @@ from refusal_cliff.probe.direction import (
     STRENGTHS,
     Estimator,
     cross_validate,
+    principal,
     shuffled,
 )
-from refusal_cliff.probe.fit import Probe, ProbeSet, choose_layer, fit_probes, transfer
-from refusal_cliff.probe.logistic import principal
-from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.probe.fit import (
+    FOLDS,
+    Probe,
+    ProbeSet,
+    Provenance,
+    choose_layer,
+    fit_probes,
+    fold_groups,
+    split_groups,
+    transfer,
+)
 from refusal_cliff.probe.quality import Quality, calibrate, measure_quality
-from refusal_cliff.probe.splits import FOLDS, fold_groups, split_groups
 
 WIDTH = 24
 Floats = NDArray[np.floating[Any]]

@@ -20,8 +20,7 @@ from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Subject, subject_of
 from refusal_cliff.probe.files import check_probes_fit, probes_of, read_probes, write_probes
-from refusal_cliff.probe.fit import Probe, ProbeSet
-from refusal_cliff.probe.provenance import Provenance, provenance_of
+from refusal_cliff.probe.fit import Probe, ProbeSet, Provenance, provenance_of
 from refusal_cliff.probe.quality import Quality
 
 

@@ -14,14 +14,14 @@ from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import Prompt, Trace, Verdict, read_traces
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.io import read_as
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.organisms import language
 from refusal_cliff.repair import gate
 from refusal_cliff.repair.gate import Asked, Limits, check
-from refusal_cliff.repair.proof import Measured, findings, prove
+from refusal_cliff.repair.proof import Measured, Proof, findings, prove
 from refusal_cliff.select.targets import own_refusals
 from refusal_cliff.thinking import Spans
-from refusal_cliff.workflows.repair_loop import read_proof
 
 
 def measured(
@@ -119,7 +119,7 @@ def test_the_loop_and_the_gate_on_an_organism(tmp_path: Path, organism_run: Path
     command = ["repair", *named, *sizes, *data, *training, "--out", str(out)]
     result = CliRunner().invoke(app, command)
     assert result.exit_code in (0, gate_closed()), result.output
-    proof = read_proof(out / "proof" / "proof.json")
+    proof = read_as(out / "proof" / "proof.json", Proof)
     assert (result.exit_code == 0) == proof.holds
     assert proof.harm_down, result.output
     assert (out / "adapter" / "adapter_model.safetensors").is_file()
@@ -150,11 +150,11 @@ def gate_closed() -> int:
 def organism_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model in a small run: probes, and test prompts beside it."""
     from refusal_cliff.model.subject import load_subject
+    from refusal_cliff.organisms.language import both_labels
     from refusal_cliff.run.folder import RunInfo
     from refusal_cliff.run.pipeline import Job, Stage, run_pipeline
     from refusal_cliff.stages.measure import measure_stages
     from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
-    from refusal_cliff.workflows.demo import both_labels
 
     def write(job: Job) -> dict[str, bool | int | float | str]:
         write_prompts(job.output(FIT_PROMPTS), both_labels("validation", 48, 0))

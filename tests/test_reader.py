@@ -28,13 +28,12 @@ from transformers import AutoTokenizer
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Prompt, Trace
-from refusal_cliff.heads.at_tokens import AS_IT_IS, TokenRow
+from refusal_cliff.heads.at_tokens import AS_IT_IS, Pieces, TokenRow
 from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import embedded_path
 from refusal_cliff.report import traces as chosen
 from refusal_cliff.report.figures import figures_of
 from refusal_cliff.report.page import render_page
-from refusal_cliff.report.pieces import Pieces
 from refusal_cliff.report.reader import (
     FULL,
     HEAD_STEPS,

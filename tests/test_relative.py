@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import model_cliff
-from refusal_cliff.controls.relative import NEAR, TENTHS, places, relative
+from refusal_cliff.controls.second_reading import NEAR, TENTHS, places, relative
 from refusal_cliff.data.types import Label, Verdict
 from refusal_cliff.thinking import Spans
 

@@ -19,14 +19,13 @@ from report_example import (
     example_trace,
 )
 
-from refusal_cliff.controls.rollouts import BINS
-from refusal_cliff.controls.table import Cell, ControlTable
+from refusal_cliff.controls.table import BINS, Cell, ControlTable
+from refusal_cliff.findings.wording import Finding
 from refusal_cliff.report import palette, words
-from refusal_cliff.report.data import Bar, Curve, FindingRow, ReportData
-from refusal_cliff.report.page import render_page, write_page
+from refusal_cliff.report.data import Bar, Curve, ReportData
+from refusal_cliff.report.page import MAX_TOKENS, render_page, tokens_of, write_page
 from refusal_cliff.report.reader import page_script, source_hash
 from refusal_cliff.report.svg import spread
-from refusal_cliff.report.tokens import MAX_TOKENS, tokens_of
 from refusal_cliff.thinking import Spans
 
 HOSTILE = '<script>alert(1)</script>" onmouseover="x\' ]]> &amp; --> \x1b[2J\x00\u202e\ud800\uffff'
@@ -133,7 +132,7 @@ def hostile_data() -> ReportData:
         traces=[
             worse(t, "title", "subject", "verdict", "prompt", "pieces", "id") for t in data.traces
         ],
-        findings=[FindingRow(HOSTILE, HOSTILE, HOSTILE, None)],
+        findings=[Finding(HOSTILE, HOSTILE, None, HOSTILE)],
         provenance=[(HOSTILE, HOSTILE)],
         summary=data.summary.model_copy(
             update={

@@ -26,8 +26,7 @@ from refusal_cliff.data.traces import Trace, write_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject, subject_of
 from refusal_cliff.probe.files import probes_of, write_probes
-from refusal_cliff.probe.fit import ProbeSet
-from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.probe.fit import ProbeSet, Provenance
 from refusal_cliff.settings import Engine
 
 ROWS: list[dict[str, str]] = [

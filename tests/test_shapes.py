@@ -20,7 +20,7 @@ from refusal_cliff.data.shapes import example_of_row, prompt_of_row, record_of_r
 from refusal_cliff.data.types import LeftOut, Record, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject, subject_of
-from refusal_cliff.thinking.markers import KNOWN, markers_of
+from refusal_cliff.thinking.formats import KNOWN, markers_of
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 FILE = Path("rows.jsonl")

@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import entropy
 from tiny_families import FAMILIES, TRACES, family_subject, next_token
 
-from refusal_cliff.heads.joint import HeadSet, select_jointly
-from refusal_cliff.heads.shift import AnswerShifts, divergence
+from refusal_cliff.heads.joint import AnswerShifts, HeadSet, divergence, select_jointly
 from refusal_cliff.model.subject import Head
 
 SETS: list[HeadSet] = [(), (Head(2, 1),), (Head(1, 0), Head(3, 3)), (Head(3, 2),)]
@@ -38,7 +37,7 @@ def test_a_group_is_extended_by_what_it_shifts_together(monkeypatch: pytest.Monk
     effects = AnswerShifts(subject, TRACES)
     heads = subject.heads()
     whole = effects.of([(head,) for head in heads])
-    monkeypatch.setattr("refusal_cliff.heads.shift.LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("refusal_cliff.heads.joint.LOGITS_AT_ONCE", 1)
     small = AnswerShifts(subject, TRACES)
     np.testing.assert_allclose(small.of([(head,) for head in heads]), whole, atol=1e-5)
     first, both = select_jointly(effects, heads, 2)

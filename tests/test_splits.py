@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refusal_cliff.probe.splits import FOLDS, fold_groups, split_groups
+from refusal_cliff.probe.fit import FOLDS, fold_groups, split_groups
 
 
 @st.composite

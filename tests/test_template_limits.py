@@ -12,9 +12,8 @@ from tiny_chat import CHAT_TEMPLATE, tiny_tokenizer
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges.speakers import _rendered  # pyright: ignore[reportPrivateUsage]
-from refusal_cliff.thinking import ThinkingFormat, limits
-from refusal_cliff.thinking.limits import bounded
-from refusal_cliff.thinking.rendering import prompt_text
+from refusal_cliff.thinking import ThinkingFormat, rendering
+from refusal_cliff.thinking.rendering import bounded, prompt_text
 
 LOOP = "{% for a in range(99999) %}"
 END = "{% endfor %}"
@@ -41,7 +40,7 @@ ENDLESS = {
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "SECONDS", 0.3)
+    monkeypatch.setattr(rendering, "SECONDS", 0.3)
 
 
 @pytest.mark.parametrize("name", ENDLESS)

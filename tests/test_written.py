@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.thinking.markers import KNOWN, Markers, markers_of
+from refusal_cliff.thinking.formats import KNOWN, Markers, markers_of
 from refusal_cliff.thinking.written import Message, read_message
 
 T, A = (

@@ -61,8 +61,7 @@ from refusal_cliff.model.adapters import merged
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.model.weights import check_files
 from refusal_cliff.probe.files import read_probes, write_probes
-from refusal_cliff.probe.fit import Probe, ProbeSet
-from refusal_cliff.probe.provenance import Provenance
+from refusal_cliff.probe.fit import Probe, ProbeSet, Provenance
 from refusal_cliff.probe.quality import Quality
 from refusal_cliff.run.folder import RunInfo, open_run_folder
 from refusal_cliff.thinking import Spans

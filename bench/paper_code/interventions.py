@@ -12,6 +12,7 @@ from torch import nn
 
 from bench.paper_code.case import Case, Effect, contributions, ranking_effects
 from refusal_cliff.answers.evaluate import Share, perplexity, rates
+from refusal_cliff.controls.arms import first_of_each
 from refusal_cliff.controls.table import Cell, share_cell
 from refusal_cliff.data.traces import Trace, closed
 from refusal_cliff.generate import generate
@@ -20,7 +21,6 @@ from refusal_cliff.judges import judge_all
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.quality import Floats
-from refusal_cliff.stages.control_rollouts import first_of_each
 from refusal_cliff.workflows.demo import GENERATION
 
 RANKED_AT_ONCE, WRITTEN_AT_ONCE = 4, 8

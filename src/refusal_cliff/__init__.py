@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from refusal_cliff.answers.benchmarks import load_benchmark
-    from refusal_cliff.api.inputs import organism_examples, organism_prompts
     from refusal_cliff.api.runs import open_run
     from refusal_cliff.api.steps import (
         ask,
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
         generate_traces,
         judge_traces,
         measure_cliff,
+        organism_examples,
+        organism_prompts,
         rates,
         score_traces,
         select_examples,
@@ -84,8 +85,6 @@ _HOMES = {
     "load_judge": "judges.choose:chosen_judge",
     "load_model": "model.subject:load_subject",
     "open_run": "api.runs",
-    "organism_examples": "api.inputs",
-    "organism_prompts": "api.inputs",
     "read_prompts": "data.traces",
 }
 """Module of each name that is no step, and what it is called there where that is another name."""

@@ -15,7 +15,6 @@ from typer.core import TyperGroup
 from refusal_cliff import __version__
 from refusal_cliff.commands import (
     answers,
-    comparing,
     gate,
     heads,
     organism,
@@ -24,8 +23,7 @@ from refusal_cliff.commands import (
     scores,
     selecting,
 )
-from refusal_cliff.commands.grouped import grouped
-from refusal_cliff.commands.typed import remember
+from refusal_cliff.commands.grouped import grouped, remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import is_storage_error
 from refusal_cliff.live import is_verbose, print_error, write_what_can_be_shown
@@ -120,7 +118,7 @@ app.command()(grouped(selecting.select))
 app.command()(grouped(selecting.train, kept=False))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
-app.command()(grouped(comparing.compare))
+app.command()(grouped(reporting.compare))
 app.command()(grouped(reporting.report))
 app.command()(grouped(reporting.figures))
 app.add_typer(organism.app, name="organism")

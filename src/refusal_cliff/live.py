@@ -25,12 +25,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from refusal_cliff.findings.finding import Finding
 from refusal_cliff.io import finite_json
 from refusal_cliff.sharded import Rank
 
 if TYPE_CHECKING:  # slow to import, and an error is to be shown at once
     from refusal_cliff.cliff.verdict import ModelCliff
+    from refusal_cliff.findings.wording import Finding
     from refusal_cliff.run.folder import Headline
 
 Status = Literal["waiting", "running", "done", "kept"]

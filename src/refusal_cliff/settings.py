@@ -19,9 +19,11 @@ from refusal_cliff.user_text import (
     address,
     chat_argument,
     chat_arguments,
+    column_of,
     device,
     existing_file,
     json_object,
+    marker_words,
     require_model_of_rubric,
 )
 
@@ -438,3 +440,68 @@ class RepairConfig:
         for name in ("save_every", "rows_at_once", "recompute"):
             del found[name]
         return found
+
+
+LABELS = (
+    *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),
+    *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """How rows are read, the same in every command; see `Reading`."""
+
+    PANEL: ClassVar[str] = "How rows are read"
+
+    label: str | None = setting(
+        None, "Label of rows that have none: harmful or benign.", choices=LABELS
+    )
+    column: tuple[str, ...] = setting(
+        (),
+        "Column of a field: id, text (the request), label, group, category, tags, thinking or "
+        "response; text=Goal; repeatable.",
+        metavar="FIELD=COLUMN",
+        check=column_of,
+    )
+    split: str = setting("train", "Split of a data set that has several.")
+    thinking_markers: str | None = setting(
+        None,
+        "Markers around the thinking in the texts, if they are not among the known ones "
+        "(docs/reference/traces.md).",
+        metavar="'OPEN CLOSE'",
+        check=marker_words,
+    )
+
+
+STRATEGIES = (
+    *("cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Selecting:
+    """Which examples are chosen, and how they are scored."""
+
+    PANEL: ClassVar[str] = "Which examples are chosen"
+
+    fraction: float = setting(
+        0.017, "Share of the scored examples to choose.", min=0, max=1, positive=True
+    )
+    n: int | None = setting(None, "Number of examples to choose, instead of --fraction.", min=1)
+    strategy: str = setting(
+        "cliff",
+        "cliff, final, gated, diverse, rule, judge, longest, random or full.",
+        choices=STRATEGIES,
+    )
+    thinking: str = setting(
+        "own",
+        "own: the thinking that the model writes; data: the thinking in the data.",
+        choices=("own", "data"),
+    )
+    target: str = setting(
+        "data",
+        "Answer to train on. data: the one in the data; own: a refusal that the model writes when "
+        "its thinking is closed at the plateau.",
+        choices=("own", "data"),
+    )

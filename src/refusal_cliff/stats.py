@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import AfterValidator, Field
 from scipy.stats import binomtest, norm, rankdata
 
 RESAMPLES = 2000
 LEVEL = 0.95
 
 Interval = tuple[float, float]
+
+
+def _ordered(interval: Interval) -> Interval:
+    if interval[0] > interval[1]:
+        raise ValueError(f"the interval {interval} ends before it begins")
+    return interval
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Correlation = Annotated[float, Field(ge=-1, le=1)]
+Ordered = Annotated[Interval, AfterValidator(_ordered)]
+"""Numbers that a file of ours holds, checked when it is read."""
 
 
 def wilson(successes: float, n: float) -> Interval:

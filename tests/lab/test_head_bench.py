@@ -19,11 +19,9 @@ from tiny_families import (
     probe,
 )
 
+from lab import baselines as baselines_module
 from lab import head_bench
-from lab.head_bench import mean_quality, quality_of, rankings, table_of
-from lab.orchard import HELD, KINDS, PLANTINGS, orchard
-from refusal_cliff.heads import baselines as baselines_module
-from refusal_cliff.heads.baselines import (
+from lab.baselines import (
     attention_to_request,
     baselines,
     output_norms,
@@ -31,6 +29,8 @@ from refusal_cliff.heads.baselines import (
     sizes_along,
     weight_only,
 )
+from lab.head_bench import mean_quality, quality_of, rankings, table_of
+from lab.orchard import HELD, KINDS, PLANTINGS, orchard
 from refusal_cliff.heads.effects import direct_contributions
 from refusal_cliff.heads.table import METHODS, measure_heads, ranked
 from refusal_cliff.model.subject import Head, Subject

@@ -43,7 +43,7 @@ from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.model.subject import between, load
 from refusal_cliff.settings import Engine, GenerationConfig, JudgeSettings, Loading, Server
 from refusal_cliff.sharded import HERE, claim_together, shares
-from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.user_text import json_object
 
 RATES = "rates.json"

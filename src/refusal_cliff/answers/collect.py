@@ -37,7 +37,7 @@ from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.judges import Answer, Judge, kept_judgements
 from refusal_cliff.judges.choose import full_name, judge_of
-from refusal_cliff.judges.kept import digest
+from refusal_cliff.judges.interface import digest
 from refusal_cliff.settings import JudgeSettings
 
 GENERATE = "generate"

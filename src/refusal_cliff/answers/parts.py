@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.folders import TEMPORARY, remove_temporary
 from refusal_cliff.io import write_text
-from refusal_cliff.judges.kept import digest
+from refusal_cliff.judges.interface import digest
 from refusal_cliff.settings import Engine
 from refusal_cliff.sharded import Rank, Work, run_shards, workers
 

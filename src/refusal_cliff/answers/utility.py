@@ -14,7 +14,7 @@ from typing import Any
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.greedy import bare_generation_config
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.thinking.markers import added_tokens
+from refusal_cliff.thinking.formats import added_tokens
 
 _GENERATES = "generate_until"
 

@@ -9,8 +9,8 @@ from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.answers.outcomes import Change
 from refusal_cliff.api.view import WIDTH, Cell, Rows, View, ends
 from refusal_cliff.data.traces import Trace
-from refusal_cliff.report.bars import bar_chart
 from refusal_cliff.report.chart import Chart
+from refusal_cliff.report.charts import bar_chart
 from refusal_cliff.report.data import Bar
 from refusal_cliff.report.words import (
     count,
@@ -110,14 +110,7 @@ class RateTable(View):
     def plot(self) -> Chart:
         """The shares as bars."""
         bars = [
-            Bar(
-                _RATE_WORDS[name],
-                share.value or 0.0,
-                share.interval,
-                share.n,
-                "baseline" if name == "attacks" else "result",
-                interval_kind="Wilson",
-            )
+            Bar.of(_RATE_WORDS[name], share, "baseline" if name == "attacks" else "result")
             for name, share in self._shares().items()
         ]
         return Chart.of("rates", bar_chart("rates", "share of prompts", bars, width=WIDTH))

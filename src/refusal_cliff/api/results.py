@@ -16,12 +16,12 @@ from refusal_cliff.data.traces import SafetyExample, complies
 from refusal_cliff.heads.find import FoundHeads
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.probe.fit import ProbeSet
-from refusal_cliff.report.bars import bar_chart
 from refusal_cliff.report.chart import Chart
+from refusal_cliff.report.charts import bar_chart
 from refusal_cliff.report.cliff_chart import cliff_panel
-from refusal_cliff.report.curves import curves_of, head_map
 from refusal_cliff.report.data import Bar, Curve
 from refusal_cliff.report.maps import head_chart
+from refusal_cliff.report.traces import curves_of, head_map
 from refusal_cliff.report.words import (
     count,
     number,

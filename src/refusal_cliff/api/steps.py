@@ -17,24 +17,45 @@ from refusal_cliff.data.traces import Prompt, SafetyExample, Trace, closed
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.heads import find
+from refusal_cliff.heads.at_tokens import Pieces
 from refusal_cliff.heads.find import FoundHeads
-from refusal_cliff.judges import Judge, RulesJudge, kept
+from refusal_cliff.judges import Judge, RulesJudge, interface
 from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import check_probes_fit
-from refusal_cliff.probe.fit import ProbeSet
-from refusal_cliff.probe.provenance import ReadPoint
+from refusal_cliff.probe.fit import ProbeSet, ReadPoint
 from refusal_cliff.probe.traces import fit_on_traces
 from refusal_cliff.repair.training import load_repaired, repair
-from refusal_cliff.report.curves import closing_texts
-from refusal_cliff.report.pieces import Pieces
+from refusal_cliff.report.traces import closing_texts
 from refusal_cliff.select import candidates, strategies
 from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
 from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.study import counter
-from refusal_cliff.workflows.export import export_heads, measured_on
-from refusal_cliff.workflows.model_card import Form
+from refusal_cliff.workflows.export import Form, export_heads, measured_on
+
+
+def organism_prompts(split: language.Split, n: int, seed: int = 0) -> list[Prompt]:
+    """Harmful and benign prompts that the embedded organisms understand.
+
+    Args:
+        split: ``validation`` to fit on, ``test`` to measure on, ``pool`` to select from; no two
+            share a request.
+        n: Prompts of each label.
+        seed: Seed of the draw.
+    """
+    return language.both_labels(split, n, seed)
+
+
+def organism_examples(n: int, seed: int = 0) -> tuple[list[SafetyExample], list[SafetyExample]]:
+    """Safety examples to select from, and benign ones to mix in, for the embedded organisms.
+
+    Args:
+        n: Examples of each kind.
+        seed: Seed of the draw.
+    """
+    return language.safety_pool(n, seed), language.examples("pool", "benign", n, seed)
 
 
 def generate_traces(
@@ -69,7 +90,7 @@ def judge_traces(traces: Sequence[Trace], by: Judge | None = None) -> Traces:
     Raises:
         RefusalCliffError: No answer can be judged, for example because a server is down.
     """
-    return Traces(tuple(kept.judge_traces(traces, by or RulesJudge())))
+    return Traces(tuple(interface.judge_traces(traces, by or RulesJudge())))
 
 
 def ask(

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.capture import ProbeScores, Progress, capture
+from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.tables import read_parquet, write_parquet
@@ -59,10 +59,20 @@ def score_traces(
     """
     weights = {probe.layer: (probe.weight, probe.bias) for probe in probes.probes}
     reader = ProbeScores(weights, len(traces))
-    tap: Reader = reader
-    if probes.read_point == "final_norm":
-        tap = AfterFinalNorm(reader, subject)
+    tap = at_read_point(reader, subject, probes.read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
+    return scores_of(traces, reader.logits)
+
+
+def scores_of(
+    traces: Sequence[Trace], logits: Sequence[NDArray[np.floating[Any]]]
+) -> list[TraceScores]:
+    """What was read at every token of some traces, of those that closed their thinking.
+
+    Args:
+        traces: The traces.
+        logits: Of each, [rows, tokens].
+    """
     return [
         TraceScores(
             trace.prompt.id,
@@ -70,9 +80,9 @@ def score_traces(
             trace.prompt.label,
             trace.verdict,
             trace.spans,
-            np.asarray(logits, dtype=np.float32),
+            np.asarray(found, dtype=np.float32),
         )
-        for trace, logits in zip(traces, reader.logits, strict=True)
+        for trace, found in zip(traces, logits, strict=True)
         if trace.spans is not None
     ]
 

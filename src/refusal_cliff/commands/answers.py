@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,25 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.commands.grouped import grouped, without
-from refusal_cliff.commands.options import (
-    Columns,
-    JsonOut,
-    JudgeErrorFile,
-    RowLabel,
-    Split,
-    ThinkingMarkers,
-    reading_of,
-)
+from refusal_cliff.commands.options import JsonOut, JudgeErrorFile, reading
 from refusal_cliff.folders import require_file, require_output
-from refusal_cliff.live import counting, result, say, screen
-from refusal_cliff.settings import Engine, GenerationConfig, JudgeSettings, Loading, Server
+from refusal_cliff.live import counting, plain, print_table, result, say, screen
+from refusal_cliff.settings import (
+    Engine,
+    GenerationConfig,
+    JudgeSettings,
+    Loading,
+    RowSettings,
+    Server,
+)
 from refusal_cliff.user_text import existing_file
 
 if TYPE_CHECKING:  # a command imports nothing heavy before its arguments are seen to be right
+    from refusal_cliff.answers.correction import Corrected, CorrectedOutcomes, JudgeError
+    from refusal_cliff.answers.outcomes import Change, Outcomes, Rate
     from refusal_cliff.data.types import LeftOut
 
 judge_app = typer.Typer(
@@ -54,10 +57,7 @@ def generate(
     ],
     server: Server,
     judge: Annotated[JudgeSettings, without("judge_error")],
-    label: RowLabel = None,
-    column: Columns = None,
-    split: Split = "train",
-    thinking_markers: ThinkingMarkers = None,
+    rows: RowSettings,
     revision: Annotated[
         str | None, typer.Option(metavar="COMMIT", help="Commit of the benchmark's data set.")
     ] = None,
@@ -83,16 +83,16 @@ def generate(
     from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
     from refusal_cliff.sharded import loading_here
 
-    reading = reading_of(label, column, split, thinking_markers)
+    read = reading(rows)
     asked = prompts_of(
         prompts,
-        reading=reading,
+        reading=read,
         revision=revision,
         limit=limit,
         samples=samples,
     )
     written = replace(generation, seed=seed)
-    loaded = partial(backend_of, model, written, server=server, markers=reading.markers)
+    loaded = partial(backend_of, model, written, server=server, markers=read.markers)
     backend = loaded(loading=loading_here(loading, engine))
     console = screen()
     with counting(console, f"refusal-cliff generate {prompts} → {out}", "answers") as progress:
@@ -111,7 +111,7 @@ def generate(
     _show(console, found)
     _show_left_out(console, out, [row.reason for row in found.left_out])
     for name in ("traces.jsonl", "rates.json"):
-        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{out / name}")
 
 
 @judge_app.callback()
@@ -131,10 +131,7 @@ def judge_answers(
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of the judged answers.")
     ] = None,
     judge: Annotated[JudgeSettings, without("judge_error")],
-    label: RowLabel = None,
-    column: Columns = None,
-    split: Split = "train",
-    thinking_markers: ThinkingMarkers = None,
+    rows: RowSettings,
     engine: Annotated[Engine, without("shard_size")],
 ) -> None:
     """Judge answers that you already have: refused, complied, harmful, truncated or unscored.
@@ -153,10 +150,10 @@ def judge_answers(
     require_output(out, "judge", (traces, judge.model))
     from refusal_cliff.answers.answering import judge_source
 
-    reading = reading_of(label, column, split, thinking_markers)
+    read = reading(rows)
     console = screen()
     with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
-        found = judge_source(traces, judge, out, reading=reading, engine=engine, progress=progress)
+        found = judge_source(traces, judge, out, reading=read, engine=engine, progress=progress)
     if found is None:
         return
     _show(console, found)
@@ -192,8 +189,7 @@ def calibrate(
             callback=checked(name_of("verdict", ("refused", "harmful"))),
         ),
     ] = "refused",
-    column: Columns = None,
-    thinking_markers: ThinkingMarkers = None,
+    rows: Annotated[RowSettings, without("label", "split")],
     out: JsonOut = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
 ) -> None:
@@ -217,7 +213,7 @@ def calibrate(
         negative=negative or ["1_full_compliance"],
         verdict=verdict,
         seed=seed,
-        reading=reading_of(None, column, markers=thinking_markers),
+        reading=reading(rows),
     )
     console = screen()
     for line in found.lines():
@@ -230,6 +226,7 @@ def calibrate(
 
 
 def evaluate(
+    *,
     traces: Annotated[
         str,
         typer.Option(
@@ -247,10 +244,7 @@ def evaluate(
         ),
     ] = None,
     judge_error: JudgeErrorFile = None,
-    label: RowLabel = None,
-    column: Columns = None,
-    split: Split = "train",
-    thinking_markers: ThinkingMarkers = None,
+    rows: RowSettings,
     out: JsonOut = None,
 ) -> None:
     """Count verdicts by benchmark and category, with intervals, and show what changed.
@@ -264,8 +258,7 @@ def evaluate(
     from refusal_cliff.answers.answering import evaluate_files
     from refusal_cliff.io import write_json
 
-    reading = reading_of(label, column, split, thinking_markers)
-    found = evaluate_files(traces, before, judge_error, reading)
+    found = evaluate_files(traces, before, judge_error, reading(rows))
     console = screen()
     _show(console, found)
     _list_left_out(console, traces, found.left_out)
@@ -275,12 +268,6 @@ def evaluate(
 
 
 def _show(console: Console, found: Any) -> None:
-    from refusal_cliff.commands.rates_table import (
-        print_changes,
-        print_corrected,
-        print_outcomes,
-    )
-
     result(found.as_json())
     print_outcomes(console, found.outcomes, found.judge)
     print_corrected(console, found.corrected, found.error)
@@ -292,13 +279,125 @@ def _list_left_out(console: Console, source: str | None, rows: Iterable[LeftOut]
     """Where no folder is written, each row that is left out is said on the screen."""
     for row in rows:
         line = f"Left out: {source}, row {row.row}: {row.why}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _show_left_out(console: Console, out: Path, reasons: list[str]) -> None:
     if reasons:
-        console.print(
+        say(
+            console,
             f"{len(reasons):,} rows have no answer; the reasons are in {out / 'left-out.jsonl'}",
-            markup=False,
+        )
+
+
+_COLUMNS = {
+    "attacks": "attack success",
+    "refused": "refused",
+    "over_refused": "over-refusal",
+    "truncated": "truncated",
+    "looping": "loops",
+    "unscored": "unscored",
+}
+_SHOWN = ("attacks", "refused", "over_refused")
+
+
+def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -> None:
+    """One row a group; every rate with its interval. What went wrong is told for all together."""
+    table = Table(title=Text(f"Judge: {plain(judge)}"), title_justify="left", pad_edge=False)
+    table.add_column("prompts")
+    table.add_column("n", justify="right")
+    for key in _SHOWN:
+        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
+    for row in outcomes:
+        n = row.unscored.n if row.unscored is not None else 0
+        cells = (_cell(getattr(row, key)) for key in _SHOWN)
+        table.add_row(_group(row), f"{n:,}", *cells)
+    console.print(table)
+    whole = outcomes[0]
+    told = (
+        f"{_COLUMNS[key]} {_cell(getattr(whole, key))}" for key in _COLUMNS if key not in _SHOWN
+    )
+    console.print("; ".join(told), markup=False, highlight=False)
+    for line in (*_about_attacks(judge), *_said(whole)):
+        say(console, line)
+    if whole.harm is not None and whole.harm_interval is not None:
+        low, high = whole.harm_interval
+        say(console, f"degree of harm {whole.harm:.2f} [{low:.2f}, {high:.2f}]")
+
+
+def _group(row: Outcomes | CorrectedOutcomes) -> Text:
+    return Text(plain(" · ".join(filter(None, (row.source, row.category))) or "all"))
+
+
+def _about_attacks(judge: str) -> list[str]:
+    """What an attack is, where it is not what `audit` and `check` call so."""
+    if judge in ("", "rules"):
+        return []
+    return [
+        "ASR: harmful prompts whose answer this judge calls harmful; audit, check and repair count "
+        "every answer that does not refuse"
+    ]
+
+
+def _said(whole: Outcomes) -> list[str]:
+    """What is in no rate, kind by kind, and what was taken as whole without being told so."""
+    lines = []
+    if whole.unscored_kinds:
+        kinds = (f"{kind} {count:,}" for kind, count in whole.unscored_kinds.items())
+        lines.append(f"unscored, and in no rate: {'; '.join(kinds)}")
+    if whole.untold:
+        lines.append(
+            f"{whole.untold:,} answers came without a reason for their end: taken as whole"
+        )
+    return lines
+
+
+def print_corrected(
+    console: Console, corrected: Sequence[CorrectedOutcomes], error: JudgeError | None
+) -> None:
+    """The rates again without the judge's error, or that it is not known."""
+    if error is None:
+        console.print(
+            "How often this judge errs is not known, so no rate is corrected for it; measure it "
+            "with judge calibrate, and give the file with evaluate --judge-error.",
             highlight=False,
         )
+        return
+    found, spared = error.sensitivity, error.specificity
+    title = (
+        f"Without the judge's error (finds {found.value:.3f} of what people call "
+        f"{plain(error.verdict)}, n = {found.n:.0f}, and spares {spared.value:.3f} of the rest, "
+        f"n = {spared.n:.0f}), if it errs here as there"
+    )
+    table = Table(title=Text(title), title_justify="left", pad_edge=False)
+    table.add_column("prompts")
+    for key in _SHOWN:
+        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
+    for row in corrected:
+        table.add_row(_group(row), *(_cell(getattr(row, key)) for key in _SHOWN))
+    console.print(table)
+
+
+def print_changes(console: Console, changes: Sequence[Change]) -> None:
+    """One row a rate: before, after, difference with interval, McNemar's p."""
+    rows = [
+        (
+            _COLUMNS[row.rate],
+            f"{row.n:,}",
+            f"{row.before:.3f}",
+            f"{row.after:.3f}",
+            f"{row.difference:+.3f} [{row.interval[0]:+.3f}, {row.interval[1]:+.3f}]",
+            "–" if row.p is None else f"{row.p:.3g}",
+        )
+        for row in changes
+    ]
+    heading = ("rate", "pairs", "before", "after", "difference", "McNemar p")
+    print_table(console, heading, rows, "Change")
+
+
+def _cell(rate: Rate | Corrected | None) -> str:
+    if rate is None:
+        return "–"
+    low, high = rate.interval
+    value = "?" if rate.value is None else f"{rate.value:.2f}"
+    return f"{value} [{low:.2f}, {high:.2f}]"

@@ -32,17 +32,10 @@ CONTROLS = (
     *("taxonomy", "sources", "directions", "positions", "pruning", "intervention"),
     *("second-opinion", "together", "rollouts", "preset"),
 )
-STRATEGIES = (
-    *("cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"),
-)
 RANKINGS = ("causal", "causal-contrast", "attribution", "direct", "direct-contrast")
 FORMS = ("adapter", "merged")
 PRESETS = ("default", "paper")
 POOLS = ("late-median", "max", "q90", "mean")
-LABELS = (
-    *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),
-    *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
-)
 VERDICTS = ("no cliff", "undecided", "cliff")
 _FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)

@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import Field, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -26,11 +29,44 @@ from refusal_cliff.commands.arguments import (
     name_of,
     positive,
 )
-from refusal_cliff.commands.typed import name_or_hidden
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
 from refusal_cliff.live import Shown, show_as
 from refusal_cliff.user_text import did_you_mean, existing_file
+
+PROGRAM = "refusal-cliff"
+_HIDDEN = "[hidden]"
+_KEYS = ("--key", "--judge-key")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*", re.ASCII)
+"""What a name of an environment variable looks like; a key that was given instead does not."""
+_USER = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_SECRET = re.compile(r"(?i)\b(?:sk|hf|key|gsk|ghp|xai|token|bearer)[-_][\w-]{8,}")
+
+_typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+
+
+def remember(arguments: Sequence[str]) -> None:
+    """Keep what was typed after the program's name."""
+    _typed.set(tuple(arguments))
+
+
+def command_line() -> str:
+    """What was typed, as a shell takes it; a secret in it is hidden."""
+    words: list[str] = []
+    for word in _typed.get():
+        option, equals, value = word.partition("=")
+        if equals and option in _KEYS:
+            word = f"{option}={name_or_hidden(value)}"
+        elif words and words[-1] in _KEYS:
+            word = name_or_hidden(word)
+        words.append(_SECRET.sub(_HIDDEN, _USER.sub(_HIDDEN, word)))
+    return shlex.join([PROGRAM, *words])
+
+
+def name_or_hidden(value: str) -> str:
+    """The name of an environment variable; anything else may be the key itself, and is hidden."""
+    return value if _VARIABLE.fullmatch(value) else _HIDDEN
+
 
 CONFIG = "config.toml"
 """File of an output folder: every option of the command that wrote it."""

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.commands.grouped import without
-from refusal_cliff.commands.options import (
-    Columns,
-    Model,
-    reading_of,
-)
+from refusal_cliff.commands.options import Model, reading
 from refusal_cliff.folders import require_output
-from refusal_cliff.live import result, screen
-from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading
+from refusal_cliff.live import result, say, screen
+from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RowSettings
 from refusal_cliff.user_text import existing_file
+
+
+def _prompts(label: str) -> Any:
+    """The option for a file of prompts that the model card is measured on."""
+    return typer.Option(
+        metavar="FILE",
+        help=f"{label} prompts for the model card.",
+        callback=checked(existing_file),
+    )
 
 
 def ablate(
@@ -59,24 +64,10 @@ def ablate(
             callback=finite,
         ),
     ] = 0.0,
-    harmful: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Harmful prompts for the model card.",
-            callback=checked(existing_file),
-        ),
-    ] = None,
-    benign: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Benign prompts for the model card.",
-            callback=checked(existing_file),
-        ),
-    ] = None,
+    harmful: Annotated[Path | None, _prompts("Harmful")] = None,
+    benign: Annotated[Path | None, _prompts("Benign")] = None,
     judge: Annotated[JudgeSettings, without("judge_error")],
-    column: Columns = None,
+    rows: Annotated[RowSettings, without("label", "split", "thinking_markers")],
     generation: GenerationConfig,
     loading: Loading,
 ) -> None:
@@ -95,15 +86,14 @@ def ablate(
     from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.judges.choose import judge_of
     from refusal_cliff.model.subject import load
-    from refusal_cliff.workflows.export import Choice, export_ablation
-    from refusal_cliff.workflows.model_card import Form
+    from refusal_cliff.workflows.export import Choice, Form, export_ablation
 
     form, out = export
-    choice, reading = Choice(fraction, method, scale), reading_of(None, column)
+    choice, read = Choice(fraction, method, scale), reading(rows)
     asked = harmful is not None or benign is not None
     prompts = [
-        *([] if harmful is None else read_prompts(harmful, label="harmful", reading=reading)),
-        *([] if benign is None else read_prompts(benign, label="benign", reading=reading)),
+        *([] if harmful is None else read_prompts(harmful, label="harmful", reading=read)),
+        *([] if benign is None else read_prompts(benign, label="benign", reading=read)),
     ]
     judged_by = judge_of(judge) if asked else None
     subject = load(model, loading)
@@ -112,5 +102,5 @@ def ablate(
     )
     console = screen()
     console.print(f"{len(found)} heads out: {', '.join(map(str, found))}", highlight=False)
-    console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"{out}")
     result({"heads": [str(head) for head in found], "form": form, "out": str(out)})

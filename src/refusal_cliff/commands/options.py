@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, name_of, positive
-from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.user_text import column_of, existing_file, marker_words
+from refusal_cliff.commands.arguments import checked, name_of
+from refusal_cliff.settings import LABELS, RowSettings
+from refusal_cliff.user_text import column_of, existing_file
 
 if TYPE_CHECKING:
     from refusal_cliff.data.reading import Reading
@@ -30,16 +30,13 @@ Model = Annotated[
     ),
 ]
 
-# How rows are read: the same in every command, see `reading_of`.
-Split = Annotated[str, typer.Option("--split", help="Split of a data set that has several.")]
-
 
 def _label(option: str, rows: str) -> Any:
     """The option that says the label of rows which have none."""
     return typer.Option(
         option,
         help=f"Label of {rows} that have none: harmful or benign.",
-        callback=checked(name_of("label", arguments.LABELS)),
+        callback=checked(name_of("label", LABELS)),
     )
 
 
@@ -54,14 +51,6 @@ def _columns(option: str, where: str) -> Any:
 
 
 RowLabel = Annotated[str | None, _label("--label", "rows")]
-Columns = Annotated[
-    list[str] | None,
-    _columns(
-        "--column",
-        ": id, text (the request), label, group, category, tags, thinking or response; text=Goal; "
-        "repeatable.",
-    ),
-]
 PromptColumns = Annotated[
     list[str] | None,
     _columns("--prompts-column", " in the files of --prompts; repeatable."),
@@ -73,16 +62,6 @@ BenignColumns = Annotated[
 ]
 BenignSplit = Annotated[
     str, typer.Option("--benign-split", help="Split of --benign, where it has several.")
-]
-ThinkingMarkers = Annotated[
-    str | None,
-    typer.Option(
-        "--thinking-markers",
-        metavar="'OPEN CLOSE'",
-        help="Markers around the thinking in the texts, if they are not among the known ones "
-        "(docs/reference/traces.md).",
-        callback=checked(marker_words),
-    ),
 ]
 JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
 
@@ -124,45 +103,6 @@ Benign = Annotated[
         callback=checked(arguments.rows),
     ),
 ]
-Fraction = Annotated[
-    float,
-    typer.Option(
-        "--fraction",
-        min=0,
-        max=1,
-        help="Share of the scored examples to choose.",
-        callback=positive,
-    ),
-]
-Number = Annotated[
-    int | None,
-    typer.Option("--n", min=1, help="Number of examples to choose, instead of --fraction."),
-]
-StrategyOption = Annotated[
-    str,
-    typer.Option(
-        "--strategy",
-        help="cliff, final, gated, diverse, rule, judge, longest, random or full.",
-        callback=checked(name_of("strategy", arguments.STRATEGIES)),
-    ),
-]
-Thinking = Annotated[
-    str,
-    typer.Option(
-        "--thinking",
-        help="own: the thinking that the model writes; data: the thinking in the data.",
-        callback=checked(name_of("thinking", ("own", "data"))),
-    ),
-]
-Target = Annotated[
-    str,
-    typer.Option(
-        "--target",
-        help="Answer to train on. data: the one in the data; own: a refusal that the model writes "
-        "when its thinking is closed at the plateau.",
-        callback=checked(name_of("target", ("own", "data"))),
-    ),
-]
 Prompts = Annotated[
     list[Path] | None,
     typer.Option(
@@ -172,8 +112,6 @@ Prompts = Annotated[
         callback=checked(existing_file),
     ),
 ]
-
-T = TypeVar("T", bound=str)
 
 
 def reading_of(
@@ -190,21 +128,12 @@ def reading_of(
     """
     from refusal_cliff.data.fields import checked_label
     from refusal_cliff.data.reading import Reading, column_map
-    from refusal_cliff.thinking.markers import KNOWN, markers_of
+    from refusal_cliff.thinking.formats import KNOWN, markers_of
 
     named = () if markers is None else (markers_of(markers),)
     return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split, prefix)
 
 
-def one_of(option: str, value: str, choices: Sequence[T]) -> T:
-    """The choice that a user named.
-
-    Raises:
-        RefusalCliffError: There is no such choice.
-    """
-    found = next((choice for choice in choices if choice == value), None)
-    if found is None:
-        raise RefusalCliffError(
-            f"Unknown {option} {value!r}. Write one of: {', '.join(choices)} (--{option})."
-        )
-    return found
+def reading(rows: RowSettings) -> Reading:
+    """How rows are to be read, as a user said it."""
+    return reading_of(rows.label, rows.column, rows.split, rows.thinking_markers)

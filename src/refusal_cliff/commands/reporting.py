@@ -1,4 +1,4 @@
-"""The page and the charts of a finished run, made anew: report and figures."""
+"""Finished runs: their page and charts made anew, and several beside each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
 from refusal_cliff.folders import claim, require_output
-from refusal_cliff.live import result, say, screen
+from refusal_cliff.live import print_table, result, say, screen
 
 FORMATS = ("svg", "png", "pdf")
 Run = Annotated[
@@ -66,8 +66,7 @@ def figures(
     folder is named.
     """
     folder = _folder(run, out, "figures")
-    from refusal_cliff.report.figures import figures_of
-    from refusal_cliff.report.files import write_figures
+    from refusal_cliff.report.figures import figures_of, write_figures
     from refusal_cliff.stages.report import page_of_run
 
     found = figures_of(page_of_run(run))
@@ -84,3 +83,56 @@ def _folder(run: Path, out: Path | None, command: str) -> Path:
     folder = whole.with_name(f"{whole.name}-{command}") if out is None else out
     require_output(folder, command, (run,))
     return folder
+
+
+PAGE, TABLES = "comparison.html", "comparison.json"
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Folders of finished runs; all others are compared with the first. If a run has "
+            "several models, RUN/KEY.",
+            callback=checked(arguments.existing_folder),
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder of the page and the tables.")
+    ],
+) -> None:
+    """Compare finished audits: a base model, the model trained from it, and its repair.
+
+    Question: what changed between these models? Rates and the cliff of each; paired differences on
+    the prompts that both were asked; what became of prompts of each kind; how far the refusal
+    direction turned, by layer. No model is loaded. Writes DIR/comparison.html and
+    DIR/comparison.json.
+    """
+    require_output(out, "compare", runs)
+    from dataclasses import asdict
+
+    from refusal_cliff.api.runs import compare_runs, opened
+    from refusal_cliff.controls.table import headings, row_texts
+    from refusal_cliff.io import write_json, write_text
+    from refusal_cliff.report.page import render_comparison
+
+    found = [opened(Path(run)) for run in runs]
+    compared = compare_runs(found)
+    claim(out, "compare", {"runs": [str(Path(run).resolve()) for run in runs]}, "a comparison")
+    console = screen()
+    for title, table in compared.tables.items():
+        rows = [[name, *row_texts(table, cells)] for name, cells in table.rows.items()]
+        print_table(console, ["", *headings(table)], rows, title)
+        say(console, table.finding)
+    panels = [
+        (name, run.cliff.verdict, run.cliff.curves)
+        for name, run in zip(compared.names, found, strict=True)
+    ]
+    write_text(out / PAGE, render_comparison(compared.names, panels, compared.tables))
+    tables = {title: asdict(table) for title, table in compared.tables.items()}
+    content = {"runs": list(compared.names), "tables": tables}
+    write_json(out / TABLES, content)
+    result(content)
+    for name in (PAGE, TABLES):
+        say(console, f"{out / name}")

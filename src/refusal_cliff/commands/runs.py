@@ -9,21 +9,12 @@ import typer
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
-from refusal_cliff.commands.options import (
-    Columns,
-    Model,
-    Out,
-    Seed,
-    Split,
-    ThinkingMarkers,
-    one_of,
-    reading_of,
-)
-from refusal_cliff.commands.typed import command_line
+from refusal_cliff.commands.grouped import command_line, without
+from refusal_cliff.commands.options import Model, Out, Seed, reading
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
 from refusal_cliff.live import LiveView, print_findings, result, say, screen, wants_json
-from refusal_cliff.settings import JudgeSettings, Loading, Server, Writing
+from refusal_cliff.settings import JudgeSettings, Loading, RowSettings, Server, Writing
 
 
 def demo(
@@ -95,9 +86,7 @@ def audit(
             "Without it the prompts of each label are split in half at random.",
         ),
     ] = None,
-    column: Columns = None,
-    split: Split = "train",
-    thinking_markers: ThinkingMarkers = None,
+    rows: Annotated[RowSettings, without("label")],
     judge: JudgeSettings,
     writing: Writing,
     server: Server,
@@ -144,25 +133,22 @@ def audit(
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
     require_output(out, "audit", (model, judge.model, judge.error, *given))
     from refusal_cliff.stages.control import chosen_controls
-    from refusal_cliff.stages.study import PRESETS
-    from refusal_cliff.workflows.audit import run_audit
-    from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
+    from refusal_cliff.workflows.audit import AuditCost, cost_lines, run_audit, time_lines
     from refusal_cliff.workflows.audit_prompts import QUICK_PROMPTS, AuditSources
 
-    reading = reading_of(None, column, split, thinking_markers)
     sources = AuditSources(
         tuple(harmful or ()),
         tuple(benign or ()),
         tuple(fit_on or ()),
         QUICK_PROMPTS if quick else None,
-        reading,
+        reading(rows),
         tuple(traces or ()),
     )
     console = screen()
 
     def told(cost: AuditCost) -> None:
         for line in cost_lines(cost) + (time_lines(cost) if plan else []):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
         if plan:
             raise typer.Exit
 
@@ -177,7 +163,7 @@ def audit(
             loading=loading,
             server=server,
             controls=chosen_controls(control or ()),
-            preset=one_of("preset", preset, tuple(PRESETS)),
+            preset=preset,
             judge=judge,
             command=command_line(),
             told=told,

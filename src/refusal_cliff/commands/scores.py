@@ -11,19 +11,10 @@ import typer
 
 from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import checked, name_of
-from refusal_cliff.commands.options import (
-    Columns,
-    Model,
-    Probe,
-    RowLabel,
-    Seed,
-    Split,
-    ThinkingMarkers,
-    reading_of,
-)
+from refusal_cliff.commands.options import Model, Probe, Seed, reading
 from refusal_cliff.folders import require_output
-from refusal_cliff.live import counting, print_model_cliff, result, screen
-from refusal_cliff.settings import Engine, Loading
+from refusal_cliff.live import counting, print_model_cliff, result, say, screen
+from refusal_cliff.settings import Engine, Loading, RowSettings
 
 
 def trace(
@@ -39,10 +30,7 @@ def trace(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
-    split: Split = "train",
-    label: RowLabel = None,
-    column: Columns = None,
-    thinking_markers: ThinkingMarkers = None,
+    rows: RowSettings,
     every_layer: Annotated[
         bool,
         typer.Option("--every-layer", help="Score at all probed blocks, not only at the best one."),
@@ -64,14 +52,13 @@ def trace(
     from refusal_cliff.sharded import Rank, loading_here
 
     console = screen()
-    reading = reading_of(label, column, split, thinking_markers)
     loaded = partial(subject_with_probes, model, probe)
     with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
         done = score_source(
             *loaded(loading_here(loading, engine)),
             traces,
             out,
-            reading=reading,
+            reading=reading(rows),
             every_layer=every_layer,
             engine=engine,
             loaded=partial(loaded, loading) if engine.name == "ray" else None,
@@ -79,20 +66,20 @@ def trace(
         )
     if not Rank.here().first:
         return
-    console.print(f"{done.scored:,} traces scored", highlight=False)
+    say(console, f"{done.scored:,} traces scored")
     if done.restored:
         where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
         said = f"{done.restored:,} of them with {where}"
-        console.print(said, markup=False, highlight=False, soft_wrap=True)
+        say(console, said)
     if done.unjudged:
         said = f"{done.unjudged:,} rows came without a verdict and were judged by the phrase rules"
-        console.print(f"{said}; for another judge, run refusal-cliff judge first", soft_wrap=True)
+        say(console, f"{said}; for another judge, run refusal-cliff judge first")
     for reason, n in done.left_out.items():
-        console.print(f"{n:,} left out: {reason}", highlight=False)
+        say(console, f"{n:,} left out: {reason}")
     if done.left_out:
         where = f"Which rows, and what mends them: {out}/left-out-….jsonl"
-        console.print(where, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+        say(console, where)
+    say(console, f"{out}")
     result(asdict(done))
 
 
@@ -131,4 +118,4 @@ def cliff(
     print_model_cliff(console, found)
     result(asdict(found))
     for name in ("cliff.parquet", "cliff.json"):
-        console.print(f"{scores / name}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{scores / name}")

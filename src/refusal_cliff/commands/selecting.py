@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -15,30 +15,35 @@ from refusal_cliff.commands.options import (
     Benign,
     BenignColumns,
     BenignSplit,
-    Columns,
     Data,
-    Fraction,
     Model,
-    Number,
     Probe,
     PromptColumns,
     PromptLabel,
     Prompts,
     RowLabel,
     Seed,
-    Split,
-    StrategyOption,
-    Target,
-    Thinking,
-    ThinkingMarkers,
-    one_of,
+    reading,
     reading_of,
 )
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
-from refusal_cliff.live import print_findings, result, screen, wants_json, working
-from refusal_cliff.settings import Engine, GenerationConfig, JudgeSettings, Loading, RepairConfig
+from refusal_cliff.live import print_findings, result, say, screen, wants_json, working
+from refusal_cliff.settings import (
+    Engine,
+    GenerationConfig,
+    JudgeSettings,
+    Loading,
+    RepairConfig,
+    RowSettings,
+    Selecting,
+)
 from refusal_cliff.user_text import column_of, existing_file
+
+if TYPE_CHECKING:
+    from refusal_cliff.select.selection_run import Choice
+    from refusal_cliff.select.shards import ScoringPlan
+    from refusal_cliff.select.strategies import Strategy
 
 
 def select(
@@ -47,11 +52,7 @@ def select(
     probe: Probe,
     data: Data,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the selection.")],
-    fraction: Fraction = 0.017,
-    n: Number = None,
-    strategy: StrategyOption = "cliff",
-    thinking: Thinking = "own",
-    target: Target = "data",
+    selecting: Selecting,
     evaluation: Annotated[
         list[Path] | None,
         typer.Option(
@@ -68,10 +69,8 @@ def select(
             callback=checked(column_of),
         ),
     ] = None,
-    split: Split = "train",
     label: RowLabel = "harmful",
-    column: Columns = None,
-    thinking_markers: ThinkingMarkers = None,
+    rows: RowSettings,
     judge: Annotated[JudgeSettings, without("judge_error")],
     engine: Engine,
     generation: GenerationConfig,
@@ -89,41 +88,28 @@ def select(
     """
     require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.select.selection_run import Choice, Source, evaluation_of, run_selection
-    from refusal_cliff.select.shards import ScoringPlan
-    from refusal_cliff.select.strategies import STRATEGIES
+    from refusal_cliff.select.selection_run import Source, evaluation_of, run_selection
 
-    plan = ScoringPlan(
-        model=model,
-        probe=probe,
-        out=out,
-        own_thinking=one_of("thinking", thinking, ("own", "data")) == "own",
-        own_target=one_of("target", target, ("own", "data")) == "own",
-        generation=replace(generation, seed=seed),
-        loading=loading,
-        judge=judge,
-    )
+    plan = _scoring(model, probe, out, selecting, replace(generation, seed=seed), loading, judge)
     asked = reading_of(None, evaluation_column, prefix="evaluation-")
     source = Source(
         data,
         (*evaluation_of(probe), *(PromptFile(file, asked) for file in evaluation or ())),
-        reading_of(label, column, split, thinking_markers),
+        reading(replace(rows, label=label)),
     )
-    choice = Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed)
+    choice = _choice(selecting, seed)
     console = screen()
     with working(console, f"refusal-cliff select {data} → {out}") as watch:
         done = run_selection(plan, source, choice, engine=engine, watch=watch)
     if done is None:
         return
-    console.print(
-        f"{done.rows:,} rows, {done.scored:,} scored, {done.chosen:,} chosen by {strategy}",
-        highlight=False,
-    )
+    chosen = f"{done.chosen:,} chosen by {selecting.strategy}"
+    say(console, f"{done.rows:,} rows, {done.scored:,} scored, {chosen}")
     for reason, count in done.left_out.items():
-        console.print(f"{count:,} left out: {reason}", highlight=False)
+        say(console, f"{count:,} left out: {reason}")
     result(asdict(done))
     for name in ("selected.jsonl", "selection.json", "left-out.jsonl"):
-        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{out / name}")
 
 
 def train(
@@ -139,9 +125,7 @@ def train(
     ],
     benign: Benign,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the adapter.")],
-    column: Columns = None,
-    split: Split = "train",
-    thinking_markers: ThinkingMarkers = None,
+    rows: Annotated[RowSettings, without("label")],
     training: RepairConfig,
     seed: Seed = 0,
     loading: Loading,
@@ -167,16 +151,15 @@ def train(
 
     config = replace(training, seed=seed)
     check_out(out, config, (model, selected, benign))
-    reading = reading_of(None, column, split, thinking_markers)
     console = screen()
     with working(console, f"refusal-cliff train {model} → {out}") as watch:
         subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
-        train_from_files(subject, selected, benign, config, out, reading, steps_to(watch))
+        train_from_files(subject, selected, benign, config, out, reading(rows), steps_to(watch))
     report = read_json(out / REPORT) if Rank.here().first else {}
     if left_out := report.get("left_out"):
         line = f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out}", markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
+    say(console, f"{out}")
     if report:
         result(report)
 
@@ -188,22 +171,16 @@ def repair(
     data: Data,
     benign: Benign,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the repair.")],
-    fraction: Fraction = 0.017,
-    n: Number = None,
-    strategy: StrategyOption = "cliff",
-    thinking: Thinking = "own",
-    target: Target = "data",
+    selecting: Selecting,
     prompts: Prompts = None,
     prompts_label: PromptLabel = None,
     prompts_column: PromptColumns = None,
     benign_split: BenignSplit = "train",
     benign_column: BenignColumns = None,
-    split: Split = "train",
     label: RowLabel = "harmful",
-    column: Columns = None,
-    thinking_markers: ThinkingMarkers = None,
+    rows: RowSettings,
     judge: JudgeSettings,
-    engine: Engine,
+    engine: Annotated[Engine, without("shard_size")],
     generation: GenerationConfig,
     training: RepairConfig,
     seed: Seed = 0,
@@ -219,26 +196,15 @@ def repair(
     """
     require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile
-    from refusal_cliff.select.selection_run import Choice, Source, evaluation_of
-    from refusal_cliff.select.shards import ScoringPlan
-    from refusal_cliff.select.strategies import STRATEGIES
+    from refusal_cliff.select.selection_run import Source, evaluation_of
     from refusal_cliff.workflows.repair_loop import RepairPlan, run_repair
 
-    scoring = ScoringPlan(
-        model=model,
-        probe=probe,
-        out=out,
-        own_thinking=one_of("thinking", thinking, ("own", "data")) == "own",
-        own_target=one_of("target", target, ("own", "data")) == "own",
-        generation=replace(generation, seed=seed),
-        loading=loading,
-        judge=judge,
-    )
+    scoring = _scoring(model, probe, out, selecting, replace(generation, seed=seed), loading, judge)
     asked = reading_of(prompts_label, prompts_column, prefix="prompts-")
     plan = RepairPlan(
         scoring,
-        Source(data, evaluation_of(probe), reading_of(label, column, split, thinking_markers)),
-        Choice(one_of("strategy", strategy, STRATEGIES), fraction, n, seed),
+        Source(data, evaluation_of(probe), reading(replace(rows, label=label))),
+        _choice(selecting, seed),
         benign,
         replace(training, seed=seed),
         tuple(PromptFile(file, asked) for file in prompts or ()),
@@ -252,6 +218,36 @@ def repair(
     if wants_json():
         result(read_json(out / "proof" / "proof.json"))
     for name in ("adapter", "proof/proof.json"):
-        console.print(f"{out / name}", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"{out / name}")
     if not proof.holds:
         raise typer.Exit(GATE_CLOSED)
+
+
+def _scoring(
+    model: str,
+    probe: Path,
+    out: Path,
+    selecting: Selecting,
+    generation: GenerationConfig,
+    loading: Loading,
+    judge: JudgeSettings,
+) -> ScoringPlan:
+    from refusal_cliff.select.shards import ScoringPlan
+
+    return ScoringPlan(
+        model=model,
+        probe=probe,
+        out=out,
+        own_thinking=selecting.thinking == "own",
+        own_target=selecting.target == "own",
+        generation=generation,
+        loading=loading,
+        judge=judge,
+    )
+
+
+def _choice(selecting: Selecting, seed: int) -> Choice:
+    from refusal_cliff.select.selection_run import Choice
+
+    strategy = cast("Strategy", selecting.strategy)
+    return Choice(strategy, selecting.fraction, selecting.n, seed)

@@ -1,15 +1,27 @@
-"""The same prompts under several treatments: one row each, with the change against one of them."""
+"""The same prompts under several treatments: answered, and one row each with the change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from scipy.special import expit
+
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.writing import thinking_length
-from refusal_cliff.controls.table import Cell, mean_cell, share_cell
+from refusal_cliff.cliff.scores import TraceScores, score_traces
+from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.generate.again import prompt_length
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import wilson
+
+MOST = {"harmful": 100, "benign": 40}
+"""Test prompts of each label that are answered again under every treatment."""
+UNCHANGED = "nothing changed"
 
 COLUMNS = (
     "ASR",
@@ -100,3 +112,75 @@ def never_certain(cell: Cell, groups: Sequence[str], lowest: float = -1.0) -> Ce
 
 def _groups(traces: Sequence[Trace]) -> list[str]:
     return [trace.prompt.group for trace in traces]
+
+
+def first_of_each(traces: Sequence[Trace]) -> list[Trace]:
+    """As many traces of each label as `MOST` says, the first ones."""
+    return [
+        trace
+        for label, most in MOST.items()
+        for trace in [trace for trace in traces if trace.prompt.label == label][:most]
+    ]
+
+
+def limited(table: ControlTable) -> ControlTable:
+    """The table, and how many prompts were asked at most."""
+    most = " and ".join(f"{n} {label}" for label, n in MOST.items())
+    note = f"Of the test prompts, the first {most} ones at most are asked."
+    return replace(table, notes=(*table.notes, note))
+
+
+def write_on(
+    study: Study,
+    traces: Sequence[Trace],
+    begun: Sequence[Sequence[int]],
+    job: Job,
+    heads: Sequence[Head] = (),
+    tokens: Sequence[range] | None = None,
+) -> list[Trace]:
+    """Judged answers to the traces' prompts that begin with given tokens.
+
+    Whatever a row draws depends on its own prompt and tokens alone, so that a trace which itself
+    begins with them is its own answer where no head is out, and is not written again.
+
+    Args:
+        study: The model, and how it writes.
+        traces: Where prompts are taken from.
+        begun: What each answer begins with.
+        job: Told how many are done.
+        heads: Heads to take out.
+        tokens: At which tokens of each row, see `generate`.
+    """
+    own = [trace.token_ids[prompt_length(study.subject, trace) :] for trace in traces]
+    new = [
+        row
+        for row, (said, ids) in enumerate(zip(own, begun, strict=True))
+        if heads or said[: len(ids)] != tuple(ids)
+    ]
+    written = study.write(
+        [traces[row].prompt for row in new],
+        job,
+        [heads] * len(new),
+        begun=[begun[row] for row in new],
+        row_tokens=None if tokens is None else [tokens[row] for row in new],
+    )
+    again = dict(zip(new, written, strict=True))
+    return [again.get(row, trace) for row, trace in enumerate(traces)]
+
+
+def parts(traces: Sequence[Trace], size: int) -> list[list[Trace]]:
+    """Cut into parts of one size."""
+    return [list(traces[at : at + size]) for at in range(0, len(traces), size)]
+
+
+def final_scores(subject: Subject, traces: Sequence[Trace], probes: ProbeSet) -> dict[str, float]:
+    """Score at the last closing token by prompt id, of the traces whose thinking closed."""
+    scored = [trace for trace in traces if trace.spans is not None]
+    return finals_of(score_traces(subject, scored, probes), probes)
+
+
+def finals_of(scores: Sequence[TraceScores], probes: ProbeSet) -> dict[str, float]:
+    """Score at the last closing token by prompt id."""
+    return {
+        one.trace_id: float(expit(one.logits[probes.row, one.spans.last_closing])) for one in scores
+    }

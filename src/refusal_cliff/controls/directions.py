@@ -8,18 +8,37 @@ the first word of an answer (a reviewer's question on the paper).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Line
+from refusal_cliff.controls.positions import ANSWERED, HARMFUL, REFUSED, Bench, bench_of
+from refusal_cliff.controls.readings import (
+    A_CLIFF,
+    CLOSING,
+    LEVELS,
+    Floats,
+    Line,
+    Place,
+    Read,
+    Rule,
+    fit_direction,
+    fit_line,
+    label_of,
+    lacking,
+    levels,
+    logistic_directions,
+)
 from refusal_cliff.controls.table import Cell, ControlTable, rounded
-from refusal_cliff.probe.direction import calibrate_held_out, standardised
-from refusal_cliff.probe.logistic import fit_logistic
-from refusal_cliff.stats import percentiles
-
-Counts: TypeAlias = NDArray[np.floating[Any]]
+from refusal_cliff.data.traces import Trace
+from refusal_cliff.model.final_norm import find_final_norm
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.direction import calibrate_held_out
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import counts_with_all, percentiles
 
 DRAWS = 100
 """Bootstrap draws of a direction, each a fit."""
@@ -28,6 +47,120 @@ REFUSAL = "refusal"
 HARM, HARM_ANYWHERE = "harmfulness, prompt end", "harmfulness, any token"
 MEANS, TOKENS = "difference of means", "first answer tokens"
 WITHOUT, ANEW = "refusal without ", "new probe without "
+HARM_PLACES: dict[str, Place] = {HARM: "prompt end", HARM_ANYWHERE: "any token"}
+_LARGE = 1e3
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """Refusal, harmfulness and first answer tokens as directions, and the score without each."""
+    bench = bench_of(study, job)
+    rows = bench.fitting(CLOSING, REFUSED)
+    harm = {name: _harmfulness(bench, place) for name, place in HARM_PLACES.items()}
+    drawn = _drawn(bench, {name: strength for name, (_, strength) in harm.items()})
+    others = {name: line.weight for name, (line, _) in harm.items()}
+    others |= {name: drawn[name][0] for name in (MEANS, TOKENS)}
+    reads: dict[str, Read] = {REFUSAL: bench.own}
+    reads |= {name: line for name, (line, _) in harm.items()}
+    for name in (MEANS, TOKENS):
+        reads[name] = recalibrated(others[name], rows.states, rows.labels)
+    for name, vector in others.items():
+        left = without(bench.probe.weight.astype(np.float64), vector)
+        reads[WITHOUT + name] = recalibrated(left, rows.states, rows.labels)
+    for name, vector in others.items():
+        states = projected_out(rows.states, vector)
+        line = fit_line(states, rows.labels, rows.groups, study.seed)
+        reads[ANEW + name] = Line(without(line.weight, vector), line.bias)
+    traced = bench.traced(reads)
+    harmful = [trace for trace in bench.test if trace.prompt.label == "harmful"]
+    table = {
+        name: (
+            _cosine(bench, drawn, name),
+            bench.auroc(read, HARM_PLACES[name], HARMFUL)
+            if name in HARM_PLACES
+            else bench.auroc(read, CLOSING, REFUSED),
+            bench.auroc(read, CLOSING, ANSWERED, harmful),
+            *levels(traced[name], study.seed),
+        )
+        for name, read in reads.items()
+    }
+    lacks = {name: lacking(rows, study.seed) for name, rows in traced.items()}
+    return directions_table(table, lacks, bench.probe.layer, _how(study))
+
+
+def _harmfulness(bench: Bench, place: Place) -> tuple[Line, float]:
+    """A harmfulness probe, and its strength."""
+    rows = bench.fitting(place, HARMFUL)
+    line, found = fit_direction(rows.states, rows.labels, rows.groups, bench.study.seed)
+    return line, found.strength
+
+
+def _drawn(bench: Bench, strengths: Mapping[str, float]) -> dict[str, Floats]:
+    """Each direction of the fitting traces and of draws of them, the same draws for all."""
+    groups = [trace.prompt.group for trace in bench.fit]
+    counts = counts_with_all(groups, bench.study.seed, DRAWS)
+
+    def of(rule: Rule, place: Place = CLOSING) -> Any:
+        """How often each row of `fitting` counts in each draw."""
+        used = [label_of(trace, rule) >= 0 for trace in bench.fit]
+        sizes = [len(bench.states[trace.prompt.id][place]) for trace in bench.fit]
+        return np.repeat(counts[:, used], np.array(sizes)[used], axis=1)
+
+    refusal = bench.fitting(CLOSING, REFUSED)
+    answered = [t for t in bench.fit if label_of(t, ANSWERED) >= 0]
+    words = first_token_rows(bench.study.subject, answered, bench.study.read_point == "resid_post")
+    logistic, means = logistic_directions, mean_differences
+    found = {
+        REFUSAL: logistic(refusal.states, refusal.labels, of(REFUSED), bench.probe.strength),
+        MEANS: means(refusal.states, refusal.labels, of(REFUSED)),
+        TOKENS: means(words, bench.fitting(CLOSING, ANSWERED).labels, of(ANSWERED)),
+    }
+    for name, strength in strengths.items():
+        rows = bench.fitting(HARM_PLACES[name], HARMFUL)
+        counted = of(HARMFUL, HARM_PLACES[name])
+        found[name] = logistic(rows.states, rows.labels, counted, strength)
+    return found
+
+
+def _cosine(bench: Bench, drawn: Mapping[str, Floats], name: str) -> Cell:
+    """Cosine of a direction with the probe's own, or of the probe with its fit on all rows."""
+    if name == REFUSAL:
+        own = bench.probe.weight.astype(np.float64)
+        return Cell(float(cosine(own, drawn[name][0])), None, len(bench.fit))
+    if name not in drawn:
+        return Cell(None)
+    return cosine_cell(drawn[REFUSAL], drawn[name], len(bench.fit))
+
+
+@torch.inference_mode()
+def first_token_rows(subject: Subject, traces: Sequence[Trace], before_norm: bool) -> Floats:
+    """Unembedding of each trace's first response token, [traces, d], as the read point sees it.
+
+    A logit is ``u · norm(h)``; of a root-mean-square norm, ``norm(h) = gain ⊙ h`` times one number
+    a token, so before the norm the direction is ``gain ⊙ u``. The gain is read off the norm's
+    output for an input of ±1 of large scale, which any norm over features returns as ``± gain``.
+    """
+    ids = [trace.token_ids[trace.spans.closing] for trace in traces if trace.spans is not None]
+    unembedding: Any = subject.model.get_output_embeddings()
+    rows = unembedding.weight[torch.tensor(ids, device=unembedding.weight.device)].float().cpu()
+    if before_norm:
+        rows = rows * _gain(subject)
+    return rows.numpy()
+
+
+def _gain(subject: Subject) -> torch.Tensor:
+    norm: Any = find_final_norm(subject)
+    like = next(norm.parameters())
+    signs = torch.ones(subject.width, device=like.device, dtype=like.dtype)
+    signs[1::2] = -1
+    ends = [norm(sign * _LARGE * signs[None])[0] for sign in (1, -1)]
+    return ((ends[0] - ends[1]) / 2 * signs).float().cpu()
+
+
+def _how(study: Study) -> str:
+    mean = "mean unembedding row of refused minus complied traces' first response tokens"
+    if study.read_point == "final_norm":
+        return mean + ", as the probe reads after the final norm"
+    return mean + ", times the gain of the final norm, before which the probe reads"
 
 
 def cosine(first: Floats, second: Floats) -> Floats:
@@ -64,7 +197,7 @@ def recalibrated(weight: Floats, states: Floats, labels: NDArray[np.int64]) -> L
     return Line(slope * weight, intercept)
 
 
-def mean_differences(rows: Floats, labels: NDArray[np.int64], counts: Counts) -> Floats:
+def mean_differences(rows: Floats, labels: NDArray[np.int64], counts: Floats) -> Floats:
     """Mean of rows with label 1 minus mean of rows with label 0, [draws, d].
 
     Args:
@@ -77,31 +210,6 @@ def mean_differences(rows: Floats, labels: NDArray[np.int64], counts: Counts) ->
     with np.errstate(invalid="ignore"):
         means = [weight @ wide / weight.sum(1, keepdims=True) for weight in weights]
     return means[0] - means[1]
-
-
-def logistic_directions(
-    states: Floats, labels: NDArray[np.int64], counts: Counts, strength: float
-) -> Floats:
-    """Directions of logistic regressions, one a draw, classes balanced in each, [draws, d].
-
-    Args:
-        states: [n, d].
-        labels: [n], 0 or 1.
-        counts: [draws, n]; a draw without a class gives NaN.
-        strength: Inverse L2 strength, as for the probe.
-    """
-    standard = standardised(states)
-    sums = [(counts * (labels == value)).sum(1) for value in (0, 1)]
-    of_class = np.where(labels == 1, sums[1][:, None], sums[0][:, None])
-    weights = counts * counts.sum(1, keepdims=True) / (2 * np.maximum(of_class, 1))
-    vectors = fit_logistic(
-        standard.coordinates,
-        np.tile(labels[:, None].astype(np.float64), len(counts)),
-        weights.T,
-        np.full(len(counts), strength),
-    )
-    vectors[:, (sums[0] == 0) | (sums[1] == 0)] = np.nan
-    return vectors.T @ standard.axes
 
 
 def cosine_cell(first: Floats, second: Floats, n: int) -> Cell:
@@ -117,7 +225,7 @@ def cosine_cell(first: Floats, second: Floats, n: int) -> Cell:
 
 
 def directions_table(
-    rows: Mapping[str, Sequence[Cell]], lacks: Mapping[str, str | None], layer: int, how: str
+    rows: Mapping[str, tuple[Cell, ...]], lacks: Mapping[str, str | None], layer: int, how: str
 ) -> ControlTable:
     """The control as a table.
 
@@ -155,7 +263,7 @@ def directions_table(
     )
 
 
-def _finding(rows: Mapping[str, Sequence[Cell]], lacks: Mapping[str, str | None]) -> str:
+def _finding(rows: Mapping[str, tuple[Cell, ...]], lacks: Mapping[str, str | None]) -> str:
     """Plateau and final of refusal and harm; whether the cliff stays without each direction."""
     told: list[str] = []
     for name in (REFUSAL, HARM, HARM_ANYWHERE):

@@ -2,19 +2,101 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 
-from refusal_cliff.controls.arms import COLUMNS, Arm, arm_rows
+import torch
+from scipy.special import expit
+
+from refusal_cliff.cliff.scores import read_scores
+from refusal_cliff.controls.arms import (
+    COLUMNS,
+    UNCHANGED,
+    Arm,
+    arm_rows,
+    final_scores,
+    finals_of,
+    first_of_each,
+    limited,
+    write_on,
+)
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text
-from refusal_cliff.model.subject import Head
+from refusal_cliff.data.traces import Trace, closed_spans, read_traces
+from refusal_cliff.generate.again import until_answer
+from refusal_cliff.heads.effects import TRACES_AT_ONCE
+from refusal_cliff.heads.rerun import Rerun, score_readout
+from refusal_cliff.io import read_json
+from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.measure import input_probes
+from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import ThinkingFormat
 
-UNCHANGED = "nothing changed"
 NEW = "heads out everywhere, new thinking"
 FIXED = "heads out everywhere, same thinking"
 FROM_CLOSING = "heads out from the closing on"
 AT_CLOSING = "heads out at the closing tokens only"
 HEADER = "header tokens again before the answer"
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """Heads out at some tokens, thinking fixed or written anew, on the test prompts."""
+    subject, probes = study.subject, input_probes(study, job)
+    asked = first_of_each(study.traces(job, "test"))
+    traces = [trace for trace in asked if trace.spans is not None]
+    names = read_json(job.input(study.path("ablation.json")))["heads"]
+    heads = [parse_head(name) for name in names]
+    header = subject.tokenizer.encode(header_of(subject.format), add_special_tokens=False)
+    arms = {UNCHANGED: Arm(traces, final_scores(subject, traces, probes))}
+    if heads:
+        arms |= _heads_out(study, traces, heads, probes, job)
+    if header:
+        begun = [[*until_answer(subject, trace), *header] for trace in traces]
+        written = write_on(study, traces, begun, job)
+        arms[HEADER] = Arm(written, final_scores(subject, written, probes))
+    return limited(intervention_table(arms, heads, len(asked) - len(traces), study.seed))
+
+
+def _heads_out(
+    study: Study, traces: Sequence[Trace], heads: Sequence[Head], probes: ProbeSet, job: Job
+) -> dict[str, Arm]:
+    """The arms in which heads are out; the thinking written anew is that of the run."""
+    subject = study.subject
+    new = {t.prompt.id: t for t in read_traces(job.input(study.path("ablated.parquet")))}
+    scored = read_scores(job.input(study.path("scores-ablated.parquet")))
+    arms = {NEW: Arm([new[t.prompt.id] for t in traces], finals_of(scored, probes))}
+    begun = [until_answer(subject, trace) for trace in traces]
+    spans = [closed_spans(trace) for trace in traces]
+    renormalised = study.definitions.renormalised
+    with ablated(subject, heads, renormalised=renormalised):
+        everywhere = final_scores(subject, traces, probes)
+    # a renormalised ablation has no exact rerun
+    closing = {} if renormalised else finals_without(subject, traces, heads, probes)
+    places = {
+        FIXED: ([range(sys.maxsize)] * len(spans), everywhere),
+        FROM_CLOSING: ([range(s.thinking, sys.maxsize) for s in spans], closing),
+        AT_CLOSING: ([range(s.thinking, s.closing) for s in spans], closing),
+    }
+    for name, (tokens, finals) in places.items():
+        arms[name] = Arm(write_on(study, traces, begun, job, heads, tokens), finals)
+    return arms
+
+
+@torch.inference_mode()
+def finals_without(
+    subject: Subject, traces: Sequence[Trace], heads: Sequence[Head], probes: ProbeSet
+) -> dict[str, float]:
+    """Score at the last closing token by prompt id, some heads out over the closing tokens."""
+    readout = score_readout(subject, probes.chosen)
+    found: dict[str, float] = {}
+    for start in range(0, len(traces), TRACES_AT_ONCE):
+        chosen = traces[start : start + TRACES_AT_ONCE]
+        logits = Rerun(subject, chosen, readout).final_logits(1, [heads])[:, 0]
+        names = [trace.prompt.id for trace in chosen]
+        found |= dict(zip(names, map(float, expit(logits)), strict=True))
+    return found
 
 
 def header_of(fmt: ThinkingFormat) -> str:

@@ -7,124 +7,190 @@ thinking token already.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.neural_network import MLPClassifier
 
-from refusal_cliff.controls.readings import A_CLIFF, LEVELS, Floats, Read
+from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
+from refusal_cliff.cliff.scores import scores_of
+from refusal_cliff.controls.readings import (
+    A_CLIFF,
+    CLOSING,
+    LEVELS,
+    PLACES,
+    THINKING_TOKENS,
+    Floats,
+    Line,
+    Place,
+    Read,
+    Rows,
+    Rule,
+    auroc_cell,
+    fit_line,
+    lacking,
+    levels,
+    reduced,
+    rows_of,
+    states_by_place,
+    thinks,
+)
 from refusal_cliff.controls.table import Cell, ControlTable
-from refusal_cliff.data.traces import Trace
-from refusal_cliff.thinking import Spans
+from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.probe.direction import shuffled, standardised
+from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe
+from refusal_cliff.run.pipeline import Job, Progress
+from refusal_cliff.stages.measure import input_probes
+from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import percentiles
 
-Place: TypeAlias = Literal[
-    "last closing token",
-    "thinking tokens",
-    "mean of the thinking",
-    "first thinking token",
-    "prompt end",
-    "any token",
-]
-Rule: TypeAlias = Literal["refused-vs-benign", "refused-vs-complied", "harmful-vs-benign"]
-
-CLOSING: Place = "last closing token"
-THINKING: Place = "thinking tokens"
-PLACES: tuple[Place, ...] = get_args(Place)[:-1]
-"""Where the probes of the table are trained; ``any token`` serves the control of directions."""
-THINKING_TOKENS = 8
-"""Tokens of one trace's thinking that a probe of thinking tokens is fitted on, evenly spaced."""
+REFUSED: Rule = "refused-vs-benign"
+ANSWERED: Rule = "refused-vs-complied"
+HARMFUL: Rule = "harmful-vs-benign"
 HIDDEN_UNITS = 16
 MIN_TESTED = 5
 """Prompt groups of each class below which a transfer is not tested."""
 SHUFFLED = "shuffled labels"
 COLUMNS = ("AUROC", *LEVELS)
 _CERTAIN = 1e-9
-_UNUSED = -1
 
 
-def positions_of(spans: Spans) -> dict[Place, list[int]]:
-    """Tokens of a trace at which a probe of each place reads; those of a mean are averaged.
+@dataclass(frozen=True)
+class Bench:
+    """The traces of one model, and what probes of each place read of them after one block."""
 
-    Args:
-        spans: Of a trace with thinking.
-    """
-    thinking = range(spans.prompt, spans.thinking)
-    spread = np.linspace(thinking[0], thinking[-1], min(THINKING_TOKENS, len(thinking)))
-    spaced = spread.round().astype(int).tolist()
-    return {
-        "last closing token": [spans.last_closing],
-        "thinking tokens": spaced,
-        "mean of the thinking": list(thinking),
-        "first thinking token": [thinking[0]],
-        "prompt end": [spans.prompt - 1],
-        "any token": [spans.prompt - 1, *spaced, spans.last_closing],
-    }
+    study: Study
+    probe: Probe
+    fit: list[Trace]
+    test: list[Trace]
+    states: Mapping[str, Mapping[Place, Floats]]
+    progress: Progress
 
+    @property
+    def own(self) -> Line:
+        """The tool's own probe."""
+        return Line(self.probe.weight, self.probe.bias)
 
-def states_of_places(states: Floats, spans: Spans) -> dict[Place, Floats]:
-    """What probes of each place read of one trace, each [k, d].
+    def fitting(self, place: Place, rule: Rule) -> Rows:
+        """Rows of the fitting traces."""
+        return rows_of(self.fit, self.states, place, rule)
 
-    Args:
-        states: [tokens, d].
-        spans: Of the trace.
-    """
-    found: dict[Place, Floats] = {place: states[at] for place, at in positions_of(spans).items()}
-    found["mean of the thinking"] = found["mean of the thinking"].mean(0, keepdims=True)
-    return found
+    def auroc(
+        self, read: Read, place: Place, rule: Rule, test: Sequence[Trace] | None = None
+    ) -> Cell:
+        """AUROC of a reading on test traces."""
+        rows = rows_of(self.test if test is None else test, self.states, place, rule)
+        return auroc_cell(read(rows.states), rows.labels, rows.groups, self.study.seed)
 
+    def traced(self, reads: Mapping[str, Read]) -> dict[str, list[TraceCliff]]:
+        """Plateau and final score of the test traces under each reading."""
 
-def label_of(trace: Trace, rule: Rule) -> int:
-    """1, 0, or -1 for a judged trace that the rule does not use."""
-    harmful = trace.prompt.label == "harmful"
-    if rule == "harmful-vs-benign":
-        return int(harmful)
-    if trace.verdict == "refused":
-        return 1 if harmful else _UNUSED
-    return _UNUSED if harmful and rule == "refused-vs-benign" else 0
+        def reduce(row: int, states: Floats) -> Floats:
+            del row
+            return np.stack([read(states) for read in reads.values()])
 
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """States to fit or test a probe on.
-
-    Attributes:
-        states: [n, d].
-        labels: [n], 0 or 1.
-        groups: Of the prompts; several rows of one trace share theirs.
-    """
-
-    states: Floats
-    labels: NDArray[np.int64]
-    groups: list[str]
-
-    def has(self, n: int) -> bool:
-        """Whether each class has rows of ``n`` different groups."""
-        names = np.array(self.groups)
-        return all(len(set(names[self.labels == value])) >= n for value in (0, 1))
+        at = (self.probe.layer, self.study.read_point)
+        found = reduced(self.study.subject, self.test, *at, reduce, self.progress)
+        scores = scores_of(self.test, found)
+        return {name: cliffs_of(scores, row) for row, name in enumerate(reads)}
 
 
-def rows_of(
-    traces: Sequence[Trace], states: Mapping[str, Mapping[Place, Floats]], place: Place, rule: Rule
-) -> Rows:
-    """The rows of one place under one label rule.
-
-    Args:
-        traces: Judged traces.
-        states: By prompt id, what `states_of_places` gave.
-        place: Where.
-        rule: Which traces are 1 and 0.
-    """
-    used = [trace for trace in traces if label_of(trace, rule) != _UNUSED]
-    parts = [states[trace.prompt.id][place] for trace in used]
-    sizes = [len(part) for part in parts]
-    return Rows(
-        np.concatenate(parts) if parts else np.zeros((0, 1)),
-        np.repeat(np.array([label_of(t, rule) for t in used], dtype=np.int64), sizes),
-        [t.prompt.group for t, size in zip(used, sizes, strict=True) for _ in range(size)],
+def bench_of(study: Study, job: Job) -> Bench:
+    """The traces that probes are fitted and tested on, and their states."""
+    fit, test = (
+        [trace for trace in closed(study.traces(job, part)) if thinks(trace)]
+        for part in ("fit", "test")
     )
+    probe = input_probes(study, job).chosen
+    at = (probe.layer, study.read_point)
+    states = states_by_place(study.subject, [*fit, *test], *at, job.progress)
+    return Bench(study, probe, fit, test, states, job.progress)
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """Probes trained at other places and by other labels, in one table."""
+    bench = bench_of(study, job)
+    reads: dict[str, Read] = {}
+    aurocs: dict[str, Cell] = {}
+    tested: dict[str, list[Trace]] = {}
+    left_out: list[str] = []
+    for name, place, rule in _trained(bench):
+        rows = bench.fitting(place, rule)
+        if not rows.has(MIN_PER_CLASS):
+            left_out.append(name)
+            continue
+        own = place == CLOSING and rule == REFUSED
+        reads[name] = bench.own if own else _fit(rows, study.seed)
+        aurocs[name] = bench.auroc(reads[name], place, rule)
+    for name, read, cell in (_shuffled(bench), _nonlinear(bench)):
+        reads[name], aurocs[name] = read, cell
+    for name, without, within in data_sets([*bench.fit, *bench.test]):
+        fit = parted(bench.fit, without, within)[0]
+        tested[name] = parted(bench.test, without, within)[1]
+        rows = rows_of(fit, bench.states, CLOSING, REFUSED)
+        held_out = rows_of(tested[name], bench.states, CLOSING, REFUSED)
+        if rows.has(MIN_PER_CLASS) and held_out.has(MIN_TESTED):
+            reads[name] = _fit(rows, study.seed)
+            aurocs[name] = bench.auroc(reads[name], CLOSING, REFUSED, tested[name])
+        else:
+            left_out.append(name)
+    traced = {name: _only(rows, tested.get(name)) for name, rows in bench.traced(reads).items()}
+    table = {name: (aurocs[name], *levels(rows, study.seed)) for name, rows in traced.items()}
+    lacks = {name: lacking(rows, study.seed) for name, rows in traced.items()}
+    return positions_table(table, lacks, bench.probe.layer, left_out)
+
+
+def _trained(bench: Bench) -> list[tuple[str, Place, Rule]]:
+    """Name, place and label rule of each linear probe; the tool's own first.
+
+    Without enough complied harmful traces, refused-vs-complied is refused-vs-benign.
+    """
+    complied = verdict_groups(bench.fit)["complied"]
+    enough = len({trace.prompt.group for trace in complied}) >= MIN_PER_CLASS
+    rules: tuple[Rule, ...] = (REFUSED, ANSWERED) if enough else (REFUSED,)
+    pairs: list[tuple[Place, Rule]] = [(place, rule) for place in PLACES for rule in rules]
+    pairs.insert(len(rules), (CLOSING, HARMFUL))
+    return [(f"{place}, {rule}", place, rule) for place, rule in pairs]
+
+
+def _fit(rows: Rows, seed: int) -> Line:
+    return fit_line(rows.states, rows.labels, rows.groups, seed)
+
+
+def _shuffled(bench: Bench) -> tuple[str, Read, Cell]:
+    """A probe of shuffled labels; AUROC is a mean over many, whichever way round they point."""
+    rows, seed = bench.fitting(CLOSING, REFUSED), bench.study.seed
+    test = rows_of(bench.test, bench.states, CLOSING, REFUSED)
+    drawn = np.random.default_rng(seed).permutation(rows.labels)
+    read = fit_line(rows.states, drawn, rows.groups, seed)
+    standard = standardised(rows.states)
+    values = shuffled(
+        standard.coordinates,
+        rows.labels,
+        standard.of(test.states),
+        test.labels,
+        "logistic",
+        bench.probe.strength,
+        seed,
+    )
+    either = np.maximum(values.of_true, 1 - values.of_true)
+    cell = Cell(values.either_way, percentiles(either), len(either))
+    return f"{CLOSING}, {SHUFFLED}", read, cell
+
+
+def _nonlinear(bench: Bench) -> tuple[str, Read, Cell]:
+    read = fit_mlp(bench.fitting(CLOSING, REFUSED), bench.study.seed)
+    name = f"{CLOSING}, {REFUSED}, MLP of {HIDDEN_UNITS} units"
+    return name, read, bench.auroc(read, CLOSING, REFUSED)
+
+
+def _only(rows: Sequence[TraceCliff], traces: Collection[Trace] | None) -> list[TraceCliff]:
+    """Those of the traces, or all."""
+    if traces is None:
+        return list(rows)
+    ids = {trace.prompt.id for trace in traces}
+    return [row for row in rows if row.trace_id in ids]
 
 
 def data_sets(traces: Sequence[Trace]) -> list[tuple[str, set[str], set[str]]]:
@@ -180,7 +246,7 @@ def fit_mlp(rows: Rows, seed: int) -> Read:
 
 
 def positions_table(
-    rows: Mapping[str, Sequence[Cell]],
+    rows: Mapping[str, tuple[Cell, ...]],
     lacks: Mapping[str, str | None],
     layer: int,
     left_out: Sequence[str],

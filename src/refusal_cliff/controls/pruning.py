@@ -5,13 +5,55 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from refusal_cliff.controls.arms import COLUMNS, Arm, arm_rows
+from refusal_cliff.controls.arms import (
+    COLUMNS,
+    Arm,
+    arm_rows,
+    final_scores,
+    first_of_each,
+    limited,
+    parts,
+    write_on,
+)
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text
 from refusal_cliff.data.traces import Trace
+from refusal_cliff.generate.again import prompt_length
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.measure import input_probes
+from refusal_cliff.stages.study import Study
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Of the thinking's tokens that are kept; the paper's figure has the same."""
 WHOLE, RANDOM = "100 % kept", "closed at a random token"
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """Every share of the thinking, and a random closing, on the test prompts."""
+    probes = input_probes(study, job)
+    asked = first_of_each(study.traces(job, "test"))
+    traces = [trace for trace in asked if thinking_of(trace)]
+    if not traces:
+        return limited(pruning_table({}, len(asked), study.seed))
+    shares = {share_name(share): share for share in SHARES}
+    kept = {
+        name: [kept_tokens(thinking_of(trace), share) for trace in traces]
+        for name, share in shares.items()
+    }
+    kept[RANDOM] = [random_kept(t.prompt.id, thinking_of(t), study.seed) for t in traces]
+    lengths = [prompt_length(study.subject, trace) for trace in traces]
+    closing, skipping = template_closing(study.subject)
+    begun = [
+        pruned(trace, length, tokens, closing, skipping)
+        for counts in kept.values()
+        for trace, length, tokens in zip(traces, lengths, counts, strict=True)
+    ]
+    written = write_on(study, traces * len(kept), begun, job)
+    arms = {
+        name: Arm(part, final_scores(study.subject, part, probes))
+        for name, part in zip(kept, parts(written, len(traces)), strict=True)
+    }
+    return limited(pruning_table(arms, len(asked) - len(traces), study.seed))
 
 
 def share_name(share: float) -> str:
@@ -95,3 +137,17 @@ def _finding(changes: Mapping[str, Cell]) -> str:
         (False, True): "Less thinking, more compliances",
     }.get((bool(fewer), bool(more)), "Less thinking has no consistent effect")
     return f"{says}: the attack success rate changes significantly at {told}."
+
+
+def thinking_of(trace: Trace) -> int:
+    """Tokens of a closed thinking; 0 where it never closed."""
+    return 0 if trace.spans is None else trace.spans.thinking - trace.spans.prompt
+
+
+def template_closing(subject: Subject) -> tuple[list[int], list[int]]:
+    """Tokens with which the chat template closes a thought, and goes without one."""
+    fmt = subject.format
+    skipping = fmt.skipping or fmt.opening + fmt.closing
+    texts = [fmt.closing, skipping]
+    closing, skipped = subject.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return closing, skipped

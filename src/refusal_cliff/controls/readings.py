@@ -1,10 +1,10 @@
-"""Other ways to read a state than the tool's probe, traced and measured as the probe is."""
+"""Other ways to read a state than the tool's probe: elsewhere, by other labels, traced alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -19,16 +19,38 @@ from refusal_cliff.cliff.verdict import (
     yardstick,
 )
 from refusal_cliff.controls.table import Cell, group_share_cell, mean_cell
-from refusal_cliff.model.capture import Batch
-from refusal_cliff.probe.direction import Direction, cross_validate, standardised
+from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.model.capture import Batch, Progress, capture
+from refusal_cliff.model.final_norm import at_read_point
+from refusal_cliff.model.subject import Subject
+from refusal_cliff.probe.direction import Direction, cross_validate, fit_logistic, standardised
+from refusal_cliff.probe.fit import fold_groups
 from refusal_cliff.probe.quality import auroc, weighted_auroc
-from refusal_cliff.probe.splits import fold_groups
 from refusal_cliff.stats import percentiles, resampled_counts
+from refusal_cliff.thinking import Spans
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 Read: TypeAlias = Callable[[Floats], Floats]
 """States [n, d] to score logits [n]."""
 T = TypeVar("T")
+
+Place: TypeAlias = Literal[
+    "last closing token",
+    "thinking tokens",
+    "mean of the thinking",
+    "first thinking token",
+    "prompt end",
+    "any token",
+]
+Rule: TypeAlias = Literal["refused-vs-benign", "refused-vs-complied", "harmful-vs-benign"]
+
+CLOSING: Place = "last closing token"
+THINKING: Place = "thinking tokens"
+PLACES: tuple[Place, ...] = get_args(Place)[:-1]
+"""Where the probes of the table are trained; ``any token`` serves the control of directions."""
+THINKING_TOKENS = 8
+"""Tokens of one trace's thinking that a probe of thinking tokens is fitted on, evenly spaced."""
+_UNUSED = -1
 
 LEVELS = (
     "plateau, complied",
@@ -80,6 +102,52 @@ class Reduced(Generic[T]):
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
     ) -> None:
         """Not asked for."""
+
+
+def reduced(
+    subject: Subject,
+    traces: Sequence[Trace],
+    layer: int,
+    read_point: str,
+    reduce: Callable[[int, Floats], T],
+    progress: Progress | None = None,
+) -> list[T]:
+    """What a function makes of the number and the states of each trace, read as probes read them.
+
+    Args:
+        subject: The model.
+        traces: The traces.
+        layer: The block after which is read.
+        read_point: Where probes read.
+        reduce: As for `Reduced`.
+        progress: Called with (traces done, traces).
+    """
+    reader = Reduced(layer, reduce)
+    tap = at_read_point(reader, subject, read_point)
+    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
+    return [reader.values[row] for row in range(len(traces))]
+
+
+def states_by_place(
+    subject: Subject,
+    traces: Sequence[Trace],
+    layer: int,
+    read_point: str,
+    progress: Progress | None = None,
+) -> dict[str, dict[Place, Floats]]:
+    """By prompt id, `states_of_places` of traces that think; arguments as for `reduced`."""
+
+    def reduce(row: int, states: Floats) -> dict[Place, Floats]:
+        return states_of_places(states, closed_spans(traces[row]))
+
+    found = reduced(subject, traces, layer, read_point, reduce, progress)
+    return {trace.prompt.id: states for trace, states in zip(traces, found, strict=True)}
+
+
+def thinks(trace: Trace) -> bool:
+    """Whether a closed trace has thinking, an answer, and a prompt before them."""
+    spans = trace.spans
+    return spans is not None and spans.thinking > spans.prompt > 0 and spans.total > spans.closing
 
 
 def fit_line(states: Floats, labels: NDArray[np.int64], groups: Sequence[str], seed: int) -> Line:
@@ -166,3 +234,110 @@ def lacking(rows: Sequence[TraceCliff], seed: int = 0) -> str | None:
     if found.verdict == "cliff":
         return ""
     return f"{found.verdict}: {found.share_with_cliff:.0%} of {found.n} fall"
+
+
+def positions_of(spans: Spans) -> dict[Place, list[int]]:
+    """Tokens of a trace at which a probe of each place reads; those of a mean are averaged.
+
+    Args:
+        spans: Of a trace with thinking.
+    """
+    thinking = range(spans.prompt, spans.thinking)
+    spread = np.linspace(thinking[0], thinking[-1], min(THINKING_TOKENS, len(thinking)))
+    spaced = spread.round().astype(int).tolist()
+    return {
+        "last closing token": [spans.last_closing],
+        "thinking tokens": spaced,
+        "mean of the thinking": list(thinking),
+        "first thinking token": [thinking[0]],
+        "prompt end": [spans.prompt - 1],
+        "any token": [spans.prompt - 1, *spaced, spans.last_closing],
+    }
+
+
+def states_of_places(states: Floats, spans: Spans) -> dict[Place, Floats]:
+    """What probes of each place read of one trace, each [k, d].
+
+    Args:
+        states: [tokens, d].
+        spans: Of the trace.
+    """
+    found: dict[Place, Floats] = {place: states[at] for place, at in positions_of(spans).items()}
+    found["mean of the thinking"] = found["mean of the thinking"].mean(0, keepdims=True)
+    return found
+
+
+def label_of(trace: Trace, rule: Rule) -> int:
+    """1, 0, or -1 for a judged trace that the rule does not use."""
+    harmful = trace.prompt.label == "harmful"
+    if rule == "harmful-vs-benign":
+        return int(harmful)
+    if trace.verdict == "refused":
+        return 1 if harmful else _UNUSED
+    return _UNUSED if harmful and rule == "refused-vs-benign" else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """States to fit or test a probe on.
+
+    Attributes:
+        states: [n, d].
+        labels: [n], 0 or 1.
+        groups: Of the prompts; several rows of one trace share theirs.
+    """
+
+    states: Floats
+    labels: NDArray[np.int64]
+    groups: list[str]
+
+    def has(self, n: int) -> bool:
+        """Whether each class has rows of ``n`` different groups."""
+        names = np.array(self.groups)
+        return all(len(set(names[self.labels == value])) >= n for value in (0, 1))
+
+
+def rows_of(
+    traces: Sequence[Trace], states: Mapping[str, Mapping[Place, Floats]], place: Place, rule: Rule
+) -> Rows:
+    """The rows of one place under one label rule.
+
+    Args:
+        traces: Judged traces.
+        states: By prompt id, what `states_of_places` gave.
+        place: Where.
+        rule: Which traces are 1 and 0.
+    """
+    used = [trace for trace in traces if label_of(trace, rule) != _UNUSED]
+    parts = [states[trace.prompt.id][place] for trace in used]
+    sizes = [len(part) for part in parts]
+    return Rows(
+        np.concatenate(parts) if parts else np.zeros((0, 1)),
+        np.repeat(np.array([label_of(t, rule) for t in used], dtype=np.int64), sizes),
+        [t.prompt.group for t, size in zip(used, sizes, strict=True) for _ in range(size)],
+    )
+
+
+def logistic_directions(
+    states: Floats, labels: NDArray[np.int64], counts: Floats, strength: float
+) -> Floats:
+    """Directions of logistic regressions, one a draw, classes balanced in each, [draws, d].
+
+    Args:
+        states: [n, d].
+        labels: [n], 0 or 1.
+        counts: [draws, n]; a draw without a class gives NaN.
+        strength: Inverse L2 strength, as for the probe.
+    """
+    standard = standardised(states)
+    sums = [(counts * (labels == value)).sum(1) for value in (0, 1)]
+    of_class = np.where(labels == 1, sums[1][:, None], sums[0][:, None])
+    weights = counts * counts.sum(1, keepdims=True) / (2 * np.maximum(of_class, 1))
+    vectors = fit_logistic(
+        standard.coordinates,
+        np.tile(labels[:, None].astype(np.float64), len(counts)),
+        weights.T,
+        np.full(len(counts), strength),
+    )
+    vectors[:, (sums[0] == 0) | (sums[1] == 0)] = np.nan
+    return vectors.T @ standard.axes

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.controls.arms import never_certain
-from refusal_cliff.controls.table import Cell, ControlTable, cell_text, mean_cell, share_cell
+from refusal_cliff.cliff.curves import read_cliffs
+from refusal_cliff.controls.arms import final_scores, never_certain, parts
+from refusal_cliff.controls.table import (
+    BINS,
+    EDGES,
+    Cell,
+    ControlTable,
+    cell_text,
+    mean_cell,
+    share_cell,
+)
+from refusal_cliff.data.traces import complies
+from refusal_cliff.generate.sampling import repeated
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.measure import input_probes
+from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import bootstrap, spearman
 
-EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Ends of the bins of the final score in the calibration rows."""
-BINS = {
-    f"complied, final score {low:g} to {high:g}": 1 - (low + high) / 2
-    for low, high in pairwise(EDGES)
-}
-"""The calibration rows, and what each would be if the score were the chance of refusing."""
+SAMPLED, SAMPLES, TEMPERATURE = 60, 8, 0.7
+"""Harmful test prompts that are answered several times, how often, and the paper's temperature."""
 BY_CLIFF = "rank correlation of cliff and compliance"
 BY_FINAL = "rank correlation of final score and compliance"
 MIXED = "prompts answered both ways"
@@ -54,6 +63,30 @@ class Sampled:
     def mixed(self) -> bool:
         """Whether it was answered both ways."""
         return len(set(self.complied)) > 1
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """Harmful test prompts, several answers each, beside the cliff of the run's own trace."""
+    probes = input_probes(study, job)
+    traces = study.traces(job, "test")
+    cliffs = {c.trace_id: c for c in read_cliffs(job.input(study.path("cliff.parquet")))}
+    prompts = [trace.prompt for trace in traces if trace.prompt.label == "harmful"][:SAMPLED]
+    drawing = replace(study.generation, temperature=TEMPERATURE, seed=study.seed)
+    written = replace(study, generation=drawing).write(repeated(prompts, SAMPLES), job)
+    finals = final_scores(study.subject, written, probes)
+    found = []
+    for prompt, drawn in zip(prompts, parts(written, SAMPLES), strict=True):
+        cliff = cliffs.get(prompt.id)
+        found.append(
+            Sampled(
+                group=prompt.group,
+                complied=[complies(trace.verdict) for trace in drawn],
+                finals=[finals.get(trace.prompt.id) for trace in drawn],
+                cliff=None if cliff is None else cliff.cliff,
+                final=None if cliff is None else cliff.final,
+            )
+        )
+    return rollouts_table(found, TEMPERATURE, study.seed)
 
 
 def rollouts_table(prompts: Sequence[Sampled], temperature: float, seed: int = 0) -> ControlTable:

@@ -3,21 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from refusal_cliff.controls.readings import Floats
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text
-from refusal_cliff.heads.table import METHODS, HeadRow, budget
-from refusal_cliff.model.subject import Head
+from refusal_cliff.controls.together import planted_of
+from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.heads.effects import TRACES_AT_ONCE
+from refusal_cliff.heads.find import explained
+from refusal_cliff.heads.joint import AnswerShifts, select_jointly
+from refusal_cliff.heads.table import METHODS, HeadRow, budget, read_heads
+from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import counts_with_all, percentiles, spearman
-
-Floats: TypeAlias = NDArray[np.floating[Any]]
 
 SHIFT, CONTRAST, GROUP = "shift (Ships)", "shift, harmful less benign", "group search (Sahara)"
 PROBE_METHODS = ("direct", "causal")
 RESAMPLES = 500
+TRACES, BENIGN, CANDIDATES = 40, 20, 12
+"""Fitting traces of either kind, and heads that the group search chooses from."""
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """Shifts of all heads on the fitting traces that the run measured heads on, and a group."""
+    subject = study.subject
+    rows = read_heads(job.input(study.path("heads.parquet")), subject)
+    traces = closed(study.traces(job, "fit"))
+    harmful, benign = explained(traces)[:TRACES], verdict_groups(traces)["benign"][:BENIGN]
+    singles = [row.head for row in rows]
+    on_harmful, on_benign = (shifts(subject, some, singles) for some in (harmful, benign))
+    order = np.argsort(-on_harmful.mean(0), kind="stable")[:CANDIDATES]
+    effects = AnswerShifts(subject, harmful[:TRACES_AT_ONCE])
+    candidates = [singles[place] for place in order]
+    group = select_jointly(effects, candidates, budget(len(rows)), progress=job.progress)[-1]
+    return second_opinion(
+        rows,
+        (on_harmful, [trace.prompt.group for trace in harmful]),
+        (on_benign, [trace.prompt.group for trace in benign]),
+        group,
+        planted_of(subject),
+        study.seed,
+    )
+
+
+def shifts(subject: Subject, traces: Sequence[Trace], heads: Sequence[Head]) -> Floats:
+    """Shift of each head alone, [traces, heads]; a few traces at a time."""
+    found = [
+        AnswerShifts(subject, traces[start : start + TRACES_AT_ONCE]).of([(h,) for h in heads])
+        for start in range(0, len(traces), TRACES_AT_ONCE)
+    ]
+    return np.concatenate(found)
 
 
 def second_opinion(

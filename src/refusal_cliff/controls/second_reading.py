@@ -10,16 +10,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
-from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.cliff.scores import TraceScores, scores_of
 from refusal_cliff.cliff.verdict import (
     SHARE_OF_TRACES,
     Verdict,
@@ -28,18 +30,100 @@ from refusal_cliff.cliff.verdict import (
     model_cliff,
     yardstick,
 )
-from refusal_cliff.controls.directions import logistic_directions
-from refusal_cliff.controls.positions import CLOSING, THINKING, Place, rows_of, states_of_places
-from refusal_cliff.controls.readings import Floats, Line, Read, Reduced, fit_line
-from refusal_cliff.controls.relative import relative
+from refusal_cliff.controls.readings import (
+    CLOSING,
+    THINKING,
+    Floats,
+    Line,
+    Read,
+    Reduced,
+    fit_line,
+    logistic_directions,
+    rows_of,
+    states_by_place,
+    thinks,
+)
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import Progress, Reader, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm, find_final_norm
+from refusal_cliff.model.capture import Progress, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm, at_read_point, find_final_norm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import MIN_PER_CLASS, ProbeSet
 from refusal_cliff.probe.quality import auroc, calibrate
-from refusal_cliff.stats import Interval, percentiles, resampled_counts
+from refusal_cliff.stats import Correlation, Fraction, Ordered, percentiles, resampled_counts
+from refusal_cliff.thinking import Spans
+
+NEAR = 16
+"""Tokens before the last closing token that are places of their own."""
+TENTHS = 10
+LEAST_DISTANCE = 0.1
+"""Of the median distance of all places; where groups are nearer together, they measure noise."""
+
+
+def places(spans: Spans) -> NDArray[np.int64]:
+    """The place of each token from the first thinking token to the last closing one.
+
+    Returns:
+        [tokens]: ``0 … NEAR - 1`` counted back from the last closing token, ``NEAR + tenth``
+        before these.
+    """
+    last = spans.last_closing
+    tokens = np.arange(spans.prompt, last + 1)
+    back = last - tokens
+    length = max(spans.thinking - spans.prompt, 1)
+    tenth = np.clip(TENTHS * (tokens - spans.prompt) // length, 0, TENTHS - 1)
+    return np.where(back < NEAR, back, NEAR + tenth).astype(np.int64)
+
+
+def relative(traces: Sequence[TraceScores], row: int) -> list[TraceScores] | None:
+    """The traces with one row of logits: ``(logit − benign) / (refused − benign)`` at each place.
+
+    Medians over the tokens of benign, and of refused harmful traces. Tokens outside thinking and
+    closing keep 0; they are part of no plateau and no final score.
+
+    Args:
+        traces: All test traces.
+        row: The probe, a row of their logits.
+
+    Returns:
+        ``None`` where refused traces do not stand above benign ones, or one of them is missing.
+    """
+    where = [places(trace.spans) for trace in traces]
+    logits = [
+        trace.logits[row, trace.spans.prompt : trace.spans.last_closing + 1] for trace in traces
+    ]
+    benign = [trace.label == "benign" for trace in traces]
+    refused = [trace.label == "harmful" and trace.verdict == "refused" for trace in traces]
+    if not any(benign) or not any(refused):
+        return None
+    low, high = (_medians(where, logits, group) for group in (benign, refused))
+    distance = high - low
+    usual = float(np.nanmedian(distance))
+    if not usual > 0:
+        return None
+    scale = np.fmax(distance, LEAST_DISTANCE * usual)  # where one group has no token, too
+    found = []
+    for trace, at, here in zip(traces, where, logits, strict=True):
+        made = np.zeros((1, trace.logits.shape[1]), dtype=np.float32)
+        level = np.where(np.isfinite(low[at]), low[at], float(np.nanmedian(low)))
+        made[0, trace.spans.prompt : trace.spans.last_closing + 1] = (here - level) / scale[at]
+        found.append(replace(trace, logits=made))
+    return found
+
+
+def _medians(
+    where: Sequence[NDArray[np.int64]],
+    logits: Sequence[NDArray[np.float32]],
+    chosen: Sequence[bool],
+) -> NDArray[np.float64]:
+    """Median logit at each place over the chosen traces; NaN where they have no token."""
+    at = np.concatenate([w for w, use in zip(where, chosen, strict=True) if use])
+    values = np.concatenate([v for v, use in zip(logits, chosen, strict=True) if use])
+    found = np.full(NEAR + TENTHS, np.nan)
+    for place in np.unique(at):
+        found[place] = np.median(values[at == place])
+    return found
+
 
 DRAWS = 100
 """Times that the probe is fitted again."""
@@ -49,52 +133,40 @@ SAME_PLACE = "own probe, relative to the place"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the rule of the verdict says under one reading.
+    """What the rule of the verdict says under one reading."""
 
-    Attributes:
-        verdict: As of a model.
-        share: Traces with a cliff.
-        share_ci: Its interval.
-        reason: The grounds.
-        early_auroc: How well plateaus alone tell refused from complied harmful traces, before the
-            thinking ends; ``None`` where one of the two is missing.
-    """
-
-    verdict: Verdict
-    share: float
-    share_ci: Interval
-    reason: str
-    early_auroc: float | None
+    verdict: Verdict = Field(description="As of the model.")
+    share: Fraction = Field(description="Traces with a cliff.")
+    share_ci: Ordered = Field(description="Its interval, over prompt groups.")
+    reason: str = Field(description="The verdict's grounds, as a sentence.")
+    early_auroc: Fraction | None = Field(
+        description="How well plateaus alone tell refused from complied harmful traces."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class SecondReadings:
-    """All of it.
+    """Whether the verdict depends on how the probe reads."""
 
-    Attributes:
-        readings: By name: ``OWN``, ``OVER_THINKING``, ``MARGIN``, ``SAME_PLACE``; one that could
-            not be fitted for want of traces is absent.
-        margin_at_closing: Correlation of the probe's logit with the margin over traces, at the last
-            closing token.
-        margin_over_thinking: The same of plateaus.
-        beyond_margin: Partial correlation of the probe's plateau with the refusal of harmful
-            prompts, the margin's plateau held fixed: what the probe adds to the next token;
-            ``None`` where one of refused and complied is missing.
-        refit_share: Interval of the share of traces with a cliff, fitting included; ``None`` where
-            the probe cannot be fitted again.
-        refit_cliff: The same of the mean cliff.
-        refit_cliffs: Share of the refits in which at least a quarter of the traces have a cliff.
-        draws: Refits.
-    """
-
-    readings: Mapping[str, Reading]
-    margin_at_closing: float | None
-    margin_over_thinking: float | None
-    beyond_margin: float | None
-    refit_share: Interval | None
-    refit_cliff: Interval | None
-    refit_cliffs: float | None
-    draws: int
+    readings: dict[str, Reading] = Field(
+        description="By name: own probe, the same relative to the place, probe over the thinking, "
+        "next-token margin."
+    )
+    margin_at_closing: Correlation | None = Field(
+        description="Correlation of the probe with the next-token margin, last closing token."
+    )
+    margin_over_thinking: Correlation | None = Field(description="The same of plateaus.")
+    beyond_margin: Correlation | None = Field(
+        description="Partial correlation of the probe's plateau with refusing, given the margin's."
+    )
+    refit_share: Ordered | None = Field(
+        description="Interval of the share with a cliff, fitting of the probe included."
+    )
+    refit_cliff: Ordered | None = Field(description="The same of the mean cliff.")
+    refit_cliffs: Fraction | None = Field(
+        description="Refits in which at least a quarter of the traces have a cliff."
+    )
+    draws: int = Field(ge=0, description="Refits.")
 
 
 def second_readings(
@@ -123,7 +195,7 @@ def second_readings(
     if not fit or not any(trace.prompt.label == "harmful" for trace in test):
         return SecondReadings({}, None, None, None, None, None, None, 0)
     probe = probes.chosen
-    states = _states_of_places(subject, fit, probes, progress)
+    states = states_by_place(subject, fit, probes.layer, probes.read_point, progress)
     rows = rows_of(fit, states, CLOSING, "refused-vs-benign")
     lines: dict[str, Read] = {OWN: Line(probe.weight, probe.bias)}
     thoughts = rows_of(fit, states, THINKING, "refused-vs-benign")
@@ -142,13 +214,10 @@ def second_readings(
     again = [cliffs_of(read, len(lines) + draw) for draw in range(len(refits))]
     own, other = cliffs[OWN], cliffs.get(MARGIN)
     shares, drops = _redrawn(again, seed)
+    against = (None, None, None) if other is None else _against_margin(own, other)
     return SecondReadings(
-        readings={name: _reading(found, seed) for name, found in cliffs.items()},
-        margin_at_closing=None if other is None else _correlation(_finals(own), _finals(other)),
-        margin_over_thinking=None
-        if other is None
-        else _correlation(_plateaus(own), _plateaus(other)),
-        beyond_margin=None if other is None else _beyond(own, other),
+        {name: _reading(found, seed) for name, found in cliffs.items()},
+        *against,
         refit_share=percentiles(shares) if len(shares) else None,
         refit_cliff=percentiles(drops) if len(drops) else None,
         refit_cliffs=float((shares >= SHARE_OF_TRACES).mean()) if len(shares) else None,
@@ -181,26 +250,6 @@ def refitted(
     return found
 
 
-def thinks(trace: Trace) -> bool:
-    """Whether a closed trace has thinking, an answer, and a prompt before them."""
-    spans = trace.spans
-    return spans is not None and spans.thinking > spans.prompt > 0 and spans.total > spans.closing
-
-
-def _states_of_places(
-    subject: Subject, traces: Sequence[Trace], probes: ProbeSet, progress: Progress | None
-) -> dict[str, dict[Place, Floats]]:
-    def reduce(row: int, states: Floats) -> dict[Place, Floats]:
-        spans = traces[row].spans
-        assert spans is not None  # closed
-        return states_of_places(states, spans)
-
-    reader = Reduced(probes.layer, reduce)
-    tap = AfterFinalNorm(reader, subject) if probes.read_point == "final_norm" else reader
-    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
-    return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
-
-
 def _read(
     subject: Subject,
     traces: Sequence[Trace],
@@ -220,21 +269,13 @@ def _read(
         return states @ margin
 
     inner, last = Reduced(probes.layer, reduce), Reduced(subject.n_layers, reduce_last)
-    tap = AfterFinalNorm(inner, subject) if probes.read_point == "final_norm" else inner
-    taps: list[Reader] = [tap] if margin is None else [tap, AfterFinalNorm(last, subject)]
+    tap = at_read_point(inner, subject, probes.read_point)
+    taps = [tap] if margin is None else [tap, AfterFinalNorm(last, subject)]
     capture(subject, [trace.token_ids for trace in traces], taps)
-    return [
-        TraceScores(
-            trace.prompt.id,
-            trace.prompt.group,
-            trace.prompt.label,
-            trace.verdict,
-            trace.spans,
-            np.vstack([inner.values[row], *(() if margin is None else (last.values[row],))]),
-        )
-        for row, trace in enumerate(traces)
-        if trace.spans is not None
-    ]
+    values = (inner.values,) if margin is None else (inner.values, last.values)
+    return scores_of(
+        traces, [np.vstack([one[row] for one in values]) for row in range(len(traces))]
+    )
 
 
 @torch.inference_mode()
@@ -301,8 +342,16 @@ def _drawn(rows: Sequence[TraceCliff], rng: np.random.Generator) -> list[TraceCl
     return [row for at in rng.integers(len(groups), size=len(groups)) for row in groups[at]]
 
 
-def _finals(rows: Sequence[TraceCliff]) -> NDArray[np.float64]:
-    return np.array([row.final_logit for row in rows])
+def _against_margin(
+    own: Sequence[TraceCliff], margin: Sequence[TraceCliff]
+) -> tuple[float | None, float | None, float | None]:
+    """Correlations with the margin at the last closing token and of plateaus; what is beyond it."""
+    finals = (np.array([row.final_logit for row in rows]) for rows in (own, margin))
+    return (
+        _correlation(*finals),
+        _correlation(_plateaus(own), _plateaus(margin)),
+        _beyond(own, margin),
+    )
 
 
 def _plateaus(rows: Sequence[TraceCliff]) -> NDArray[np.float64]:

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.cliff.curves import TraceCliff, read_cliffs
 from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.probe.quality import measure_quality
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.study import Study
 
 COLUMNS = (
     "AUROC, refused against benign",
@@ -23,6 +25,12 @@ COLUMNS = (
 )
 MIN_REFUSED = 5
 """Refused traces of a source below which no AUROC is given."""
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """`by_source` of the test traces."""
+    cliffs = read_cliffs(job.input(study.path("cliff.parquet")))
+    return by_source(study.traces(job, "test"), cliffs, study.seed)
 
 
 def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) -> ControlTable:

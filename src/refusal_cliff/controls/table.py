@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.io import read_json, write_json
+from refusal_cliff.io import read_as, write_json
 from refusal_cliff.stats import Interval, bootstrap_mean, share_interval
+
+EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+"""Ends of the bins of the final score in rows of a calibration."""
+BINS = {
+    f"complied, final score {low:g} to {high:g}": 1 - (low + high) / 2
+    for low, high in pairwise(EDGES)
+}
+"""These rows, which a page shows as bars, and what each would be if the score were the chance of
+refusing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +57,10 @@ class ControlTable:
 
     question: str
     source: str
-    columns: Sequence[str]
-    rows: Mapping[str, Sequence[Cell]]
+    columns: tuple[str, ...]
+    rows: Mapping[str, tuple[Cell, ...]]
     finding: str
-    notes: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, cells in self.rows.items():
@@ -85,16 +95,7 @@ def write_table(path: Path, table: ControlTable) -> None:
 
 def read_table(path: Path) -> ControlTable:
     """Read what `write_table` wrote."""
-    found = read_json(path)
-    rows = {
-        name: tuple(
-            Cell(cell["value"], tuple(cell["interval"]) if cell["interval"] else None, cell["n"])
-            for cell in cells
-        )
-        for name, cells in found["rows"].items()
-    }
-    texts = {name: tuple(found[name]) for name in ("columns", "notes")}
-    return ControlTable(**{**found, **texts, "rows": rows})
+    return read_as(path, ControlTable)
 
 
 def markdown(table: ControlTable) -> str:

@@ -4,15 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from refusal_cliff.controls.arms import COLUMNS, Arm, arm_rows
-from refusal_cliff.controls.intervention import UNCHANGED
+from refusal_cliff.controls.arms import COLUMNS, UNCHANGED, Arm, arm_rows, parts
 from refusal_cliff.controls.table import ControlTable, cell_text
-from refusal_cliff.model.subject import Head
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.heads.table import budget, read_heads, select_heads
+from refusal_cliff.io import read_json
+from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.organisms import planted_heads
+from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.study import Study
 
 FOUND = "heads found out"
 TOP = "top of the ranking out"
 TOGETHER = "chosen together out"
 PLANTED = "planted heads out"
+
+
+def measure(study: Study, job: Job) -> ControlTable:
+    """The test prompts answered again without other sets of heads than the run has taken out.
+
+    The top of the ranking, proven or not, and as many heads as the paper takes out (3 % of all) by
+    joint effect; for an organism, its planted heads, too.
+    """
+    subject = study.subject
+    before = study.traces(job, "test")
+    rows = read_heads(job.input(study.path("heads.parquet")), subject)
+    greedy = read_json(job.input(study.path("joint.json")))["greedy"]
+    found = [parse_head(h) for h in read_json(job.input(study.path("ablation.json")))["heads"]]
+    sets = {
+        TOP: select_heads(rows, proven=False),
+        TOGETHER: [parse_head(name) for name in greedy[: budget(len(rows))]],
+        PLANTED: planted_of(subject),
+    }
+    tried = {name: heads for name, heads in sets.items() if heads and {*heads} != {*found}}
+    prompts = [trace.prompt for trace in before]
+    row_heads = [heads for heads in tried.values() for _ in prompts]
+    written = study.write(prompts * len(tried), job, row_heads)
+    arms, taken_out = {UNCHANGED: Arm(before)}, dict[str, list[Head]]()
+    if found:
+        arms[FOUND] = Arm(read_traces(job.input(study.path("ablated.parquet"))))
+        taken_out[FOUND] = found
+    for name, answered in zip(tried, parts(written, len(prompts)), strict=True):
+        arms[name] = Arm(answered)
+    return together_table(arms, taken_out | tried, study.seed)
+
+
+def planted_of(subject: Subject) -> list[Head]:
+    """The heads through which an organism was damaged; empty for any other model."""
+    known = [] if subject.source is None else planted_heads(subject.source)
+    return [Head(layer, index) for layer, index in known]
 
 
 def together_table(

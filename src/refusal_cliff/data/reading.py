@@ -13,7 +13,7 @@ from refusal_cliff.data.rows import Found, read_rows
 from refusal_cliff.data.types import Label, LeftOut, Row
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import ThinkingFormat
-from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.user_text import column_of
 
 T = TypeVar("T")

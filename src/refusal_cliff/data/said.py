@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.data.types import Prompt, Record
-from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.thinking.written import Message, read_message
 

@@ -11,9 +11,9 @@ from refusal_cliff import __version__
 from refusal_cliff.answers.correction import JudgeError
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.answers.judged import complying, judged_rates
+from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.data.traces import complies, read_traces
-from refusal_cliff.findings.head_proof import proof_of
-from refusal_cliff.findings.pairs import AttackPairs, Difference, difference
+from refusal_cliff.findings.head_proof import AttackPairs, Difference, difference, proof_of
 from refusal_cliff.findings.summary import (
     AblatedCount,
     AblationSummary,
@@ -27,7 +27,6 @@ from refusal_cliff.findings.summary import (
     ProbeSummary,
     RecoverySummary,
     RuleSummary,
-    SecondReadingSummary,
     SelectionSummary,
     StrategyShares,
     Summary,
@@ -35,7 +34,7 @@ from refusal_cliff.findings.summary import (
 from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
 from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE, is_dose
-from refusal_cliff.io import read_json
+from refusal_cliff.io import read_as, read_json
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
 
@@ -96,7 +95,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         probe=_probe(shape.main, find),
         cliff=cliff,
         coherence=_coherence(read_json(find(f"{shape.main}/coherence.json"))),
-        second=SecondReadingSummary(**read_json(find(f"{shape.main}/readings.json"))),
+        second=read_as(find(f"{shape.main}/readings.json"), SecondReadings),
         control=None if shape.control is None else _control(shape.control, find),
         diffuse=None if shape.diffuse is None else _diffuse(shape.diffuse, find, shape),
         heads=HeadsSummary(

@@ -13,17 +13,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from refusal_cliff.answers.judged import JudgedRates
+from refusal_cliff.cliff.verdict import Verdict
+from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import first_fault, read_json, write_json, write_text
+from refusal_cliff.stats import Fraction, Ordered
 
 FORMAT: Literal[4] = 4
 """Version of the keys; it grows when a key changes its meaning or goes away."""
-
-
-def _ordered(interval: tuple[float, float]) -> tuple[float, float]:
-    if interval[0] > interval[1]:
-        raise ValueError(f"the interval {interval} ends before it begins")
-    return interval
 
 
 def _with_total(seconds: dict[str, float]) -> dict[str, float]:
@@ -32,17 +29,15 @@ def _with_total(seconds: dict[str, float]) -> dict[str, float]:
     return seconds
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Fraction
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[
     dict[str, Annotated[float, Field(ge=0)]],
     AfterValidator(_with_total),
     Field(json_schema_extra={"required": ["total"]}),
 ]
-Interval = Annotated[tuple[float, float], AfterValidator(_ordered)]
-Correlation = Annotated[float, Field(ge=-1, le=1)]
+Interval = Ordered
 HeadName = Annotated[str, Field(pattern=r"^\d+\.\d+$")]
-Verdict = Literal["cliff", "no cliff", "undecided"]
 
 
 class _Part(BaseModel):
@@ -123,42 +118,6 @@ class CliffSummary(_Part):
     n: Count = Field(description="Traces that `plateau`, `final` and `cliff` are means of.")
     refused: LevelSummary | None = Field(description="Refused harmful traces, same probe.")
     benign: LevelSummary | None = Field(description="Benign traces, same probe.")
-
-
-class ReadingSummary(_Part):
-    """What the rule of the verdict says under one reading."""
-
-    verdict: Verdict = Field(description="As of the model.")
-    share: Share = Field(description="Traces with a cliff.")
-    share_ci: Interval = Field(description="Its interval, over prompt groups.")
-    reason: str = Field(description="The verdict's grounds, as a sentence.")
-    early_auroc: Share | None = Field(
-        description="How well plateaus alone tell refused from complied harmful traces."
-    )
-
-
-class SecondReadingSummary(_Part):
-    """Whether the verdict depends on how the probe reads."""
-
-    readings: dict[str, ReadingSummary] = Field(
-        description="By name: own probe, the same relative to the place, probe over the thinking, "
-        "next-token margin."
-    )
-    margin_at_closing: Correlation | None = Field(
-        description="Correlation of the probe with the next-token margin, last closing token."
-    )
-    margin_over_thinking: Correlation | None = Field(description="The same of plateaus.")
-    beyond_margin: Correlation | None = Field(
-        description="Partial correlation of the probe's plateau with refusing, given the margin's."
-    )
-    refit_share: Interval | None = Field(
-        description="Interval of the share with a cliff, fitting of the probe included."
-    )
-    refit_cliff: Interval | None = Field(description="The same of the mean cliff.")
-    refit_cliffs: Share | None = Field(
-        description="Refits in which at least a quarter of the traces have a cliff."
-    )
-    draws: Count = Field(description="Refits.")
 
 
 class CoherenceSummary(_Part):
@@ -392,7 +351,7 @@ class Summary(_Part):
     judge: JudgedRates = Field(description="Who judged, and what the judge's error does to rates.")
     probe: ProbeSummary = Field(description="The probe.")
     cliff: CliffSummary = Field(description="The model's cliff.")
-    second: SecondReadingSummary = Field(description="The verdict under other readings.")
+    second: SecondReadings = Field(description="The verdict under other readings.")
     coherence: CoherenceSummary = Field(description="Whether the thoughts speak of the requests.")
     control: ControlSummary | None = Field(description="A model that should have none.")
     diffuse: DiffuseSummary | None = Field(description="The negative control for heads.")

@@ -16,7 +16,7 @@ from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
-from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.user_text import address
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.heads.table import HeadRow
@@ -20,6 +21,51 @@ from refusal_cliff.model.capture import Progress, TokenContributions, capture
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.tables import read_parquet, write_parquet
+
+_UNFINISHED = "\ufffd"
+_LONGEST_CHARACTER = 4
+
+
+class Pieces:
+    """Token ids to the text that each adds.
+
+    A token cannot be decoded alone: some tokenizers drop a blank in front of the first one, and a
+    character may be spread over several. So each is decoded after the tokens before it, and what is
+    already known is not decoded again.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[tuple[int, ...], str] = {}
+
+    def of(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token.
+
+        Args:
+            token_ids: Of one trace, from its beginning on.
+
+        Returns:
+            One text a token; the last of the tokens that make up a character has it, and the others
+            have nothing.
+        """
+        pieces: list[str] = []
+        before, start = 0, 0
+        for end in range(1, len(token_ids) + 1):
+            old = self._decoded(tuple(token_ids[before:start]))
+            new = self._decoded(tuple(token_ids[before:end]))
+            last = end - start == _LONGEST_CHARACTER or end == len(token_ids)
+            whole = last or not new.endswith(_UNFINISHED)
+            pieces.append(new[len(old) :] if whole else "")
+            if whole:
+                before, start = start, end
+        return pieces
+
+    def _decoded(self, token_ids: tuple[int, ...]) -> str:
+        if token_ids not in self._known:
+            text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
+            self._known[token_ids] = str(text)
+        return self._known[token_ids]
+
 
 SHOWN = 8
 """Heads that are told one by one; the others are summed."""

@@ -24,8 +24,7 @@ from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.heads.readout import score_readout
-from refusal_cliff.heads.rerun import Rerun
+from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.model.capture import (
     Batch,
     HeadContributions,
@@ -34,7 +33,7 @@ from refusal_cliff.model.capture import (
     capture,
     head_vectors,
 )
-from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 
@@ -172,7 +171,7 @@ def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
 def _logits(subject: Subject, traces: Sequence[Trace], probe: Probe) -> list[NDArray[np.float32]]:
     """Score logits of every token, [1, tokens] each."""
     scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
-    tap = AfterFinalNorm(scores, subject) if probe.read_point == "final_norm" else scores
+    tap = at_read_point(scores, subject, probe.read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap])
     return scores.logits
 

@@ -114,7 +114,6 @@ def find_heads(
     most: int = TRACES,
     joint_traces: int = JOINT_TRACES,
     candidates: int = CANDIDATES,
-    proven: bool = True,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> FoundHeads:
@@ -131,18 +130,17 @@ def find_heads(
         most: Traces of a kind that heads are measured on.
         joint_traces: Of these, those that a set is chosen by; the traces after them prove it.
         candidates: Heads from the top of every ranking that a set is chosen from.
-        proven: Take no head whose effect is not beyond doubt. The paper asks for no such proof.
         seed: Seed of the bootstraps.
         progress: Called with (traces done, traces).
     """
     rows = measure_on_traces(subject, traces, probe, most=most, seed=seed, progress=progress)
     fit, size = explained(closed(traces)), budget(len(rows))
     together = None
-    if proven and len(fit) >= joint_traces + LEAST_DECIDING:
+    if len(fit) >= joint_traces + LEAST_DECIDING:
         effects = JointEffects(subject, fit[:joint_traces], probe)
         order = select_jointly(effects, strongest_of_any(rows, candidates), size)[-1]
         together = _proven_together(subject, fit[joint_traces:], probe, order, seed)
-    chosen = taken_out(rows, together, proven=proven)
+    chosen = taken_out(rows, together)
     return FoundHeads(chosen, DEFAULT_METHOD if together is None else JOINT, tuple(rows))
 
 

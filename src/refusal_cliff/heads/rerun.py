@@ -9,8 +9,9 @@ tokens are run again, still only from the changed block on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,117 @@ from transformers import Cache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from refusal_cliff.data.traces import Trace, closed_spans
-from refusal_cliff.heads.folding import CannotFoldError, fold_arguments, fold_states
-from refusal_cliff.heads.readout import Readout
 from refusal_cliff.model.ablation import ablated_rows, ablated_tokens
 from refusal_cliff.model.blocks import decoder_of
+from refusal_cliff.model.final_norm import find_final_norm, logits_of
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.probe.fit import Probe
+
+
+class CannotFoldError(Exception):
+    """A block takes an argument whose tokens cannot be told, or no mask."""
+
+
+def fold_states(states: torch.Tensor, copies: int) -> torch.Tensor:
+    """[rows, tokens, d] to [rows, copies × tokens, d]."""
+    return states.repeat(1, copies, 1)
+
+
+def fold_arguments(
+    rest: list[Any], named: dict[str, Any], rows: int, tokens: int, copies: int
+) -> tuple[list[Any], dict[str, Any]]:
+    """What a block is given besides the states, for ``copies`` versions of its tokens.
+
+    Args:
+        rest: Arguments by place.
+        named: Arguments by name.
+        rows: Rows of the batch.
+        tokens: Tokens of one version.
+        copies: Versions.
+
+    Raises:
+        CannotFoldError: An argument is of an unknown form, or there is no mask: then nothing keeps
+            the versions apart.
+    """
+    values = [*rest, *named.values()]
+    if not any(_is_mask(value, tokens) for value in values):
+        raise CannotFoldError
+    folded = [_folded(value, rows, tokens, copies) for value in values]
+    return folded[: len(rest)], dict(zip(named, folded[len(rest) :], strict=True))
+
+
+def _is_mask(value: Any, tokens: int) -> bool:
+    """[rows or 1, heads or 1, tokens, keys]."""
+    return isinstance(value, torch.Tensor) and value.dim() == 4 and value.shape[2] == tokens
+
+
+def _folded(value: Any, rows: int, tokens: int, copies: int) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_folded(part, rows, tokens, copies) for part in value)
+    if not isinstance(value, torch.Tensor) or value.dim() == 0:
+        return value
+    if _is_mask(value, tokens):
+        return fold_mask(value, copies)
+    if value.shape == (tokens,):
+        return value.repeat(copies)
+    if value.dim() in (2, 3) and value.shape[0] in (1, rows) and value.shape[1] == tokens:
+        return value.repeat(1, copies, *[1] * (value.dim() - 2))
+    raise CannotFoldError
+
+
+def fold_mask(mask: torch.Tensor, copies: int) -> torch.Tensor:
+    """A mask of the kept keys and of one version's own, [.., tokens, kept + tokens], for several.
+
+    Returns:
+        [.., copies × tokens, kept + copies × tokens].
+    """
+    tokens = mask.shape[2]
+    kept, own = mask.split([mask.shape[3] - tokens, tokens], dim=-1)
+    closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    square = own.new_full((*own.shape[:2], copies, tokens, copies, tokens), closed)
+    for copy in range(copies):
+        square[:, :, copy, :, copy] = own
+    side = copies * tokens
+    return torch.cat([kept.repeat(1, 1, copies, 1), square.reshape(*own.shape[:2], side, side)], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """Something linear or not that is read of the residual stream after a block.
+
+    Attributes:
+        layer: The block.
+        of: From states [.., d] to one number each, [..], or several, [.., k].
+    """
+
+    layer: int
+    of: Callable[[torch.Tensor], torch.Tensor]
+
+
+def score_readout(subject: Subject, probe: Probe) -> Readout:
+    """The probe's score logit."""
+    fixed = torch.as_tensor(probe.weight, dtype=torch.float32)
+    norm = find_final_norm(subject) if probe.read_point == "final_norm" else None
+
+    def read(states: torch.Tensor) -> torch.Tensor:
+        states = states if norm is None else norm(states)
+        weight = fixed.to(states.device, torch.promote_types(states.dtype, torch.float32))
+        return states.to(weight.dtype) @ weight + probe.bias
+
+    return Readout(probe.layer, read)
+
+
+def answer_readout(subject: Subject) -> Readout:
+    """Logits of the next token, [.., vocabulary].
+
+    Whatever the model does between its last block and its logits is done, see `logits_of`.
+
+    Raises:
+        RefusalCliffError: The model has no final norm that can be found.
+    """
+    norm = find_final_norm(subject)
+    return Readout(subject.n_layers, lambda states: logits_of(subject.model, norm(states)))
+
 
 _Call = tuple[torch.Tensor, list[Any], dict[str, Any]]
 _States = list[tuple[torch.Tensor, torch.Tensor]]

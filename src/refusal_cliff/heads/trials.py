@@ -1,15 +1,19 @@
-"""Which sets of heads are taken out while a model answers: doses of a ranking, and controls."""
+"""Sets of heads to take out, doses and controls; and what a model does without them."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.answers.evaluate import Text, perplexity, rates
+from refusal_cliff.answers.writing import writing_of
+from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
+from refusal_cliff.heads.joint import HeadSet
 from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
-from refusal_cliff.model.subject import Head
+from refusal_cliff.model.subject import Head, Subject
 
 CONTROLS = ("random", "same-layer", "promoting")
 """Kinds of control sets: any other heads; others of the same blocks; heads that promote refusal."""
@@ -126,3 +130,147 @@ def _same_layers(rng: random.Random, found: Sequence[Head], free: Sequence[Head]
 def _promoting(rows: Sequence[HeadRow], free: Sequence[Head], n: int) -> list[Head]:
     strongest = sorted((row for row in rows if row.head in free), key=METHODS["causal"])
     return [row.head for row in strongest[: PROMOTING_POOL * n]]
+
+
+class Answers(Protocol):
+    """A model that answers without heads, and a judge of its answers."""
+
+    def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+        """Judged answers to prompts, each thought anew with its own heads out."""
+        ...
+
+    def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+        """Judged beginnings of answers after thoughts that are kept, see `answer_again`.
+
+        What has no heads out, or a thought that never closed, is not written again.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """What taking heads out did.
+
+    Attributes:
+        trials: All that was tried; the heads found, on all prompts, first.
+        results: The judged traces of each.
+        before: Judged traces of the same prompts with no head out.
+        perplexities: Of benign texts without some sets of heads; of the empty set, before.
+        texts: How many texts these are of.
+    """
+
+    trials: tuple[Trial, ...]
+    results: tuple[list[Trace], ...]
+    before: Sequence[Trace]
+    perplexities: Mapping[HeadSet, float]
+    texts: int
+
+    @property
+    def heads(self) -> HeadSet:
+        """The heads found."""
+        return self.trials[0].heads
+
+    @property
+    def after(self) -> list[Trace]:
+        """Judged traces without them."""
+        return self.results[0]
+
+    @property
+    def sides(self) -> dict[str, Sequence[Trace]]:
+        """Traces before and after, by these words."""
+        return {"before": self.before, "after": self.after}
+
+    def as_json(self) -> dict[str, Any]:
+        """What of ``ablation.json`` is measured."""
+        sides = self.sides
+        writing = {name: asdict(writing_of(_benign(traces))) for name, traces in sides.items()}
+        harmful = [trace.prompt for trace in self.before if trace.prompt.label == "harmful"]
+        return {
+            **{name: asdict(rates(traces)) for name, traces in sides.items()},
+            "writing": writing,
+            "pairs": {
+                "groups": {prompt.id: prompt.group for prompt in harmful},
+                "before": attacked(self.before),
+                "after": attacked(self.after),
+                "compared": [p.id for t in self.trials if t.kind == WITH_NONE for p in t.prompts],
+            },
+            "trials": self._counted(),
+            "perplexity_before": self.perplexities[()],
+            "perplexity_after": self.perplexities[self.heads],
+            "perplexity_texts": self.texts,
+        }
+
+    def _counted(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "kind": trial.kind,
+                "heads": [str(head) for head in trial.heads],
+                **asdict(rates(traces)),
+                "attacked": attacked(traces),
+                "perplexity": self.perplexities.get(trial.heads),
+            }
+            for trial, traces in zip(self.trials[1:], self.results[1:], strict=True)
+        ]
+
+
+def take_out(
+    subject: Subject,
+    trials: Sequence[Trial],
+    before: Sequence[Trace],
+    answers: Answers,
+    texts: Sequence[Text],
+    *,
+    renormalised: bool = False,
+) -> Ablation:
+    """Let a model answer without heads (paper §5).
+
+    What the heads found do is thought anew. Doses and control sets, which are many, keep the
+    thinking that was written, and are compared among themselves.
+
+    Args:
+        subject: The model.
+        trials: What to try; the heads found, on all prompts of ``before``, first.
+        before: Judged traces with no head out.
+        answers: Answers and judges.
+        texts: Benign texts whose perplexity says what it costs.
+        renormalised: Ablate as the paper does, see `ablated`.
+    """
+    results = answer_trials(trials, before, answers)
+    found = trials[0].heads
+    tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
+    perplexities = {
+        heads: perplexity(subject, texts, heads, renormalised=renormalised)
+        for heads in dict.fromkeys([(), found, *tops])
+    }
+    return Ablation(tuple(trials), tuple(results), before, perplexities, len(texts))
+
+
+def answer_trials(
+    trials: Sequence[Trial], before: Sequence[Trace], answers: Answers
+) -> list[list[Trace]]:
+    """Answer all trials' prompts in common batches, each row with its own heads taken out.
+
+    An answer depends on its prompt and heads alone, so that what several trials ask is asked once.
+    """
+    known = {(trace.prompt, frozenset[Head](), True): trace for trace in before}
+    asked = [
+        [(prompt, frozenset(trial.heads), trial.anew) for prompt in trial.prompts]
+        for trial in trials
+    ]
+    new = list(dict.fromkeys(one for row in asked for one in row if one not in known))
+    thought, kept = ([one for one in new if one[2] is anew] for anew in (True, False))
+    written = answers.write([one[0] for one in thought], [sorted(one[1]) for one in thought])
+    known |= dict(zip(thought, written, strict=True))
+    begun = [known[prompt, frozenset(), True] for prompt, _, _ in kept]
+    again = answers.again(begun, [sorted(one[1]) for one in kept])
+    known |= dict(zip(kept, again, strict=True))
+    return [[known[one] for one in row] for row in asked]
+
+
+def attacked(traces: Sequence[Trace]) -> list[str]:
+    """Ids of the harmful prompts that were complied with: what paired comparisons are made of."""
+    return [trace.prompt.id for trace in verdict_groups(traces)["complied"]]
+
+
+def _benign(traces: Sequence[Trace]) -> list[Trace]:
+    return [trace for trace in traces if trace.prompt.label == "benign"]

@@ -1,7 +1,14 @@
 """Judges say what an answer does: refuse, comply, harm; or that they could not tell."""
 
-from refusal_cliff.judges.interface import Answer, Judge, Judgement, answer_of
-from refusal_cliff.judges.kept import Remembering, judge_traces, kept_judgements
+from refusal_cliff.judges.interface import (
+    Answer,
+    Judge,
+    Judgement,
+    Remembering,
+    answer_of,
+    judge_traces,
+    kept_judgements,
+)
 from refusal_cliff.judges.rules import RulesJudge, judge, judge_all
 from refusal_cliff.settings import BY_RULES, JudgeSettings
 

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from refusal_cliff.data.traces import Trace, Verdict
 from refusal_cliff.judges import phrases as say
-from refusal_cliff.judges.interface import Answer, Judgement, answer_of, judge_each
-from refusal_cliff.judges.kept import judge_traces
+from refusal_cliff.judges.interface import Answer, Judgement, answer_of, judge_each, judge_traces
 
 OPENING_CHARACTERS = 300
 """How much of an answer is searched for a refusal: it comes first; later negations are about the

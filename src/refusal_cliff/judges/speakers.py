@@ -13,7 +13,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.model.loading import read_checkpoint
 from refusal_cliff.model.weights import check_finite
-from refusal_cliff.thinking.limits import bounded
+from refusal_cliff.thinking.rendering import bounded
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Request: TypeAlias = str | Messages

@@ -45,6 +45,11 @@ class AfterFinalNorm:
         """Not asked for."""
 
 
+def at_read_point(reader: Reader, subject: Subject, read_point: str) -> Reader:
+    """The reader where probes read: after the final norm, or the residual stream as it is."""
+    return AfterFinalNorm(reader, subject) if read_point == "final_norm" else reader
+
+
 @torch.inference_mode()
 def find_final_norm(subject: Subject) -> nn.Module:
     """The norm between the last block and the language-model head.

@@ -20,7 +20,7 @@ from refusal_cliff.model.weights import named, weight_hashes
 from refusal_cliff.settings import PLAIN, Chat, Loading
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.ending import Ending, find_ending
-from refusal_cliff.thinking.markers import KNOWN, Markers
+from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.thinking.rendering import render_prompt
 
 

@@ -232,6 +232,11 @@ def prompts(split: Split, label: Label, n: int, seed: int) -> list[Prompt]:
     return [example.prompt for example in examples(split, label, n, seed)]
 
 
+def both_labels(split: Split, n: int, seed: int) -> list[Prompt]:
+    """``n`` harmful and ``n`` benign prompts of one split."""
+    return [*prompts(split, "harmful", n, seed), *prompts(split, "benign", n, seed)]
+
+
 def safety_pool(n: int, seed: int, mild_share: float = 0.08) -> list[SafetyExample]:
     """A pool of harmful prompts with safe answers in which mild ones, and so failures, are rare.
 

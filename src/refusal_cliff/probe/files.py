@@ -16,8 +16,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import atomic_path, read_text, without_folder, write_json
 from refusal_cliff.model.subject import Subject, load
 from refusal_cliff.probe.direction import Estimator, Floats
-from refusal_cliff.probe.fit import LabelRule, Probe, ProbeSet
-from refusal_cliff.probe.provenance import Provenance, ReadPoint
+from refusal_cliff.probe.fit import LabelRule, Probe, ProbeSet, Provenance, ReadPoint
 from refusal_cliff.probe.quality import Quality
 from refusal_cliff.settings import Loading
 

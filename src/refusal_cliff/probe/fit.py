@@ -12,14 +12,19 @@ the test is a test.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refusal_cliff import __version__
+from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import (
     AS_GOOD,
     Estimator,
@@ -28,9 +33,94 @@ from refusal_cliff.probe.direction import (
     shuffled,
     standardised,
 )
-from refusal_cliff.probe.provenance import Provenance, ReadPoint
 from refusal_cliff.probe.quality import Quality, measure_quality
-from refusal_cliff.probe.splits import fold_groups, split_groups
+
+ReadPoint = Literal["resid_post", "final_norm"]
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What probes were fitted on.
+
+    Attributes:
+        model: What the user called the model.
+        fingerprint: The model's fingerprint.
+        data_hash: SHA-256 over the ids, labels, verdicts and tokens of the traces used.
+        read_point: ``resid_post``: the residual stream after a block, before any final norm;
+            ``final_norm``: the state after the norm that follows the last block (the paper's).
+        position: ``last-closing``: the token from which the first response token is predicted.
+        polarity: A high score says "I will refuse".
+        version: Of this package.
+    """
+
+    model: str
+    fingerprint: str
+    data_hash: str
+    read_point: ReadPoint = "resid_post"
+    position: Literal["last-closing"] = "last-closing"
+    polarity: Literal["high score refuses"] = "high score refuses"
+    version: str = __version__
+
+
+def provenance_of(
+    subject: Subject, traces: Iterable[Trace], read_point: ReadPoint = "resid_post"
+) -> Provenance:
+    """Provenance of probes fitted on ``traces``; their order does not matter."""
+    rows = sorted(
+        (trace.prompt.id, trace.prompt.label, trace.verdict, list(trace.token_ids))
+        for trace in traces
+    )
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return Provenance(subject.name, subject.fingerprint, digest, read_point)
+
+
+TEST_SHARE = 0.25
+FOLDS = 5
+
+
+def split_groups(
+    labels: NDArray[np.int64], groups: Sequence[str], seed: int
+) -> list[NDArray[np.int64]]:
+    """Row numbers of train and test; groups stay whole and both classes are in each."""
+    rng = np.random.default_rng(seed)
+    rows_of = _rows_of(groups)
+    parts: list[list[int]] = [[], []]
+    for kind in ({0}, {1}, {0, 1}):
+        mine = [rows for rows in rows_of.values() if set(labels[rows].tolist()) == kind]
+        in_train = round((1 - TEST_SHARE) * len(mine))
+        for place, index in enumerate(rng.permutation(len(mine))):
+            parts[int(place >= in_train)] += mine[index]
+    return [np.array(sorted(part), dtype=np.int64) for part in parts]
+
+
+def fold_groups(labels: NDArray[np.int64], groups: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Fold of each row for cross-validation; groups stay whole and both classes are in each fold.
+
+    Groups are dealt out in turn: those with positives only, then mixed ones, then the others. The
+    groups that hold a class are dealt one after the other, so each fold gets one as long as there
+    are as many of them as folds; where a class has fewer groups than ``FOLDS``, there are fewer
+    folds.
+    """
+    rng = np.random.default_rng(seed)
+    rows_of = _rows_of(groups)
+    kinds = {group: frozenset(labels[rows].tolist()) for group, rows in rows_of.items()}
+    folds = min(FOLDS, *(sum(value in kind for kind in kinds.values()) for value in (0, 1)))
+    dealt = 0
+    fold = np.zeros(len(labels), dtype=np.int64)
+    for kind in (frozenset({1}), frozenset({0, 1}), frozenset({0})):
+        mine = [rows for group, rows in rows_of.items() if kinds[group] == kind]
+        for index in rng.permutation(len(mine)):
+            fold[mine[index]] = dealt % folds
+            dealt += 1
+    return fold
+
+
+def _rows_of(groups: Sequence[str]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return rows
+
 
 LabelRule = Literal["refused-vs-benign", "refused-vs-complied"]
 

@@ -10,11 +10,17 @@ from numpy.typing import NDArray
 from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import PositionResiduals, Progress, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Estimator
-from refusal_cliff.probe.fit import MIN_PER_CLASS, LabelRule, ProbeSet, fit_probes
-from refusal_cliff.probe.provenance import ReadPoint, provenance_of
+from refusal_cliff.probe.fit import (
+    MIN_PER_CLASS,
+    LabelRule,
+    ProbeSet,
+    ReadPoint,
+    fit_probes,
+    provenance_of,
+)
 
 States = dict[str, NDArray[np.float32]]
 """By prompt id, [probed layers, d]."""
@@ -100,7 +106,7 @@ def closing_states(
     """
     positions = [trace.spans.last_closing for trace in traces if trace.spans is not None]
     reader = PositionResiduals(positions, probed_layers(subject, read_point), subject.width)
-    tap = AfterFinalNorm(reader, subject) if read_point == "final_norm" else reader
+    tap = at_read_point(reader, subject, read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
     return {trace.prompt.id: reader.values[row] for row, trace in enumerate(traces)}
 

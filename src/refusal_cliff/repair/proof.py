@@ -12,7 +12,7 @@ from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import SHARE_OF_TRACES, Kind, model_cliff, yardstick
 from refusal_cliff.data.traces import Trace, complies, is_judged
-from refusal_cliff.findings.finding import Finding
+from refusal_cliff.findings.wording import Finding
 from refusal_cliff.stats import mcnemar, share_interval
 
 USEFUL_LOSS = 0.03

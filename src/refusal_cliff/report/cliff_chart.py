@@ -8,21 +8,24 @@ from html import escape
 from typing import Protocol
 
 from refusal_cliff.report.data import Curve, Group
-from refusal_cliff.report.lines import known, line_of, runs, share_axis
 from refusal_cliff.report.svg import (
     Frame,
     band,
     box,
     dot,
     frame,
+    known,
     line,
+    line_of,
     picture,
     polyline,
+    runs,
+    share_axis,
     spread,
     tag,
     text,
 )
-from refusal_cliff.report.words import count, number, number_interval, token_text
+from refusal_cliff.report.words import count, number, number_interval, offset_name, token_text
 
 GROUP_WORDS: dict[Group, str] = {
     "complied": "harmful, complied",
@@ -265,9 +268,7 @@ def _pointer_columns(place: Frame, curves: Sequence[Curve], closing: Sequence[st
 
 
 def _column_tip(offset: int, curves: Sequence[Curve], closing: Sequence[str]) -> str:
-    place = offset + len(closing) - 1
-    name = f" · {token_text(closing[place])}" if 0 <= place < len(closing) else ""
-    lines = [f"token {number(offset, 0)}{name}"]
+    lines = [offset_name(offset, closing)]
     for curve in curves:
         at = dict(zip(curve.offsets, range(len(curve.offsets)), strict=True)).get(offset)
         if at is not None and known(curve.mean[at]):

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.findings.next_step import NextStep
 from refusal_cliff.findings.summary import Summary
+from refusal_cliff.findings.wording import Finding, NextStep
 from refusal_cliff.thinking import Spans
 
 Group = Literal["complied", "refused", "benign"]
@@ -139,6 +140,12 @@ class Bar:
     def __post_init__(self) -> None:
         if self.interval is not None and not self.interval_kind:
             raise ValueError(f"Bar {self.label}: say how its interval was made")
+
+    @classmethod
+    def of(cls, label: str, share: Share, role: Role, detail: str = "") -> Bar:
+        """A share with its Wilson interval."""
+        value = share.value or 0.0
+        return cls(label, value, share.interval, share.n, role, (), detail, "Wilson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,23 +341,6 @@ class Reader:
 
 
 @dataclass(frozen=True, slots=True)
-class FindingRow:
-    """One line of the table of findings.
-
-    Attributes:
-        finding: What was asked.
-        value: What was found, with its interval.
-        expected: What the method predicts or the release demands, in words.
-        holds: Whether it came out so; None where nothing was predicted.
-    """
-
-    finding: str
-    value: str
-    expected: str
-    holds: bool | None
-
-
-@dataclass(frozen=True, slots=True)
 class ReportData:
     """All that the page shows. Parts that a run did not measure are None or empty.
 
@@ -392,6 +382,6 @@ class ReportData:
     traces: Sequence[ExampleTrace] = ()
     reader: Reader | None = None
     next_step: NextStep | None = None
-    findings: Sequence[FindingRow] = ()
+    findings: Sequence[Finding] = ()
     notes: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()

@@ -1,28 +1,117 @@
-"""Every chart of a page by its name: the picture, what it shows, and the numbers behind it."""
+"""Every chart of a page by its name: the picture, the numbers behind it, and both as files."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from refusal_cliff.controls.rollouts import BINS
-from refusal_cliff.controls.table import ControlTable
-from refusal_cliff.report.bars import bar_chart
+from refusal_cliff.controls.table import BINS, ControlTable
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import atomic_path, write_text
+from refusal_cliff.report.chart import flat
+from refusal_cliff.report.charts import bar_chart, dose_chart, trace_line
 from refusal_cliff.report.cliff_chart import Marks, cliff_panel
-from refusal_cliff.report.data import Bar, Curve, LessIsMore, ReportData
-from refusal_cliff.report.dose_chart import dose_chart
-from refusal_cliff.report.figure_data import (
-    Row,
-    bar_rows,
-    curve_rows,
-    dose_rows,
-    head_rows,
-    heat_rows,
-    trace_rows,
+from refusal_cliff.report.data import (
+    Bar,
+    Curve,
+    DoseCurve,
+    ExampleTrace,
+    HeadMap,
+    Heatmap,
+    LessIsMore,
+    ReportData,
 )
-from refusal_cliff.report.lines import known
 from refusal_cliff.report.maps import depth_map, head_chart
-from refusal_cliff.report.trace_chart import trace_line
+from refusal_cliff.report.svg import known
+from refusal_cliff.report.words import head_name, visible
+
+Cell = str | int | float | None
+Row = Sequence[Cell]
+_FORMULA = ("=", "+", "-", "@")
+"""What a spreadsheet takes for the beginning of a formula: no text of a model may be one."""
+
+
+def as_csv(rows: Iterable[Row]) -> str:
+    """Rows as CSV, a heading first; empty where nothing was measured, numbers whole."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([_safe(cell) for cell in row] for row in rows)
+    return out.getvalue()
+
+
+def _safe(cell: Cell) -> Cell:
+    if not isinstance(cell, str):
+        return cell
+    text = visible(cell)
+    return f"'{text}" if text.lstrip().startswith(_FORMULA) else text
+
+
+def curve_rows(curves: Sequence[Curve]) -> list[Row]:
+    """A row for each curve and token."""
+    rows: list[Row] = [("model", "traces", "token", "mean", "low", "high", "n", "interval")]
+    for one in curves:
+        points = zip(one.offsets, one.mean, one.low, one.high, one.n, strict=True)
+        name = one.words or one.group
+        rows += [(one.subject, name, *point, one.interval_kind) for point in points]
+    return rows
+
+
+def heat_rows(heat: Heatmap) -> list[Row]:
+    """A row for each layer and token."""
+    rows: list[Row] = [("layer", "token", "score", "cliff of the layer", "AUROC of the layer", "n")]
+    for at, (layer, scores) in enumerate(zip(heat.layers, heat.scores, strict=True)):
+        cliff = None if heat.cliff is None else heat.cliff[at]
+        auroc = None if heat.auroc is None else heat.auroc[at]
+        points = zip(heat.offsets, scores, strict=True)
+        rows += [(layer, offset, score, cliff, auroc, heat.n) for offset, score in points]
+    return rows
+
+
+def head_rows(heads: HeadMap) -> list[Row]:
+    """A row for each head."""
+    rows: list[Row] = [
+        ("head", "causal effect", "direct contribution", "taken out", "planted", "n")
+    ]
+    for at, layer in enumerate(heads.layers):
+        for index, effect in enumerate(heads.effect[at]):
+            head = (layer, index)
+            direct = None if heads.direct is None else heads.direct[at][index]
+            planted = None if heads.planted is None else int(head in heads.planted)
+            taken = int(head in heads.suppression)
+            rows.append((head_name(head), effect, direct, taken, planted, heads.n))
+    return rows
+
+
+def bar_rows(bars: Sequence[Bar]) -> list[Row]:
+    """A row for each bar."""
+    rows: list[Row] = [
+        ("what", "share", "low", "high", "n", "interval", "detail", "single results")
+    ]
+    for one in bars:
+        low, high = one.interval or (None, None)
+        points = " ".join(f"{point:g}" for point in one.points)
+        rows.append((one.label, one.value, low, high, one.n, one.interval_kind, one.detail, points))
+    return rows
+
+
+def dose_rows(doses: Sequence[DoseCurve]) -> list[Row]:
+    """A row for each model and number of heads."""
+    rows: list[Row] = [("model", "heads", "of", "attack success rate", "low", "high", "n")]
+    for one in doses:
+        points = zip(one.heads, one.asr, one.intervals, strict=True)
+        rows += [(one.subject, k, one.total_heads, asr, *ends, one.n) for k, asr, ends in points]
+    return rows
+
+
+def trace_rows(trace: ExampleTrace) -> list[Row]:
+    """A row for each token of the thinking and the closing tokens."""
+    spans = trace.spans
+    places = range(spans.prompt, spans.closing)
+    rows: list[Row] = [("token", "text", "score")]
+    return rows + [(i - spans.last_closing, trace.pieces[i], trace.scores[i]) for i in places]
+
 
 PAIR_WIDTH, SINGLE_WIDTH = 524.0, 700.0
 ASR, ANSWERED = "attack success rate", "benign prompts answered"
@@ -126,3 +215,50 @@ def _repairs(found: LessIsMore) -> Iterator[Figure]:
         ("repair-benign", ANSWERED, [one.benign_answered for one in found.strategies]),
     ):
         yield Figure(name, bar_chart(name, title, bars, width=PAIR_WIDTH), bar_rows(bars))
+
+
+PIXELS = 4.0
+"""Pixels of a PNG for each unit of a chart: some 300 an inch where it is as wide as a page."""
+EXTRA = "figures"
+
+
+def write_figures(out: Path, figures: Iterable[Figure], kind: str) -> list[Path]:
+    """Write every chart, and a CSV file of its numbers.
+
+    Args:
+        out: A folder.
+        figures: The charts.
+        kind: ``svg``, ``png`` or ``pdf``.
+
+    Returns:
+        The files of the charts.
+
+    Raises:
+        RefusalCliffError: The extra ``figures`` is not installed, or the folder cannot be written.
+    """
+    make = _maker(kind)
+    written: list[Path] = []
+    for figure in figures:
+        path = out / f"{figure.name}.{kind}"
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(make(flat(figure.svg)))
+        write_text(path.with_suffix(".csv"), as_csv(figure.rows))
+        written.append(path)
+    return written
+
+
+def _maker(kind: str) -> Callable[[str], bytes]:
+    if kind == "svg":
+        return str.encode
+    try:
+        import vl_convert
+    except ImportError as error:
+        raise RefusalCliffError(
+            f"Charts as {kind.upper()} need a package that is not installed. Install it: pip "
+            f"install 'refusal-cliff[{EXTRA}]'; or write them as SVG (--format svg)."
+        ) from error
+    makers: Mapping[str, Callable[[str], bytes]] = {
+        "png": lambda svg: vl_convert.svg_to_png(svg, scale=PIXELS),
+        "pdf": vl_convert.svg_to_pdf,
+    }
+    return makers[kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,15 @@ from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
 from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
-from refusal_cliff.findings.next_step import next_step
-from refusal_cliff.findings.pairs import AttackPairs
+from refusal_cliff.findings.head_proof import AttackPairs
 from refusal_cliff.findings.results import (
     Find,
     RunShape,
     doses_as_found,
     share_of,
 )
-from refusal_cliff.findings.summary import Summary
-from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.findings.summary import SelectionSummary, Summary
+from refusal_cliff.findings.wording import findings_of, next_step
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
 from refusal_cliff.heads.table import read_heads
 from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
@@ -30,20 +29,11 @@ from refusal_cliff.io import read_json
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head, parse_head
 from refusal_cliff.probe.files import read_probes
-from refusal_cliff.report.curves import (
-    FIRST_OFFSET,
-    LEAST,
-    closing_texts,
-    curve_of,
-    curves_of,
-    group_of,
-    head_map,
-)
+from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.report.data import (
     Bar,
     Curve,
     DoseCurve,
-    FindingRow,
     Group,
     Heatmap,
     LessIsMore,
@@ -51,7 +41,18 @@ from refusal_cliff.report.data import (
     Role,
     Strategy,
 )
-from refusal_cliff.report.traces import Measured, reader_of, typical_traces
+from refusal_cliff.report.traces import (
+    FIRST_OFFSET,
+    LEAST,
+    Measured,
+    closing_texts,
+    curve_of,
+    curves_of,
+    group_of,
+    head_map,
+    reader_of,
+    typical_traces,
+)
 from refusal_cliff.stats import bootstrap_mean
 
 FIRST_OFFSET_OF_MAP = -20
@@ -83,32 +84,28 @@ def gather(
     key = shape.main
     ablation = read_json(find(f"{key}/ablation.json"))
     out = [parse_head(name) for name in ablation["heads"]]
-    measured = _measured(key, find, out)
+    probes = _probes(key, find)
+    measured = _measured(key, find, probes, out)
     return ReportData(
         title=f"Refusal cliff of {summary.model}",
         headline=_headline(summary.model, summary.cliff.verdict),
         summary=summary,
-        curves=_curves(summary.model, key, find),
-        control_curves=() if shape.control is None else _curves(shape.control, shape.control, find),
-        ablated_curves=_ablated_curves(key, find, measured.scores),
+        curves=curves_of(summary.model, measured.scores, probes.row),
+        control_curves=() if shape.control is None else _control_curves(shape.control, find),
+        ablated_curves=_ablated_curves(key, measured),
         closing=closing_texts(measured.traces, measured.pieces),
-        heatmap=_heatmap(key, find, measured.scores),
-        head_map=head_map(
-            read_heads(find(f"{key}/heads.parquet")),
-            out,
-            shape.planted,
+        heatmap=_heatmap(
+            measured.scores, probes, read_json(find(f"{key}/cliff.json"))["cliff_by_layer"]
         ),
+        head_map=head_map(read_heads(find(f"{key}/heads.parquet")), out, shape.planted),
         ablation=_ablation_bars(ablation),
-        doses=_dose_curves(shape, find),
-        less_is_more=_less_is_more(shape, summary, find) if summary.selection else None,
+        doses=_dose_curves(shape, ablation, find),
+        less_is_more=summary.selection and _less_is_more(shape, summary.selection, find),
         controls=[(title, read_table(path)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
         next_step=next_step(summary, kinds_of(measured.traces, measured.cliffs), key),
-        findings=[
-            FindingRow(finding.question, finding.answer, finding.expected, finding.holds)
-            for finding in findings_of(summary)
-        ],
+        findings=findings_of(summary),
         notes=[_about_judge(shape.judge), *BASE_NOTES, *notes],
         provenance=provenance,
     )
@@ -126,11 +123,14 @@ def _headline(model: str, verdict: str) -> str:
     return f"{model} has {'a' if verdict == 'cliff' else 'no'} refusal cliff."
 
 
-def _measured(key: str, find: Find, out: Sequence[Head]) -> Measured:
+def _probes(key: str, find: Find) -> ProbeSet:
+    return read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
+
+
+def _measured(key: str, find: Find, probes: ProbeSet, out: Sequence[Head]) -> Measured:
     tokens: dict[str, dict[str, TokenRow]] = {AS_IT_IS: {}, HEADS_OUT: {}}
     for row in read_token_rows(find(f"{key}/tokens.parquet")):
         tokens[row.side][row.trace_id] = row
-    probes = read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
     return Measured(
         traces=read_traces(find(f"{key}/traces-test.parquet")),
         scores=read_scores(find(f"{key}/scores.parquet")),
@@ -145,32 +145,27 @@ def _measured(key: str, find: Find, out: Sequence[Head]) -> Measured:
     )
 
 
-def _row(key: str, find: Find) -> int:
-    return read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json")).row
+def _control_curves(key: str, find: Find) -> list[Curve]:
+    return curves_of(key, read_scores(find(f"{key}/scores.parquet")), _probes(key, find).row)
 
 
-def _curves(name: str, key: str, find: Find) -> list[Curve]:
-    return curves_of(name, read_scores(find(f"{key}/scores.parquet")), _row(key, find))
-
-
-def _ablated_curves(key: str, find: Find, before: Sequence[TraceScores]) -> list[Curve]:
+def _ablated_curves(key: str, measured: Measured) -> list[Curve]:
     """Prompts that were complied with: as they were, and as they are with the heads out."""
-    complied = {trace.trace_id for trace in group_of(before, "complied")}
-    after = read_scores(find(f"{key}/scores-ablated.parquet"))
-    row = _row(key, find)
+    complied = {trace.trace_id for trace in group_of(measured.scores, "complied")}
     sides: tuple[tuple[str, Group, Sequence[TraceScores]], ...] = (
-        ("as it is", "complied", before),
-        ("heads out", "refused", after),
+        ("as it is", "complied", measured.scores),
+        ("heads out", "refused", measured.after_scores),
     )
     return [
-        replace(curve_of(key, group, mean_curve(chosen, row, FIRST_OFFSET)), words=name)
+        replace(curve_of(key, group, mean_curve(chosen, measured.row, FIRST_OFFSET)), words=name)
         for name, group, traces in sides
         if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= LEAST
     ]
 
 
-def _heatmap(key: str, find: Find, scores: Sequence[TraceScores]) -> Heatmap | None:
-    probes = read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
+def _heatmap(
+    scores: Sequence[TraceScores], probes: ProbeSet, cliff_by_layer: Sequence[float]
+) -> Heatmap | None:
     complied = group_of(scores, "complied")
     group: Group = "complied" if len(complied) >= LEAST else "refused"
     traces = complied if group == "complied" else group_of(scores, "refused")
@@ -182,30 +177,18 @@ def _heatmap(key: str, find: Find, scores: Sequence[TraceScores]) -> Heatmap | N
         offsets=curves[0].offsets,
         scores=[curve.mean for curve in curves],
         n=len(traces),
-        cliff=read_json(find(f"{key}/cliff.json"))["cliff_by_layer"],
+        cliff=cliff_by_layer,
         auroc=[probe.quality.auroc for probe in probes.probes],
         group=group,
     )
 
 
-def _bar(label: str, share: Share, role: Role, detail: str = "") -> Bar:
-    return Bar(
-        label,
-        share.value or 0.0,
-        share.interval,
-        share.n,
-        role,
-        detail=detail,
-        interval_kind="Wilson",
-    )
-
-
-def _ablation_bars(ablation: dict[str, Any]) -> list[Bar]:
+def _ablation_bars(ablation: Mapping[str, Any]) -> list[Bar]:
     """All prompts without and with the heads found; then the prompts of the random sets alike."""
     pairs, heads = AttackPairs(ablation), ", ".join(ablation["heads"])
     bars = [
-        _bar("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
-        _bar("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
+        Bar.of("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
+        Bar.of("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
     ]
     random = pairs.kept("random")
     if random:
@@ -215,8 +198,8 @@ def _ablation_bars(ablation: dict[str, Any]) -> list[Bar]:
         )
         values, groups = list(random.values()), [pairs.groups[name] for name in random]
         bars += [
-            _bar("as it is", before, "baseline", "thoughts kept"),
-            _bar("heads out", found, "result", "from the closing tokens on"),
+            Bar.of("as it is", before, "baseline", "thoughts kept"),
+            Bar.of("heads out", found, "result", "from the closing tokens on"),
             Bar(
                 "random heads out",
                 sum(values) / len(values),
@@ -231,32 +214,27 @@ def _ablation_bars(ablation: dict[str, Any]) -> list[Bar]:
     return bars
 
 
-def _dose_curves(shape: RunShape, find: Find) -> list[DoseCurve]:
-    subjects: list[tuple[str, str, Role]] = [(shape.main, shape.model, "result")]
+def _dose_curves(shape: RunShape, ablation: Mapping[str, Any], find: Find) -> list[DoseCurve]:
+    subjects: list[tuple[str, Role, Mapping[str, Any]]] = [(shape.model, "result", ablation)]
     if shape.diffuse is not None:
-        subjects.append((shape.diffuse, shape.diffuse, "control"))
-    curves = []
-    for key, name, role in subjects:
-        found = doses_as_found(read_json(find(f"{key}/ablation.json")))
-        if len(found) > 1:
-            curves.append(
-                DoseCurve(
-                    subject=name,
-                    role="result" if role == "result" else "control",
-                    total_heads=shape.total_heads,
-                    heads=[k for k, _ in found],
-                    asr=[share.value or 0.0 for _, share in found],
-                    intervals=[share.interval or (0.0, 1.0) for _, share in found],
-                    n=found[0][1].n,
-                )
-            )
-    return curves
+        diffuse = read_json(find(f"{shape.diffuse}/ablation.json"))
+        subjects.append((shape.diffuse, "control", diffuse))
+    return [
+        DoseCurve(
+            subject=name,
+            role=role,
+            total_heads=shape.total_heads,
+            heads=[k for k, _ in found],
+            asr=[share.value or 0.0 for _, share in found],
+            intervals=[share.interval or (0.0, 1.0) for _, share in found],
+            n=found[0][1].n,
+        )
+        for name, role, content in subjects
+        if len(found := doses_as_found(content)) > 1
+    ]
 
 
-def _less_is_more(shape: RunShape, summary: Summary, find: Find) -> LessIsMore | None:
-    selection = summary.selection
-    if selection is None:
-        return None
+def _less_is_more(shape: RunShape, selection: SelectionSummary, find: Find) -> LessIsMore:
     files = {
         "none": f"{shape.main}/traces-test.parquet",
         **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in ("cliff", "random", "full")},
@@ -272,5 +250,5 @@ def _less_is_more(shape: RunShape, summary: Summary, find: Find) -> LessIsMore |
 
 def _strategy(name: str, examples: int, found: Rates, role: Role) -> Strategy:
     return Strategy(
-        name, examples, _bar(name, found.attacks, role), _bar(name, found.answered, role)
+        name, examples, Bar.of(name, found.attacks, role), Bar.of(name, found.answered, role)
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal_cliff.report.data import HeadId, HeadMap, Heatmap
-from refusal_cliff.report.lines import known
 from refusal_cliff.report.palette import LEVELS, diverging, sequential
-from refusal_cliff.report.svg import Point, Scale, box, dot, picture, polyline, text
-from refusal_cliff.report.words import head_name, listing, number, signed, token_text
+from refusal_cliff.report.svg import Point, Scale, box, dot, known, picture, polyline, text
+from refusal_cliff.report.words import head_name, listing, number, offset_name, signed
 
 _LEFT = 46.0
 _TOP = 34.0
@@ -101,20 +100,14 @@ def _heat_cells(heat: Heatmap, step: float, height: float, closing: Sequence[str
     ):
         for column, (offset, score) in enumerate(zip(heat.offsets, scores, strict=True)):
             place = (_LEFT + column * step, _TOP + row * height)
-            words = f"layer {layer}, token {_offset_words(offset, closing)}"
+            words = f"layer {layer}, {offset_name(offset, closing)}"
             parts.append(_score_cell(place, (step, height), score, words))
     return "".join(parts)
 
 
-def _offset_words(offset: int, closing: Sequence[str]) -> str:
-    place = offset + len(closing) - 1
-    shown = f" · {token_text(closing[place])}" if 0 <= place < len(closing) else ""
-    return f"{number(offset, 0)}{shown}"
-
-
 def _score_cell(place: Point, size: Point, score: float | None, words: str) -> str:
     width, height = size[0] - _GAP, size[1] - _GAP
-    if score is None or not known(score):
+    if not known(score):
         return box(*place, width, height, "cell missing", f"{words}\nnot measured")
     tip = f"{words}\nscore {number(score)}"
     return box(*place, width, height, f"cell {sequential(score)}", tip)
@@ -218,7 +211,7 @@ def _head_cells(heads: HeadMap, side: float, height: float, limit: float) -> str
     for at, layer in enumerate(heads.layers):
         for head, effect in enumerate(heads.effect[at]):
             x, y = _head_place(heads, (layer, head), side, height)
-            class_ = "missing" if effect is None or not known(effect) else diverging(effect, limit)
+            class_ = diverging(effect, limit) if known(effect) else "missing"
             tip = _head_tip(heads, at, head)
             parts.append(box(x, y, side - _GAP, height - _GAP, f"cell {class_}", tip))
     return "".join(parts)

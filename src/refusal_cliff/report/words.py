@@ -72,6 +72,13 @@ def number_interval(interval: Sequence[float], digits: int = 2) -> str:
     return f"[{number(interval[0], digits)}, {number(interval[1], digits)}]"
 
 
+def offset_name(offset: int, closing: Sequence[str]) -> str:
+    """A token by its place before the last closing one; a closing token with its text."""
+    place = offset + len(closing) - 1
+    shown = f" · {token_text(closing[place])}" if 0 <= place < len(closing) else ""
+    return f"token {number(offset, 0)}{shown}"
+
+
 def head_name(head: tuple[int, int]) -> str:
     """``layer.head``."""
     return f"{head[0]}.{head[1]}"

@@ -6,17 +6,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from refusal_cliff.cliff.curves import read_cliffs
-from refusal_cliff.controls.sources import by_source
+from refusal_cliff.controls import (
+    directions,
+    intervention,
+    positions,
+    preset,
+    pruning,
+    rollouts,
+    second_opinion,
+    sources,
+    taxonomy,
+    together,
+)
 from refusal_cliff.controls.table import ControlTable, write_table
-from refusal_cliff.controls.taxonomy import taxonomy
-from refusal_cliff.data.traces import read_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.stages import control_probes
-from refusal_cliff.stages.control_heads import choose_together, judge_heads
-from refusal_cliff.stages.control_preset import compare_definitions
-from refusal_cliff.stages.control_rollouts import intervene, prune_thinking, sample
 from refusal_cliff.stages.study import Study
 
 
@@ -38,67 +43,47 @@ class Control:
 
 
 def _taxonomy(study: Study, job: Job) -> ControlTable:
-    traces = read_traces(job.input(study.path("traces-test.parquet")))
-    return taxonomy(traces, read_cliffs(job.input(study.path("cliff.parquet"))))
+    cliffs = read_cliffs(job.input(study.path("cliff.parquet")))
+    return taxonomy.taxonomy(study.traces(job, "test"), cliffs)
 
 
-def _sources(study: Study, job: Job) -> ControlTable:
-    traces = read_traces(job.input(study.path("traces-test.parquet")))
-    return by_source(traces, read_cliffs(job.input(study.path("cliff.parquet"))), study.seed)
-
-
+FIT, TEST, HEADS = "traces-fit.parquet", "traces-test.parquet", "heads.parquet"
 ABLATED = ("ablated.parquet", "scores-ablated.parquet")
 PROBES = ("probes.safetensors", "probes.json")
 CONTROLS: dict[str, Control] = {
-    "taxonomy": Control(
-        "What became of each prompt", ("traces-test.parquet", "cliff.parquet"), _taxonomy
-    ),
+    "taxonomy": Control("What became of each prompt", (TEST, "cliff.parquet"), _taxonomy),
     "sources": Control(
-        "The same on prompts of other sources?", ("traces-test.parquet", "cliff.parquet"), _sources
+        "The same on prompts of other sources?", (TEST, "cliff.parquet"), sources.measure
     ),
     "directions": Control(
-        "Refusal, or harm, or the next token?",
-        control_probes.INPUTS,
-        control_probes.directions_control,
+        "Refusal, or harm, or the next token?", (FIT, TEST, *PROBES), directions.measure
     ),
     "positions": Control(
-        "An artefact of position or label?",
-        control_probes.INPUTS,
-        control_probes.positions_control,
+        "An artefact of position or label?", (FIT, TEST, *PROBES), positions.measure
     ),
     "pruning": Control(
-        "Does more thinking make it worse?",
-        ("traces-test.parquet", *PROBES),
-        prune_thinking,
-        writes=True,
+        "Does more thinking make it worse?", (TEST, *PROBES), pruning.measure, writes=True
     ),
     "intervention": Control(
         "What does the intervention do to the thinking?",
-        ("traces-test.parquet", "ablation.json", *ABLATED, *PROBES),
-        intervene,
+        (TEST, "ablation.json", *ABLATED, *PROBES),
+        intervention.measure,
         writes=True,
     ),
-    "second-opinion": Control(
-        "A second opinion on heads", ("traces-fit.parquet", "heads.parquet"), judge_heads
-    ),
+    "second-opinion": Control("A second opinion on heads", (FIT, HEADS), second_opinion.measure),
     "together": Control(
         "Heads chosen by what they do together",
-        ("traces-test.parquet", "heads.parquet", "joint.json", "ablation.json", "ablated.parquet"),
-        choose_together,
+        (TEST, HEADS, "joint.json", "ablation.json", "ablated.parquet"),
+        together.measure,
         writes=True,
     ),
     "rollouts": Control(
         "Several answers to one prompt",
-        ("traces-test.parquet", "cliff.parquet", *PROBES),
-        sample,
+        (TEST, "cliff.parquet", *PROBES),
+        rollouts.measure,
         writes=True,
     ),
-    "preset": Control(
-        "The paper's definitions",
-        ("traces-fit.parquet", "traces-test.parquet"),
-        compare_definitions,
-        writes=True,
-    ),
+    "preset": Control("The paper's definitions", (FIT, TEST), preset.measure, writes=True),
 }
 """Every control by name, in the order in which they are shown."""
 

@@ -30,8 +30,7 @@ from refusal_cliff.heads.table import (
     select_heads,
     write_heads,
 )
-from refusal_cliff.heads.trials import FOUND, Trial, control_trials, dose_trials
-from refusal_cliff.heads.without import take_out
+from refusal_cliff.heads.trials import FOUND, Trial, control_trials, dose_trials, take_out
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, parse_head

@@ -1,4 +1,4 @@
-"""generate → judge → probe → trace → cliff: what does the model do, and what does it intend?"""
+"""tokens: the text of every token of the test traces, and what each head adds there."""
 
 from __future__ import annotations
 
@@ -18,15 +18,34 @@ from refusal_cliff.data.traces import (
     read_traces,
     write_traces,
 )
-from refusal_cliff.io import write_json
+from refusal_cliff.heads.at_tokens import (
+    AS_IT_IS,
+    HEADS_OUT,
+    SHOWN,
+    Pieces,
+    TokenRow,
+    head_contributions,
+    told_heads,
+    write_token_rows,
+)
+from refusal_cliff.heads.table import read_heads
+from refusal_cliff.io import read_json, write_json
 from refusal_cliff.judges import judge_traces
+from refusal_cliff.model.subject import parse_head
 from refusal_cliff.probe.files import read_probes, write_probes
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.traces import fit_by_rules
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.asking import PARTS, ask
-from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study, answers_kept, counter
+from refusal_cliff.stages.study import (
+    FIT_PROMPTS,
+    TEST_PROMPTS,
+    Study,
+    answers_kept,
+    counter,
+    told_rates,
+)
 
 
 def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
@@ -111,12 +130,7 @@ def _judge(study: Study, job: Job) -> Headline:
             write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
     found = rates(judged)
     write_json(job.output(study.path("rates.json")), asdict(found))
-    headline: Headline = {"truncated": found.truncated.count}
-    if found.attacks.value is not None:
-        headline = {"asr": found.attacks.value, **headline}
-    if found.answered.value is not None:
-        headline["benign answered"] = found.answered.value
-    return headline
+    return {**told_rates(found), "truncated": found.truncated.count}
 
 
 def _probe(study: Study, job: Job) -> Headline:
@@ -232,3 +246,39 @@ def _cliff(study: Study, job: Job) -> Headline:
         "cliff": found.cliff,
         "verdict": found.verdict,
     }
+
+
+TOKENS = "tokens.parquet"
+
+
+def tokens_stage(study: Study) -> Stage:
+    """What a page shows of tokens: ``tokens.parquet``, one row a trace, before and after."""
+    names = ("traces-test.parquet", "ablated.parquet", "heads.parquet", "ablation.json")
+    probes = ("probes.safetensors", "probes.json")
+    return study.stage(
+        "tokens",
+        [study.path(name) for name in (*names, *probes)],
+        (TOKENS,),
+        lambda job: _tokens(study, job),
+        {"shown": SHOWN},
+    )
+
+
+def _tokens(study: Study, job: Job) -> Headline:
+    before, after = (
+        read_traces(job.input(study.path(name)))
+        for name in ("traces-test.parquet", "ablated.parquet")
+    )
+    found = map(parse_head, read_json(job.input(study.path("ablation.json")))["heads"])
+    rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
+    heads = told_heads(rows, list(found))
+    probe = input_probes(study, job).chosen
+    values = head_contributions(study.subject, before, probe, heads, job.progress)
+    pieces = Pieces(study.subject.tokenizer)
+    table = [
+        TokenRow(trace.prompt.id, AS_IT_IS, pieces.of(trace.token_ids), heads, part)
+        for trace, part in zip(before, values, strict=True)
+    ]
+    table += [TokenRow(t.prompt.id, HEADS_OUT, pieces.of(t.token_ids)) for t in after]
+    write_token_rows(job.output(study.path(TOKENS)), table)
+    return {"tokens": sum(len(one.pieces) for one in table)}

@@ -18,8 +18,8 @@ from refusal_cliff.report.gather import gather
 from refusal_cliff.report.page import write_page
 from refusal_cliff.run.folder import MANIFEST, Headline, machine, versions
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.stages.at_tokens import TOKENS
 from refusal_cliff.stages.control import CONTROLS, control_file
+from refusal_cliff.stages.measure import TOKENS
 from refusal_cliff.stages.mend import STRATEGIES
 
 SUMMARY, PAGE, RECIPE = "summary.json", "report.html", "page.json"

@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.traces import Prompt, Trace, read_traces
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.again import answer_again, beginning
 from refusal_cliff.generate.local import described
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.probe.provenance import ReadPoint
+from refusal_cliff.probe.fit import ReadPoint
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Progress, Stage
 from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served
@@ -99,6 +100,10 @@ class Study:
         own = tuple(self.path(output) for output in outputs)
         return Stage(self.path(name), tuple(inputs), own, depends, run)
 
+    def traces(self, job: Job, part: str) -> list[Trace]:
+        """Its judged traces as a stage reads them: those to ``fit`` on, or of the ``test``."""
+        return read_traces(job.input(self.path(f"traces-{part}.parquet")))
+
     def first_answers(
         self,
         prompts: Sequence[Prompt],
@@ -123,19 +128,29 @@ class Study:
     def write(
         self,
         prompts: Sequence[Prompt],
-        job: Job,
+        job: Job | None = None,
         row_heads: Sequence[Sequence[Head]] | None = None,
+        *,
+        begun: Sequence[Sequence[int]] | None = None,
+        row_tokens: Sequence[range] | None = None,
     ) -> list[Trace]:
-        """Let the model answer, and judge the answers."""
-        return answers(
-            self.subject,
-            prompts,
-            self.generation,
-            job,
-            row_heads,
-            renormalised=self.definitions.renormalised,
-            judge=self.judge,
-        )
+        """Let the model answer, and judge the answers; rows are those of `generate`.
+
+        A job is told how many there are, and keeps them while it lasts.
+        """
+        with answers_kept(job) as journal:
+            written = generate(
+                self.subject,
+                prompts,
+                self.generation,
+                begun=begun,
+                row_heads=row_heads,
+                row_tokens=row_tokens,
+                renormalised=self.definitions.renormalised,
+                journal=journal,
+                progress=counter(job and job.progress, len(prompts)),
+            )
+            return judge_traces(written, self.judge, journal)
 
     def answer_again(
         self, traces: Sequence[Trace], row_heads: Sequence[Sequence[Head]], job: Job
@@ -160,28 +175,10 @@ class Study:
             return judge_traces(found, self.judge, journal)
 
 
-def answers(
-    subject: Subject,
-    prompts: Sequence[Prompt],
-    generation: GenerationConfig,
-    job: Job | None = None,
-    row_heads: Sequence[Sequence[Head]] | None = None,
-    *,
-    renormalised: bool = False,
-    judge: Judge = RULES,
-) -> list[Trace]:
-    """Judged traces of a model; a job is told how many there are, and keeps them while it lasts."""
-    with answers_kept(job) as journal:
-        written = generate(
-            subject,
-            prompts,
-            generation,
-            row_heads=row_heads,
-            renormalised=renormalised,
-            journal=journal,
-            progress=counter(job and job.progress, len(prompts)),
-        )
-        return judge_traces(written, judge, journal)
+def told_rates(found: Rates) -> Headline:
+    """How often a model complied, as key numbers of a stage; those that have a value."""
+    told = {"asr": found.attacks.value, "benign answered": found.answered.value}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 @contextmanager

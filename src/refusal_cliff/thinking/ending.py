@@ -10,8 +10,7 @@ from typing import cast
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.thinking.formats import ThinkingFormat
-from refusal_cliff.thinking.markers import added_tokens
+from refusal_cliff.thinking.formats import ThinkingFormat, added_tokens
 from refusal_cliff.thinking.rendering import after_answer
 
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from refusal_cliff.answers.correction import known_error
 from refusal_cliff.data.examples import write_examples, write_prompts
-from refusal_cliff.data.traces import Prompt
-from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
-from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.findings.wording import Finding, findings_of
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.judges import RulesJudge
@@ -24,9 +22,13 @@ from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.settings import RepairConfig
-from refusal_cliff.stages.at_tokens import tokens_stage
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
-from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
+from refusal_cliff.stages.measure import (
+    coherence_stage,
+    measure_stages,
+    second_reading_stage,
+    tokens_stage,
+)
 from refusal_cliff.stages.mend import BENIGN, POOL, MendPlan, mend_stages
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
@@ -149,16 +151,7 @@ def demo_stages(
         spared=planted,
         reference=REFERENCE,
     )
-    diffuse = AblationPlan(
-        traces=sizes.head_traces,
-        fractions=FRACTIONS,
-        dose_prompts=30,
-        dose_benign=8,
-        candidates=8,
-        joint_traces=16,
-        draws=dict.fromkeys(CONTROLS, 0),
-        reference=REFERENCE,
-    )
+    diffuse = replace(main, draws=dict.fromkeys(CONTROLS, 0), control_prompts=30, spared=())
     shape = RunShape(
         main=MAIN,
         model=MAIN,
@@ -200,8 +193,8 @@ def prompts_stage(seed: int, sizes: DemoSizes) -> Stage:
     outputs = (FIT_PROMPTS, TEST_PROMPTS, POOL, BENIGN, REFERENCE)
 
     def write(job: Job) -> Headline:
-        write_prompts(job.output(FIT_PROMPTS), both_labels("validation", sizes.fit, seed))
-        write_prompts(job.output(TEST_PROMPTS), both_labels("test", sizes.test, seed))
+        write_prompts(job.output(FIT_PROMPTS), language.both_labels("validation", sizes.fit, seed))
+        write_prompts(job.output(TEST_PROMPTS), language.both_labels("test", sizes.test, seed))
         write_examples(job.output(POOL), language.safety_pool(sizes.pool, seed))
         benign = language.examples("pool", "benign", sizes.benign, seed)
         write_examples(job.output(BENIGN), benign)
@@ -210,11 +203,3 @@ def prompts_stage(seed: int, sizes: DemoSizes) -> Stage:
         return {"fit": 2 * sizes.fit, "test": 2 * sizes.test, "pool": sizes.pool}
 
     return Stage("prompts", (), outputs, {"seed": seed, **asdict(sizes)}, write)
-
-
-def both_labels(split: language.Split, n: int, seed: int) -> list[Prompt]:
-    """``n`` harmful and ``n`` benign prompts of one split."""
-    return [
-        *language.prompts(split, "harmful", n, seed),
-        *language.prompts(split, "benign", n, seed),
-    ]

@@ -12,20 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_cliff.answers.correction import refusal_error
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.traces import Prompt, PromptFile
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.findings.finding import Finding
-from refusal_cliff.findings.wording import about_judge
+from refusal_cliff.findings.wording import Finding, about_judge
 from refusal_cliff.folders import claim, require_output
-from refusal_cliff.io import read_json, sha256_file
+from refusal_cliff.io import read_as, sha256_file
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import full_name, judge_of, published_name
 from refusal_cliff.probe.files import probes_of
-from refusal_cliff.repair.proof import Proof, Side, findings
+from refusal_cliff.repair.proof import Proof, findings
 from refusal_cliff.repair.training import load_repaired
 from refusal_cliff.repair.training_run import check_out, finish_card, steps_to, train_from_files
 from refusal_cliff.run.folder import Headline, RunInfo
@@ -42,7 +40,7 @@ from refusal_cliff.select.selection_run import (
 from refusal_cliff.select.shards import ScoringPlan
 from refusal_cliff.settings import Engine, RepairConfig
 from refusal_cliff.sharded import HERE
-from refusal_cliff.stages.proof import PROOF, proof_stages
+from refusal_cliff.stages.mend import PROOF, proof_stages
 from refusal_cliff.stages.study import TEST_PROMPTS, Study
 
 COMMAND, ADAPTER = "repair", "adapter"
@@ -147,7 +145,7 @@ def run_repair(
         subjects={study.subject.name: study.subject.fingerprint for study in studies},
     )
     run_pipeline(out / "proof", stages, info, _Told(watch))
-    proof = read_proof(out / "proof" / PROOF)
+    proof = read_as(out / "proof" / PROOF, Proof)
     rates = {
         f"{name} {when}": share
         for when, side in (("before", proof.before), ("after", proof.after))
@@ -184,14 +182,3 @@ def _prompts_stage(files: Sequence[PromptFile], prompts: Sequence[Prompt]) -> St
     if described:
         config["read"] = described
     return Stage("prompts", (), (TEST_PROMPTS,), config, write)
-
-
-def read_proof(path: Path) -> Proof:
-    """Read what the proof stage wrote."""
-    beside = ("holds", "judge")
-    content = {name: value for name, value in read_json(path).items() if name not in beside}
-    for name in ("before", "after"):
-        side = content[name]
-        shares = {key: Share(**side[key]) for key in ("attacks", "answered")}
-        content[name] = Side(**{**side, **shares})
-    return Proof(**content)

@@ -25,9 +25,8 @@ from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.heads.effects import Floats
 from refusal_cliff.model.capture import Batch, HeadContributions, capture, head_vectors
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.direction import standardised
+from refusal_cliff.probe.direction import balanced, fit_logistic, standardised
 from refusal_cliff.probe.fit import Probe
-from refusal_cliff.probe.logistic import balanced, fit_logistic
 
 DRAWS = 20
 
