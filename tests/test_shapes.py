@@ -134,6 +134,11 @@ def test_what_stands_beside_an_empty_cell_is_read(beside: dict[str, Any], status
     assert (record.status, record.complete) == (status, status != "" and status != FILTERED)
 
 
+def test_a_filter_that_leaves_no_message_is_known() -> None:
+    row = {"prompt": ASKED, "response": {"choices": [{"finish_reason": "content_filter"}]}}
+    assert record_of_row(FILE, 1, row, READING).status == FILTERED
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from refusal_cliff.data.said import is_filtered
 from refusal_cliff.thinking.parts import read_parts
 
 _ROLES = {
@@ -117,6 +118,8 @@ def choice_of(value: object) -> Turn | None:
     message = first.get("message") if isinstance(first, Mapping) else None
     if isinstance(first, Mapping) and message is None and isinstance(first.get("text"), str):
         message = {"content": first["text"]}  # of a completion without a chat
+    if isinstance(first, Mapping) and message is None and is_filtered(finish_of(first, None)):
+        message = {}
     if not isinstance(first, Mapping) or not isinstance(message, Mapping):
         raise NotText("its choices hold no message")
     turn = turn_of(cast("Mapping[str, object]", message), finish_of(first, None))

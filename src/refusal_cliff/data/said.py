@@ -96,7 +96,7 @@ def said_in(
     refusal = parts.refusal or _text(message, "refusal")
     if is_blank(found.response) and (refusal or ended in _REFUSALS):
         return Said(found.thinking, refusal, True, True, None, why, REFUSAL_FIELD)
-    filtered = _FILTERS.search(ended) is not None
+    filtered = is_filtered(finish)
     complete = not filtered and _CUT.search(ended) is None
     called = any("tool" in kind or "function" in kind for kind in parts.others)
     called = called or _HARMONY_CALL.search(parts.text or "") is not None
@@ -141,6 +141,11 @@ def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str
     if is_blank(thinking):
         return EMPTY
     return NO_ANSWER if closed else ""
+
+
+def is_filtered(finish: object) -> bool:
+    """Whether a server says that a content filter ended an answer; it may then send no message."""
+    return isinstance(finish, str) and _FILTERS.search(finish.lower()) is not None
 
 
 def is_blank(text: str) -> bool:
