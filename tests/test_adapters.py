@@ -327,6 +327,13 @@ def test_a_configuration_of_nonsense_is_said(
     )
 
 
+def test_a_damaged_tokenizer_of_an_adapter_is_named(adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path / "a")
+    tiny_tokenizer().save_pretrained(tmp_path / "a")
+    (tmp_path / "a" / "tokenizer.json").write_text('{"version": "1.0", ')
+    assert f"{tmp_path / 'a' / 'tokenizer.json'} is damaged" in refusal(tmp_path / "a")
+
+
 @pytest.mark.parametrize("whole", [{}, {"modules_to_save": ["embed_tokens", "lm_head"]}])
 @pytest.mark.parametrize("tie", [False, True])
 def test_added_tokens_are_loaded_with_their_rows(

@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from refusal_cliff.answers.collect import Collected, generate_answers
 from refusal_cliff.cli import app
 from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.said import FILTERED
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import http
@@ -107,6 +108,11 @@ def test_an_answer_of_another_shape_is_a_row_left_out(
         assert "stayed unreadable" in row.reason
     if b"out of memory" in body:
         assert "out of memory" in found.left_out[0].reason
+
+
+def test_a_filter_that_leaves_no_message_is_no_answer(asked: Asking, tmp_path: Path) -> None:
+    found = asked(b'{"choices": [{"index": 0, "finish_reason": "content_filter"}]}', tmp_path)
+    assert [record.status for record in found.records] == [FILTERED]
 
 
 _WORDS = """

@@ -361,7 +361,10 @@ def test_docstrings_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         load_subject("tiny")
 
 
-@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json"],
+)
 @pytest.mark.parametrize("content", ["", "[]", '{"eos_token_id": 3'])
 def test_a_damaged_configuration_is_said(
     folder: Path, tmp_path: Path, name: str, content: str
@@ -369,6 +372,12 @@ def test_a_damaged_configuration_is_said(
     model = shutil.copytree(folder, tmp_path / "model")
     (model / name).write_text(content)
     assert f"{model / name} is damaged" in refusal(model)
+
+
+def test_a_damaged_template_is_said(folder: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    assert f"{model / 'chat_template.jinja'} is damaged" in refusal(model)
 
 
 @pytest.mark.parametrize("token", ["x", [[1]], -1, 2.5, True])

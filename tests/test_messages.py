@@ -65,6 +65,7 @@ def test_the_cases_that_failed() -> None:
 
 CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
+HARMONY = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,13 @@ THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}
         ({"content": "<think></think>"}, EMPTY),
         ({"content": '<tool_call>\n{"name": "f"}\n</tool_call>'}, TOOL_CALL),
         ({"content": "<think>Hm.</think>\n[TOOL_CALLS] [{}]"}, TOOL_CALL),
+        ({"content": "<minimax:tool_call>\n<invoke name='f'>"}, TOOL_CALL),
+        ({"content": "<|tool_call|>[{}]<|/tool_call|>"}, TOOL_CALL),
+        ({"content": '{"name": "f", "parameters": {}}'}, TOOL_CALL),
+        ({"content": '[{"name": "f", "arguments": {}}]'}, TOOL_CALL),
+        ({"content": f"{HARMONY}commentary to=functions.f<|message|>{{}}<|call|>"}, TOOL_CALL),
+        ({"content": "\u200b", "tool_calls": [CALL], "finish": "tool_calls"}, TOOL_CALL),
+        ({"content": "", "finish": "ERROR_TOXIC"}, FILTERED),
     ],
 )
 def test_no_answer_is_unscored_with_its_reason(sent: dict[str, Any], why: str) -> None:
@@ -114,6 +122,11 @@ def test_no_answer_is_unscored_with_its_reason(sent: dict[str, Any], why: str) -
         ({"content": "Sure.", "finish": "length"}, "truncated"),
         ({"content": "Sure.", "finish": "MAX_TOKENS"}, "truncated"),
         ({"content": "Sure.", "finish": "abort"}, "truncated"),
+        ({"content": "Sure.", "finish": "model_context_window_exceeded"}, "truncated"),
+        ({"content": "Sure.", "finish": "repetition"}, "truncated"),
+        ({"content": "Sure.", "finish": "token_limit"}, "truncated"),
+        ({"content": "\u200b", "refusal": "Nope."}, "refused"),
+        ({"content": "Sure.", "finish": "COMPLETE"}, "complied"),
         ({"content": "", "finish": "length"}, "truncated"),
         ({"content": None, "reasoning_content": "Hm.", "finish": "length"}, "truncated"),
         ({"content": "<think>Hm."}, "truncated"),
@@ -123,6 +136,37 @@ def test_how_an_answer_ended(sent: dict[str, Any], verdict: str) -> None:
     record = judged(**sent)
     assert record.verdict == verdict
     assert (record.finish == UNTOLD) == (not isinstance(sent.get("finish", "stop"), str))
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        {"type": "text", "text": "Hm.", "thought": True},
+        {"text": "Hm.", "thought": True},
+        {
+            "type": "reasoning",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm."}],
+        },
+        {"type": "reasoning_text", "text": "Hm."},
+        {"type": "reasoning_content", "reasoning_content": {"text": "Hm."}},
+        {"reasoningContent": {"reasoningText": {"text": "Hm.", "signature": "x"}}},
+        {"type": "thought", "thought": "Hm."},
+    ],
+)
+def test_a_part_of_thinking_is_none_of_the_answer(thought: dict[str, Any]) -> None:
+    answer = {"type": "text", "text": "Sure."}
+    for content in ([thought, answer], {"parts": [thought, {"text": "Sure."}]}):
+        record = judged(content)
+        assert (record.thinking, record.response, record.verdict) == ("Hm.", "Sure.", "complied")
+    record = judged("Sure.", thinking_blocks=[thought])
+    assert (record.thinking, record.response) == ("Hm.", "Sure.")
+    assert judged([thought]).status == NO_ANSWER
+
+
+def test_one_part_may_stand_alone() -> None:
+    assert judged({"type": "text", "text": "Sure."}).response == "Sure."
+    assert judged({"text": "Sure."}).response == "Sure."
 
 
 def test_a_second_end_of_a_thought_is_kept_for_the_tokens() -> None:

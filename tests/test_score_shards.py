@@ -184,7 +184,25 @@ def test_what_cannot_be_scored_is_listed(
         ("long", 3),
     ]
     assert "never closed" in left[0]
+    assert "'thinking'" in left[0], "what looks like an answer says what mends it"
     assert "context" in left[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        ({"response": ""}, "the answer is empty"),
+        ({"response": "", "thinking": "Hm."}, "thinking without an answer"),
+        ({"response": "Hm.\n</think>\n\n"}, "thinking without an answer"),
+        ({"response": "No", "finish_reason": "content_filter"}, "stopped by a content filter"),
+    ],
+)
+def test_what_is_no_answer_is_called_so(
+    subject: Subject, probes: ProbeSet, tmp_path: Path, answer: dict[str, str], why: str
+) -> None:
+    row = {"id": "x", "prompt": "p", "label": "harmful", **answer}
+    source = write_lines(tmp_path / "rows.jsonl", [ROWS[0], row])
+    assert score_source(subject, probes, str(source), tmp_path / "out").left_out == {why: 1}
 
 
 def test_a_broken_row_is_listed_and_loses_nothing(

@@ -134,6 +134,34 @@ def test_what_stands_beside_an_empty_cell_is_read(beside: dict[str, Any], status
     assert (record.status, record.complete) == (status, status != "" and status != FILTERED)
 
 
+def test_a_filter_that_leaves_no_message_is_known() -> None:
+    row = {"prompt": ASKED, "response": {"choices": [{"finish_reason": "content_filter"}]}}
+    assert record_of_row(FILE, 1, row, READING).status == FILTERED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"response": SAID, "stop_reason": "max_tokens"},
+        {"response": SAID, "done_reason": "length"},
+        {"response": SAID, "finishReason": "MAX_TOKENS"},
+        {"response": {"role": "assistant", "content": SAID, "stop_reason": "max_tokens"}},
+        {"output": {"choices": [{"message": {"content": SAID}, "stop_reason": "max_tokens"}]}},
+    ],
+)
+def test_a_cut_is_known_by_any_of_its_names(answer: dict[str, Any]) -> None:
+    assert not record_of_row(FILE, 1, {"prompt": ASKED, **answer}, READING).complete
+    ended = {"finish_reason": "stop", "stop_reason": "max_tokens"}  # a string that stopped it
+    assert record_of_row(FILE, 1, {"prompt": ASKED, "response": SAID, **ended}, READING).complete
+
+
+@pytest.mark.parametrize("switch", ["on", "off"])
+def test_a_switch_of_reasoning_is_no_thought(switch: str) -> None:
+    row = {"prompt": ASKED, "reasoning": switch, "output": f"<think>{THOUGHT}</think>{SAID}"}
+    record = record_of_row(FILE, 1, row, READING)
+    assert (record.thinking, record.response) == (THOUGHT, SAID)
+
+
 @pytest.mark.parametrize(
     ("row", "wrong"),
     [

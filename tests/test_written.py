@@ -74,8 +74,22 @@ SHAPES = {
     "begin and end, in pieces": f"<|begin▁of▁thought|>{T}<|end▁of▁thought|>{A}",
     "steps": f"Here are my reasoning steps:\n{T}\n[BEGIN FINAL RESPONSE]\n{A}\n"
     "[END FINAL RESPONSE]",
+    "start and end": f"<start_working_out>{T}<end_working_out><SOLUTION>{A}</SOLUTION>",
+    "start and end, the same name": f"<start_reasoning>{T}</end_reasoning>{A}",
+    "name, start and end": f"<|think_begin|>{T}<|think_end|>{A}",
+    "name, start and end, no bars": f"<think_start>\n{T}\n<think_end>\n\n{A}",
+    "bars of full width": f"<｜think｜>{T}<｜/think｜>{A}",
+    "square brackets": f"[Thinking]\n{T}\n[/Thinking]\n{A}",
+    "parts of messages": f"<|think|>{T}<|end|><|begin|>assistant<|content|>{A}<|end|>",
+    "conclusion": f"<REASONING>{T}</REASONING>\n\n<CONCLUSION>{A}</CONCLUSION>",
+    "headings, short": f"### Thinking\n{T}\n\n### Response\n{A}",
+    "bold, process": f"**Thinking Process:**\n\n{T}\n\n**Final Answer:**\n\n{A}",
+    "another language": f"<思考>{T}</思考>{A}",
     "end of turn": f"<think>\n{T}\n</think>\n\n{A}<|im_end|>\n",
     "end of text": f"<think>\n{T}\n</think>\n\n{A}</s>",
+    "end of turn, in brackets": f"<think>\n{T}\n</think>\n\n{A}[|endofturn|]",
+    "end of turn, in capitals": f"<think>\n{T}\n</think>\n\n{A}<|END_OF_TURN_TOKEN|>",
+    "end of turn, numbered": f"<think>\n{T}\n</think>\n\n{A}<SPECIAL_12>",
 }
 
 
@@ -160,6 +174,8 @@ def test_a_fenced_thought_may_hold_blocks_and_so_may_the_answer() -> None:
         f"{T}\n\n**Final Answer**\n4",  # so do models end an answer in mathematics
         f"Thought: {T}",
         f"**Thoughts**\n{T}",
+        f"[Reasoning] {T}",
+        f"## Reasoning\n{T}\n\n## Answering machines\n{A}",
         f"The answer: 4.\nAnswer: {A}",
         f"Like this:\n```thinking\n{T}\n```\nThat is all.",
     ],

@@ -48,6 +48,8 @@ def existing_file(name: str) -> None:
 def beside(name: str) -> str:
     """A sentence with the file beside the missing one that has most its name; else empty."""
     path = Path(name)
+    if path.exists():
+        return f" {name} is a {'folder' if path.is_dir() else 'file'}."
     try:
         names = [other.name for other in path.parent.iterdir()]
     except OSError:

@@ -39,6 +39,7 @@ from refusal_cliff.cliff.source import told_record, trace_of
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import Chunk, chunks
+from refusal_cliff.data.said import UNANSWERED
 from refusal_cliff.data.types import LeftOut, Record, Row, Trace, is_judged, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import DESCRIPTIONS
@@ -59,6 +60,11 @@ DESCRIPTION = DESCRIPTIONS["trace"]
 FINISHED = "shards.json"
 LEFT_OUT = "left-out"
 RESTORED = "restored"
+_APART = (
+    "no end of thinking is in its text, and this model's prompt opens one. Remedy: if it is an "
+    "answer, put the thinking before it into a column 'thinking', or name the markers "
+    "(--thinking-markers)"
+)
 Described = TypeVar("Described", bound=BaseModel)
 Loaded = Callable[[], tuple[Subject, ProbeSet]]
 
@@ -201,7 +207,8 @@ def _sorted_rows(subject: Subject, source: str, chunk: Chunk, reading: Reading) 
         record, told = read
         trace = told if _why_unusable(told, subject) else as_written(subject, told, record)
         if why := _why_left_out(trace, subject, record):
-            found.left_out.append(LeftOut(trace.prompt.id, number, why))
+            remedy = _APART if trace.spans is None and why not in UNANSWERED else ""
+            found.left_out.append(LeftOut(trace.prompt.id, number, why, remedy))
             continue
         found.kept.append(trace)
         if trace is not told:
@@ -213,7 +220,7 @@ def _sorted_rows(subject: Subject, source: str, chunk: Chunk, reading: Reading) 
 def _why_left_out(trace: Trace, subject: Subject, record: Record) -> str:
     """Why a trace cannot be scored; empty where it can."""
     if unusable := _why_unusable(trace, subject):
-        return unusable
+        return record.status if record.status in UNANSWERED else unusable
     if not agrees(trace, record):
         return "its text does not give back the tokens that the server counted"
     return ""
@@ -237,9 +244,10 @@ def _nothing(source: str, out: Path, left_out: Counter[str]) -> RefusalCliffErro
         return RefusalCliffError(f"{source} holds no traces. Add at least one row.")
     first = _lists(_shard_path(out, 0))[0][0]
     why = ", ".join(f"{n} {reason}" for reason, n in left_out.items())
+    detail = str(first["detail"] or first["reason"]).rstrip(".")
     return RefusalCliffError(
         f"{source} holds no trace that can be scored ({why}). Row {first['row']}: "
-        f"{first['detail'] or first['reason']} All reasons are in {out}/{LEFT_OUT}-….jsonl."
+        f"{detail}. All reasons are in {out}/{LEFT_OUT}-….jsonl."
     )
 
 

@@ -97,13 +97,27 @@ def organism(names: Sequence[str]) -> Check:
     return _one_of(names, "There is no organism")
 
 
+def run_folder(name: str) -> None:
+    """A folder that audit or demo wrote."""
+    existing_folder(name)
+    if not (Path(name) / "manifest.json").is_file():
+        raise RefusalCliffError(
+            f"{name} is no run folder: it has no manifest.json. Give the folder that audit or demo "
+            "wrote."
+        )
+
+
 def probe_folder(name: str) -> None:
     """A folder that holds probes."""
     folder = Path(name)
     if not (folder / "probes.json").is_file():
         missing = f"folder {name}.{beside(name)}"
         if folder.is_dir():
-            missing = f"probes.json in {name}, so that it holds no probes."
+            inside = sorted(folder.glob("*/probes.json"))
+            meant = f" Did you mean {inside[0].parent}?" if inside else ""
+            missing = f"probes.json in {name}, so that it holds no probes.{meant}"
+        elif folder.name == "probes.json" and folder.is_file():
+            missing += f" Did you mean {folder.parent}?"
         raise RefusalCliffError(
             f"There is no {missing} Give the folder of a model in a run, such as runs/demo/tiny; "
             "refusal-cliff audit makes one (--probe DIR)."

@@ -18,7 +18,7 @@ Run = Annotated[
     typer.Argument(
         metavar="RUN",
         help="Folder of a finished audit or demo.",
-        callback=checked(arguments.existing_folder),
+        callback=checked(arguments.run_folder),
     ),
 ]
 NewFolder = Annotated[

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from refusal_cliff.data.said import is_filtered
 from refusal_cliff.thinking.parts import read_parts
 
 _ROLES = {
@@ -19,6 +20,8 @@ _ROLES = {
 _WHO = ("role", "from")
 _SAID = ("content", "value", "text")
 _MESSAGE = frozenset({*_SAID, "refusal", "tool_calls", "function_call"})
+_FINISH = ("finish", "finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason")
+"""Names of servers and logs for why an answer ended."""
 
 
 class NotText(ValueError):
@@ -78,7 +81,8 @@ def turns_of(value: object, role: str) -> list[Turn]:
     if isinstance(value, Mapping):
         if not value.keys() & _MESSAGE:
             raise NotText(f"an object with {_keys(value)} is no message with a content")
-        turn = turn_of(cast("Mapping[str, object]", value))
+        message = cast("Mapping[str, object]", value)
+        turn = turn_of(message, finish_of(message, ""))
         return [turn if turn.role else replace(turn, role=role)]
     if isinstance(value, Sequence) and all(isinstance(m, Mapping) for m in value):
         messages = cast("Sequence[Mapping[str, object]]", value)
@@ -86,6 +90,12 @@ def turns_of(value: object, role: str) -> list[Turn]:
             return [turn_of(message) for message in messages]
         return [Turn(role, {"content": messages})]
     raise NotText("its messages are not a list of objects")
+
+
+def finish_of(fields: Mapping[str, object], otherwise: object) -> object:
+    """Why an answer ended, in the word of its server; ``otherwise`` where no field is for that."""
+    told = [fields[name] for name in _FINISH if name in fields]
+    return next(filter(None, told), told[0] if told else otherwise)
 
 
 def choice_of(value: object) -> Turn | None:
@@ -108,9 +118,11 @@ def choice_of(value: object) -> Turn | None:
     message = first.get("message") if isinstance(first, Mapping) else None
     if isinstance(first, Mapping) and message is None and isinstance(first.get("text"), str):
         message = {"content": first["text"]}  # of a completion without a chat
+    if isinstance(first, Mapping) and message is None and is_filtered(finish_of(first, None)):
+        message = {}
     if not isinstance(first, Mapping) or not isinstance(message, Mapping):
         raise NotText("its choices hold no message")
-    turn = turn_of(cast("Mapping[str, object]", message), first.get("finish_reason"))
+    turn = turn_of(cast("Mapping[str, object]", message), finish_of(first, None))
     return replace(turn, role="assistant")
 
 

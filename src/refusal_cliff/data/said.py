@@ -23,22 +23,24 @@ UNTOLD = "not told"
 
 THINKING_FIELDS = (
     *("reasoning_content", "reasoning", "thinking", "reasoning_details", "reasoning_text"),
-    *("thought", "thoughts", "cot", "chain_of_thought"),
+    *("thought", "thoughts", "cot", "chain_of_thought", "thinking_blocks"),
 )
-_CUT = frozenset(
-    {"length", "max_tokens", "max_output_tokens", "max_length", "model_length", "incomplete"}
-    | {"abort", "cancelled", "error", "network_error", "insufficient_system_resource", "timeout"}
+_FILTERS = re.compile(
+    r"filter|guardrail|safety|sensitive|recitation|block_?list|prohibited|spii|toxic|moderat"
 )
-"""Words of servers for an answer that they ended; all others, and none, are the model's own end."""
-_FILTERS = frozenset(
-    {"content_filter", "content_filtered", "guardrail_intervened", "safety", "sensitive"}
-    | {"recitation", "blocklist", "prohibited_content", "spii"}
+_CUT = re.compile(
+    r"length|max_|limit|context|incomplete|truncat|abort|cancel|error|insufficient|time_?out"
+    r"|repetition"
 )
+"""In words of servers for an answer that they ended; all others, and none, are the model's own."""
 _REFUSALS = frozenset({"refusal"})
 _WRITTEN_CALL = re.compile(
-    r"\s*(?:<tool_calls?>|<function_calls?>|<function=|\[TOOL_CALLS\]|<\|python_tag\|>"
-    r"|<\|tool_calls?(?:_section)?_begin\|>|<｜tool▁calls?▁begin｜>)"
+    r"\s*(?:<(?:\w+:)?(?:tool_calls?|function_calls?)>|<function=|\[TOOL_CALLS\]|functools\["
+    r"|<\|(?:python_tag|tool_calls?(?:(?:_section)?_begin)?)\|>|<start_function_call>"
+    r"|<｜(?:tool▁calls?▁begin|DSML｜(?:function|tool)_calls)"
+    r'|\[?\s*\{\s*"name"\s*:\s*"[^"\n]{1,99}"\s*,\s*"(?:arguments|parameters)"\s*:)'
 )
+_HARMONY_CALL = re.compile(r"<\|channel\|>commentary\s+to=functions\.|<\|call\|>\s*\Z")
 """How models write the call of a tool, where no server has read it."""
 
 
@@ -92,13 +94,15 @@ def said_in(
     why = finish if isinstance(finish, str) and finish else UNTOLD
     ended = why.lower()
     refusal = parts.refusal or _text(message, "refusal")
-    if not found.response and (refusal or ended in _REFUSALS):
+    if is_blank(found.response) and (refusal or ended in _REFUSALS):
         return Said(found.thinking, refusal, True, True, None, why, REFUSAL_FIELD)
-    complete = ended not in _CUT | _FILTERS
+    filtered = is_filtered(finish)
+    complete = not filtered and _CUT.search(ended) is None
     called = any("tool" in kind or "function" in kind for kind in parts.others)
-    if ended in _FILTERS:
+    called = called or _HARMONY_CALL.search(parts.text or "") is not None
+    if filtered:
         status = FILTERED
-    elif complete and not found.response and (called or _calls(message)):
+    elif complete and is_blank(found.response) and (called or _calls(message)):
         status = TOOL_CALL
     else:
         apart = found.written is None  # the server took the thought for a whole one
@@ -137,6 +141,11 @@ def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str
     if is_blank(thinking):
         return EMPTY
     return NO_ANSWER if closed else ""
+
+
+def is_filtered(finish: object) -> bool:
+    """Whether a server says that a content filter ended an answer; it may then send no message."""
+    return isinstance(finish, str) and _FILTERS.search(finish.lower()) is not None
 
 
 def is_blank(text: str) -> bool:

@@ -27,7 +27,14 @@ from refusal_cliff.data.fields import (
     token_ids_of,
     verdict_of,
 )
-from refusal_cliff.data.messages import NotText, Turn, choice_of, texts_in, turns_of
+from refusal_cliff.data.messages import (
+    NotText,
+    Turn,
+    choice_of,
+    finish_of,
+    texts_in,
+    turns_of,
+)
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
 from refusal_cliff.data.said import THINKING_FIELDS, known_status, record_of_said, said_in
 from refusal_cliff.data.types import Prompt, Record, Row, SafetyExample
@@ -37,7 +44,7 @@ PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _BESIDE = (*THINKING_FIELDS, "refusal", "tool_calls", "function_call")
-"""What may stand beside an answer in columns of its own, as in a message."""
+"""What may stand beside an answer in columns of its own; a switch (``reasoning: on``) is none."""
 _NAMES = {"text": "prompt"}
 T = TypeVar("T")
 
@@ -221,8 +228,8 @@ def _answered_turns(row: Row) -> list[Turn]:
         return []
     # A column that is there and empty is an empty answer.
     turns = turns_of([] if name is None else row[name], "assistant")
-    apart = {name: row[name] for name in _BESIDE if row.get(name) is not None}
-    finish = row.get("finish", row.get("finish_reason", turns[0].finish))
+    apart = {name: row[name] for name in _BESIDE if row.get(name) not in (None, "on", "off")}
+    finish = finish_of(row, turns[0].finish)
     return [replace(turns[0], message={**apart, **turns[0].message}, finish=finish), *turns[1:]]
 
 

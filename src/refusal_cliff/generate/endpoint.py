@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
 from refusal_cliff.data.records import LeftOut, Record, shortened
-from refusal_cliff.data.said import record_of_said, said_in
+from refusal_cliff.data.said import is_filtered, record_of_said, said_in
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
@@ -350,6 +350,8 @@ def _choice_of(answer: Mapping[str, Any]) -> Choice:
     if isinstance(choice.get("text"), str) and choice.get("message") is None:
         return choice
     message = choice.get("message")
+    if message is None and is_filtered(choice.get("finish_reason")):
+        return {**choice, "message": {}}
     if not isinstance(message, dict):
         raise TypeError("its choice holds no message")
     read_parts(message.get("content"))

@@ -22,7 +22,7 @@ from transformers import (
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.adapters import chain, downloaded, merged, on_disk, reason
 from refusal_cliff.model.quantised import settled
-from refusal_cliff.model.weights import check_files, check_loaded
+from refusal_cliff.model.weights import check_configs, check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.settings import PLAIN, Chat
@@ -84,6 +84,8 @@ def read_checkpoint(
     device = _device(device)
     location = _location(name)
     *adapters, root = chain(location, _location)
+    for adapter in adapters:
+        check_configs(Path(adapter))
     if on_disk(root):
         _require_config(name, Path(root))
         check_files(Path(root))

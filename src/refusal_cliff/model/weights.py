@@ -14,18 +14,19 @@ from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.quantised import is_cache_scale, remedy_of, require_floats
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 _POINTER = b"version https://git-lfs.github.com/spec"
-_CONFIGS = ("config.json", "generation_config.json", "tokenizer_config.json")
-_MAY_BE_POINTERS = (
-    *(INDEX, *_CONFIGS),
-    *("tokenizer.json", "tokenizer.model", "chat_template.jinja"),
+_CONFIG = "config.json"
+_OBJECTS = (
+    *(_CONFIG, "generation_config.json", "tokenizer_config.json", "tokenizer.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json"),
 )
+_TEMPLATE = "chat_template.jinja"
+_MAY_BE_POINTERS = (*_OBJECTS, INDEX, "tokenizer.model", _TEMPLATE)
 _NAMED = 4
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
@@ -48,9 +49,7 @@ def check_files(folder: Path) -> None:
         RefusalCliffError: A file is a Git LFS pointer, is cut short, or is no safetensors file; the
             index names a shard or a tensor that is not there.
     """
-    for name in _MAY_BE_POINTERS:
-        _refuse_pointer(folder / name)
-    quantised = "quantization_config" in _configs(folder)
+    quantised = "quantization_config" in check_configs(folder)
     found = {}
     if (folder / WEIGHTS).is_file():
         found = {folder / WEIGHTS: tensor_kinds(folder / WEIGHTS)}
@@ -60,28 +59,44 @@ def check_files(folder: Path) -> None:
         require_floats(file, kinds)
 
 
-def _configs(folder: Path) -> Mapping[str, Any]:
-    """What ``config.json`` holds.
+def check_configs(folder: Path) -> Mapping[str, Any]:
+    """What ``config.json`` holds, where every configuration beside weights is whole.
 
     Raises:
-        RefusalCliffError: It or another configuration is damaged: transformers takes its defaults
-            for that of generation, in which the tokens that end an answer may be others.
+        RefusalCliffError: One is a Git LFS pointer or damaged. What transformers says of that names
+            no file, and for generation it takes its defaults, in which the tokens that end an
+            answer may be others.
     """
-    found: dict[str, Any] = {}
-    for path in (folder / name for name in reversed(_CONFIGS)):
-        try:
-            found = read_json(path) if path.is_file() else {}
-        except RefusalCliffError as error:
-            raise _damaged_config(path, str(error)) from error
-        if not isinstance(found, dict):
-            raise _damaged_config(path, "It is not a JSON object.")
+    for name in _MAY_BE_POINTERS:
+        _refuse_pointer(folder / name)
+    _text(folder / _TEMPLATE)
+    return [_object(folder / name) for name in reversed(_OBJECTS)][-1]
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    if not isinstance(found, dict):
+        raise _damaged(path, "it is not a JSON object")
     return found
 
 
-def _damaged_config(path: Path, why: str) -> RefusalCliffError:
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> RefusalCliffError:
     return RefusalCliffError(
-        f"{path} is damaged. Download {path.name} again, or copy it again from where the model was "
-        f"saved. {why}"
+        f"{path} is damaged: {why}. Download {path.name} again, or copy it again from where the "
+        "model was saved."
     )
 
 
@@ -262,8 +277,7 @@ def _shards(folder: Path) -> dict[Path, dict[str, str]]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    content = read_json(index)
-    places = content.get("weight_map") if isinstance(content, dict) else None
+    places = _object(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise RefusalCliffError(
             f"{index} has no weight_map from tensors to files. Download it again, or save the "

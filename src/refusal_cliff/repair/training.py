@@ -146,8 +146,8 @@ def encode_example(subject: Subject, example: SafetyExample, max_length: int) ->
     total = len(prompt) + len(learnt)
     if total > max_length:
         raise RefusalCliffError(
-            f"it has {total} tokens, more than the maximum of {max_length}. Raise max_length, or "
-            "drop the row: it is never cut."
+            f"it has {total} tokens, more than the maximum of {max_length}. Raise it "
+            "(--max-length), or drop the row: it is never cut."
         )
     return {
         "input_ids": [*prompt, *learnt],

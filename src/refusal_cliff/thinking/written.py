@@ -81,12 +81,17 @@ _HEADER_END = "<|message|>"
 _TAG = re.compile(r"</?[\w:]+>")
 _SEAM = re.compile(r"<\|start\|>assistant|<\|(?:end|return|call|eom|eot)\|>")
 _ENDS = re.compile(
-    r"(?:(?:<\|(?:end|return|call|e[no][dmt]_?(?:id|of_?text|of_?turn)?|im_end)\|>|</s>|<eos>"
-    r"|<end_of_turn>|<｜end▁of▁sentence｜>)\s*)+\Z"
+    r"(?:(?:<\|(?:end|return|call|e[no][dmt]_?(?:id|of_?(?:text|turn|sentence)|of_turn_token)?"
+    r"|im_end|(?:hy_)?eos|user)\|>|</s>|<(?:seed:)?eos>|<end_of_turn>|<turn\|>|<SPECIAL_\d+>"
+    r"|<｜end▁of▁sentence｜>|\[\|endofturn\|\]|\[EOS\]|\[e~\[)\s*)+\Z",
+    re.IGNORECASE,
 )
 _MOST_ENDS = 200
 """Characters at the end of an answer in which these are looked for."""
-_WRAPPERS = ("output", "answer", "solution", "response", "final", "final_answer", "final_response")
+_WRAPPERS = (
+    *("output", "answer", "solution", "response", "conclusion"),
+    *("final", "final_answer", "final_response"),
+)
 _WRAPS = re.compile(
     rf"(?:(?:<(?:{'|'.join(_WRAPPERS)})>|<\|(?:begin_of_solution|START_RESPONSE)\|>"
     r"|\[BEGIN FINAL RESPONSE\])\s*)+",
@@ -218,13 +223,17 @@ _BARE = (
     ),
 )
 """s1, and harmony without its markers: they count at the very beginning of a text alone."""
-_OPEN, _SHUT = r"(?:[<＜〈【]\|?|&lt;)[ \t]*", r"[ \t]*(?:\|?[>＞〉】]|&gt;)"
-_CERTAIN = r"(?:\w{1,24}[_-])?(?:think(?:ing)?|thoughts?|reasoning|scratch_?pad|monologue|cot)"
-_BEGIN_END = rf"[_▁](?:of[_▁])?{_CERTAIN}"
+_OPEN, _SHUT = r"(?:[<＜〈【][|｜]?|&lt;)[ \t]*", r"[ \t]*(?:[|｜]?[>＞〉】]|&gt;)"
+_NAME = r"(?:think(?:ing)?|thoughts?|reasoning|scratch_?pad|monologue|cot|思考)"
+_CERTAIN = rf"(?:\w{{1,24}}[_-])?{_NAME}"
+_OF = r"[_▁](?:of[_▁])?"
 _LIKELY = "analysis|reflection|rationale|reason|deliberation"
 """Tags that ask for more than a thought's name: an answer may hold them, too."""
-_FINAL = r"(?:^|\n)[ \t]*(?:#{1,6}[ \t]*|\*\*)Final (?:Response|Answer)[ \t]*:?(?:\*\*:?)?"
-_THOUGHT = "Thinking|Thought process|Thoughts?|Reasoning"
+_FINAL = (
+    r"(?:^|\n)[ \t]*(?:#{1,6}[ \t]*(?:Final )?(?:Response|Answer)[ \t]*:?(?=[ \t]*(?:\n|\Z))"
+    r"|(?:#{1,6}[ \t]*|\*\*)Final (?:Response|Answer)[ \t]*:?(?:\*\*:?)?)"
+)
+_THOUGHT = "(?:Thinking|Thought|Reasoning)(?: process)?|Thoughts|Chain of thought"
 _COLON = r"(?::\*\*|\*\*:|\*\*[ \t]*(?:\n|\Z))"
 _ANSWER = rf"(?:^|\n)[ \t]*\*\*(?:Final )?(?:Answer|Response|Output){_COLON}"
 _SAID = rf"(?:{_ANSWER}|(?:^|\n|(?<=[.!?])[ \t])[ \t]*(?-i:(?:Final )?(?:Answer|Response)):)"
@@ -235,11 +244,24 @@ _FENCED = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 """A thought as a fenced block, with blocks of named languages in it."""
+
+
+def _edge(word: str) -> str:
+    """A tag that says which end of a thought it is: ``<|begin_of_thought|>``, ``<think_start>``."""
+    name = rf"(?:(?:{word}){_OF}(?:{_CERTAIN}|working(?:_out)?)|{_NAME}[_▁](?:{word}))"
+    return rf"{_OPEN}[/／]?{name}{_SHUT}"
+
+
 _TITLED = tuple(
     _Format(re.compile(opener, re.IGNORECASE | re.DOTALL), re.compile(closer, re.IGNORECASE))
     for opener, closer in (
-        (rf"\A{_OPEN}begin{_BEGIN_END}{_SHUT}", rf"{_OPEN}end{_BEGIN_END}{_SHUT}"),
+        (r"\A<\|think\|>", r"<\|end\|>\s*<\|begin\|>assistant(?:<\|content\|>)?"),
+        (rf"\A{_edge('begin|start')}", _edge("end|stop")),
         (rf"\A{_OPEN}(?:{_CERTAIN}){_SHUT}", rf"{_OPEN}[/／][ \t]*(?:{_CERTAIN}){_SHUT}"),
+        (
+            rf"\A\[[ \t]*{_CERTAIN}[ \t]*\](?=.*?\[/[ \t]*{_CERTAIN}[ \t]*\])",
+            rf"\[/[ \t]*{_CERTAIN}[ \t]*\]",
+        ),
         (r"\AHere are my reasoning steps:", r"(?=\[BEGIN FINAL RESPONSE\])"),
         (
             rf"\A{_OPEN}({_LIKELY}){_SHUT}(?=.*?{_OPEN}/[ \t]*\1{_SHUT}\s*\S)",
@@ -317,11 +339,11 @@ def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
 
 
 def _bare(formats: Sequence[_Format], text: str, alone: bool) -> _Format | None:
-    for found in formats:
-        opened, closed = found.opener.match(text), found.closer.search(text)
-        if (opened and (closed or alone)) or (alone and found.closer.match(text)):
-            return found
-    return None
+    opened = [found for found in formats if found.opener.match(text)]
+    if whole := next((found for found in opened if found.closer.search(text)), None):
+        return whole
+    begun = (found for found in formats if found in opened or found.closer.match(text))
+    return next(begun, None) if alone else None
 
 
 def _marked(text: str, formats: Sequence[_Format]) -> _Format | None:
