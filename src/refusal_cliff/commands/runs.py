@@ -101,6 +101,16 @@ def audit(
     judge: JudgeSettings,
     writing: Writing,
     server: Server,
+    adapters_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let the server (--endpoint) take heads out, too: each set that may be written is "
+            "an adapter in this folder, which the server reads at the same path and loads while it "
+            "runs (docs/howto/vllm.md).",
+            rich_help_panel=Server.PANEL,
+        ),
+    ] = None,
     seed: Seed = 0,
     loading: Loading,
     control: Annotated[
@@ -143,6 +153,9 @@ def audit(
     arguments.prompt_sources(harmful, benign, fit_on, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
     require_output(out, "audit", (model, judge.model, judge.error, *given))
+    if adapters_dir is not None:
+        option = "--adapters-dir DIR"
+        require_output(adapters_dir, "adapters", (model, out, *given), option=option)
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.workflows.audit import run_audit
@@ -176,6 +189,7 @@ def audit(
             writing=writing,
             loading=loading,
             server=server,
+            adapters_dir=adapters_dir,
             controls=chosen_controls(control or ()),
             preset=one_of("preset", preset, tuple(PRESETS)),
             judge=judge,

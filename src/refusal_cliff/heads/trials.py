@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
@@ -17,6 +18,8 @@ FOUND, WITH_NONE, WITH_FOUND = "found", "with-none", "with-found"
 """The heads found, on all prompts; and what control sets are compared with, on their prompts."""
 PROMOTING_POOL = 2
 """Promoting sets are drawn from the strongest, this many times as many as are drawn."""
+Asked: TypeAlias = tuple[Prompt, frozenset[Head], bool, bool]
+"""A prompt, the heads out, whether the model thinks anew, and else whether they are out in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,21 @@ class Trial:
         prompts: What to answer.
         anew: Whether the model thinks anew; else its thought is kept and the heads are out from the
             closing tokens on.
+        everywhere: Whether they are out while a kept thought is read, too: so a server continues it
+            with an adapter.
     """
 
     kind: str
     heads: tuple[Head, ...]
     prompts: tuple[Prompt, ...]
     anew: bool = False
+    everywhere: bool = False
+
+    @property
+    def asked(self) -> list[Asked]:
+        """What each of its answers depends on."""
+        heads = frozenset(self.heads)
+        return [(prompt, heads, self.anew, self.everywhere) for prompt in self.prompts]
 
 
 def is_dose(kind: str) -> bool:
@@ -54,6 +66,8 @@ def dose_trials(
     joint: Sequence[Sequence[Head]],
     fractions: Sequence[float],
     prompts: Sequence[Prompt],
+    *,
+    everywhere: bool = False,
 ) -> list[Trial]:
     """The top of each ranking, and the best joint set, of each size.
 
@@ -63,15 +77,20 @@ def dose_trials(
         joint: The best joint set of 1, 2, … heads; empty to try none.
         fractions: Sizes, as shares of all heads.
         prompts: What each trial answers.
+        everywhere: As for `Trial`.
     """
     asked = tuple(prompts)
     wanted = sizes(len(rows), fractions)
     found = [
-        Trial(f"top-{method}", tuple(ranked(rows, method)[:n]), asked)
+        Trial(f"top-{method}", tuple(ranked(rows, method)[:n]), asked, everywhere=everywhere)
         for method in methods
         for n in wanted
     ]
-    found += [Trial("joint", tuple(joint[n - 1]), asked) for n in wanted if 0 < n <= len(joint)]
+    found += [
+        Trial("joint", tuple(joint[n - 1]), asked, everywhere=everywhere)
+        for n in wanted
+        if 0 < n <= len(joint)
+    ]
     return found
 
 

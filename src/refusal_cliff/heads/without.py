@@ -10,7 +10,7 @@ from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
 from refusal_cliff.heads.joint import HeadSet
-from refusal_cliff.heads.trials import WITH_NONE, Trial
+from refusal_cliff.heads.trials import WITH_NONE, Asked, Trial
 from refusal_cliff.model.subject import Head, Subject
 
 
@@ -21,7 +21,9 @@ class Answers(Protocol):
         """Judged answers to prompts, each thought anew with its own heads out."""
         ...
 
-    def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+    def again(
+        self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]], *, everywhere: bool = False
+    ) -> list[Trace]:
         """Judged beginnings of answers after thoughts that are kept, see `answer_again`.
 
         What has no heads out, or a thought that never closed, is not written again.
@@ -134,18 +136,17 @@ def answer_trials(
 
     An answer depends on its prompt and heads alone, so that what several trials ask is asked once.
     """
-    known = {(trace.prompt, frozenset[Head](), True): trace for trace in before}
-    asked = [
-        [(prompt, frozenset(trial.heads), trial.anew) for prompt in trial.prompts]
-        for trial in trials
-    ]
+    known: dict[Asked, Trace] = {(t.prompt, frozenset(), True, False): t for t in before}
+    asked = [trial.asked for trial in trials]
     new = list(dict.fromkeys(one for row in asked for one in row if one not in known))
-    thought, kept = ([one for one in new if one[2] is anew] for anew in (True, False))
+    thought = [one for one in new if one[2]]
     written = answers.write([one[0] for one in thought], [sorted(one[1]) for one in thought])
     known |= dict(zip(thought, written, strict=True))
-    begun = [known[prompt, frozenset(), True] for prompt, _, _ in kept]
-    again = answers.again(begun, [sorted(one[1]) for one in kept])
-    known |= dict(zip(kept, again, strict=True))
+    for everywhere in (False, True):
+        kept = [one for one in new if not one[2] and one[3] is everywhere]
+        begun = [known[one[0], frozenset(), True, False] for one in kept]
+        again = answers.again(begun, [sorted(one[1]) for one in kept], everywhere=everywhere)
+        known |= dict(zip(kept, again, strict=True))
     return [[known[one] for one in row] for row in asked]
 
 

@@ -6,14 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from refusal_cliff.answers.answering import backend_of
+from refusal_cliff.answers.answering import endpoint_of
 from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.records import write_left_out
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.finding import Finding
 from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.generate.adapters import AdapterServer
+from refusal_cliff.generate.endpoint import EndpointBackend
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.model.subject import between, load
@@ -22,11 +25,11 @@ from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.settings import BY_RULES, JudgeSettings, Loading, Server, Writing
 from refusal_cliff.stages.at_tokens import tokens_stage
 from refusal_cliff.stages.control import control_stages
-from refusal_cliff.stages.elsewhere import Elsewhere
+from refusal_cliff.stages.elsewhere import Adapters, Elsewhere
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import coherence_stage, measure_stages, second_reading_stage
 from refusal_cliff.stages.report import SUMMARY, report_stage
-from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
+from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Definitions, Study
 from refusal_cliff.workflows.audit_cost import AuditCost, audit_cost
 from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts, fitting
 
@@ -42,6 +45,7 @@ QUICK_PLAN = AblationPlan(
     draws={"random": 4, "same-layer": 1, "promoting": 1},
     control_prompts=12,
 )
+BY_ADAPTERS = "as adapters, where every head suppresses refusal; all other sets here"
 NOTES = (
     "Before a release, have a sample of the verdicts read by people.",
     "Heads are found on the prompts that the probe is fitted on; all rates are of the others.",
@@ -59,6 +63,7 @@ def run_audit(
     writing: Writing = Writing(),
     loading: Loading = Loading(),
     server: Server = Server(),
+    adapters_dir: Path | None = None,
     controls: Sequence[str] = (),
     preset: str = "default",
     judge: JudgeSettings = BY_RULES,
@@ -75,8 +80,9 @@ def run_audit(
         observer: Told what happens.
         writing: How it is to write.
         loading: How it is loaded and spoken to.
-        server: Who gives the first answers instead of this machine, if its address is named; all
-            interventions are run here.
+        server: Who gives the first answers instead of this machine, if its address is named.
+        adapters_dir: Where heads to take out are written as adapters for the server, which then
+            gives the answers without them, too; ``None`` takes all heads out here.
         controls: Names of controls to measure as well, see `CONTROLS`.
         preset: Whose definitions are used, a key of ``PRESETS``.
         judge: Who judges; by default the phrase rules.
@@ -97,12 +103,14 @@ def run_audit(
         found = audit_prompts(sources, seed, subject, writing.samples)
     prompts, max_new_tokens = fitting(found, subject, writing.max_new_tokens)
     generation = writing.of_model(subject.model.generation_config, max_new_tokens, seed)
+    backend = endpoint_of(model, generation, loading, server) if server.url else None
+    definitions = PRESETS[preset]
     elsewhere = Elsewhere(
         prompts.given,
         {name: prompts.files[name] for name in sources.traces},
-        backend_of(model, generation, loading, server) if server.url else None,
+        backend,
+        _adapters(backend, adapters_dir, definitions),
     )
-    definitions = PRESETS[preset]
     study = Study(KEY, subject, seed, generation, definitions, judged_by, elsewhere)
     plan = AblationPlan() if sources.first is None else QUICK_PLAN
     if told is not None:
@@ -138,6 +146,7 @@ def run_audit(
                 *([("definitions", preset)] if preset != "default" else []),
                 *([("answers given", ", ".join(sources.traces))] if sources.traces else []),
                 *([("answered by", server.url)] if server.url else []),
+                *([("heads taken out by", f"the server, {BY_ADAPTERS}")] if adapters_dir else []),
                 *(("prompts", f"{name}: {mark}") for name, mark in prompts.files.items()),
             ),
         ),
@@ -159,6 +168,29 @@ def run_audit(
     )
     run_pipeline(out, stages, info, observer)
     return findings_of(read_summary(out / SUMMARY))
+
+
+def _adapters(
+    backend: EndpointBackend | None, folder: Path | None, definitions: Definitions
+) -> Adapters | None:
+    """Who answers without heads, if it is a server.
+
+    Raises:
+        RefusalCliffError: There is no server, or no adapter can be what is asked for.
+    """
+    if folder is None:
+        return None
+    if backend is None:
+        raise RefusalCliffError(
+            "--adapters-dir is for a server that loads adapters. Name it (--endpoint URL), or "
+            "leave --adapters-dir out."
+        )
+    if definitions.renormalised:
+        raise RefusalCliffError(
+            "The paper's ablation brings the attention's output back to its former length, which "
+            "no adapter can do. Leave --adapters-dir or --preset paper out."
+        )
+    return Adapters(AdapterServer(backend.config), folder)
 
 
 def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Stage:

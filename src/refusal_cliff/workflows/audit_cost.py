@@ -90,12 +90,12 @@ def audit_cost(
     doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
     dose = min(harmful, plan.dose_prompts) + min(benign, plan.dose_benign)
     control = (sum(plan.draws.values()) + 1) * min(harmful, plan.control_prompts)
-    most = study.generation.max_new_tokens
+    most, ablated = study.generation.max_new_tokens, study.elsewhere.adapters is None
     return AuditCost(
         (
             Part("answers of the model", max(0, asked - given), most, not study.elsewhere.server),
-            Part("the same test prompts without the heads found", harmful + benign, most),
-            Part("doses, thoughts kept", doses * dose, ANSWER_TOKENS),
+            Part("the same test prompts without the heads found", harmful + benign, most, ablated),
+            Part("doses, thoughts kept", doses * dose, ANSWER_TOKENS, ablated),
             Part("control sets, thoughts kept", control, ANSWER_TOKENS),
         ),
         study.subject,
