@@ -1,4 +1,4 @@
-"""Heads taken out by a server's adapters: what the model here writes, or refused with the reason."""
+"""Heads taken out by adapters of a server: what the model here writes, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def said(traces: Sequence[Trace]) -> list[object]:
 def test_a_server_answers_as_the_model_here(
     subject: Subject, traces: list[Trace], server: LoraServer, address: str, tmp_path: Path
 ) -> None:
-    """Anew and after kept thoughts; what promotes refusal is never written; a rerun asks nothing."""
+    """Anew and after kept thoughts; what promotes refusal is never written; nothing asked twice."""
     prompts = [trace.prompt for trace in traces]
     sets = [heads for heads in (ONE, TWO, PROMOTING) for _ in traces]
     here = Answers(study(subject, None), job(tmp_path / "here"), ROWS, traces)

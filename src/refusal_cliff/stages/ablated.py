@@ -125,7 +125,7 @@ class Answers:
             return found
         sets: dict[tuple[Head, ...], list[int]] = {}
         for row, out in enumerate(heads):
-            if _may_be_written(self.rows, out):
+            if may_be_written(self.rows, out):
                 sets.setdefault(tuple(sorted(out)), []).append(row)
         folders = [written_adapter(study.subject, out, adapters.folder) for out in sets]
         told = counter(self.job.progress, sum(map(len, sets.values()))) or (lambda _: None)
@@ -276,7 +276,8 @@ def written_adapter(subject: Subject, heads: Collection[Head], folder: Path) -> 
     return out
 
 
-def _may_be_written(rows: Sequence[HeadRow], heads: Collection[Head]) -> bool:
+def may_be_written(rows: Sequence[HeadRow], heads: Collection[Head]) -> bool:
+    """Whether a set may be an adapter: every head was measured to suppress refusal."""
     try:
         check_restores(rows, heads, 0.0)
     except RefusalCliffError:

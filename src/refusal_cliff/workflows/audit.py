@@ -16,7 +16,6 @@ from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.generate.adapters import AdapterServer
-from refusal_cliff.generate.endpoint import EndpointBackend
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.model.subject import between, load
@@ -95,6 +94,9 @@ def run_audit(
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
+    definitions = PRESETS[preset]
+    if adapters_dir is not None:
+        _check_adapters(server, definitions)
     error = refusal_error(full_name(judge), judge.error)
     found = None if sources.traces else audit_prompts(sources, seed, samples=writing.samples)
     judged_by = Remembering(judge_of(judge))
@@ -104,12 +106,11 @@ def run_audit(
     prompts, max_new_tokens = fitting(found, subject, writing.max_new_tokens)
     generation = writing.of_model(subject.model.generation_config, max_new_tokens, seed)
     backend = endpoint_of(model, generation, loading, server) if server.url else None
-    definitions = PRESETS[preset]
     elsewhere = Elsewhere(
         prompts.given,
         {name: prompts.files[name] for name in sources.traces},
         backend,
-        _adapters(backend, adapters_dir, definitions),
+        Adapters(AdapterServer(backend.config), adapters_dir) if backend and adapters_dir else None,
     )
     study = Study(KEY, subject, seed, generation, definitions, judged_by, elsewhere)
     plan = AblationPlan() if sources.first is None else QUICK_PLAN
@@ -170,17 +171,13 @@ def run_audit(
     return findings_of(read_summary(out / SUMMARY))
 
 
-def _adapters(
-    backend: EndpointBackend | None, folder: Path | None, definitions: Definitions
-) -> Adapters | None:
-    """Who answers without heads, if it is a server.
+def _check_adapters(server: Server, definitions: Definitions) -> None:
+    """Refuse adapters without a server, or where no adapter can be what is asked for.
 
     Raises:
-        RefusalCliffError: There is no server, or no adapter can be what is asked for.
+        RefusalCliffError: One of these.
     """
-    if folder is None:
-        return None
-    if backend is None:
+    if server.url is None:
         raise RefusalCliffError(
             "--adapters-dir is for a server that loads adapters. Name it (--endpoint URL), or "
             "leave --adapters-dir out."
@@ -190,7 +187,6 @@ def _adapters(
             "The paper's ablation brings the attention's output back to its former length, which "
             "no adapter can do. Leave --adapters-dir or --preset paper out."
         )
-    return Adapters(AdapterServer(backend.config), folder)
 
 
 def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Stage:
