@@ -1,11 +1,11 @@
 """Doses of a finished audit again: heads taken out by adapters on a server, and here.
 
     python bench/served_doses.py RUN/KEY --model M --endpoint URL [--endpoint-model NAME]
-        --adapters-dir DIR [--anew N] > table.md
+        --adapters-dir DIR [--kind joint] [--harmful N] [--benign N] [--anew N] > table.md
 
-Reads a finished run, and asks the same test prompts without the same heads: after the thoughts that
-are kept (the heads out at every token, as a server can have it), and thought anew for the first N
-harmful prompts. Sets that may not be written as an adapter are left out. Greedy on both sides.
+Reads a finished run, and asks some of the same test prompts without the same heads: after the
+thoughts that are kept (the heads out at every token, as a server can have it), and for the largest
+set thought anew. Sets that may not be written as an adapter are left out. Greedy on both sides.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share, rates
@@ -42,7 +43,10 @@ def main() -> None:
     for option in ("--model", "--endpoint", "--adapters-dir"):
         parser.add_argument(option, required=True)
     parser.add_argument("--endpoint-model")
-    parser.add_argument("--anew", type=int, default=0)
+    parser.add_argument("--kind", help="joint, or top- and a ranking; all without it")
+    parser.add_argument("--harmful", type=int, default=12)
+    parser.add_argument("--benign", type=int, default=6)
+    parser.add_argument("--anew", type=int, default=0, help="prompts to think on anew")
     parser.add_argument("--max-new-tokens", type=int, default=160)
     asked = parser.parse_args()
     subject = load_subject(asked.model, device="cpu")
@@ -50,10 +54,13 @@ def main() -> None:
     before = read_traces(asked.run / "traces-test.parquet")
     greedy = [parse_head(head) for head in read_json(asked.run / "joint.json")["greedy"]]
     prompts = [trace.prompt for trace in before]
+    plan = replace(QUICK_PLAN, dose_prompts=asked.harmful, dose_benign=asked.benign)
     doses = [
         trial
-        for trial in QUICK_PLAN.trials(rows, (), tuple(greedy), prompts, 0, everywhere=True)
-        if is_dose(trial.kind) and may_be_written(rows, trial.heads)
+        for trial in plan.trials(rows, (), tuple(greedy), prompts, 0, everywhere=True)
+        if asked.kind in (None, trial.kind)
+        and is_dose(trial.kind)
+        and may_be_written(rows, trial.heads)
     ]
     some = tuple(p for p in prompts if p.label == "harmful")[: asked.anew]
     if some:

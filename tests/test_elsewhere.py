@@ -182,6 +182,7 @@ def test_the_cost_is_counted(subject: Subject, written: dict[str, Trace], tmp_pa
     there = audit_cost(prompts, server, plan, None)
     assert [part.here for part in there.parts] == [False, False, False, True]
     assert there.tokens(10) == 20 * 10
+    assert f"adapters in {tmp_path}" in " ".join(cost_lines(there))
 
 
 def test_adapters_need_a_server_and_our_definitions() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate.again import ANSWER_TOKENS
@@ -47,11 +48,13 @@ class AuditCost:
         parts: By kind, in the order of the audit.
         subject: The model, to measure the speed of this machine with.
         prompts: Some of the prompts.
+        adapters: Where a server's adapters are written; ``None`` without one that takes heads out.
     """
 
     parts: tuple[Part, ...]
     subject: Subject
     prompts: tuple[Prompt, ...]
+    adapters: Path | None = None
 
     def tokens(self, of_answer: int) -> int:
         """Tokens that this machine writes, where an answer has so many or its most."""
@@ -90,7 +93,8 @@ def audit_cost(
     doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
     dose = min(harmful, plan.dose_prompts) + min(benign, plan.dose_benign)
     control = (sum(plan.draws.values()) + 1) * min(harmful, plan.control_prompts)
-    most, ablated = study.generation.max_new_tokens, study.elsewhere.adapters is None
+    most, adapters = study.generation.max_new_tokens, study.elsewhere.adapters
+    ablated = adapters is None
     return AuditCost(
         (
             Part("answers of the model", max(0, asked - given), most, not study.elsewhere.server),
@@ -100,6 +104,7 @@ def audit_cost(
         ),
         study.subject,
         tuple(prompts.test),
+        None if adapters is None else adapters.folder,
     )
 
 
@@ -117,6 +122,11 @@ def cost_lines(cost: AuditCost) -> list[str]:
         + ("" if part.here else ", by the server")
         for part in cost.parts
     ]
+    if cost.adapters is not None:
+        lines.append(
+            f"The server takes heads out by adapters in {cost.adapters}. A set with a head that "
+            "does not suppress refusal is taken out here, and is not in the count of tokens here."
+        )
     length = min(USUAL_ANSWER, max(part.most for part in cost.parts))
     return [*lines, f"{cost.tokens(length):,} tokens here, if an answer has {length}"]
 
