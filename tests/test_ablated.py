@@ -10,15 +10,20 @@ import pytest
 from lora_server import LoraServer
 from served import serving
 from test_answer_again import thought
+from test_audit import SMALL, audit
 from tiny_chat import save_tiny
 from tiny_heads import head_row
 
+from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import LABELS
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.endpoint import EndpointConfig
 from refusal_cliff.heads.served import agreement
+from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, Subject, load_subject
+from refusal_cliff.organisms import embedded_path, language
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.stages.ablated import Answers, adapter_name, written_adapter
@@ -162,3 +167,39 @@ def test_a_tie_counts_once_and_another_model_often(subject: Subject, traces: lis
     assert found.furthest > 0.5
     with pytest.raises(RefusalCliffError, match=r"1\.1, 1\.2"):
         found.require("a", TWO, "http://here")
+
+
+@pytest.mark.slow
+def test_a_whole_audit_says_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command on tiny, and again with its answers and a server that takes heads out."""
+    monkeypatch.setattr("refusal_cliff.workflows.audit.AblationPlan", lambda: SMALL)
+    files = tmp_path / "harmful.jsonl", tmp_path / "benign.jsonl"
+    for file, label, n in zip(files, LABELS, (180, 60), strict=True):
+        write_prompts(file, language.prompts("test", label, n, 0))
+    tiny = embedded_path("tiny")
+    code, output = audit(str(tiny), files, tmp_path / "here")
+    assert code == 0, output
+    server = LoraServer(tiny, max_rank=256)
+    with serving(server.handler) as address:
+        written = [
+            f"--traces={tmp_path / 'here' / 'model' / f'traces-{part}.parquet'}"
+            for part in ("fit", "test")
+        ]
+        options = ["--endpoint", address, "--adapters-dir", str(tmp_path / "adapters")]
+        code, output = audit(str(tiny), files, tmp_path / "there", *written, *options)
+    assert code == 0, output
+    here, there = (
+        read_json(tmp_path / name / "model" / "ablation.json") for name in ("here", "there")
+    )
+    served = there["served"].values()
+    assert [here["heads"]] * 2 == [there["heads"], max(served, key=_answers)["heads"]]
+    assert all(one["check"]["other"] == 0 for one in served)
+    for name in ("before", "after", "pairs"):
+        assert there[name] == here[name], name
+    page = (tmp_path / "there" / "report.html").read_text()
+    assert "heads taken out by" in page
+    assert {act for act, _ in server.loading()} == {"load", "unload"}
+
+
+def _answers(one: dict[str, int]) -> int:
+    return one["answers"]

@@ -139,5 +139,6 @@ def _stage(study: Study, name: str) -> Stage:
     config = {
         "definitions": asdict(study.definitions),
         **(study.verdicts if control.writes else {}),
+        **(study.elsewhere.ablating() if control.measure is choose_together else {}),
     }
     return study.stage(f"control-{name}", inputs, [f"control-{name}.json"], run, config)
