@@ -108,7 +108,7 @@ class LoraServer:
         trace = generate(model, asked, GenerationConfig(request["max_tokens"]))[0]
         n = len(generate(model, asked, GenerationConfig(1))[0].token_ids) - 1
         written = list(trace.token_ids[n:])
-        text = model.tokenizer.decode(model.ending.without(written), skip_special_tokens=False)
+        text = model.tokenizer.decode(list(model.ending.without(written)))
         return {
             "choices": [
                 {

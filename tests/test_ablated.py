@@ -93,12 +93,12 @@ def test_a_server_answers_as_the_model_here(
     here = Answers(study(subject, None), job(tmp_path / "here"), ROWS, traces)
     folder = tmp_path / "adapters"
     there = Answers(study(subject, folder, address), job(tmp_path / "there"), ROWS, traces)
+    names = [adapter_name(subject, heads) for heads in (ONE, TWO)]
+    both, again = [(act, name) for name in names for act in ("load", "unload")], list[Trace]()
     for _ in range(2):
         assert said(there.write(prompts * 3, sets)) == said(here.write(prompts * 3, sets))
         again = there.again(traces * 3, sets, everywhere=True)
         assert said(again) == said(here.again(traces * 3, sets, everywhere=True))
-        names = [adapter_name(subject, heads) for heads in (ONE, TWO)]
-        both = [(act, name) for name in names for act in ("load", "unload")]
         assert server.loading() == both * 2
         assert set(server.models) == {subject.name}
     assert there.written == here.written

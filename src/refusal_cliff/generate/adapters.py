@@ -83,10 +83,10 @@ class AdapterServer:
                     f"$(for a in {folder.parent}/*/; do echo $(basename $a)=${{a%/}}; done)"
                 ) from None
             raise self._error(
-                f"does not load the adapter {folder}, of rank {rank}: {said} If the rank is above "
-                "its limit, start it with a higher --max-lora-rank; if it cannot read the folder, "
-                "name one that it sees at the same path (--adapters-dir DIR); or leave "
-                "--adapters-dir out, and the heads are taken out here."
+                f"does not load the adapter {folder}, of rank {rank}: {said.rstrip('.')}. If the "
+                "rank is above its limit, start it with a higher --max-lora-rank; if it cannot "
+                "read the folder, name one that it sees at the same path (--adapters-dir DIR); or "
+                "leave --adapters-dir out, and the heads are taken out here."
             ) from None
         return True
 
