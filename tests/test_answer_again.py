@@ -53,12 +53,14 @@ def traces(subject: Subject) -> list[Trace]:
 
 
 @torch.inference_mode()
-def alone(subject: Subject, trace: Trace, heads: Collection[Head]) -> list[int]:
+def alone(
+    subject: Subject, trace: Trace, heads: Collection[Head], everywhere: bool = False
+) -> list[int]:
     """One row, one pass of the whole row a token, heads out from the closing tokens on."""
     assert trace.spans is not None
     ids = list(trace.token_ids[: trace.spans.closing])
     while len(ids) < trace.spans.closing + MOST and ids[-1] != END:
-        where = (torch.arange(len(ids)) >= trace.spans.thinking)[None]
+        where = (torch.arange(len(ids)) >= (0 if everywhere else trace.spans.thinking))[None]
         with ablated(subject, heads, where=where):
             ids.append(int(subject.model(torch.tensor([ids])).logits[0, -1].argmax()))
     return ids
@@ -66,10 +68,12 @@ def alone(subject: Subject, trace: Trace, heads: Collection[Head]) -> list[int]:
 
 def test_each_answer_is_what_it_is_alone(subject: Subject, traces: Sequence[Trace]) -> None:
     asked = [trace for trace in traces for _ in SETS]
-    found = answer_again(subject, asked, CONFIG, list(SETS) * len(traces), most=MOST)
-    assert [list(trace.token_ids) for trace in found] == [
-        alone(subject, trace, heads) for trace in traces for heads in SETS
-    ]
+    sets = list(SETS) * len(traces)
+    for everywhere in (True, False):
+        found = answer_again(subject, asked, CONFIG, sets, most=MOST, everywhere=everywhere)
+        assert [list(trace.token_ids) for trace in found] == [
+            alone(subject, trace, heads, everywhere) for trace in traces for heads in SETS
+        ]
     assert all(trace.complete and trace.verdict == "unscored" for trace in found)
     assert len({trace.response for trace in found}) > len(traces)
 
@@ -116,16 +120,22 @@ def test_trials_ask_for_nothing_twice(subject: Subject, traces: Sequence[Trace])
     class Answers:
         def __init__(self) -> None:
             self.wrote: list[str] = []
-            self.again_wrote: list[tuple[str, tuple[Head, ...]]] = []
+            self.again_wrote: list[tuple[str, tuple[Head, ...], bool]] = []
 
         def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
             assert all(heads)
             self.wrote += [prompt.id for prompt in prompts]
             return [by_id[prompt.id] for prompt in prompts]
 
-        def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+        def again(
+            self,
+            traces: Sequence[Trace],
+            heads: Sequence[Sequence[Head]],
+            *,
+            everywhere: bool = False,
+        ) -> list[Trace]:
             self.again_wrote += [
-                (t.prompt.id, tuple(h)) for t, h in zip(traces, heads, strict=True)
+                (t.prompt.id, tuple(h), everywhere) for t, h in zip(traces, heads, strict=True)
             ]
             return [beginning(subject, trace, MOST) for trace in traces]
 
@@ -137,11 +147,12 @@ def test_trials_ask_for_nothing_twice(subject: Subject, traces: Sequence[Trace])
         Trial("top-direct", SETS[0], prompts[:2]),
         Trial("joint", SETS[0], prompts[:2]),
         Trial("random", SETS[1], prompts[:1]),
+        Trial("top-direct", SETS[1], prompts[:1], everywhere=True),
     ]
     answers = Answers()
     found = answer_trials(trials, traces, answers)
     assert answers.wrote == [prompt.id for prompt in prompts]
-    assert len(answers.again_wrote) == len(set(answers.again_wrote)) == 5
+    assert len(answers.again_wrote) == len(set(answers.again_wrote)) == 6
     assert found[0] == traces
     assert found[2] == found[3]
     assert [trace.prompt.id for trace in found[1]] == [prompt.id for prompt in prompts[:2]]

@@ -16,11 +16,15 @@ from refusal_cliff.data.records import LeftOut, record_of_trace
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Finished
+from refusal_cliff.generate.endpoint import EndpointConfig
 from refusal_cliff.model.subject import Subject, load_subject
-from refusal_cliff.stages.elsewhere import Elsewhere, served
+from refusal_cliff.settings import Server
+from refusal_cliff.stages.elsewhere import Adapters, Elsewhere, served
 from refusal_cliff.stages.study import Study
-from refusal_cliff.workflows.audit import Part, audit_cost, cost_lines
+from refusal_cliff.workflows.audit import run_audit
+from refusal_cliff.workflows.audit_cost import Part, audit_cost, cost_lines
 from refusal_cliff.workflows.audit_prompts import (
     AuditPrompts,
     AuditSources,
@@ -149,7 +153,7 @@ def test_samples_are_of_prompts_without_an_answer(subject: Subject, tmp_path: Pa
     assert len({prompt.id for prompt in every}) == len(every)
 
 
-def test_the_cost_is_counted(subject: Subject, written: dict[str, Trace]) -> None:
+def test_the_cost_is_counted(subject: Subject, written: dict[str, Trace], tmp_path: Path) -> None:
     from refusal_cliff.stages.intervene import AblationPlan
 
     benign = [Prompt(f"b{n}", f"Kind {n}?", "benign") for n in range(4)]
@@ -172,3 +176,24 @@ def test_the_cost_is_counted(subject: Subject, written: dict[str, Trace]) -> Non
     assert cost.tokens(10) == 10 * 10 + 12 * 10 + 20 * 10
     assert "by the server" in cost_lines(cost)[0]
     assert cost.speed() > 0
+    config = EndpointConfig("http://here/v1", "m")
+    adapters = Adapters(AdapterServer(config), tmp_path)
+    server = Study("m", subject, 0, CONFIG, elsewhere=Elsewhere({}, {}, Fake(written), adapters))
+    there = audit_cost(prompts, server, plan, None)
+    assert [part.here for part in there.parts] == [False, False, False, True]
+    assert there.tokens(10) == 20 * 10
+    assert f"adapters in {tmp_path}" in " ".join(cost_lines(there))
+
+
+def test_adapters_need_a_server_and_our_definitions() -> None:
+    with pytest.raises(RefusalCliffError, match="--endpoint URL"):
+        run_audit("tiny", AuditSources((), ()), Path("out"), adapters_dir=Path("a"))
+    with pytest.raises(RefusalCliffError, match="former length"):
+        run_audit(
+            "tiny",
+            AuditSources((), ()),
+            Path("out"),
+            server=Server("http://here/v1"),
+            adapters_dir=Path("a"),
+            preset="paper",
+        )

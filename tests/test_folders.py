@@ -58,7 +58,13 @@ COMMANDS: dict[str, list[str]] = {
     ],
     "check": ["check", *PROBED, "--prompts", "in/rows.jsonl"],
     "ablate": ["ablate", "--model", "tiny", "--heads", "in/heads.parquet"],
+    "adapters": [
+        *("audit", "--model", "tiny", "--harmful", "in/rows.jsonl", "--benign", "in/rows.jsonl"),
+        *("--endpoint", "http://localhost:9/v1", "--out", "new"),
+    ],
 }
+OPTIONS = {"ablate": ["--export", "adapter"], "adapters": ["--adapters-dir"]}
+"""Of those that do not call their folder --out."""
 OF_THE_LABORATORY: dict[str, list[str]] = {
     "lab train": ["train", "tiny", "--from", "in"],
     "lab bench-heads": ["bench-heads"],
@@ -108,9 +114,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(command: str, out: Path | str) -> tuple[int, str]:
-    option = ["--export", "adapter"] if command == "ablate" else ["--out"]
     of = lab if command in OF_THE_LABORATORY else app
-    result = RUNNER.invoke(of, [*COMMANDS[command], *option, str(out)])
+    result = RUNNER.invoke(of, [*COMMANDS[command], *OPTIONS.get(command, ["--out"]), str(out)])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, " ".join(result.stderr.split())
 

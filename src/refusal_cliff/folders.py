@@ -43,6 +43,7 @@ DESCRIPTIONS: dict[str, str] = {
     "compare": "compare.json",
     "report": "report.json",
     "figures": "figures.json",
+    "adapters": "adapters.json",
 }
 """What each command that writes a folder calls its description; other packages add theirs."""
 LOCK = ".lock"

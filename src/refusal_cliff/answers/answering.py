@@ -137,8 +137,23 @@ def backend_of(
     """
     if server.url is None:
         return LocalBackend(between(load(model, loading), markers), generation)
+    return endpoint_of(model, generation, loading, server, markers)
+
+
+def endpoint_of(
+    model: str,
+    generation: GenerationConfig,
+    loading: Loading,
+    server: Server,
+    markers: Sequence[Markers] = KNOWN,
+) -> EndpointBackend:
+    """A server that answers, see `backend_of`.
+
+    Raises:
+        RefusalCliffError: The server's settings are wrong.
+    """
     config = EndpointConfig(
-        server.url,
+        server.url or "",
         server.model or model,
         max_new_tokens=generation.max_new_tokens,
         temperature=generation.temperature,

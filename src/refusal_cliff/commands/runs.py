@@ -90,6 +90,16 @@ def audit(
     judge: JudgeSettings,
     writing: Writing,
     server: Server,
+    adapters_dir: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Let the server (--endpoint) take heads out, too: each set that may be written is "
+            "an adapter in this folder, which the server reads at the same path and loads while it "
+            "runs (docs/howto/vllm.md).",
+            rich_help_panel=Server.PANEL,
+        ),
+    ] = None,
     seed: Seed = 0,
     loading: Loading,
     control: Annotated[
@@ -132,8 +142,12 @@ def audit(
     arguments.prompt_sources(harmful, benign, fit_on, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
     require_output(out, "audit", (model, judge.model, judge.error, *given))
+    if adapters_dir is not None:
+        option = "--adapters-dir DIR"
+        require_output(adapters_dir, "adapters", (model, out, *given), option=option)
     from refusal_cliff.stages.control import chosen_controls
-    from refusal_cliff.workflows.audit import AuditCost, cost_lines, run_audit, time_lines
+    from refusal_cliff.workflows.audit import run_audit
+    from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines
     from refusal_cliff.workflows.audit_prompts import QUICK_PROMPTS, AuditSources
 
     sources = AuditSources(
@@ -162,6 +176,7 @@ def audit(
             writing=writing,
             loading=loading,
             server=server,
+            adapters_dir=adapters_dir,
             controls=chosen_controls(control or ()),
             preset=preset,
             judge=judge,

@@ -12,6 +12,7 @@ from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.ablated import Answers
 from refusal_cliff.stages.study import Study
 
 FOUND = "heads found out"
@@ -39,7 +40,7 @@ def measure(study: Study, job: Job) -> ControlTable:
     tried = {name: heads for name, heads in sets.items() if heads and {*heads} != {*found}}
     prompts = [trace.prompt for trace in before]
     row_heads = [heads for heads in tried.values() for _ in prompts]
-    written = study.write(prompts * len(tried), job, row_heads)
+    written = Answers(study, job, rows, before).write(prompts * len(tried), row_heads)
     arms, taken_out = {UNCHANGED: Arm(before)}, dict[str, list[Head]]()
     if found:
         arms[FOUND] = Arm(read_traces(job.input(study.path("ablated.parquet"))))

@@ -24,6 +24,7 @@ def answer_again(
     row_heads: Sequence[Collection[Head]],
     *,
     most: int = ANSWER_TOKENS,
+    everywhere: bool = False,
     renormalised: bool = False,
     journal: Journal | None = None,
     progress: Callable[[int], None] | None = None,
@@ -38,6 +39,7 @@ def answer_again(
         config: How answers are written.
         row_heads: Heads to take out, of each trace.
         most: Tokens of an answer that are written.
+        everywhere: Whether the heads are out while prompt and thought are read, too.
         renormalised: As for `generate`.
         journal: As for `generate`.
         progress: As for `generate`.
@@ -52,7 +54,7 @@ def answer_again(
         config,
         begun=[until_answer(subject, trace) for trace in traces],
         row_heads=row_heads,
-        row_tokens=[range(span.thinking, sys.maxsize) for span in spans],
+        row_tokens=None if everywhere else [range(span.thinking, sys.maxsize) for span in spans],
         most=most,
         renormalised=renormalised,
         journal=journal,
@@ -62,6 +64,22 @@ def answer_again(
         beginning(subject, replace(trace, spans=replace(span, total=len(trace.token_ids))), most)
         for trace, span in zip(written, spans, strict=True)  # the thought is what it was
     ]
+
+
+def answered_with(subject: Subject, trace: Trace, written: Sequence[int]) -> Trace:
+    """An unjudged trace with another answer after its closing tokens."""
+    span = closed_spans(trace)
+    ids = (*trace.token_ids[: span.closing], *written)
+    spans = replace(span, total=len(ids))
+    response = response_text(subject.tokenizer, subject.ending.without(ids), spans)
+    return replace(
+        trace,
+        token_ids=ids,
+        spans=spans,
+        response=response,
+        complete=subject.ending.ends(written),
+        verdict="unscored",
+    )
 
 
 def beginning(subject: Subject, trace: Trace, most: int = ANSWER_TOKENS) -> Trace:

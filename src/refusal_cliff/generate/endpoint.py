@@ -21,8 +21,17 @@ from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.user_text import address
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-Asked: TypeAlias = str | Sequence[Mapping[str, str]]
-"""A conversation; or a text to go on from, without the chat template."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Token ids to go on from: of a prompt, and of what was written so far."""
+
+    ids: tuple[int, ...]
+
+
+Asked: TypeAlias = str | Begun | Sequence[Mapping[str, str]]
+"""A conversation; or a text or tokens to go on from, without the chat template."""
 
 Choice: TypeAlias = dict[str, Any]
 """One of the answers in what a server sends."""
@@ -128,13 +137,13 @@ class EndpointBackend:
     """
 
     def __init__(self, config: EndpointConfig) -> None:
-        self._config = config
+        self.config = config
         self._key = config.key()
         self._asks_ids = True
 
     def description(self) -> dict[str, Any]:
         """Address, model and decoding; not the key, and not how hard the server is asked."""
-        config = self._config
+        config = self.config
         return {
             "backend": "endpoint",
             "base_url": config.base_url,
@@ -175,6 +184,31 @@ class EndpointBackend:
         asyncio.run(self._ask_all(jobs, keep))
         return [said[name] for name in names]
 
+    def continued(
+        self,
+        begun: Mapping[str, Sequence[int]],
+        finished: Callable[[str, list[int] | LeftOut], None],
+    ) -> None:
+        """Let the model go on from token ids, in the tokens that the server tells.
+
+        Args:
+            begun: By name, the tokens so far, those of the prompt first.
+            finished: Takes a name with the new tokens, or with the reason why there are none.
+
+        Raises:
+            RefusalCliffError: As for `answer`.
+        """
+
+        def keep(name: str, choice: Choice | LeftOut, tokens: Tokens) -> None:
+            del tokens
+            written = choice if isinstance(choice, LeftOut) else choice.get(_IDS)
+            if not (isinstance(written, LeftOut) or _are_ids(written)):
+                written = LeftOut(name, None, "the server does not tell the tokens of its answers")
+            finished(name, written)
+
+        jobs = ((name, Begun(tuple(ids))) for name, ids in begun.items())
+        asyncio.run(self._ask_all(jobs, keep))
+
     async def _answer_all(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         by_id = {prompt.id: prompt for prompt in prompts}
 
@@ -193,8 +227,8 @@ class EndpointBackend:
         said = said_in(
             message,
             choice.get("finish_reason"),
-            thinks=self._config.thinks,
-            markers=self._config.markers,
+            thinks=self.config.thinks,
+            markers=self.config.markers,
         )
         told = record_of_said(prompt, said)
         return replace(told, token_ids=tokens.ids, tokens=tokens.total, prompt_tokens=tokens.prompt)
@@ -205,7 +239,7 @@ class EndpointBackend:
         keep: Callable[[str, Choice | LeftOut, Tokens], None],
     ) -> None:
         """A few workers take one job after the other."""
-        config = self._config
+        config = self.config
         health = _Health(max(_LEAST_FAILURES, config.concurrency))
         async with JsonServer(config.base_url, self._key, config.timeout, config.retries) as server:
 
@@ -226,7 +260,7 @@ class EndpointBackend:
                 choice = _choice_of(answer)
             except Failed as error:
                 why = self._scrubbed(error)
-                health.failed(why, self._config.base_url)
+                health.failed(why, self.config.base_url)
                 return LeftOut(name, None, f"the server failed: {why}"), Tokens()
             except Refused as error:
                 if error.status in _STOPPING or error.status < 400:
@@ -277,7 +311,7 @@ class EndpointBackend:
         return found if found == answer else {**found, _PROMPT_IDS: None}
 
     def _request(self, name: str, asked: Asked) -> dict[str, Any]:
-        config = self._config
+        config = self.config
         request: dict[str, Any] = {
             "model": config.model,
             "max_tokens": config.max_new_tokens,
@@ -285,6 +319,8 @@ class EndpointBackend:
         }
         if isinstance(asked, str):
             request["prompt"] = asked
+        elif isinstance(asked, Begun):
+            request |= {"prompt": list(asked.ids), _ASK_IDS: True}
         else:
             system = [{"role": "system", "content": config.system}] if config.system else []
             request["messages"] = [*system, *(dict(message) for message in asked)]
@@ -295,9 +331,9 @@ class EndpointBackend:
 
     def _refused(self, error: Exception) -> RefusalCliffError:
         return RefusalCliffError(
-            f"{self._config.base_url} refuses to serve {self._config.model!r}: "
+            f"{self.config.base_url} refuses to serve {self.config.model!r}: "
             f"{self._scrubbed(error)} Check the address, the name of the model and the key in the "
-            f"environment ({self._config.key_variable}); finished rows are kept."
+            f"environment ({self.config.key_variable}); finished rows are kept."
         )
 
     def _scrubbed(self, error: Exception) -> str:

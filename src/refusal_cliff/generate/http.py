@@ -54,7 +54,7 @@ class Unreadable(Unanswered):
 
 
 class JsonServer:
-    """Posts JSON to a server. Use as an asynchronous context manager.
+    """Asks a server for JSON. Use as an asynchronous context manager.
 
     Args:
         base_url: Address that paths are put after.
@@ -103,12 +103,23 @@ class JsonServer:
         Raises:
             Unanswered: One of the kinds above.
         """
+        return await self._ask("POST", path, body)
+
+    async def get(self, path: str) -> dict[str, Any]:
+        """As `post`, without a body.
+
+        Raises:
+            Unanswered: One of the kinds above.
+        """
+        return await self._ask("GET", path, None)
+
+    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         why = ""
         for attempt in range(self._retries + 1):
             pause = None
             try:
                 async with asyncio.timeout(self._timeout):
-                    status, headers, text = await self._once(path, body)
+                    status, headers, text = await self._once(method, path, body)
                 if status < 300:
                     return _object(text)
                 told = _told(text)
@@ -127,10 +138,8 @@ class JsonServer:
                 await asyncio.sleep(growing if pause is None else min(pause, LONGEST_PAUSE))
         raise Failed(why)
 
-    async def _once(
-        self, path: str, body: Mapping[str, Any]
-    ) -> tuple[int, Mapping[str, str], bytes]:
-        async with self._client.stream("POST", f"{self._base}{path}", json=body) as response:
+    async def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> _Reply:
+        async with self._client.stream(method, f"{self._base}{path}", json=body) as response:
             unpack = _Unpacking(response.headers.get("Content-Encoding", ""))
             async for chunk in response.aiter_raw():
                 unpack.add(chunk)

@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
@@ -21,6 +21,8 @@ FOUND, WITH_NONE, WITH_FOUND = "found", "with-none", "with-found"
 """The heads found, on all prompts; and what control sets are compared with, on their prompts."""
 PROMOTING_POOL = 2
 """Promoting sets are drawn from the strongest, this many times as many as are drawn."""
+Asked: TypeAlias = tuple[Prompt, frozenset[Head], bool, bool]
+"""A prompt, the heads out, whether the model thinks anew, and else whether they are out in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +36,21 @@ class Trial:
         prompts: What to answer.
         anew: Whether the model thinks anew; else its thought is kept and the heads are out from the
             closing tokens on.
+        everywhere: Whether they are out while a kept thought is read, too: so a server continues it
+            with an adapter.
     """
 
     kind: str
     heads: tuple[Head, ...]
     prompts: tuple[Prompt, ...]
     anew: bool = False
+    everywhere: bool = False
+
+    @property
+    def asked(self) -> list[Asked]:
+        """What each of its answers depends on."""
+        heads = frozenset(self.heads)
+        return [(prompt, heads, self.anew, self.everywhere) for prompt in self.prompts]
 
 
 def is_dose(kind: str) -> bool:
@@ -58,6 +69,8 @@ def dose_trials(
     joint: Sequence[Sequence[Head]],
     fractions: Sequence[float],
     prompts: Sequence[Prompt],
+    *,
+    everywhere: bool = False,
 ) -> list[Trial]:
     """The top of each ranking, and the best joint set, of each size.
 
@@ -67,15 +80,20 @@ def dose_trials(
         joint: The best joint set of 1, 2, … heads; empty to try none.
         fractions: Sizes, as shares of all heads.
         prompts: What each trial answers.
+        everywhere: As for `Trial`.
     """
     asked = tuple(prompts)
     wanted = sizes(len(rows), fractions)
     found = [
-        Trial(f"top-{method}", tuple(ranked(rows, method)[:n]), asked)
+        Trial(f"top-{method}", tuple(ranked(rows, method)[:n]), asked, everywhere=everywhere)
         for method in methods
         for n in wanted
     ]
-    found += [Trial("joint", tuple(joint[n - 1]), asked) for n in wanted if 0 < n <= len(joint)]
+    found += [
+        Trial("joint", tuple(joint[n - 1]), asked, everywhere=everywhere)
+        for n in wanted
+        if 0 < n <= len(joint)
+    ]
     return found
 
 
@@ -139,7 +157,9 @@ class Answers(Protocol):
         """Judged answers to prompts, each thought anew with its own heads out."""
         ...
 
-    def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
+    def again(
+        self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]], *, everywhere: bool = False
+    ) -> list[Trace]:
         """Judged beginnings of answers after thoughts that are kept, see `answer_again`.
 
         What has no heads out, or a thought that never closed, is not written again.
@@ -252,18 +272,17 @@ def answer_trials(
 
     An answer depends on its prompt and heads alone, so that what several trials ask is asked once.
     """
-    known = {(trace.prompt, frozenset[Head](), True): trace for trace in before}
-    asked = [
-        [(prompt, frozenset(trial.heads), trial.anew) for prompt in trial.prompts]
-        for trial in trials
-    ]
+    known: dict[Asked, Trace] = {(t.prompt, frozenset(), True, False): t for t in before}
+    asked = [trial.asked for trial in trials]
     new = list(dict.fromkeys(one for row in asked for one in row if one not in known))
-    thought, kept = ([one for one in new if one[2] is anew] for anew in (True, False))
+    thought = [one for one in new if one[2]]
     written = answers.write([one[0] for one in thought], [sorted(one[1]) for one in thought])
     known |= dict(zip(thought, written, strict=True))
-    begun = [known[prompt, frozenset(), True] for prompt, _, _ in kept]
-    again = answers.again(begun, [sorted(one[1]) for one in kept])
-    known |= dict(zip(kept, again, strict=True))
+    for everywhere in (False, True):
+        kept = [one for one in new if not one[2] and one[3] is everywhere]
+        begun = [known[one[0], frozenset(), True, False] for one in kept]
+        again = answers.again(begun, [sorted(one[1]) for one in kept], everywhere=everywhere)
+        known |= dict(zip(kept, again, strict=True))
     return [[known[one] for one in row] for row in asked]
 
 

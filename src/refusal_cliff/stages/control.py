@@ -124,5 +124,6 @@ def _stage(study: Study, name: str) -> Stage:
     config = {
         "definitions": asdict(study.definitions),
         **(study.verdicts if control.writes else {}),
+        **(study.elsewhere.ablating() if control.measure is together.measure else {}),
     }
     return study.stage(f"control-{name}", inputs, [f"control-{name}.json"], run, config)

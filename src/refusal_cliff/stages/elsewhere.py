@@ -1,4 +1,4 @@
-"""First answers that are not written here: those that a user has, and those of a server."""
+"""Answers that are not written here: those that a user has, and those of a server."""
 
 from __future__ import annotations
 
@@ -12,28 +12,51 @@ from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import LeftOut, Record, row_of_record
 from refusal_cliff.data.traces import Prompt, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.model.subject import Subject
 
 
+@dataclass(frozen=True, slots=True)
+class Adapters:
+    """Where heads are taken out by a server, see ``stages.ablated``.
+
+    Attributes:
+        server: The server.
+        folder: Where the adapters are written; the server reads them at the same path.
+    """
+
+    server: AdapterServer
+    folder: Path
+
+
 @dataclass(frozen=True)
 class Elsewhere:
-    """Where first answers come from; interventions are always run here.
+    """Where answers come from, if they are not written here.
 
     Attributes:
         given: Unjudged traces that are there already, by the id of their prompt.
         made_from: What they were read from, as JSON.
-        server: Who answers all other prompts; ``None`` for the model here.
+        server: Who gives first answers to all other prompts; ``None`` for the model here.
+        adapters: Who answers without heads; ``None`` for the model here.
     """
 
     given: Mapping[str, Trace] = field(default_factory=dict)
     made_from: Mapping[str, str] = field(default_factory=dict)
     server: Backend | None = None
+    adapters: Adapters | None = None
 
     def described(self) -> dict[str, Any]:
-        """What answers depend on, as JSON; nothing where the model here writes all of them."""
+        """What first answers depend on, as JSON; nothing where the model here writes them all."""
         given = {"given": dict(self.made_from)} if self.given else {}
         return given if self.server is None else {**given, "server": self.server.description()}
+
+    def ablating(self) -> dict[str, Any]:
+        """What answers without heads depend on, as JSON; nothing where they are written here."""
+        if self.adapters is None:
+            return {}
+        server = self.adapters.server
+        return {"ablated_by": server.backend(server.config.model).description()}
 
     def known(self, prompts: Sequence[Prompt]) -> dict[str, Trace]:
         """The traces that are there, with these prompts' groups."""
@@ -49,6 +72,7 @@ def served(
     prompts: Sequence[Prompt],
     journal: Journal | None,
     progress: Callable[[int], None] | None = None,
+    name: str = "served",
 ) -> list[Trace]:
     """Ask a server, and read its answers as traces of the model; unjudged, in the order given.
 
@@ -58,10 +82,15 @@ def served(
         prompts: What to ask.
         journal: Keeps every answer; what is in it is not asked again.
         progress: Told of each answer.
+        name: What the answers are called in the journal.
 
     Raises:
         RefusalCliffError: A prompt got no answer that can be used; the others are kept.
     """
+
+    def key(prompt: Prompt) -> str:
+        return f"{name} {prompt.id}"
+
     failed: list[LeftOut] = []
     said = {} if journal is None else dict(journal.rows)
 
@@ -69,23 +98,18 @@ def served(
         if isinstance(result, LeftOut):
             failed.append(result)
         else:
-            row = {"id": _name(result.prompt), "served": row_of_record(result)}
+            row = {"id": key(result.prompt), "served": row_of_record(result)}
             said[row["id"]] = row
             if journal is not None:
                 journal.add(row)
         if progress is not None:
             progress(1)
 
-    missing = [prompt for prompt in prompts if _name(prompt) not in said]
+    missing = [prompt for prompt in prompts if key(prompt) not in said]
     if missing:
         server.answer(missing, finished)
-    if failed:
-        raise RefusalCliffError(
-            f"{len(failed)} of {len(prompts)} prompts got no answer from the server; the first, "
-            f"{failed[0].id}: {failed[0].why}. All others are kept: the same command again asks "
-            "only for these. Or take them out of the files."
-        )
-    return [_trace(subject, prompt, said[_name(prompt)]["served"]) for prompt in prompts]
+    require_all(failed, len(prompts))
+    return [_trace(subject, prompt, said[key(prompt)]["served"]) for prompt in prompts]
 
 
 def _trace(subject: Subject, prompt: Prompt, row: Row) -> Trace:
@@ -93,5 +117,15 @@ def _trace(subject: Subject, prompt: Prompt, row: Row) -> Trace:
     return replace(answered_trace(record, subject), prompt=prompt)
 
 
-def _name(prompt: Prompt) -> str:
-    return f"served {prompt.id}"
+def require_all(failed: Sequence[LeftOut], asked: int) -> None:
+    """Refuse to go on without some answers.
+
+    Raises:
+        RefusalCliffError: There is no answer to a prompt; the others are kept.
+    """
+    if failed:
+        raise RefusalCliffError(
+            f"{len(failed)} of {asked} prompts got no answer from the server; the first, "
+            f"{failed[0].id}: {failed[0].why}. All others are kept: the same command again asks "
+            "only for these. Or take them out of the files."
+        )

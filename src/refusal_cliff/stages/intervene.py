@@ -9,7 +9,6 @@ from refusal_cliff.answers.evaluate import Text, answered_texts, example_text, r
 from refusal_cliff.cliff.scores import score_traces, write_scores
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import LABELS, Prompt, Trace, closed, read_traces, write_traces
-from refusal_cliff.generate.again import prompt_length
 from refusal_cliff.heads.find import (
     CANDIDATES,
     DECIDING,
@@ -36,6 +35,7 @@ from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.stages.ablated import Answers, written_of
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 
@@ -79,6 +79,8 @@ class AblationPlan:
         joint: HeadSet,
         prompts: Sequence[Prompt],
         seed: int,
+        *,
+        everywhere: bool = False,
     ) -> list[Trial]:
         """All that is tried; the heads found, on all prompts, first.
 
@@ -88,6 +90,7 @@ class AblationPlan:
             joint: Heads in the order in which joint selection added them.
             prompts: The test prompts.
             seed: Seed of the draws of control sets.
+            everywhere: Whether doses have the heads out while kept thoughts are read, too.
         """
         harmful, benign = (
             [prompt for prompt in prompts if prompt.label == label] for label in LABELS
@@ -97,7 +100,7 @@ class AblationPlan:
         asked = harmful[: self.control_prompts]
         return [
             Trial(FOUND, tuple(found), tuple(prompts), anew=True),
-            *dose_trials(rows, self.methods, greedy, self.fractions, some),
+            *dose_trials(rows, self.methods, greedy, self.fractions, some, everywhere=everywhere),
             *control_trials(rows, found, self.spared, dict(self.draws), asked, seed),
         ]
 
@@ -141,7 +144,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
             [test, heads, study.path("joint.json"), *probes, *references],
             ("ablated.parquet", "scores-ablated.parquet", "ablation.json"),
             lambda job: _ablate(study, plan, job),
-            {**config, **study.verdicts},
+            {**config, **study.verdicts, **study.elsewhere.ablating()},
         ),
     ]
 
@@ -193,10 +196,17 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     )
     found = taken_out(rows, together or None, proven=study.definitions.proven)
     renormalised = study.definitions.renormalised
-    answers = _Answers(study, job)
+    answers = Answers(study, job, rows, before)
     ablation = take_out(
         study.subject,
-        plan.trials(rows, found, greedy, [trace.prompt for trace in before], study.seed),
+        plan.trials(
+            rows,
+            found,
+            greedy,
+            [trace.prompt for trace in before],
+            study.seed,
+            everywhere=study.elsewhere.adapters is not None,
+        ),
         before,
         answers,
         _texts(study.subject, plan, before, job),
@@ -215,47 +225,17 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         },
         **ablation.as_json(),
         "written": {"before": written_of(study.subject, before), **answers.written},
+        **({"served": answers.served} if answers.served else {}),
     }
     write_json(job.output(study.path("ablation.json")), report)
     tokens = sum(one["tokens"] for one in answers.written.values())
     headline: Headline = {"heads": " ".join(map(str, found)) or "none", "tokens": tokens}
+    if answers.served:
+        headline |= {"served": sum(one["answers"] for one in answers.served.values())}
     for name, traces in ablation.sides.items():
         value = rates(traces).attacks.value
         headline |= {} if value is None else {f"asr {name}": value}
     return headline
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """What a study's model answers during a job, as `take_out` asks for it.
-
-    Attributes:
-        study: The model.
-        job: The job.
-        written: By whether thoughts were written anew or kept, how many answers and tokens.
-    """
-
-    study: Study
-    job: Job
-    written: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
-        found = self.study.write(prompts, self.job, heads)
-        self.written["anew"] = written_of(self.study.subject, found)
-        return found
-
-    def again(self, traces: Sequence[Trace], heads: Sequence[Sequence[Head]]) -> list[Trace]:
-        found = self.study.answer_again(traces, heads, self.job)
-        spans = [t.spans for t, out in zip(found, heads, strict=True) if out and t.spans]
-        tokens = sum(span.total - span.closing for span in spans)
-        self.written["kept"] = {"answers": len(spans), "tokens": tokens}
-        return found
-
-
-def written_of(subject: Subject, traces: Sequence[Trace]) -> dict[str, int]:
-    """How many answers, and tokens of them, a model wrote."""
-    tokens = sum(len(trace.token_ids) - prompt_length(subject, trace) for trace in traces)
-    return {"answers": len(traces), "tokens": tokens}
 
 
 def _texts(subject: Subject, plan: AblationPlan, before: Sequence[Trace], job: Job) -> list[Text]:

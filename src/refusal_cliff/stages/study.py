@@ -153,11 +153,17 @@ class Study:
             return judge_traces(written, self.judge, journal)
 
     def answer_again(
-        self, traces: Sequence[Trace], row_heads: Sequence[Sequence[Head]], job: Job
+        self,
+        traces: Sequence[Trace],
+        row_heads: Sequence[Sequence[Head]],
+        job: Job,
+        *,
+        everywhere: bool = False,
     ) -> list[Trace]:
         """Judged beginnings of answers, heads out from the closing tokens on, the thoughts kept.
 
-        What has no heads out, or a thought that never closed, is not written again.
+        With ``everywhere`` they are out while prompt and thought are read, too. What has no heads
+        out, or a thought that never closed, is not written again.
         """
         new = [row for row, t in enumerate(traces) if row_heads[row] and t.spans is not None]
         with answers_kept(job) as journal:
@@ -166,6 +172,7 @@ class Study:
                 [traces[row] for row in new],
                 self.generation,
                 [row_heads[row] for row in new],
+                everywhere=everywhere,
                 renormalised=self.definitions.renormalised,
                 journal=journal,
                 progress=counter(job.progress, len(new)),

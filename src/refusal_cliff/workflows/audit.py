@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from refusal_cliff.answers.answering import backend_of
+from refusal_cliff.answers.answering import endpoint_of
 from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.records import write_left_out
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import Finding, findings_of
-from refusal_cliff.generate.again import ANSWER_TOKENS
-from refusal_cliff.generate.local import answer
-from refusal_cliff.heads.trials import sizes
+from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import full_name, judge_of
-from refusal_cliff.model.subject import Subject, between, load
+from refusal_cliff.model.subject import between, load
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.settings import BY_RULES, JudgeSettings, Loading, Server, Writing
 from refusal_cliff.stages.control import control_stages
-from refusal_cliff.stages.elsewhere import Elsewhere
+from refusal_cliff.stages.elsewhere import Adapters, Elsewhere
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import (
     coherence_stage,
@@ -35,126 +31,9 @@ from refusal_cliff.stages.measure import (
     tokens_stage,
 )
 from refusal_cliff.stages.report import SUMMARY, report_stage
-from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Study
-from refusal_cliff.thinking import render_prompt
+from refusal_cliff.stages.study import FIT_PROMPTS, PRESETS, TEST_PROMPTS, Definitions, Study
+from refusal_cliff.workflows.audit_cost import AuditCost, audit_cost
 from refusal_cliff.workflows.audit_prompts import AuditPrompts, AuditSources, audit_prompts, fitting
-
-TRIED, TRIED_ROWS = 32, 8
-"""Tokens and rows that the speed of a machine is measured with."""
-USUAL_ANSWER = 500
-"""Tokens of thinking and answer for which a time is told: what short reasoning traces have."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Answers of one kind.
-
-    Attributes:
-        name: What they are for.
-        answers: How many at most.
-        most: Tokens of each at most.
-        here: Whether this machine writes them.
-    """
-
-    name: str
-    answers: int
-    most: int
-    here: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class AuditCost:
-    """All that an audit writes, besides controls that are asked for.
-
-    Attributes:
-        parts: By kind, in the order of the audit.
-        subject: The model, to measure the speed of this machine with.
-        prompts: Some of the prompts.
-    """
-
-    parts: tuple[Part, ...]
-    subject: Subject
-    prompts: tuple[Prompt, ...]
-
-    def tokens(self, of_answer: int) -> int:
-        """Tokens that this machine writes, where an answer has so many or its most."""
-        return sum(part.answers * min(part.most, of_answer) for part in self.parts if part.here)
-
-    def speed(self) -> float:
-        """Tokens a second that this machine writes now, measured on a few rows."""
-        rows = [
-            render_prompt(self.subject.tokenizer, prompt.text)
-            for prompt in self.prompts[:TRIED_ROWS]
-        ]
-        answer(self.subject, rows, 2)  # the first pass sets things up
-        start = time.perf_counter()
-        written = answer(self.subject, rows, TRIED)
-        return sum(map(len, written)) / (time.perf_counter() - start)
-
-
-def audit_cost(
-    prompts: AuditPrompts, study: Study, plan: AblationPlan, first: int | None
-) -> AuditCost:
-    """Count what an audit will ask at most.
-
-    Args:
-        prompts: All that may be asked.
-        study: Who answers, and how.
-        plan: How many sets of heads are tried.
-        first: Prompts of each label and part of a quick audit, which asks more only where a class
-            is short; ``None`` for all.
-    """
-    parts = (_asked(prompts.fit, first), _asked(prompts.test, first))
-    asked = sum(part[0] + part[1] for part in parts)
-    given = sum(prompt.id in prompts.given for prompt in (*prompts.fit, *prompts.test))
-    harmful, benign = parts[1]
-    heads = len(study.subject.heads())
-    rankings = len(plan.methods) + 1  # and jointly
-    doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
-    dose = min(harmful, plan.dose_prompts) + min(benign, plan.dose_benign)
-    control = (sum(plan.draws.values()) + 1) * min(harmful, plan.control_prompts)
-    most = min(study.generation.max_new_tokens, study.subject.context or sys.maxsize)
-    return AuditCost(
-        (
-            Part("answers of the model", max(0, asked - given), most, not study.elsewhere.server),
-            Part("the same test prompts without the heads found", harmful + benign, most),
-            Part("doses, thoughts kept", doses * dose, ANSWER_TOKENS),
-            Part("control sets, thoughts kept", control, ANSWER_TOKENS),
-        ),
-        study.subject,
-        tuple(prompts.test),
-    )
-
-
-def _asked(prompts: Sequence[Prompt], first: int | None) -> tuple[int, int]:
-    """Harmful and benign prompts that are asked, of a quick audit at the first."""
-    harmful = sum(prompt.label == "harmful" for prompt in prompts)
-    counts = (harmful, len(prompts) - harmful)
-    return counts if first is None else (min(counts[0], first), min(counts[1], first))
-
-
-def cost_lines(cost: AuditCost) -> list[str]:
-    """What is going to be written, in words."""
-    lines = [
-        f"{part.answers:,} {part.name}, at most {part.most:,} tokens each"
-        + ("" if part.here else ", by the server")
-        for part in cost.parts
-    ]
-    length = min(USUAL_ANSWER, max(part.most for part in cost.parts))
-    return [*lines, f"{cost.tokens(length):,} tokens here, if an answer has {length}"]
-
-
-def time_lines(cost: AuditCost) -> list[str]:
-    """How long that takes here, and what would save time; the speed is measured for it."""
-    speed = cost.speed()
-    hours = cost.tokens(USUAL_ANSWER) / speed / 3600
-    return [
-        f"This machine writes {speed:,.0f} tokens a second now: about {hours:,.1f} hours of "
-        "writing. Larger batches (--batch-size) are faster where memory allows.",
-        "--quick asks 40 prompts of each kind; --traces FILE takes answers that you have; "
-        "--endpoint URL lets a server give the first answers.",
-    ]
-
 
 KEY = "model"
 LEFT_OUT_PROMPTS = "prompts/left-out.jsonl"
@@ -168,6 +47,7 @@ QUICK_PLAN = AblationPlan(
     draws={"random": 4, "same-layer": 1, "promoting": 1},
     control_prompts=12,
 )
+BY_ADAPTERS = "as adapters, where every head suppresses refusal; all other sets here"
 NOTES = (
     "Before a release, have a sample of the verdicts read by people.",
     "Heads are found on the prompts that the probe is fitted on; all rates are of the others.",
@@ -185,6 +65,7 @@ def run_audit(
     writing: Writing = Writing(),
     loading: Loading = Loading(),
     server: Server = Server(),
+    adapters_dir: Path | None = None,
     controls: Sequence[str] = (),
     preset: str = "default",
     judge: JudgeSettings = BY_RULES,
@@ -201,8 +82,9 @@ def run_audit(
         observer: Told what happens.
         writing: How it is to write.
         loading: How it is loaded and spoken to.
-        server: Who gives the first answers instead of this machine, if its address is named; all
-            interventions are run here.
+        server: Who gives the first answers instead of this machine, if its address is named.
+        adapters_dir: Where heads to take out are written as adapters for the server, which then
+            gives the answers without them, too; ``None`` takes all heads out here.
         controls: Names of controls to measure as well, see `CONTROLS`.
         preset: Whose definitions are used, a key of ``PRESETS``.
         judge: Who judges; by default the phrase rules.
@@ -215,6 +97,9 @@ def run_audit(
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
     """
+    definitions = PRESETS[preset]
+    if adapters_dir is not None:
+        _check_adapters(server, definitions)
     error = refusal_error(full_name(judge), judge.error)
     found = None if sources.traces else audit_prompts(sources, seed, samples=writing.samples)
     judged_by = Remembering(judge_of(judge))
@@ -223,12 +108,13 @@ def run_audit(
         found = audit_prompts(sources, seed, subject, writing.samples)
     prompts = fitting(found, subject)
     generation = writing.of_model(subject.model.generation_config, seed)
+    backend = endpoint_of(model, generation, loading, server) if server.url else None
     elsewhere = Elsewhere(
         prompts.given,
         {name: prompts.files[name] for name in sources.traces},
-        backend_of(model, generation, loading, server) if server.url else None,
+        backend,
+        Adapters(AdapterServer(backend.config), adapters_dir) if backend and adapters_dir else None,
     )
-    definitions = PRESETS[preset]
     study = Study(KEY, subject, seed, generation, definitions, judged_by, elsewhere)
     plan = AblationPlan() if sources.first is None else QUICK_PLAN
     if told is not None:
@@ -264,6 +150,7 @@ def run_audit(
                 *([("definitions", preset)] if preset != "default" else []),
                 *([("answers given", ", ".join(sources.traces))] if sources.traces else []),
                 *([("answered by", server.url)] if server.url else []),
+                *([("heads taken out by", f"the server, {BY_ADAPTERS}")] if adapters_dir else []),
                 *(("prompts", f"{name}: {mark}") for name, mark in prompts.files.items()),
             ),
         ),
@@ -285,6 +172,24 @@ def run_audit(
     )
     run_pipeline(out, stages, info, observer)
     return findings_of(read_summary(out / SUMMARY))
+
+
+def _check_adapters(server: Server, definitions: Definitions) -> None:
+    """Refuse adapters without a server, or where no adapter can be what is asked for.
+
+    Raises:
+        RefusalCliffError: One of these.
+    """
+    if server.url is None:
+        raise RefusalCliffError(
+            "--adapters-dir is for a server that loads adapters. Name it (--endpoint URL), or "
+            "leave --adapters-dir out."
+        )
+    if definitions.renormalised:
+        raise RefusalCliffError(
+            "The paper's ablation brings the attention's output back to its former length, which "
+            "no adapter can do. Leave --adapters-dir or --preset paper out."
+        )
 
 
 def _prompts_stage(found: AuditPrompts, sources: AuditSources, seed: int) -> Stage:
