@@ -95,7 +95,7 @@ class Loading:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", check=device)
     device_map: str | None = setting(
         None,
-        "auto spreads the blocks of a large model over all GPUs; --device is then ignored.",
+        "auto: spread the blocks of a large model over all GPUs; --device is then ignored.",
         metavar="auto",
         choices=("auto", "balanced", "balanced_low_0", "sequential"),
     )
@@ -134,7 +134,7 @@ class GenerationConfig:
 
     max_new_tokens: int = setting(
         4096,
-        "Most tokens of thinking and answer; answers that are cut off are counted apart.",
+        "Most tokens of thinking and answer; answers that are cut off are counted separately.",
         min=1,
     )
     batch_size: int = setting(16, "Prompts answered at once.", min=1)
@@ -150,8 +150,8 @@ class GenerationConfig:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
             raise RefusalCliffError(
                 f"Temperature {self.temperature}, top-p {self.top_p} and top-k {self.top_k} do not "
-                "make a distribution. Give a temperature of 0 (greedy) or more, a top-p above 0 "
-                "and up to 1, and a top-k of 0 (all) or more."
+                "make a distribution to sample from. Give a temperature of 0 (greedy) or more, a "
+                "top-p above 0 and up to 1, and a top-k of 0 (all) or more."
             )
         if self.thinking_budget is not None and not 0 < self.thinking_budget < self.max_new_tokens:
             raise RefusalCliffError(
@@ -191,7 +191,7 @@ class Writing:
 
     max_new_tokens: int | None = setting(
         None,
-        "Most tokens of thinking and answer; answers that are cut off are counted apart.  "
+        "Most tokens of thinking and answer; answers that are cut off are counted separately.  "
         "[default: 4096, or what a shorter context leaves; with --data 160]",
         min=1,
         show_default=False,
@@ -335,10 +335,11 @@ class Server:
         metavar="M",
     )
     key: str = setting(
-        "OPENAI_API_KEY", "Environment variable that holds its API key.", metavar="NAME"
+        "OPENAI_API_KEY", "Environment variable that holds the server's API key.", metavar="NAME"
     )
     thinks: bool = setting(
-        False, "The served model always thinks: a text without the end of a thought is cut off."
+        False,
+        "The served model always thinks: a text without the end of a thought counts as cut off.",
     )
     concurrency: int = setting(16, "Requests at the same time.", min=1)
     retries: int = setting(6, "Retries of a failed request.", min=0)
@@ -380,7 +381,7 @@ class RepairConfig:
         "lora", "lora: an adapter; full: all weights.", choices=("lora", "full")
     )
     first_block: int = setting(
-        1, "First block that is trained, of 1 …; those below it need no backward pass.", min=1
+        1, "First block to train, counted from 1; blocks below it need no backward pass.", min=1
     )
     save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
     rows_at_once: int | None = setting(

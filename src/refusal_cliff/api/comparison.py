@@ -64,7 +64,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         RefusalCliffError: There are fewer than two, or one is not finished.
     """
     if len(runs) < 2:
-        raise RefusalCliffError("A comparison needs two runs at least. Give their folders.")
+        raise RefusalCliffError("A comparison needs at least two runs. Give their folders.")
     named = _named(runs)
     tables = {
         "What each model does": _each(named),

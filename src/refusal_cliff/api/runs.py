@@ -89,7 +89,7 @@ class Run:
         if not path.is_file():
             raise RefusalCliffError(
                 f"The run {self.folder} has no {self.model}/{name}: this step was not run, or the "
-                "run has not come so far. Run the same command again to finish it."
+                "run has not reached it yet. Run the same command again to finish it."
             )
         return path
 

@@ -1,4 +1,4 @@
-"""Finished runs beside each other: compare."""
+"""Finished runs side by side: compare."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def compare(
 ) -> None:
     """Compare finished audits: a base model, the model trained from it, and its repair.
 
-    Question: what changed between these models? Rates and the cliff of each; paired differences on
-    the prompts that both were asked; what became of prompts of each kind; how far the refusal
-    direction turned, by layer. No model is loaded. Writes DIR/comparison.html and
-    DIR/comparison.json.
+    Question: what changed between these models? The page shows the rates and the cliff of each
+    model, paired differences on the prompts that both were asked, what became of prompts of each
+    kind, and how much the refusal direction changed in each layer. No model is loaded. Writes
+    DIR/comparison.html and DIR/comparison.json.
     """
     require_output(out, "compare", runs)
     from dataclasses import asdict

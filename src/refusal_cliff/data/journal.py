@@ -90,6 +90,6 @@ class Journal:
             self.rows[str(row["id"])] = row
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise RefusalCliffError(
-                f"{self._path}, row {number}: it is not a row of a journal ({error}). Something "
-                "else wrote into the file. Delete that line, and the row is made again."
+                f"{self._path}, row {number}: it is not a row of a journal ({error}). Another "
+                "program wrote into the file. Delete that line; the row is then made again."
             ) from error

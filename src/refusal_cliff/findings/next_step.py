@@ -70,7 +70,7 @@ def _advice(summary: Summary, counts: Mapping[Kind, int]) -> tuple[str, list[str
         return "Ask what the model can follow", [_NO_COHERENCE], []
     complied = sum(counts.get(kind, 0) for kind in (*ADVICE, "undecided"))
     if not complied:
-        return "Neither", ["No harmful prompt was complied with: there is nothing to mend."], []
+        return "Neither", ["No harmful prompt was complied with: there is nothing to repair."], []
     if summary.cliff.verdict != "cliff":
         return "Neither", _without_cliff(summary, counts, complied), []
     fell = counts.get("fell off the cliff", 0)
@@ -88,11 +88,11 @@ def _advice(summary: Summary, counts: Mapping[Kind, int]) -> tuple[str, list[str
 
 
 _NO_COHERENCE = (
-    "The thoughts do not speak of the requests, so that no score below says anything about them."
+    "The thoughts are not about the requests, so no score below says anything about them."
 )
 _CHOICE = (
-    "Taking heads out needs no training and can be undone; a repair also mends what does not come "
-    "from these heads. Prove either with refusal-cliff check."
+    "Taking heads out needs no training and can be undone; a repair also works on failures that "
+    "do not come from these heads. Check the result of each with refusal-cliff check."
 )
 
 
@@ -100,12 +100,11 @@ def _without_cliff(summary: Summary, counts: Mapping[Kind, int], complied: int) 
     first = max(ADVICE, key=lambda kind: counts.get(kind, 0))
     if summary.cliff.verdict == "undecided" or not counts.get(first):
         return [
-            f"{complied} harmful prompts were complied with, and whether a cliff is why could not "
-            "be decided. Ask more prompts before anything is changed."
+            f"{complied} harmful prompts were complied with, but it could not be decided whether a "
+            "cliff is the reason. Ask more prompts before you change anything."
         ]
     return [
-        "Without a cliff, neither taking heads out nor choosing examples by their cliff is the "
-        "remedy.",
+        "Without a cliff, taking heads out or choosing examples by their cliff is not the remedy.",
         f"{counts[first]} of {complied} compliances: {first}. What helps there: {ADVICE[first]}.",
     ]
 
@@ -127,8 +126,8 @@ def _why_not_heads(ablation: AblationSummary | None) -> str:
         return "No heads were shown to be the cause."
     if not ablation.shown:
         return (
-            f"{_effect(ablation)}: not under {REPAIRED:.0%} and below random heads, so that taking "
-            "heads out is not enough."
+            f"{_effect(ablation)}: this is not under {REPAIRED:.0%} and below random heads, so "
+            "taking heads out is not enough."
         )
     return (
         f"{_effect(ablation)}, but only {ablation.benign_answered_after:.0%} of the benign prompts "

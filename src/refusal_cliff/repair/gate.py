@@ -226,9 +226,9 @@ def check(
     rows = cliffs_of(scored, probes.row)
     if not any(row.label == "harmful" for row in rows):
         raise RefusalCliffError(
-            f"{subject.name} gave no whole answer to any harmful one of {len(prompts)} prompts, so "
-            "there is no cliff to check. Allow longer answers (--max-new-tokens), or "
-            "give harmful prompts."
+            f"{subject.name} gave no complete answer to any of the harmful prompts ({len(prompts)} "
+            "prompts in all), so there is no cliff to check. Allow longer answers "
+            "(--max-new-tokens), or give harmful prompts."
         )
     cliff = model_cliff(rows)
     harmful, benign = (counted(traces, label) for label in ("harmful", "benign"))

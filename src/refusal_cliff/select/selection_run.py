@@ -139,7 +139,7 @@ def run_selection(
 
     Raises:
         RefusalCliffError: There is nothing to check contamination against, the folder holds scores
-            made otherwise, or the data set cannot be read.
+            made with other settings, or the data set cannot be read.
     """
     rank = Rank.here()
     plan = plan.on(rank.device(plan.loading.device))
