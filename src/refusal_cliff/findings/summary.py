@@ -62,8 +62,8 @@ class RuleSummary(_Part):
     auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
     auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
     shuffled_auroc: Share = Field(
-        description="Mean AUROC of probes of shuffled labels, whichever way round they point: how "
-        "easily any direction tells the classes apart."
+        description="Mean AUROC of probes of shuffled labels, in whichever direction they point: "
+        "how easily any direction tells the classes apart."
     )
     permutation_p: Share = Field(description="Chance of `auroc` where labels mean nothing.")
     accuracy: Share = Field(description="Accuracy at score 0.5 on held-out prompts.")
@@ -79,8 +79,8 @@ class ProbeSummary(_Part):
     auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
     auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
     shuffled_auroc: Share = Field(
-        description="Mean AUROC of probes of shuffled labels, whichever way round they point: how "
-        "easily any direction tells the classes apart."
+        description="Mean AUROC of probes of shuffled labels, in whichever direction they point: "
+        "how easily any direction tells the classes apart."
     )
     permutation_p: Share = Field(description="Chance of `auroc` where labels mean nothing.")
     label_rule: str = Field(description="Rule by which the traces were labelled for this probe.")
@@ -106,7 +106,7 @@ class CliffSummary(_Part):
     cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")
     cliff_ci: Interval = Field(description="Bootstrap interval of `cliff`, over prompt groups.")
     share_with_cliff: Share = Field(
-        description="Traces that stand higher than 95 % of benign ones, and at the end fall lower "
+        description="Traces that rise higher than 95 % of benign ones, and at the end fall lower "
         "than 95 % of refused ones."
     )
     share_ci: Interval = Field(description="Its interval over prompt groups; the verdict's ground.")
