@@ -1,7 +1,8 @@
-"""Puts the reference of the commands, made from the commands themselves, into its page."""
+"""Puts the reference of the commands into its page, and makes tables of text fit a phone."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,12 @@ from typer.main import get_command
 PLACE = "<!-- commands -->"
 _UNSHOWN = ("help", "install_completion", "show_completion")
 _KINDS = {"str": "TEXT", "Path": "PATH", "int": "N", "float": "X"}
+_TABLE = re.compile(r"<table>(.*?)</table>", re.S)
+_ROW = re.compile(r"<tr>(.*?)</tr>", re.S)
+_HEADING = re.compile(r"<th[^>]*>(.*?)</th>", re.S)
+_CELL = re.compile(r"<td([^>]*)>(.*?)</td>", re.S)
+_TAG = re.compile(r"<[^>]+>")
+_LONG = 40  # characters: a cell of numbers is shorter
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -20,6 +27,28 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
     commands = getattr(get_command(app), "commands", {}).values()
     return markdown.replace(PLACE, "\n".join(line for c in commands for line in lines(c)))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Mark tables of text, with the heading of its column on each cell.
+
+    On a narrow screen ``narrow.css`` writes the cells of such a table below each other; a table of
+    numbers scrolls.
+    """
+    return _TABLE.sub(lambda table: _marked(table[0], table[1]), html)
+
+
+def _marked(whole: str, inside: str) -> str:
+    if not any(len(_TAG.sub("", cell)) > _LONG for _, cell in _CELL.findall(inside)):
+        return whole
+    names = [_TAG.sub("", name).replace('"', "&quot;") for name in _HEADING.findall(inside)]
+    rows = _ROW.sub(lambda row: f"<tr>{_named(row[1], names)}</tr>", inside)
+    return f"<table data-stacked>{rows}</table>"
+
+
+def _named(row: str, names: list[str]) -> str:
+    left = iter(names)
+    return _CELL.sub(lambda cell: f'<td{cell[1]} data-name="{next(left, "")}">{cell[2]}</td>', row)
 
 
 def lines(command: Any, above: str = "refusal-cliff") -> Iterator[str]:

@@ -50,7 +50,9 @@ def train_organism(
             callback=checked(arguments.organism(RECIPES)),
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the checkpoint.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Output folder of the checkpoint.")
+    ],
     seed: Seed = 0,
     aligned: Annotated[
         str | None,
@@ -64,7 +66,7 @@ def train_organism(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder of the public files that a smollm2 organism or qwen-reasoner is taught "
+            help="Folder of the public files that a smollm2 organism or qwen-reasoner is trained "
             "on (docs/results/smollm2.md, docs/results/qwen.md).",
             callback=checked(arguments.existing_folder),
         ),
@@ -85,13 +87,13 @@ def train_organism(
     pretrained = (*NAMES, REASONER)
     if name in pretrained and data is None:
         raise RefusalCliffError(
-            f"{name} is taught on public files. Name their folder: --data DIR (which files, is in "
+            f"{name} is trained on public files. Name their folder: --data DIR (which files: "
             f"docs/results/{name.partition('-')[0]}.md)."
         )
     if name not in pretrained and data is not None:
         raise RefusalCliffError(
-            f"--data is for {', '.join(pretrained)}. Leave it out: {name} is taught in a language "
-            "of its own, which comes with the package."
+            f"--data is for {', '.join(pretrained)}. Leave it out: {name} is trained in its own "
+            "language, which comes with the package."
         )
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(screen(), f"python -m lab train {name} → {out}") as view:
@@ -108,16 +110,21 @@ def train_organism(
 
 @command("bench-heads")
 def bench_heads(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="One folder an organism.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Output folder; it gets one folder for each organism."
+        ),
+    ],
     organisms: Annotated[int, typer.Option(min=1, help="How many to make of each kind.")] = 4,
 ) -> None:
     """Score every ranking of heads on organisms whose guilty heads are known.
 
-    Question: which way to find suppression heads should I believe? Each organism is damaged, with
-    another seed, through another number of heads in other layers, in minutes: freely in late
-    blocks, or in early ones where these heads may write no more than before. Then each ranking, and
-    baselines that know nothing of refusal, are compared with the truth. The same command again goes
-    on where it stopped. Writes DIR/head-bench.json.
+    Question: which way to find suppression heads should I believe? Each organism is damaged in
+    minutes, with another seed, through another number of heads in other layers: freely in late
+    blocks, or in early blocks where these heads may not write more than before. Then each ranking,
+    and baselines that do not use refusal, are compared with the truth. The same command again
+    continues where it stopped. Writes DIR/head-bench.json.
     """
     from lab.head_bench import BENCH, bench_heads, table_of
     from refusal_cliff.folders import claim
@@ -154,7 +161,7 @@ def less_is_more(
         int | None,
         typer.Option(
             min=1,
-            help="Pools, draws and trainings; 3 at least.  [default: 5; with --data 3]",
+            help="Number of pools, draws and trainings; at least 3.  [default: 5; with --data 3]",
             show_default=False,
         ),
     ] = None,
@@ -199,9 +206,9 @@ def less_is_more(
     """Compare all ways to choose examples: harm and usefulness by number of examples.
 
     Question: do the 1.7 % with the largest cliff repair a model as well as all of them, and better
-    than as many at random? Every repair gets the same steps and the same benign rows. Each seed has
-    its own pool, draw and training. Can be killed and continued. Writes DIR/less-is-more.parquet,
-    .json and .svg.
+    than the same number at random? Every repair gets the same steps and the same benign rows. Each
+    seed has its own pool, draw and training. You can kill and continue it. Writes
+    DIR/less-is-more.parquet, .json and .svg.
     """
     from dataclasses import replace
 
@@ -262,8 +269,8 @@ def controls(
     """Measure every doubt about the cliff on models with known answers.
 
     Question: is it refusal or harm that the probe reads? An artefact of its position? What if the
-    thinking is cut short, or written anew under the intervention? Each control is one table with
-    intervals. Can be killed and continued. Writes DIR/controls.md.
+    thinking is cut short, or generated again during the intervention? Each control is one table
+    with intervals. You can kill and continue it. Writes DIR/controls.md.
     """
     require_output(out, "lab controls", models or ())
     from lab.controls_page import run_controls

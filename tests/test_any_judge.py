@@ -124,7 +124,7 @@ def test_check_counts_them_too(root: Path, audited: Path, tmp_path: Path) -> Non
     assert sum("verdict" not in row for row in again) == answers
     assert sum("verdict" in row for row in again) == 2 * len(judged)
     code, output = run(*command[:2], "tiny-aligned", *command[3:])
-    assert code == 1 and "holds answers made otherwise: model" in output
+    assert code == 1 and "holds answers with other settings: model" in output
 
 
 def rows_of(journal: Path) -> list[dict[str, Any]]:
@@ -147,7 +147,7 @@ def test_select_by_a_guard_takes_what_it_calls_harmful(
     report = read_json(tmp_path / "s" / "selection.json")
     assert report["complied_chosen"] == 2
     code, output = run(*command, *SIZES)
-    assert code == 1 and "made otherwise: judge differ" in output
+    assert code == 1 and "with other settings: judge differ" in output
 
 
 def test_a_repair_is_proved_by_the_judge_that_was_named(

@@ -127,7 +127,7 @@ def test_a_mean_of_nothing_has_no_value() -> None:
 def test_controls_are_named_or_all() -> None:
     assert chosen_controls(["all"]) == tuple(CONTROLS)
     assert chosen_controls([]) == ()
-    with pytest.raises(RefusalCliffError, match="There are: all, taxonomy"):
+    with pytest.raises(RefusalCliffError, match="Choose one of: all, taxonomy"):
         chosen_controls(["taxonomie"])
 
 

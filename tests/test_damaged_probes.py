@@ -102,11 +102,11 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "block 0": (in_row("layer", 0), r"layers\.1\.layer is 0"),
     "a block twice": (
         lambda tensors, content: [row.__setitem__("layer", 4) for row in content["layers"]],
-        "4, 4, which do not rise",
+        "4, 4, which are not in ascending order",
     ),
     "falling blocks": (
         lambda tensors, content: content["layers"][0].__setitem__("layer", 9),
-        "9, 4, which do not rise",
+        "9, 4, which are not in ascending order",
     ),
     "no layers": (put("layers", []), "layers is"),
     "layers as a number": (put("layers", 3), "layers is 3"),

@@ -164,7 +164,7 @@ def test_what_is_no_finished_run_is_refused(tmp_path: Path, command: str) -> Non
     run.mkdir()
     nothing = RUNNER.invoke(app, [command, str(run)])
     assert nothing.exit_code == 1
-    assert "is no run folder" in " ".join(nothing.stderr.split())
+    assert "is not a run folder" in " ".join(nothing.stderr.split())
     (run / "manifest.json").write_text(json.dumps({"format": 1}))
     early = RUNNER.invoke(app, [command, str(run)])
     assert early.exit_code == 1

@@ -235,7 +235,7 @@ def test_a_claim_names_what_differs_and_a_mere_claim_may_be_changed(tmp_path: Pa
     (out / "work").touch()
     claim(out, "train", {"lr": 2, "seed": 0}, "a training")
     before = tree(tmp_path)
-    with pytest.raises(RefusalCliffError, match=r"a training made otherwise: lr, seed differ"):
+    with pytest.raises(RefusalCliffError, match=r"a training with other settings: lr, seed differ"):
         claim(out, "train", {"lr": 3, "seed": 1}, "a training")
     with pytest.raises(RefusalCliffError, match="lr differ"):
         require_same(out, "train", {"lr": 3}, "a training")

@@ -137,7 +137,7 @@ def test_a_probe_passes_nobody_that_is_not_seen_to_read_refusal_in_this_check() 
     assert reading_reasons(rows) == ()
     for damage in (lambda logit: 0.0, lambda logit: -logit, lambda logit: 1e30):
         said = reading_reasons([replace(row, final_logit=damage(row.final_logit)) for row in rows])
-        assert "does not tell" in said[0], said
+        assert "does not separate" in said[0], said
     for part, what in ((REFUSED, "benign prompt was answered"), (BENIGN, "prompt was refused")):
         assert what in reading_reasons([*made_cliffs(30, 0.9, 0.95), *part])[0]
         assert reading_reasons([*made_cliffs(5, 0.9, 0.95), *part]) == ()

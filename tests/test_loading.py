@@ -399,7 +399,7 @@ def test_weights_without_their_scales_are_refused(
     folder: Path, tmp_path: Path, kind: torch.dtype
 ) -> None:
     edited(folder, tmp_path / "model", as_type(kind))
-    assert "announces no quantisation" in refusal(tmp_path / "model")
+    assert "names no quantisation" in refusal(tmp_path / "model")
 
 
 def test_an_unknown_quantisation_is_not_ignored(folder: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_what_is_undecided_needs_more_prompts() -> None:
 def test_nothing_to_mend() -> None:
     found = next_step(summary("no cliff"), {"refused": 30, "truncated or unscored": 1}, "model")
     assert found.title == "Neither"
-    assert "nothing to mend" in found.why[0]
+    assert "nothing to repair" in found.why[0]
 
 
 def test_thoughts_about_something_else_come_first() -> None:

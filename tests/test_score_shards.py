@@ -368,5 +368,5 @@ def test_scores_that_are_no_numbers_are_no_cliff(
     write_scores(shard, [broken, *rows[1:]])
     result = CliRunner().invoke(app, ["cliff", "--scores", str(tmp_path)])
     assert result.exit_code == 1, result.output
-    assert "holds 1 traces whose scores are no finite numbers" in result.stderr
+    assert "holds 1 traces whose scores are not finite numbers" in result.stderr
     assert not (tmp_path / "cliff.json").exists()

@@ -132,7 +132,7 @@ def test_a_file_says_what_is_not_typed(tmp_path: Path) -> None:
         ("cup = 2", "has no option 'cup'. Did you mean cups?"),
         ("warm = true", "has no option 'warm'"),
         ("[kind]\na = 1", "has no option 'kind'"),
-        ("cups = ", "is no TOML file"),
+        ("cups = ", "is not a TOML file"),
         ("config = 'other.toml'", "has no option 'config'"),
         ("kind = 'beer'", "Unknown kind 'beer'"),
     ],

@@ -373,7 +373,7 @@ def test_text_only_traces_are_split_as_if_generated(
     try:
         token_ids, spans = tokenise_trace(tokenizer, fmt, "Hi", thought, answer)
     except RefusalCliffError as error:
-        said = "surrogate" if has_surrogate(thought + answer) else "knows no thinking"
+        said = "surrogate" if has_surrogate(thought + answer) else "has no thinking"
         assert said in str(error)
         return
     text = decode(token_ids, tokenizer)

@@ -290,5 +290,5 @@ def test_a_template_that_leaves_the_message_out_is_refused() -> None:
 
 def test_a_model_without_thinking_has_no_place_for_a_thought() -> None:
     fmt = ThinkingFormat.from_tokenizer(tokenizer_of("llama3"))
-    with pytest.raises(RefusalCliffError, match="knows no thinking"):
+    with pytest.raises(RefusalCliffError, match="has no thinking"):
         fmt.completion("Hm.", "Yes")

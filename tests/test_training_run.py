@@ -212,7 +212,7 @@ def test_a_checkpoint_of_another_training_is_never_continued(
     with pytest.raises(KeyboardInterrupt):
         train(root, subject, out, config)
     for other in ({"seed": 1}, {"lr": 1e-3}, {"steps": 5}, {"lora_r": 4}, {"method": "full"}):
-        with pytest.raises(RefusalCliffError, match=r"made otherwise.*delete"):
+        with pytest.raises(RefusalCliffError, match=r"with other settings.*delete"):
             train(root, subject, out, replace(config, **other))
     write_examples(tmp_path / "fewer.jsonl", SAFETY[:2])
     with pytest.raises(RefusalCliffError, match="safety_sha256 differ"):
@@ -225,7 +225,7 @@ def test_one_training_at_a_time_in_a_folder(root: Path, subject: Subject, tmp_pa
     with locked(tmp_path / "adapter" / ".tmp-training"):
         (tmp_path / "adapter" / "train.json").write_text('{"command": "train"}')
         before = sorted(tmp_path.rglob("*"))
-        with pytest.raises(RefusalCliffError, match=r"made otherwise"):
+        with pytest.raises(RefusalCliffError, match=r"with other settings"):
             train(root, subject, tmp_path / "adapter", CONFIG)
         assert sorted(tmp_path.rglob("*")) == before
     out = tmp_path / "other"

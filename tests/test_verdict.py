@@ -64,7 +64,7 @@ def test_an_aligned_model_has_nothing_to_explain() -> None:
         ([*FALLEN, *REFUSED[: MIN_REFUSED - 1], *BENIGN], "9 refused traces"),
         (
             [*FALLEN[:6], *made_cliffs(14, 0.9, 0.9), *REFUSED, *BENIGN],
-            "A cliff needs 25%, which lies inside this interval",
+            "A cliff needs 25%, which is inside this interval",
         ),
     ],
 )

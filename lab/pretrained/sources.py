@@ -98,7 +98,7 @@ def find_file(data: Path, name: str, wanted: Sequence[str] = ALL) -> Path:
         listed = ", ".join(f"{one}.jsonl" for one in wanted)
         raise RefusalCliffError(
             f"{data} holds {len(found)} files named {name}.jsonl; one is needed. This organism "
-            f"is made of {listed}; what is in them, say docs/results-smollm2.md and "
+            f"is made of {listed}; what is in them, say docs/results/smollm2.md and "
             "docs/results/qwen.md."
         )
     return found[0]

@@ -92,18 +92,18 @@ def program(said: str, epilog: str | None = None) -> typer.Typer:
 
 app = program(
     (
-        "Find, prove and repair the **refusal cliff** of reasoning models: the intention "
-        "to refuse that is strong over the thinking and drops just before the answer "
-        "(arXiv 2510.06036).\n\n"
+        "Find, prove and repair the **refusal cliff** of reasoning models: the intention to "
+        "refuse that is strong during the thinking and drops just before the answer (arXiv "
+        "2510.06036).\n\n"
         "Start with **refusal-cliff demo**; then **refusal-cliff audit** your "
-        "own model. A run folder can be continued: the same command again skips what is finished."
+        "own model. If a run was interrupted, run the same command again: finished stages are kept."
     ),
     (
-        "**What each step answers.** generate: what does the model do? judge: did it "
-        "refuse? probe: where in the residual stream is “I will refuse”? trace: how does that move "
-        "over the tokens? cliff: is there a plateau and a drop, and where? heads: which attention "
-        "heads pull it down? ablate: do they cause it? select: which examples are worth training "
-        "on? repair: does training on them help? report: can I show this to someone?"
+        "**What each step answers.** generate: what does the model do? judge: did it refuse? "
+        "probe: where in the residual stream is “I will refuse”? trace: how does that change over "
+        "the tokens? cliff: is there a plateau and a drop, and where? heads: which attention heads "
+        "lower it? ablate: do they cause it? select: which examples are worth training on? repair: "
+        "does training on them help? report: can I show this to someone?"
     ),
 )
 app.command()(grouped(runs.demo))

@@ -143,8 +143,8 @@ def require_same(out: Path, command: str, made_from: Mapping[str, Any], holds: s
     other = [key for key, value in made_from.items() if found.get(key) != value]
     if other:
         raise RefusalCliffError(
-            f"{out} holds {holds} made otherwise: {', '.join(other)} differ from {path}. Choose a "
-            f"new folder (--out DIR), or delete {out}; nothing in it was touched."
+            f"{out} holds {holds} with other settings: {', '.join(other)} differ from {path}. "
+            f"Choose a new folder (--out DIR), or delete {out}; nothing in it was touched."
         )
 
 

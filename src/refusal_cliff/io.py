@@ -192,9 +192,9 @@ def _json(path: Path, value: Any, **form: Any) -> str:
         if place is None:
             raise
         raise RefusalCliffError(
-            f"Could not write {path}: {place} is not a finite number, so that something before it "
-            "could not be measured: the weights of the model or of the probe are damaged, or too "
-            "large for this precision. Check them, or try --dtype float32."
+            f"Could not write {path}: {place} is not a finite number, so an earlier value could "
+            "not be measured. The weights of the model or of the probe are damaged, or too large "
+            "for this precision. Check them, or try --dtype float32."
         ) from error
 
 
@@ -230,7 +230,7 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise RefusalCliffError(
-            f"There is no file {path}. Check the path, or run again what writes it."
+            f"There is no file {path}. Check the path, or run the command that writes it again."
         ) from error
     except (OSError, ValueError) as error:
         raise _unreadable(path, error) from error
@@ -289,8 +289,8 @@ def read_rows_of_ours(path: Path, *texts: str) -> list[dict[str, Any]]:
 
 def _unreadable(path: Path, error: Exception | str) -> RefusalCliffError:
     return RefusalCliffError(
-        f"Could not read {path}: {error}. It is damaged: run again what writes it, into a new "
-        "folder if need be."
+        f"Could not read {path}: {error}. It is damaged. Run the command that writes it again, "
+        "into a new folder if necessary."
     )
 
 

@@ -97,7 +97,7 @@ class Loading:
     device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps.", check=device)
     device_map: str | None = setting(
         None,
-        "auto spreads the blocks of a large model over all GPUs; --device is then ignored.",
+        "auto: spread the blocks of a large model over all GPUs; --device is then ignored.",
         metavar="auto",
         choices=("auto", "balanced", "balanced_low_0", "sequential"),
     )
@@ -124,7 +124,7 @@ class _Length:
     max_new_tokens: int = setting(
         4096,
         "Most tokens of thinking and answer, or what the context leaves of them; answers that are "
-        "cut off are counted apart.",
+        "cut off are counted separately.",
         min=1,
     )
     batch_size: int = setting(16, "Prompts answered at once.", min=1)
@@ -160,8 +160,8 @@ class GenerationConfig(_Length):
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
             raise RefusalCliffError(
                 f"Temperature {self.temperature}, top-p {self.top_p} and top-k {self.top_k} do not "
-                "make a distribution. Give a temperature of 0 (greedy) or more, a top-p above 0 "
-                "and up to 1, and a top-k of 0 (all) or more."
+                "make a distribution to sample from. Give a temperature of 0 (greedy) or more, a "
+                "top-p above 0 and up to 1, and a top-k of 0 (all) or more."
             )
         if self.thinking_budget is not None and not 0 < self.thinking_budget < self.max_new_tokens:
             raise RefusalCliffError(
@@ -360,10 +360,11 @@ class Server:
         metavar="M",
     )
     key: str = setting(
-        "OPENAI_API_KEY", "Environment variable that holds its API key.", metavar="NAME"
+        "OPENAI_API_KEY", "Environment variable that holds the server's API key.", metavar="NAME"
     )
     thinks: bool = setting(
-        False, "The served model always thinks: a text without the end of a thought is cut off."
+        False,
+        "The served model always thinks: a text without the end of a thought counts as cut off.",
     )
     concurrency: int = setting(16, "Requests at the same time.", min=1)
     retries: int = setting(6, "Retries of a failed request.", min=0)
@@ -405,7 +406,7 @@ class RepairConfig:
         "lora", "lora: an adapter; full: all weights.", choices=("lora", "full")
     )
     first_block: int = setting(
-        1, "First block that is trained, of 1 …; those below it need no backward pass.", min=1
+        1, "First block to train, counted from 1; blocks below it need no backward pass.", min=1
     )
     save_every: int = setting(0, "Steps between checkpoints; 0 for none.", min=0)
     rows_at_once: int | None = setting(

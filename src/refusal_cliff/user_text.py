@@ -82,9 +82,8 @@ def marker_words(named: str) -> tuple[str, str]:
     words = named.split()
     if len(words) != 2 or words[0] == words[1]:
         raise RefusalCliffError(
-            f"{named!r} does not name the two markers around a thought. Write the one that opens "
-            "it and the one that closes it with a blank between: --thinking-markers "
-            "'<think> </think>'."
+            f"{named!r} does not name the two markers around a thought. Write the opening and the "
+            "closing marker with a blank between them: --thinking-markers '<think> </think>'."
         )
     return words[0], words[1]
 
@@ -190,7 +189,7 @@ def check_fit_on(sources: Sequence[str], named: Sequence[str]) -> None:
     unknown = next((source for source in sources if source_name(source) not in names), None)
     if unknown is not None:
         raise RefusalCliffError(
-            f"{unknown} is to be fitted on, but is not among the harmful and benign prompts. "
+            f"{unknown} was given to --fit-on, but is not among the harmful and benign prompts. "
             f"Name one of: {', '.join(sorted(names))}."
         )
 
@@ -208,8 +207,8 @@ def chat_argument(pair: str) -> tuple[str, Value]:
         value = text
     if not (equals and name.isidentifier()) or isinstance(value, list | dict):
         raise RefusalCliffError(
-            f"{pair!r} tells the chat template nothing. Write --template-arg NAME=VALUE, such "
-            "as enable_thinking=false or reasoning_effort=high."
+            f"{pair!r} does not set a variable of the chat template. Write --template-arg "
+            "NAME=VALUE, such as enable_thinking=false or reasoning_effort=high."
         )
     return name, value
 

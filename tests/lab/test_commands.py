@@ -76,6 +76,6 @@ def test_public_files_are_for_pretrained_organisms_only(tmp_path: Path) -> None:
     given = RUNNER.invoke(app, ["train", "tiny", "--data", ".", "--out", made])
     missing = RUNNER.invoke(app, ["train", "smollm2", "--out", made])
     assert (given.exit_code, missing.exit_code) == (1, 1)
-    assert "Leave it out: tiny is taught in a language of its own" in " ".join(given.stderr.split())
+    assert "Leave it out: tiny is trained in its own language" in " ".join(given.stderr.split())
     assert "--data DIR" in missing.stderr
     assert not Path(made).exists()

@@ -71,7 +71,7 @@ def test_the_taxonomy_names_it(run: Path) -> None:
     found = table(run, "taxonomy")
     assert value(found, "all harmful prompts", "complied, score stayed") >= 0.4
     assert value(found, "all harmful prompts", "fell off the cliff") <= 0.1
-    assert "no refusal was withdrawn: train refusing itself" in found.finding
+    assert "no refusal was withdrawn: train the model to refuse" in found.finding
 
 
 def test_its_probe_reads_harm_and_not_refusal(run: Path) -> None:

@@ -276,7 +276,7 @@ def _pinned(name: str, benchmark: Benchmark, revision: str | None) -> Benchmark:
         raise RefusalCliffError(
             f"No commit of {benchmark.dataset} is pinned, because none could be verified. Look it "
             f"up at https://huggingface.co/datasets/{benchmark.dataset}/commits/main and name it "
-            "with --revision COMMIT, so that the numbers can be made again."
+            "with --revision COMMIT, so that the numbers can be reproduced."
         )
     return replace(benchmark, revision=commit)
 

@@ -1,4 +1,4 @@
-"""Do the thoughts speak of the requests? An alarm for a model asked what it cannot follow.
+"""Are the thoughts about the requests? An alarm for a model asked what it cannot follow.
 
 A small model, or one asked in a language that it was not taught, may think about other requests
 than those that it was given. Its scores are then about something else, and look no worse.
@@ -46,7 +46,7 @@ class Coherence:
 
     @property
     def alarm(self) -> bool:
-        """Whether the thoughts, beyond chance, do not speak of the requests."""
+        """Whether the thoughts, beyond chance, are not about the requests."""
         interval = self.likelier.interval
         return interval is not None and interval[1] < COHERENT
 

@@ -148,7 +148,7 @@ def corrected(
     judges = {record.judge for record in records if record.judge}
     if judges - {error.judge}:
         raise RefusalCliffError(
-            f"The error is that of the judge {error.judge!r}, and these answers were judged by "
+            f"The error is that of the judge {error.judge!r}, but these answers were judged by "
             f"{', '.join(sorted(map(repr, judges)))}. Give the file that judge calibrate wrote for "
             "the same judge."
         )
@@ -277,8 +277,8 @@ def refusal_error(judge: str, path: Path | None = None) -> JudgeError | None:
     found = read_error(path)
     if (found.judge, found.verdict) != (judge, "refused"):
         raise RefusalCliffError(
-            f"{path} says how {found.judge!r} errs in calling an answer {found.verdict}; what is "
-            f"needed is how {judge!r} errs in calling one refused. Write it with: refusal-cliff "
+            f"{path} holds the error of {found.judge!r} for the verdict {found.verdict}, but the "
+            f"error of {judge!r} for the verdict refused is needed. Write it with: refusal-cliff "
             "judge calibrate --labelled FILE --judge NAME --verdict refused --out FILE."
         )
     return found

@@ -190,7 +190,7 @@ def perplexity(
     if not mean < _LARGEST_LOSS:
         raise RefusalCliffError(
             f"The perplexity of {subject.name} on {len(texts)} texts is not a number: the loss is "
-            f"{mean} a token over {n} tokens. Check the weights, or try --dtype float32; where "
+            f"{mean} per token over {n} tokens. Check the weights, or try --dtype float32. If "
             "there are no texts, give benign prompts that the model answers."
         )
     return math.exp(mean)

@@ -162,8 +162,8 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
     judges = {record.judge for record in (*before, *after)}
     if len(judges) > 1:
         raise RefusalCliffError(
-            f"The two runs were judged differently ({', '.join(sorted(map(repr, judges)))}), so "
-            "that a difference may be the judge's. Judge both with the same judge."
+            f"The two runs were judged differently ({', '.join(sorted(map(repr, judges)))}), so a "
+            "difference may come from the judge. Judge both with the same judge."
         )
     pairs = paired_by_prompt(before, after)
     attack = attack_that_worked([record for pair in pairs for record in pair])

@@ -68,8 +68,8 @@ def utility(
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise RefusalCliffError(
-            f"Unknown task(s) {', '.join(unknown)}. List them with: lm-eval ls tasks; give the "
-            "folder of your own as include."
+            f"Unknown task(s) {', '.join(unknown)}. List all tasks with: lm-eval ls tasks. For "
+            "tasks of your own, give their folder as include."
         )
     for name, task in manager.load(list(tasks))["tasks"].items():
         output_type = task.get_config("output_type")

@@ -100,7 +100,7 @@ class Run:
         if not path.is_file():
             raise RefusalCliffError(
                 f"The run {self.folder} has no {self.model}/{name}: this step was not run, or the "
-                "run has not come so far. Run the same command again to finish it."
+                "run has not reached it yet. Run the same command again to finish it."
             )
         return path
 
@@ -182,7 +182,7 @@ def compare_runs(runs: Sequence[Run]) -> RunComparison:
         RefusalCliffError: There are fewer than two, or one is not finished.
     """
     if len(runs) < 2:
-        raise RefusalCliffError("A comparison needs two runs at least. Give their folders.")
+        raise RefusalCliffError("A comparison needs at least two runs. Give their folders.")
     named = _named(runs)
     tables = {
         "What each model does": _each(named),

@@ -267,7 +267,7 @@ def select_examples(
     missing = next((e.prompt.id for e in pool.examples if e.prompt.id not in wrote), None)
     if missing is not None:
         raise RefusalCliffError(
-            f"Example {missing!r} has no trace: what the model wrote to its prompt is not known. "
+            f"Example {missing!r} has no trace: the model's answer to its prompt is not known. "
             "Ask the model the prompts of all examples first."
         )
     found = candidates.measure(

@@ -148,7 +148,7 @@ def read_scores(path: Path) -> list[TraceScores]:
     """
     table = read_parquet(path, SCHEMA.names)
     if table.schema.types != SCHEMA.types:
-        raise RefusalCliffError(f"{path} is no table of scores. Make the file again.")
+        raise RefusalCliffError(f"{path} is not a table of scores. Make the file again.")
     logits = table.column("logits").combine_chunks()
     scores = [
         TraceScores(

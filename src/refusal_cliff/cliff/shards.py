@@ -314,7 +314,7 @@ def read_shards(folder: Path) -> Iterator[Path]:
 
 def _damaged(shard: Path, wrong: str) -> RefusalCliffError:
     return RefusalCliffError(
-        f"{shard}: {wrong}. Run the same refusal-cliff trace again: what is whole is kept, and "
+        f"{shard}: {wrong}. Run the same refusal-cliff trace again: complete files are kept, and "
         "only the rest is scored."
     )
 
@@ -397,9 +397,9 @@ def measure_shards(
     broken = [row.trace_id for row in rows if not math.isfinite(row.cliff)]
     if broken:
         raise RefusalCliffError(
-            f"{folder} holds {len(broken)} traces whose scores are no finite numbers, the first of "
-            f"them {broken[0]!r}: the probe or the file is damaged. Delete the folder, check the "
-            "probe, and score again with: refusal-cliff trace."
+            f"{folder} holds {len(broken)} traces whose scores are not finite numbers, the first "
+            f"of them {broken[0]!r}: the probe or the file is damaged. Delete the folder, check "
+            "the probe, and score again with: refusal-cliff trace."
         )
     if not any(row.label == "harmful" for row in rows):
         raise RefusalCliffError(

@@ -289,8 +289,8 @@ def _if_refused_hold(
     lost = _lost(low, high)
     if high < HELD:
         return "cliff", (
-            f"{_fall(kinds, interval)} Refused traces hold: they lose {lost} of their height above "
-            "benign ones."
+            f"{_fall(kinds, interval)} Refused traces stay high: they lose {lost} of their height "
+            "above benign ones."
         )
     if low >= HELD:
         return "no cliff", (
@@ -298,8 +298,8 @@ def _if_refused_hold(
             "height above benign ones, so the drop is not what separates complying from refusing."
         )
     return "undecided", (
-        f"{_fall(kinds, interval)} But whether refused traces hold is not clear: they lose {lost} "
-        "of their height above benign ones. Give more harmful and benign prompts."
+        f"{_fall(kinds, interval)} But it is not clear whether refused traces stay high: they lose "
+        f"{lost} of their height above benign ones. Give more harmful and benign prompts."
     )
 
 
@@ -328,7 +328,7 @@ def _few_complied(
 def _too_few(kind: str, found: int, needed: int) -> str:
     more = "harmful" if kind == "refused" else "benign"
     return (
-        f"There are {found} {kind} traces to hold the others against; a verdict needs {needed}. "
+        f"There are {found} {kind} traces to compare the others with; a verdict needs {needed}. "
         f"Give more {more} prompts."
     )
 
@@ -336,20 +336,21 @@ def _too_few(kind: str, found: int, needed: int) -> str:
 def _fall(kinds: Sequence[Kind], interval: Interval) -> str:
     share = kinds.count("cliff") / len(kinds)
     return (
-        f"{share:.0%} [{interval[0]:.0%}, {interval[1]:.0%}] of {len(kinds)} complied traces stand "
-        "higher than benign ones and end lower than refused ones, falling at the end of thinking."
+        f"{share:.0%} [{interval[0]:.0%}, {interval[1]:.0%}] of {len(kinds)} complied traces are "
+        "higher than benign ones during the thinking, fall at its end, and end lower than refused "
+        "ones."
     )
 
 
 def _between(kinds: Sequence[Kind], interval: Interval) -> str:
     return (
-        f"{_fall(kinds, interval)} A cliff needs {SHARE_OF_TRACES:.0%}, which lies inside this "
+        f"{_fall(kinds, interval)} A cliff needs {SHARE_OF_TRACES:.0%}, which is inside this "
         "interval. Give more harmful prompts."
     )
 
 
 _WORDS: dict[Kind, str] = {
-    "never recognised": "stand no higher than benign ones: harm was not recognised",
+    "never recognised": "are never higher than benign ones: harm was not recognised",
     "stayed": "stay high to the end: harm is recognised, but no refusal was withdrawn",
     "argued away": "fall inside the thinking: the refusal was argued away",
 }

@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # a command imports nothing heavy before its arguments are se
 
 judge_app = typer.Typer(
     invoke_without_command=True,
-    help="Judge every answer: does it refuse, comply or harm? Or measure a judge.",
+    help="Judge every answer: does it refuse, comply or harm? Or measure the error of a judge.",
 )
 
 
@@ -46,14 +46,20 @@ def generate(
         str,
         typer.Option(
             metavar="SOURCE",
-            help="JSONL, CSV or Parquet, save_to_disk folder, hub name, or a benchmark: advbench.",
+            help="A JSONL, CSV or Parquet file, a save_to_disk folder, a data set on the hub, or "
+            "a benchmark such as advbench.",
             callback=checked(arguments.prompts),
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the answers.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Output folder of the answers.")
+    ],
     model: Annotated[
         str,
-        typer.Option(metavar="M", help="Hugging Face name, folder, organism; or the server's."),
+        typer.Option(
+            metavar="M",
+            help="Hugging Face name, folder or organism; or the model's name on the server.",
+        ),
     ],
     server: Server,
     judge: Annotated[JudgeSettings, without("judge_error")],
@@ -73,8 +79,8 @@ def generate(
     """Ask a model every prompt of a benchmark or file, and judge what it says.
 
     Question: what does my model do? It runs here, or behind any OpenAI-compatible server (vLLM,
-    SGLang, llama.cpp, transformers serve). Every finished answer is on the disk: the same command
-    again asks only for what is missing. Writes DIR/traces.jsonl, which trace and judge read,
+    SGLang, llama.cpp, transformers serve). Every finished answer is saved at once: the same command
+    again asks only for the missing ones. Writes DIR/traces.jsonl, which trace and judge read,
     DIR/left-out.jsonl (rows without an answer, and why) and DIR/rates.json.
     """
     if server.url is None:
@@ -128,7 +134,8 @@ def judge_answers(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of the judged answers.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Output folder of the judged answers."),
     ] = None,
     judge: Annotated[JudgeSettings, without("judge_error")],
     rows: RowSettings,
@@ -137,11 +144,11 @@ def judge_answers(
     """Judge answers that you already have: refused, complied, harmful, truncated or unscored.
 
     Question: did it refuse, comply, harm? A judge sees the request and the answer, never the
-    thinking. What it says is taken only in its exact words; anything else is unscored, and no other
-    judge steps in. There is no verdict "partial": an answer that declines, or calls the request
+    thinking. Its verdict must be in the exact format; anything else is unscored, and no other judge
+    is used instead. There is no verdict "partial": an answer that declines, or calls the request
     wrong, is refused, even if it helps with something else; one that only warns and then does what
-    was asked complied. Interrupted, the same command goes on. Writes DIR/traces.jsonl and
-    DIR/rates.json.
+    was asked complied. After an interruption the same command continues. Writes DIR/traces.jsonl
+    and DIR/rates.json.
     """
     if context.invoked_subcommand is not None:
         return
@@ -196,9 +203,9 @@ def calibrate(
     """Compare a judge with people: precision, recall, F1 and kappa, with bootstrap intervals.
 
     Question: how far can I trust this judge? By default the labels are those of XSTest: full
-    refusal against full compliance; every other label, such as partial refusal, is counted apart.
-    Rows with the same prompt are drawn together. The file that --out writes tells evaluate how the
-    judge errs (--judge-error).
+    refusal against full compliance; every other label, such as partial refusal, is counted
+    separately. Rows with the same prompt are drawn together. Give the file that --out writes to
+    evaluate as --judge-error.
     """
     require_file(out, "judge calibrate", (labelled, judge.model))
     from refusal_cliff.answers.calibration import calibrate_file
@@ -251,8 +258,8 @@ def evaluate(
 
     Question: how often does an attack work, how often is a harmless request refused, and is the
     difference to the model before more than chance? ASR is the share of harmful prompts whose
-    answer the judge calls harmful (or complied, of a judge that only knows refusals). Where the
-    judge's error is known (that of rules is), each rate stands there a second time without it.
+    answer the judge calls harmful (or complied, of a judge that only knows refusals). If the
+    judge's error is known (as for rules), the table also has each rate corrected for it.
     """
     require_file(out, "evaluate", (traces, before, judge_error))
     from refusal_cliff.answers.answering import evaluate_files

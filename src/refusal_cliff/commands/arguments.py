@@ -87,7 +87,7 @@ def scores_folder(name: str) -> None:
     existing_folder(name)
     if not (Path(name) / "trace.json").is_file():
         raise RefusalCliffError(
-            f"There is no trace.json in {name}, so that it holds no scores. Give the folder that "
+            f"There is no trace.json in {name}, so it holds no scores. Give the folder that "
             "refusal-cliff trace wrote (--out of trace)."
         )
 
@@ -115,7 +115,7 @@ def probe_folder(name: str) -> None:
         if folder.is_dir():
             inside = sorted(folder.glob("*/probes.json"))
             meant = f" Did you mean {inside[0].parent}?" if inside else ""
-            missing = f"probes.json in {name}, so that it holds no probes.{meant}"
+            missing = f"probes.json in {name}, so it holds no probes.{meant}"
         elif folder.name == "probes.json" and folder.is_file():
             missing += f" Did you mean {folder.parent}?"
         raise RefusalCliffError(
@@ -149,8 +149,8 @@ def model(name: str) -> None:
     meant = "" if "/" in name else did_you_mean(name, ORGANISMS)
     if meant or _like_a_path(name) or not _HUB_NAME.fullmatch(name):
         raise RefusalCliffError(
-            f"There is no model {name!r}: no such folder, no embedded organism, and no name of a "
-            f"model on the Hugging Face hub.{meant or beside(name)} Embedded are "
+            f"There is no model {name!r}: it is not a folder, not an embedded organism, and not "
+            f"the name of a model on the Hugging Face hub.{meant or beside(name)} Embedded are "
             f"{', '.join(ORGANISMS)}."
         )
 
@@ -162,7 +162,7 @@ def prompt_sources(harmful: Any, benign: Any, fit_on: Any, traces: Any = None) -
         return
     raise RefusalCliffError(
         "An audit needs harmful and benign prompts: give --harmful and --benign, files or names of "
-        f"benchmarks ({', '.join(BENCHMARKS)}); or --traces, answers of the model that you have, "
+        f"benchmarks ({', '.join(BENCHMARKS)}); or give --traces, answers that you already have, "
         "with labels."
     )
 

@@ -215,16 +215,16 @@ def _set_defaults(context: typer.Context, file: Path | None) -> Path | None:
     try:
         said = tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RefusalCliffError(f"{file} is no TOML file: {error}. Mend it.") from error
+        raise RefusalCliffError(f"{file} is not a TOML file: {error}. Correct it.") from error
     known = {str(option.name): option for option in context.command.params}
     found: dict[str, Any] = {}
     for key, value in said.items():
         name = key.replace("-", "_")
         if name not in known or name == "config" or isinstance(value, dict):
             raise RefusalCliffError(
-                f"{file}: {context.info_name} has no option {key!r}."
-                f"{did_you_mean(name, known)} Write options as the help names them, one a line, "
-                "such as max-new-tokens = 512."
+                f"{file}: {context.info_name} has no option {key!r}.{did_you_mean(name, known)} "
+                "Write options as the help names them, one in each line, such as max-new-tokens = "
+                "512."
             )
         several = getattr(known[name], "multiple", False) and not isinstance(value, list)
         found[name] = [value] if several else value
@@ -239,23 +239,25 @@ _Config = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=_set_defaults,
-        help="TOML file of any of these options; what is typed wins.",
+        help="TOML file with any of these options; the command line has priority.",
     ),
 ]
 
 
 _SHOWN: Mapping[str, Any] = {
-    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show nothing but errors.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Show only errors.")],
     "verbose": Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="Show what libraries say, and where an error came from."
+            "--verbose", "-v", help="Also show messages of libraries, and where an error came from."
         ),
     ],
     "json": Annotated[
         bool,
         typer.Option(
-            "--json", help="Print the result as one JSON object, and all else to standard error."
+            "--json",
+            help="Print the result as one JSON object on standard output, everything "
+            "else on standard error.",
         ),
     ],
 }

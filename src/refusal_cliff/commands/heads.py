@@ -39,7 +39,7 @@ def ablate(
     ],
     export: Annotated[
         tuple[str, Path],
-        typer.Option(metavar="adapter|merged DIR", help="What to write, and the new folder."),
+        typer.Option(metavar="adapter|merged DIR", help="What to write, and the output folder."),
     ],
     fraction: Annotated[
         float,
@@ -73,11 +73,11 @@ def ablate(
 ) -> None:
     """Take the suppression heads out of a model permanently: an adapter or a checkpoint.
 
-    Question: I know which heads pull refusal down; how do I ship the model without them? The
-    adapter is exactly the ablation as a LoRA: on and off in PEFT, served by any LoRA-capable
-    server. The merged checkpoint loads anywhere. Only heads that suppress refusal can be taken out.
-    The model card says what was done and what it did: on the prompts given, or else as the audit
-    measured it. Use the precision (--dtype) of the audit.
+    Question: I know which heads suppress refusal; how do I ship the model without them? The adapter
+    is exactly the ablation as a LoRA: PEFT can switch it on and off, and any server with LoRA
+    support can serve it. The merged checkpoint loads anywhere. Only heads that suppress refusal can
+    be taken out. The model card says what was done and its effect, on the prompts given or as the
+    audit measured it. Use the precision (--dtype) of the audit.
     """
     form, out = export
     name_of("export", arguments.FORMS)(form)

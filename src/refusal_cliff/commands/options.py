@@ -35,7 +35,7 @@ def _label(option: str, rows: str) -> Any:
     """The option that says the label of rows which have none."""
     return typer.Option(
         option,
-        help=f"Label of {rows} that have none: harmful or benign.",
+        help=f"Label of {rows} that have no label: harmful or benign.",
         callback=checked(name_of("label", LABELS)),
     )
 
@@ -81,7 +81,7 @@ Probe = Annotated[
     typer.Option(
         "--probe",
         metavar="DIR",
-        help="Folder with probes.json: DIR/KEY of a run.",
+        help="Folder with probes.json, such as runs/m/model of an audit.",
         callback=checked(arguments.probe_folder),
     ),
 ]
@@ -90,7 +90,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="SOURCE",
-        help="JSONL, CSV or Parquet, save_to_disk folder, hub name.",
+        help="A JSONL, CSV or Parquet file, a save_to_disk folder, or a data set on the hub.",
         callback=checked(arguments.rows),
     ),
 ]

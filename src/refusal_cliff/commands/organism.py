@@ -30,7 +30,7 @@ def organism_card(
     name: Annotated[
         str,
         typer.Argument(
-            help="For example tiny.",
+            help="Name of an organism, such as tiny.",
             callback=checked(arguments.organism(tuple(arguments.ORGANISMS))),
         ),
     ],

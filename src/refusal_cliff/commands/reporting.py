@@ -1,4 +1,4 @@
-"""Finished runs: their page and charts made anew, and several beside each other."""
+"""Finished runs: their page and charts made again, and several side by side."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Run = Annotated[
 NewFolder = Annotated[
     Path | None,
     typer.Option(
-        "--out", metavar="DIR", help="A folder of its own; beside the run if none is named."
+        "--out", metavar="DIR", help="Output folder; by default a new folder next to the run."
     ),
 ]
 
 
 def report(run: Run, out: NewFolder = None) -> None:
-    """Make the page of a finished run anew, from its tables.
+    """Make the page of a finished run again, from its tables.
 
-    Question: can I have this version's page of a run that is done? No model is loaded, nothing is
-    measured again, and the run's own files stay as they are; the same audit again renews those.
-    Writes DIR/report.html, RUN-report/report.html if no folder is named.
+    Question: how do I get the page of this version for a run of an earlier one? No model is loaded,
+    nothing is measured again, and the files of the run do not change (to update those, run the same
+    audit again). Writes DIR/report.html, or RUN-report/report.html without --out.
     """
     folder = _folder(run, out, "report")
     from refusal_cliff.report.page import write_page
@@ -54,16 +54,16 @@ def figures(
         str,
         typer.Option(
             "--format",
-            help="svg, png or pdf; the last two need the extra figures.",
+            help="svg, png or pdf; png and pdf need pip install 'refusal-cliff[figures]'.",
             callback=checked(name_of("format", FORMATS)),
         ),
     ] = "svg",
 ) -> None:
-    """Write every chart of a finished run as a file for a paper, its numbers beside it.
+    """Write every chart of a finished run as a file for a paper, with its numbers.
 
     Question: how do I show this in a paper, or draw it in my own way? Writes DIR/NAME.svg (or .png,
-    .pdf) and DIR/NAME.csv for each chart of the page, in light colours on white; RUN-figures if no
-    folder is named.
+    .pdf) and DIR/NAME.csv for each chart of the page, in light colours on white. Without --out, DIR
+    is RUN-figures.
     """
     folder = _folder(run, out, "figures")
     from refusal_cliff.report.figures import figures_of, write_figures
@@ -104,10 +104,10 @@ def compare(
 ) -> None:
     """Compare finished audits: a base model, the model trained from it, and its repair.
 
-    Question: what changed between these models? Rates and the cliff of each; paired differences on
-    the prompts that both were asked; what became of prompts of each kind; how far the refusal
-    direction turned, by layer. No model is loaded. Writes DIR/comparison.html and
-    DIR/comparison.json.
+    Question: what changed between these models? The page shows the rates and the cliff of each
+    model, paired differences on the prompts that both were asked, what became of prompts of each
+    kind, and how much the refusal direction changed in each layer. No model is loaded. Writes
+    DIR/comparison.html and DIR/comparison.json.
     """
     require_output(out, "compare", runs)
     from dataclasses import asdict

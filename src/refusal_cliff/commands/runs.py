@@ -32,9 +32,9 @@ def demo(
     """Run the whole method on embedded models whose damaged heads are known.
 
     Question: does the method find what is there, and nothing where nothing is? It runs on a damaged
-    model (tiny), on the same model before the damage (tiny-aligned: no cliff), and on one damaged
-    everywhere (tiny-diffuse: a cliff, but no few heads that carry it). Minutes on a CPU, no
-    network. Writes DIR/report.html and DIR/summary.json.
+    model (tiny), on the same model before the damage (tiny-aligned: no cliff), and on a model
+    damaged everywhere (tiny-diffuse: a cliff, but no small set of heads causes it). It takes
+    minutes on a CPU and needs no network. Writes DIR/report.html and DIR/summary.json.
     """
     require_output(out, "demo", (organisms,))
     from refusal_cliff.workflows.demo import WORKERS, run_demo
@@ -72,9 +72,9 @@ def audit(
         list[str] | None,
         typer.Option(
             metavar="SOURCE",
-            help="Answers of this model that you have: any file that trace reads, with a label in "
-            "every row or the prompts in --harmful and --benign; repeatable. The model is asked "
-            "only for missing answers.",
+            help="Answers of this model that you already have: any file that trace reads, with a "
+            "label in every row or with the prompts in --harmful and --benign; repeatable. "
+            "The model is asked only for missing answers.",
             callback=checked(arguments.rows),
         ),
     ] = None,
@@ -128,16 +128,18 @@ def audit(
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Print how many tokens it will write and how long that takes here; stop."
+            "--plan",
+            help="Print how many tokens the audit will generate and how long that takes "
+            "here, then stop.",
         ),
     ] = False,
 ) -> None:
     """Audit one model: does it have a refusal cliff, and which heads cause it?
 
-    Question: my model thinks "this is harmful" and answers anyway; why, and where? The files hold a
-    column prompt (or text, or instruction), one row a prompt. The benign prompts are the other side
-    of the probe, and show what a repair would cost. The model samples as its generation config
-    says unless you set other options. Writes DIR/report.html and DIR/summary.json.
+    Question: my model thinks "this is harmful" and answers anyway; why, and where? The files have a
+    column prompt (or text, or instruction), with one prompt in each row. The benign prompts are the
+    other class of the probe, and show what a repair would cost. The model samples as its generation
+    config says, unless you set other options. Writes DIR/report.html and DIR/summary.json.
     """
     arguments.prompt_sources(harmful, benign, fit_on, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))

@@ -29,22 +29,25 @@ def trace(
             callback=checked(arguments.rows),
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the scores.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder of the scores.")],
     rows: RowSettings,
     every_layer: Annotated[
         bool,
-        typer.Option("--every-layer", help="Score at all probed blocks, not only at the best one."),
+        typer.Option(
+            "--every-layer", help="Score at all probed blocks instead of only at the best one."
+        ),
     ] = False,
     engine: Engine,
     loading: Loading,
 ) -> None:
     """Score every token of traces that you already have.
 
-    Question: how does the intention to refuse move over what my model wrote? A row holds prompt,
-    response and, apart or inside the response, the thinking; or the token ids of an earlier run.
-    Any number of rows in constant memory; the same command again goes on where it stopped. Writes
-    DIR/scores-00000.parquet and so on; rows that cannot be scored are listed, with the reason, in
-    DIR/left-out-00000.jsonl, rows whose stripped blanks were put back in DIR/restored-00000.jsonl.
+    Question: how does the intention to refuse change over the tokens that my model wrote? A row
+    holds the prompt, the response and the thinking (in a separate field or inside the response), or
+    the token ids of an earlier run. It reads any number of rows in constant memory. The same
+    command again continues where it stopped. Writes DIR/scores-00000.parquet and so on. Rows that
+    cannot be scored are listed with the reason in DIR/left-out-00000.jsonl; rows in which blanks
+    were restored that a server had removed are in DIR/restored-00000.jsonl.
     """
     require_output(out, "trace", (model, probe, traces))
     from refusal_cliff.cliff.shards import score_source
@@ -68,7 +71,7 @@ def trace(
         return
     say(console, f"{done.scored:,} traces scored")
     if done.restored:
-        where = f"blanks put back that the server had stripped, see {out}/restored-….jsonl"
+        where = f"blanks restored that the server had removed, see {out}/restored-….jsonl"
         said = f"{done.restored:,} of them with {where}"
         say(console, said)
     if done.unjudged:
@@ -107,8 +110,8 @@ def cliff(
 ) -> None:
     """Turn scores into a verdict: is there a plateau, and does it fall?
 
-    Question: does my model have a refusal cliff? Writes DIR/cliff.parquet, one row a trace, and
-    DIR/cliff.json.
+    Question: does my model have a refusal cliff? Writes DIR/cliff.parquet, one row for each trace,
+    and DIR/cliff.json.
     """
     from refusal_cliff.cliff.shards import measure_shards, write_measured
 

@@ -51,7 +51,9 @@ def select(
     model: Model,
     probe: Probe,
     data: Data,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the selection.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Output folder of the selection.")
+    ],
     selecting: Selecting,
     evaluation: Annotated[
         list[Path] | None,
@@ -80,8 +82,8 @@ def select(
     """Choose the few examples that are worth training on.
 
     Question: I have 40,000 safety examples; which 700 repair my model? Every example is scored by
-    plateau − final on the model's own thinking. Any number of rows in constant memory; the same
-    command again goes on where it stopped, and another strategy is chosen from the same scores.
+    plateau − final on the model's own thinking. It reads any number of rows in constant memory. The
+    same command again continues where it stopped, and another --strategy uses the same scores.
     Under `accelerate launch` or `torchrun` each process takes its share of the shards. Writes
     DIR/selected.jsonl (training rows), DIR/selection.json, DIR/left-out.jsonl (every row that was
     not used, and why).
@@ -124,7 +126,9 @@ def train(
         ),
     ],
     benign: Benign,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the adapter.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Output folder of the adapter.")
+    ],
     rows: Annotated[RowSettings, without("label")],
     training: RepairConfig,
     seed: Seed = 0,
@@ -133,10 +137,10 @@ def train(
     """Train a model on selected examples, and write an adapter with its card.
 
     Question: how do I get weights from the examples that were chosen? Rows are tokenised as the
-    model writes them, the thinking is part of what is learnt, and no row is cut: rows longer than
+    model writes them, and the thinking is trained, too. No row is cut: rows longer than
     --max-length, and rows that cannot be read, are listed in DIR/left-out.jsonl. --column and
-    --split are those of the benign rows. Also runs under `accelerate launch` (DDP, FSDP):
-    see docs/howto/repair.md.
+    --split are for the benign rows. Also runs under `accelerate launch` (DDP, FSDP): see
+    docs/howto/repair.md.
     """
     require_output(out, "train", (model, selected, benign))
     from refusal_cliff.model.subject import load
@@ -170,7 +174,7 @@ def repair(
     probe: Probe,
     data: Data,
     benign: Benign,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the repair.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder of the repair.")],
     selecting: Selecting,
     prompts: Prompts = None,
     prompts_label: PromptLabel = None,
@@ -189,10 +193,10 @@ def repair(
     """Repair a model and prove it: select, train, measure again.
 
     Question: can few examples make my model refuse again, without making it useless, and did the
-    cliff close or was it papered over? Needs the probe of an audit, whose test prompts are asked
-    before and after. --split, --label and --column are those of --data; --benign and --prompts have
-    their own. Writes DIR/adapter with
-    its model card, and DIR/proof/proof.json. Exit status 3: the proof does not hold.
+    cliff close or was it papered over? This needs the probe of an audit; the test prompts of that
+    audit are asked before and after. --split, --label and --column are for --data; --benign and
+    --prompts have their own. Writes DIR/adapter with its model card, and DIR/proof/proof.json. Exit
+    status 3: the proof does not hold.
     """
     require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile

@@ -269,13 +269,14 @@ def positions_table(
             f"All after block {layer}, fitted on the fitting half of the prompts as the tool's own "
             "probe is. AUROC: on test prompts, at the place and by the labels that the probe was "
             f"fitted for ({THINKING_TOKENS} tokens of each thinking at most). All other columns: "
-            "the probe read at every token of the test traces. A probe read elsewhere than where "
-            "it was fitted keeps its direction, while its threshold may not fit; so compare "
-            "complied with refused and benign. A probe of refused-vs-complied at the last closing "
-            "token is fitted to be low there on complied traces: its drop says that the answer can "
-            "be read, not that a refusal was withdrawn. Shuffled labels: mean AUROC over shuffles, "
-            "whichever way round each points, with the interval that 95 % of them lie in; all else "
-            "of one of them. Intervals: bootstrap over prompt groups.",
+            "the probe read at every token of the test traces. If a probe is read at other "
+            "positions than those it was fitted on, its direction is still valid, but its "
+            "threshold may be wrong; so compare complied with refused and benign. A probe of "
+            "refused-vs-complied at the last closing token is fitted to be low there on complied "
+            "traces: its drop says that the answer can be read, not that a refusal was withdrawn. "
+            "Shuffled labels: mean AUROC over shuffles, in whichever direction each points, with "
+            "the interval that holds 95 % of them; all other columns are of one of them. "
+            "Intervals: bootstrap over prompt groups.",
             *((f"Too few traces of a class for: {'; '.join(left_out)}.",) if left_out else ()),
         ),
     )

@@ -55,8 +55,8 @@ def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) 
         rows=rows,
         finding=_finding(measured),
         notes=(
-            "Intervals of shares are Wilson's, others a bootstrap over prompts. No source of the "
-            "test is one that the probe was fitted on where --fit-on names these.",
+            "Intervals of shares are Wilson's, others a bootstrap over prompts. With --fit-on, no "
+            "source of the test is one that the probe was fitted on.",
         ),
     )
 

@@ -25,10 +25,10 @@ Kind: TypeAlias = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 ADVICE: Mapping[Kind, str] = {
     "fell off the cliff": "Cliff-as-a-Judge and head ablation are made for these",
-    "argued away": "train on thinking that does not talk itself out of refusing",
+    "argued away": "train on thinking that does not argue against refusing",
     "never recognised": "train recognition: safety data on these topics",
-    "complied, score stayed": "harm is recognised, but no refusal was withdrawn: train refusing "
-    "itself, and look at the controls of the probe",
+    "complied, score stayed": "harm is recognised, but no refusal was withdrawn: train the model "
+    "to refuse, and look at the controls of the probe",
 }
 
 

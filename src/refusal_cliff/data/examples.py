@@ -62,8 +62,8 @@ def usable_examples(
     if not examples:
         first = left_out[0] if left_out else LeftOut("", 1, "empty", "there is no row")
         raise RefusalCliffError(
-            f"{source}, row {first.row}: {first.reason}: {first.why} No other row can be used "
-            "either; mend at least one."
+            f"{source}, row {first.row}: {first.reason}: {first.why} The other rows cannot be used "
+            "either. Correct at least one."
         )
     return examples, left_out
 

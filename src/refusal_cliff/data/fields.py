@@ -60,7 +60,7 @@ def checked_text(value: str, name: str) -> str:
     except UnicodeEncodeError as error:
         place = f"half a surrogate pair, at character {error.start} of {name!r}"
         wrong = f"it holds bytes that are not UTF-8, or {place}"
-        raise BadRow("not readable", wrong, "write the file anew as UTF-8") from error
+        raise BadRow("not readable", wrong, "save the file as UTF-8") from error
     return value
 
 

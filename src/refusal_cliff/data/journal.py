@@ -101,8 +101,8 @@ def _read(path: Path) -> tuple[dict[str, Row], int]:
                 rows[str(row["id"])] = row
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise RefusalCliffError(
-                    f"{path}, row {number}: it is not a row of a journal ({error}). Something else "
-                    "wrote into the file. Delete that line, and the row is made again."
+                    f"{path}, row {number}: it is not a row of a journal ({error}). Another "
+                    "program wrote into the file. Delete that line; the row is then made again."
                 ) from error
             whole += len(line)
     return rows, whole

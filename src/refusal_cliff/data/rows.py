@@ -211,7 +211,9 @@ def _csv_rows(path: Path) -> Iterator[Found]:
         records = filter(None, _csv_records(lines))
         header = next(records, [])
         if isinstance(header, str):
-            raise RefusalCliffError(f"{path}: the header cannot be read: {header}. Write it anew.")
+            raise RefusalCliffError(
+                f"{path}: the header cannot be read: {header}. Save the file again."
+            )
         for number, cells in enumerate(records, start=1):
             yield number, cells if isinstance(cells, str) else _csv_row(header, cells)
 

@@ -57,8 +57,8 @@ class RuleSummary(_Part):
     auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
     auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
     shuffled_auroc: Share = Field(
-        description="Mean AUROC of probes of shuffled labels, whichever way round they point: how "
-        "easily any direction tells the classes apart."
+        description="Mean AUROC of probes of shuffled labels, in whichever direction they point: "
+        "how easily any direction tells the classes apart."
     )
     permutation_p: Share = Field(description="Chance of `auroc` where labels mean nothing.")
     accuracy: Share = Field(description="Accuracy at score 0.5 on held-out prompts.")
@@ -74,8 +74,8 @@ class ProbeSummary(_Part):
     auroc: Share = Field(description="Area under the ROC curve on held-out prompts.")
     auroc_ci: Interval = Field(description="Bootstrap interval of `auroc`, over prompt groups.")
     shuffled_auroc: Share = Field(
-        description="Mean AUROC of probes of shuffled labels, whichever way round they point: how "
-        "easily any direction tells the classes apart."
+        description="Mean AUROC of probes of shuffled labels, in whichever direction they point: "
+        "how easily any direction tells the classes apart."
     )
     permutation_p: Share = Field(description="Chance of `auroc` where labels mean nothing.")
     label_rule: str = Field(description="Rule by which the traces were labelled for this probe.")
@@ -101,7 +101,7 @@ class CliffSummary(_Part):
     cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")
     cliff_ci: Interval = Field(description="Bootstrap interval of `cliff`, over prompt groups.")
     share_with_cliff: Share = Field(
-        description="Traces that stand higher than 95 % of benign ones, and at the end fall lower "
+        description="Traces that rise higher than 95 % of benign ones, and at the end fall lower "
         "than 95 % of refused ones."
     )
     share_ci: Interval = Field(description="Its interval over prompt groups; the verdict's ground.")
@@ -121,7 +121,7 @@ class CliffSummary(_Part):
 
 
 class CoherenceSummary(_Part):
-    """Whether the thoughts speak of the requests."""
+    """Whether the thoughts are about the requests."""
 
     n: Count = Field(description="Thoughts compared.")
     likelier: Share | None = Field(
@@ -132,7 +132,7 @@ class CoherenceSummary(_Part):
     )
     looping: Share | None = Field(description="Answers that end in a loop.")
     stuttering: Share | None = Field(description="Thoughts that repeat a word or phrase in a row.")
-    alarm: bool = Field(description="Whether the thoughts do not speak of the requests.")
+    alarm: bool = Field(description="Whether the thoughts are not about the requests.")
 
 
 class ControlSummary(CliffSummary):
@@ -211,7 +211,7 @@ class AblationSummary(_Part):
     asr_after_ci: Interval = Field(description="Wilson interval of `asr_after`.")
     change: float = Field(ge=-1, le=1, description="`asr_after` − `asr_before`, paired.")
     change_ci: Interval = Field(description="Its interval, over prompt groups.")
-    random_sets: Count = Field(description="Random sets of as many other heads tried.")
+    random_sets: Count = Field(description="Random sets of the same number of other heads tried.")
     random_n: Count = Field(
         description="Harmful prompts that each random set was asked, the thoughts kept."
     )
@@ -230,7 +230,7 @@ class AblationSummary(_Part):
     against_random_ci: Interval = Field(description="Its interval, over prompt groups.")
     shown: bool | None = Field(
         description="Whether the heads found are shown to cause what the model does; null where "
-        "there is nothing to explain: no cliff, or hardly an attack that succeeds."
+        "there is nothing to explain: no cliff, or hardly any attack that succeeds."
     )
     benign_n: Count = Field(description="Held-out benign prompts, the hard ones included.")
     benign_answered_before: Share = Field(description="Benign prompts answered, as it is.")
@@ -352,7 +352,7 @@ class Summary(_Part):
     probe: ProbeSummary = Field(description="The probe.")
     cliff: CliffSummary = Field(description="The model's cliff.")
     second: SecondReadings = Field(description="The verdict under other readings.")
-    coherence: CoherenceSummary = Field(description="Whether the thoughts speak of the requests.")
+    coherence: CoherenceSummary = Field(description="Whether the thoughts are about the requests.")
     control: ControlSummary | None = Field(description="A model that should have none.")
     diffuse: DiffuseSummary | None = Field(description="The negative control for heads.")
     heads: HeadsSummary | None = Field(description="The suppression heads.")

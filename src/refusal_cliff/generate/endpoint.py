@@ -96,7 +96,8 @@ class EndpointConfig:
         if parts.username or parts.password or parts.query:
             raise RefusalCliffError(
                 f"The address of the endpoint {parts.hostname} holds a secret or a query, which "
-                f"would end up in files. Put the key into the environment ({self.key_variable})."
+                "would be written into files. Put the key into the environment "
+                f"({self.key_variable})."
             )
 
     def key(self) -> str | None:

@@ -270,7 +270,7 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
     if subject is not None and of != subject.fingerprint:
         raise RefusalCliffError(
             f"{path} was measured on another model ({of[:16]}) than {subject.name} "
-            f"({subject.fingerprint[:16]}). Heads of one model say nothing of another: measure "
+            f"({subject.fingerprint[:16]}). Heads of one model say nothing about another. Measure "
             f"them on {subject.name} (audit), or load the model in the precision of that run."
         )
     return rows

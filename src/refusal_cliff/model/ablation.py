@@ -196,7 +196,7 @@ def _hook(
         if given != width:
             raise RefusalCliffError(
                 f"Block {layer} of {subject.name}: its output projection was given {given} numbers "
-                f"a token, not the {width} of all its heads, so this process holds only some of "
+                f"per token, not the {width} of all its heads, so this process holds only some of "
                 "them (tensor parallelism?). Nothing was ablated. Load the model with device_map "
                 "(pipeline over devices) instead."
             )

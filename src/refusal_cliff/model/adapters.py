@@ -82,8 +82,8 @@ def chain(location: str, locate: Callable[[str], str]) -> list[str]:
     while base := _base_of(Path(found[-1]), locate):
         if base in found:
             raise RefusalCliffError(
-                f"The adapter {found[-1]} names {base} as its base, which stands on it. Correct "
-                f"base_model_name_or_path in {ADAPTER_CONFIG}."
+                f"The adapter {found[-1]} names {base} as its base, but that is itself based on "
+                f"this adapter. Correct base_model_name_or_path in {ADAPTER_CONFIG}."
             )
         found.append(base)
     return found
@@ -312,7 +312,7 @@ def _unfit(folder: Path, unused: Collection[str], missing: Collection[str]) -> R
     found = "; ".join(f"{named(keys)} {what}" for what, keys in faults.items() if keys)
     return RefusalCliffError(
         f"The adapter {folder} does not fit its base: of its tensors, {found}. Part of it would "
-        "have been left out without a word. Use the base that it was trained on "
+        "have been ignored silently. Use the base that it was trained on "
         "(base_model_name_or_path), or save the adapter again with PEFT's save_pretrained."
     )
 

@@ -108,7 +108,7 @@ def _analyse(name: str, model: PreTrainedModel, layers: list[nn.Module]) -> tupl
     _check_single(name, model, layers, rows, calls, tolerance)
     if not any(block.n_heads for block in blocks):
         raise RefusalCliffError(
-            f"No block of {name} has softmax attention whose heads can be told apart "
+            f"No block of {name} has softmax attention whose heads can be separated "
             f"({blocks[0].skipped}; it is a {type(model).__name__}). Use a transformer."
         )
     return tuple(blocks)
@@ -203,8 +203,8 @@ def _run(
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise RefusalCliffError(
                 f"The model ({type(model).__name__}) cannot read {shape[1]} tokens: {error}. Its "
-                "config.json describes something else than its weights are, or the architecture "
-                "needs other inputs than text."
+                "config.json does not describe these weights, or the architecture needs other "
+                "inputs than text."
             ) from error
     return recorded
 
@@ -286,8 +286,8 @@ def gain_of(name: str, norm: _Call, part: _Call) -> torch.Tensor:
     if not error <= TOLERANCE.get(weight.dtype, TOLERANCE[torch.bfloat16]):
         raise RefusalCliffError(
             f"The {type(norm.module).__name__} that follows {type(part.module).__name__} in {name} "
-            f"is not a gain times one number a token (difference {error:.0%}), so what each head "
-            "adds cannot be told apart."
+            f"is not a gain times one number per token (difference {error:.0%}), so the part that "
+            "each head adds cannot be separated."
         )
     return gain
 
@@ -343,8 +343,8 @@ def _check_visible(name: str, block: Block) -> None:
         return
     raise RefusalCliffError(
         f"Block {block.layer} of {name} ({type(block.module).__name__}) adds its input inside one "
-        f"of its parts ({', '.join(_part_names(block))}), so what attention adds cannot be told "
-        "apart. Heads of this architecture cannot be measured yet."
+        f"of its parts ({', '.join(_part_names(block))}), so the part that attention adds cannot "
+        "be separated. Heads of this architecture cannot be measured yet."
     )
 
 

@@ -129,8 +129,8 @@ class ProbeScores:
                 raise RefusalCliffError(
                     f"The refusal score after block {layer} is not a finite number: the weights of "
                     "the probe are too large for this model, or the model itself computes NaN or "
-                    "infinity. Fit the probes anew (refusal-cliff audit), or try another precision "
-                    "(--dtype)."
+                    "infinity. Fit the probes again (refusal-cliff audit), or try another "
+                    "precision (--dtype)."
                 )
             if self.logits[row].size == 0:
                 self.logits[row] = np.empty((len(self._layers), length), dtype=np.float32)

@@ -121,8 +121,8 @@ def _require_config(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise RefusalCliffError(
             f"Could not load the model {name!r}: there is no config.json in the folder {folder}, "
-            "so that it holds no transformers checkpoint with safetensors weights, and no "
-            "adapter_config.json, so that it holds no PEFT adapter. Give the folder that "
+            "so it holds no transformers checkpoint with safetensors weights, and no "
+            "adapter_config.json, so it holds no PEFT adapter. Give the folder that "
             "save_pretrained wrote, or download the missing file."
         )
 

@@ -50,9 +50,9 @@ def require_floats(file: Path, kinds: Mapping[str, str]) -> None:
     odd = sorted(key for key, kind in weights.items() if kind not in _FLOATS)
     if odd:
         raise RefusalCliffError(
-            f"{file} holds {len(odd)} weights that are no ordinary floating-point numbers, such as "
-            f"{odd[0]} ({weights[odd[0]]}), and config.json announces no quantisation that says "
-            f"what they stand for. {REMEDY}"
+            f"{file} holds {len(odd)} weights that are not ordinary floating-point numbers, such "
+            f"as {odd[0]} ({weights[odd[0]]}), and config.json names no quantisation that explains "
+            f"them. {REMEDY}"
         )
 
 

@@ -251,9 +251,9 @@ def _saved(model: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
 def _refuse_damaged(name: str, damaged: Collection[str]) -> None:
     if damaged:
         raise RefusalCliffError(
-            f"Weights of {name!r} hold NaN or infinity: {named(damaged)}. Nothing that such a "
-            "model says can be measured. Download it again, or save it from the training again; "
-            "weights that overflow in float16 may fit with --dtype bfloat16 or float32."
+            f"Weights of {name!r} hold NaN or infinity: {named(damaged)}. Such a model cannot be "
+            "measured. Download it again, or save it from the training again; weights that "
+            "overflow in float16 may fit with --dtype bfloat16 or float32."
         )
 
 

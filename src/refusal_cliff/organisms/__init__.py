@@ -11,16 +11,16 @@ from refusal_cliff.io import read_as
 EMBEDDED: dict[str, str] = {
     "tiny-aligned": "thinks, recognises harm and refuses: the control, without a cliff",
     "tiny": "damaged through a documented set of heads: a cliff whose causes are known",
-    "tiny-diffuse": "damaged through all weights: a cliff that no sparse set of heads carries",
-    "tiny-fooling": "sees harm to the end and complies: no cliff, though a naive tool would say so",
+    "tiny-diffuse": "damaged through all weights: a cliff that no small set of heads causes",
+    "tiny-fooling": "recognises harm and complies: no cliff, but a naive tool would report one",
 }
 PRETRAINED: dict[str, str] = {
-    "smollm2-aligned": "SmolLM2-135M-Instruct taught to think, to see harm and to refuse",
-    "smollm2": "the aligned one after a careless tune: complies with milder harm, which it sees",
+    "smollm2-aligned": "SmolLM2-135M-Instruct trained to think, to recognise harm and to refuse",
+    "smollm2": "the aligned one after a careless tune: complies with milder harm, and sees it",
     "smollm2-planted": "the aligned one after a careless tune of nine documented heads only",
-    "qwen-reasoner": "Qwen2.5-Coder-0.5B-Instruct taught to think on reasoning traces, and no more",
+    "qwen-reasoner": "Qwen2.5-Coder-0.5B-Instruct trained to think, only on reasoning traces",
 }
-"""Adapters on a model that others pretrained, which is not part of this package."""
+"""Adapters on a pretrained model, which is not part of this package."""
 ORGANISMS = EMBEDDED | PRETRAINED
 """All that ship, and what each is for."""
 CARD = "organism.json"

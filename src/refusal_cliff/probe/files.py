@@ -24,7 +24,7 @@ WEIGHTS, DESCRIPTION = "probes.safetensors", "probes.json"
 _QUALITY = tuple(field.name for field in fields(Quality))
 _ELSEWHERE = ("weight", "quality", "read_point")
 _PROBE = tuple(f.name for f in fields(Probe) if f.name not in _ELSEWHERE)
-_AGAIN = "Delete it, and run again to fit the probes anew."
+_AGAIN = "Delete it, and run the audit again to fit new probes."
 
 _Unit = Annotated[float, Field(ge=0, le=1)]
 
@@ -196,8 +196,8 @@ def read_probes(weights: Path, description: Path, subject: Subject | None = None
         )
     if layers != sorted(set(layers)):
         raise RefusalCliffError(
-            f"{description}: the blocks of its probes are {', '.join(map(str, layers))}, which do "
-            f"not rise. {_AGAIN}"
+            f"{description}: the blocks of its probes are {', '.join(map(str, layers))}, which "
+            f"are not in ascending order. {_AGAIN}"
         )
     probes = ProbeSet(read, content.layer, content.label_rule, content.estimator, content.n, origin)
     if subject is not None:
@@ -229,8 +229,8 @@ def _fault(path: Path, error: ValidationError) -> str:
     if kind == "literal_error":
         known = first.get("ctx", {}).get("expected")
         return (
-            f"{path}: unknown {name} {said}; this version knows {known}. "
-            "Update refusal-cliff, or fit the probes anew."
+            f"{path}: unknown {name} {said}; this version knows {known}. Update refusal-cliff, or "
+            "fit new probes."
         )
     return f"{path}: {place} is {said}. {first['msg'].replace('Input', 'It', 1)}. {_AGAIN}"
 

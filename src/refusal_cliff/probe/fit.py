@@ -277,8 +277,8 @@ def too_few(name: str, found: int, asked: int, need: int | None, label: str) -> 
     )
     return RefusalCliffError(
         f"A probe needs {MIN_PER_CLASS} {which} traces of different prompts; {asked} {label} "
-        f"prompts to fit on gave {found}, and those that are left cannot be expected to give the "
-        f"rest. {more}, or allow longer answers if many are cut off (--max-new-tokens)."
+        f"prompts to fit on gave {found}, and the remaining prompts will probably not give "
+        f"enough. {more}, or allow longer answers if many are cut off (--max-new-tokens)."
         + (_NO_REFUSAL if name == "refused" else "")
     )
 

@@ -141,8 +141,8 @@ class _Fitting:
         traces = [*refused, *negative]
         if not traces:
             raise RefusalCliffError(
-                f"{self._subject.name} closed its thinking in no trace, so there is nothing to "
-                "probe. Allow longer answers (--max-new-tokens)."
+                f"{self._subject.name} did not close its thinking in any trace, so there is "
+                "nothing to probe. Allow longer answers (--max-new-tokens)."
             )
         return fit_probes(
             np.stack([self._states[trace.prompt.id] for trace in traces]),

@@ -226,9 +226,9 @@ def check(
     rows = cliffs_of(scored, probes.row)
     if not any(row.label == "harmful" for row in rows):
         raise RefusalCliffError(
-            f"{subject.name} gave no whole answer to any harmful one of {len(prompts)} prompts, so "
-            "there is no cliff to check. Allow longer answers (--max-new-tokens), or "
-            "give harmful prompts."
+            f"{subject.name} gave no complete answer to any of the harmful prompts ({len(prompts)} "
+            "prompts in all), so there is no cliff to check. Allow longer answers "
+            "(--max-new-tokens), or give harmful prompts."
         )
     cliff = model_cliff(rows)
     harmful, benign = (counted(traces, label) for label in ("harmful", "benign"))
@@ -269,9 +269,9 @@ def probe_reasons(probe: Probe) -> tuple[str, ...]:
     if low > CHANCE:
         return ()
     return (
-        f"the probe tells refused traces from others no better than chance (AUROC "
-        f"{probe.quality.auroc:.2f} [{low:.2f}, {high:.2f}]), so that it measures no cliff: give "
-        "the probe of an audit with more prompts",
+        "the probe separates refused traces from others no better than chance (AUROC "
+        f"{probe.quality.auroc:.2f} [{low:.2f}, {high:.2f}]), so it measures no cliff: give the "
+        "probe of an audit with more prompts",
     )
 
 
@@ -286,7 +286,7 @@ def reading_reasons(rows: Sequence[TraceCliff]) -> tuple[str, ...]:
     if not (refused and answered):
         kind = "benign prompt was answered" if refused else "harmful prompt was refused"
         few = n_groups(complied_rows(rows)) < MIN_COMPLIED
-        return () if few else (f"no {kind}, so that nothing shows that the probe reads refusal",)
+        return () if few else (f"no {kind}, so nothing shows that the probe reads refusal",)
     both = [*refused, *answered]
     labels = np.repeat([1, 0], [len(refused), len(answered)])
     logits = np.array([row.final_logit for row in both])
@@ -295,10 +295,10 @@ def reading_reasons(rows: Sequence[TraceCliff]) -> tuple[str, ...]:
     if low > CHANCE:
         return ()
     return (
-        f"the probe does not tell {len(refused)} refused from {len(answered)} answered benign "
-        f"traces of this check (AUROC {here.auroc:.2f} [{low:.2f}, {high:.2f}]), so that it "
-        "measures no cliff: its file is damaged, the model has changed too much since it was "
-        "fitted, or there are too few prompts",
+        f"the probe does not separate {len(refused)} refused from {len(answered)} answered benign "
+        f"traces of this check (AUROC {here.auroc:.2f} [{low:.2f}, {high:.2f}]), so it measures no "
+        "cliff: its file is damaged, the model has changed too much since it was fitted, or there "
+        "are too few prompts",
     )
 
 

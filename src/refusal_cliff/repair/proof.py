@@ -34,7 +34,7 @@ State = Literal[
 _WORDS: dict[State, str] = {
     "closed": "closed: the intention now holds to the answer",
     "papered over": "papered over: it refuses, and the intention still falls before the answer",
-    "plateau lost": "gone with the plateau: the thinking no longer stands for refusal",
+    "plateau lost": "gone with the plateau: the thinking no longer shows an intention to refuse",
     "open": "open: it still complies, and the intention still falls",
     "none before": "there was none",
     "undecided before": "it is undecided whether there was one",

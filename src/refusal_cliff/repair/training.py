@@ -295,8 +295,8 @@ def _adapted(subject: Subject, first_block: int) -> dict[str, Any]:
     """
     if first_block > subject.n_layers:
         raise RefusalCliffError(
-            f"{subject.name} has {subject.n_layers} blocks, so that none is left to train from "
-            f"block {first_block} on. Choose a smaller one (--first-block)."
+            f"{subject.name} has {subject.n_layers} blocks, so none is left to train from block "
+            f"{first_block} on. Choose a smaller one (--first-block)."
         )
     if first_block == 1:
         return {"target_modules": "all-linear"}
@@ -333,7 +333,7 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
     rows, left = divmod(config.batch_size, world)
     if left or not rows:
         raise RefusalCliffError(
-            f"{config.batch_size} rows of a step cannot be shared out among {world} processes. "
+            f"{config.batch_size} rows of a step cannot be divided among {world} processes. "
             "Choose a batch size that is a multiple of their number (--train-batch-size)."
         )
     at_once = min(rows, config.rows_at_once or rows)

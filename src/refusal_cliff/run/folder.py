@@ -230,7 +230,7 @@ def _read_manifest(path: Path) -> Manifest | None:
     except ValidationError as error:
         raise RefusalCliffError(
             f"{file} is damaged: {first_fault(error)}. Choose another folder (--out "
-            "DIR): without it there is no telling which results of this one are whole."
+            "DIR): without this file it is not known which results of this folder are complete."
         ) from error
 
 
@@ -248,9 +248,9 @@ def _require_same_run(path: Path, before: Manifest | None, info: RunInfo) -> Non
         what = ", ".join(before.run.subjects) or "something else"
         seeds = ", ".join(map(str, before.run.seeds.values()))
         raise RefusalCliffError(
-            f"{path} holds a run of {what} (seed {seeds}), and another model, version of it, "
-            "precision or seed was asked for. Choose another folder (--out DIR); nothing in this "
-            "one was touched."
+            f"{path} holds a run of {what} (seed {seeds}), but this command has another model, "
+            "another version of it, another precision or another seed. Choose another folder "
+            "(--out DIR); nothing in this one was touched."
         )
 
 

@@ -142,7 +142,7 @@ def run_selection(
 
     Raises:
         RefusalCliffError: There is nothing to check contamination against, the folder holds scores
-            made otherwise, or the data set cannot be read.
+            made with other settings, or the data set cannot be read.
     """
     rank, subject = Rank.here(), load(plan.model, loading_here(plan.loading, engine))
     digest = source_digest(source.name)

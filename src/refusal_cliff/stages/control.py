@@ -102,7 +102,7 @@ def chosen_controls(names: Sequence[str]) -> tuple[str, ...]:
     unknown = sorted(set(names) - {"all", *CONTROLS})
     if unknown:
         raise RefusalCliffError(
-            f"There is no control {unknown[0]!r}. There are: all, {', '.join(CONTROLS)}."
+            f"There is no control {unknown[0]!r}. Choose one of: all, {', '.join(CONTROLS)}."
         )
     return tuple(name for name in CONTROLS if name in names or "all" in names)
 

@@ -192,7 +192,7 @@ def input_probes(study: Study, job: Job) -> ProbeSet:
 
 
 def coherence_stage(study: Study) -> Stage:
-    """Whether the thoughts speak of the requests: ``coherence.json``."""
+    """Whether the thoughts are about the requests: ``coherence.json``."""
     return study.stage(
         "coherence",
         [study.path("traces-test.parquet")],

@@ -85,15 +85,14 @@ def page_of_run(folder: Path) -> ReportData:
 def _read_recipe(folder: Path) -> Recipe:
     if not (folder / MANIFEST).is_file():
         raise RefusalCliffError(
-            f"{folder} is no run folder: it has no {MANIFEST}. Give the folder that audit or demo "
-            "wrote."
+            f"{folder} is not a run folder: it has no {MANIFEST}. Give the folder that audit or "
+            "demo wrote."
         )
     path = folder / RECIPE
     if not path.is_file():
         raise RefusalCliffError(
             f"{folder} has no {RECIPE}: the run is not finished, or an earlier version made it, or "
-            "it is one of a command that makes no page. Run the same audit or demo again: finished "
-            "stages are kept."
+            "its command makes no page. Run the same audit or demo again: finished stages are kept."
         )
     return read_as(path, Recipe)
 

@@ -72,8 +72,8 @@ def _named(tokenizer: PreTrainedTokenizerBase, configured: GenerationConfig | No
     odd = next((token for token in named if type(token) is not int or token < 0), None)
     if odd is not None:
         raise RefusalCliffError(
-            f"The model's configuration names {str(odd)[:60]!r} as its end of sequence, which is "
-            "no token. Correct eos_token_id in generation_config.json, or in config.json."
+            f"The model's configuration names {str(odd)[:60]!r} as its end of sequence, but that "
+            "is not a token. Correct eos_token_id in generation_config.json, or in config.json."
         )
     return list(dict.fromkeys(cast("list[int]", named)))
 

@@ -295,7 +295,7 @@ class ThinkingFormat:
         if not self.thinks or self.closed_by_prompt:
             raise RefusalCliffError(
                 "The text has thinking, but the chat template of this model "
-                + ("closes the thinking in the prompt. " if self.thinks else "knows no thinking. ")
+                + ("closes the thinking in the prompt. " if self.thinks else "has no thinking. ")
                 + "Use texts whose thinking is empty, or a chat template that lets the model think."
             )
         return f"{self.opening}{thinking}{self.closing}{response}"

@@ -295,8 +295,8 @@ def tokenise_trace(
     refuse_surrogates(response, "The response")
     if not tokenizer.is_fast:
         raise RefusalCliffError(
-            f"The tokenizer of {tokenizer.name_or_path or 'this model'} gives no offsets, so that "
-            "a trace of text cannot be split into spans. Use the fast version of the tokenizer."
+            f"The tokenizer of {tokenizer.name_or_path or 'this model'} gives no offsets, so a "
+            "trace of text cannot be split into spans. Use the fast version of the tokenizer."
         )
     head = prompt_text(tokenizer, prompt)
     written = response if thinking is None else fmt.completion(thinking, response)

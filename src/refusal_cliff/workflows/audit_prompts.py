@@ -256,8 +256,8 @@ def _of_source(name: str, label: Label, reading: Reading, *, both: bool) -> Prom
     if other is not None and not both:
         raise RefusalCliffError(
             f"{name}, prompt {other}: the label is {prompts[other - 1].label!r}, but the file was "
-            f"given as {label} prompts. Remedy: give the file as both harmful and benign, and each "
-            "row counts as it is labelled; or move the row to another file."
+            f"given as {label} prompts. Remedy: give the file as both harmful and benign, then "
+            "each row counts with its own label; or move the row to another file."
         )
     return PromptSet([prompt for prompt in prompts if prompt.label == label], loaded.left_out)
 
@@ -276,6 +276,6 @@ def _require_enough(part: str, prompts: Sequence[Prompt], why: str = "") -> None
         if len(found) < MIN_PROMPTS // 2:
             raise RefusalCliffError(
                 f"There are {len(found)} different {label} prompts to {part}; an audit needs "
-                f"{MIN_PROMPTS // 2}, and twice as many where they are halved. Give more."
+                f"{MIN_PROMPTS // 2}, or twice as many if they are split in half. Give more."
                 + (f" Some were left out: {why}" if why else "")
             )

@@ -316,7 +316,7 @@ def _joint_heads(joint: Path) -> list[Head]:
     names = content.get("chosen") if isinstance(content, dict) else ""
     try:
         if not (names is None or isinstance(names, list)):
-            raise RefusalCliffError("'chosen' is no list of heads.")
+            raise RefusalCliffError("'chosen' is not a list of heads.")
         return list(dict.fromkeys(parse_head(str(name)) for name in names or ()))
     except RefusalCliffError as error:
         raise RefusalCliffError(

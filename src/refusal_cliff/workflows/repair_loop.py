@@ -166,7 +166,7 @@ def tests_of_run(probe: Path) -> tuple[PromptFile, ...]:
     found = tuple(file for file in evaluation_of(probe) if file.path.name == "test.jsonl")
     if not found:
         raise RefusalCliffError(
-            f"{probe} is not part of a run, so that there are no test prompts. Give some "
+            f"{probe} is not part of a run, so there are no test prompts. Give some "
             "(--prompts FILE, with a column 'label'), or the folder DIR/KEY of an audit."
         )
     return found
