@@ -7,7 +7,8 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -53,26 +54,20 @@ OPTIONS = {
 }
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own; the last line says what heavy was imported."""
-    code = (
-        "import sys\nfrom refusal_cliff.cli import app\n"
-        "try: app(sys.argv[1:])\n"
-        f"finally: print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
-    )
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+def fill(folder: Path) -> Path:
+    for name in ("harmful.jsonl", "benign.jsonl", "heads.parquet", "traces.jsonl"):
+        (folder / name).write_text("")
+    (folder / "probe").mkdir()
+    (folder / "probe/probes.json").write_text("{}")
+    (folder / "scores").mkdir()
+    (folder / "scores/trace.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("harmful.jsonl", "benign.jsonl", "heads.parquet", "traces.jsonl"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "probe").mkdir()
-    (tmp_path / "probe/probes.json").write_text("{}")
-    (tmp_path / "scores").mkdir()
-    (tmp_path / "scores/trace.json").write_text("{}")
-    return tmp_path
+    return fill(tmp_path)
 
 
 AUDIT = "audit --model tiny --harmful harmful.jsonl --benign benign.jsonl --out run"
@@ -152,38 +147,64 @@ def test_a_typing_error_is_answered_by_name(command: str, said: str, folder: Pat
     assert not (folder / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        f"{AUDIT} --harmful nope.jsonl",
-        f"{AUDIT} --preset papr",
-        f"{AUDIT} --model tinny",
-        "audit --model tiny --out run",
-        f"{AUDIT} --judge rubric",
-        f"{AUDIT} --device gpu",
-        f"{AUDIT} --fit-on harmfull.jsonl",
-        pytest.param(
-            f"{GENERATE} --device cuda",
-            marks=pytest.mark.skipif(bool(cuda or hip), reason="PyTorch is built for a GPU"),
-        ),
-        f"{TRACE} --column foo=bar",
-        f"{GENERATE} --endpoint nowhere",
-        f"{CHECK} --allow clif",
-        *(f"{line} --out ." for line in (GENERATE, AUDIT, CHECK, SELECT, TRAIN, REPAIR, TRACE)),
-        "ablate --model tiny --heads heads.parquet --export adapter .",
-        "evaluate --traces traces.jsonl --out heads.parquet",
-        *(f"{line} --judge lama-guard-3" for line in (GENERATE, AUDIT, CHECK, SELECT, REPAIR)),
-        f"{CHECK} --judge-error no.json",
-        f"{CHECK} --max-cliff nan",
-        f"{TRAIN} --lr inf",
-        "evaluate --traces nope.jsonl",
-        *(f"{name} --help" for name in COMMANDS),
-    ],
+LIGHT = (
+    f"{AUDIT} --harmful nope.jsonl",
+    f"{AUDIT} --preset papr",
+    f"{AUDIT} --model tinny",
+    "audit --model tiny --out run",
+    f"{AUDIT} --judge rubric",
+    f"{AUDIT} --device gpu",
+    f"{AUDIT} --fit-on harmfull.jsonl",
+    *([] if cuda or hip else [f"{GENERATE} --device cuda"]),
+    f"{TRACE} --column foo=bar",
+    f"{GENERATE} --endpoint nowhere",
+    f"{CHECK} --allow clif",
+    *(f"{line} --out ." for line in (GENERATE, AUDIT, CHECK, SELECT, TRAIN, REPAIR, TRACE)),
+    "ablate --model tiny --heads heads.parquet --export adapter .",
+    "evaluate --traces traces.jsonl --out heads.parquet",
+    *(f"{line} --judge lama-guard-3" for line in (GENERATE, AUDIT, CHECK, SELECT, REPAIR)),
+    f"{CHECK} --judge-error no.json",
+    f"{CHECK} --max-cliff nan",
+    f"{TRAIN} --lr inf",
+    "evaluate --traces nope.jsonl",
+    *(f"{name} --help" for name in COMMANDS),
 )
-def test_nothing_heavy_is_imported_for_it(command: str, folder: Path) -> None:
-    result = run(*command.split())
-    assert result.stdout.splitlines()[-1] == "HEAVY []", result.stderr
-    assert "Traceback" not in result.stderr
+"""What is answered before anything heavy is imported."""
+
+
+def answers_of_one_process(lines: Sequence[str], folder: Path) -> dict[str, tuple[int, Any, str]]:
+    """Exit status, heavy modules that it imported and error of each command line."""
+    code = (
+        "import json, sys\nfrom typer.testing import CliRunner\n"
+        "from refusal_cliff.cli import app\n"
+        "before = set()\n"
+        "for line in sys.argv[1:]:\n"
+        "    done = CliRunner().invoke(app, line.split())\n"
+        f"    heavy = [m for m in {HEAVY} if m in sys.modules and m not in before]\n"
+        "    before.update(heavy)\n"
+        "    print(json.dumps([line, done.exit_code, heavy, done.stderr]))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, *lines], cwd=folder, capture_output=True, text=True
+    )
+    rows = [json.loads(text) for text in said.stdout.splitlines()]
+    assert [row[0] for row in rows] == list(lines), said.stderr
+    return {line: (status, heavy, stderr) for line, status, heavy, stderr in rows}
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Any, str]]:
+    return answers_of_one_process(LIGHT, fill(tmp_path_factory.mktemp("light")))
+
+
+@pytest.mark.parametrize("command", LIGHT)
+def test_nothing_heavy_is_imported_for_it(
+    command: str, light: dict[str, tuple[int, Any, str]]
+) -> None:
+    status, heavy, stderr = light[command]
+    assert heavy == []
+    assert status == 0 if command.endswith("--help") else status in (1, 2) and stderr.strip()
+    assert "Traceback" not in stderr
 
 
 WRONG = {
@@ -218,20 +239,9 @@ def test_every_command_refuses_a_wrong_argument_before_anything_heavy(folder: Pa
         line if line.split()[0] == name.split()[0] else f"{name} {line}"
         for name, line in WRONG.items()
     ]
-    code = (
-        "import json, sys\nfrom typer.testing import CliRunner\n"
-        "from refusal_cliff.cli import app\n"
-        "for line in sys.argv[1:]:\n"
-        "    done = CliRunner().invoke(app, line.split())\n"
-        f"    heavy = [m for m in {HEAVY} if m in sys.modules]\n"
-        "    print(json.dumps([line, done.exit_code, heavy, done.stderr]))"
-    )
-    said = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True)
-    for text in said.stdout.splitlines():
-        line, status, heavy, stderr = json.loads(text)
+    for line, (status, heavy, stderr) in answers_of_one_process(lines, folder).items():
         assert status in (1, 2) and stderr.strip() and not heavy, (line, status, heavy, stderr)
         assert "Traceback" not in stderr
-    assert len(said.stdout.splitlines()) == len(lines), said.stderr
     assert not (folder / "run").exists()
 
 
@@ -312,6 +322,7 @@ def test_a_name_that_cannot_be_on_the_hub_is_refused(name: str, folder: Path) ->
             arguments.model(name)
 
 
+@cache
 def named_options() -> list[tuple[str, int, str]]:
     """Options in the texts of the package, docstrings apart."""
     found: list[tuple[str, int, str]] = []
