@@ -32,6 +32,9 @@ class Killable:
             for line in printed:
                 yield line.rstrip("\n")
 
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
     def kill(self) -> None:
         self._process.kill()
 

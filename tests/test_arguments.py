@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
+from answered_light import Answer, answers
 from torch.version import cuda, hip
 from typer.testing import CliRunner
 
@@ -25,7 +23,6 @@ from refusal_cliff.commands.typed import command_line, remember
 from refusal_cliff.errors import RefusalCliffError
 
 ROOT = Path(refusal_cliff.__file__).parent
-HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "numpy", "pyarrow", "datasets")
 FOREIGN = {"--help", "--no-deps", "--local-dir"}  # of typer, of pip, of hf download
 STYLES = {"palette.py", "chart.py"}  # a variable of a style sheet is written like an option
 RAISED_BY = {
@@ -172,35 +169,13 @@ LIGHT = (
 """What is answered before anything heavy is imported."""
 
 
-def answers_of_one_process(lines: Sequence[str], folder: Path) -> dict[str, tuple[int, Any, str]]:
-    """Exit status, heavy modules that it imported and error of each command line."""
-    code = (
-        "import json, sys\nfrom typer.testing import CliRunner\n"
-        "from refusal_cliff.cli import app\n"
-        "before = set()\n"
-        "for line in sys.argv[1:]:\n"
-        "    done = CliRunner().invoke(app, line.split())\n"
-        f"    heavy = [m for m in {HEAVY} if m in sys.modules and m not in before]\n"
-        "    before.update(heavy)\n"
-        "    print(json.dumps([line, done.exit_code, heavy, done.stderr]))"
-    )
-    said = subprocess.run(
-        [sys.executable, "-c", code, *lines], cwd=folder, capture_output=True, text=True
-    )
-    rows = [json.loads(text) for text in said.stdout.splitlines()]
-    assert [row[0] for row in rows] == list(lines), said.stderr
-    return {line: (status, heavy, stderr) for line, status, heavy, stderr in rows}
-
-
 @pytest.fixture(scope="module")
-def light(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, Any, str]]:
-    return answers_of_one_process(LIGHT, fill(tmp_path_factory.mktemp("light")))
+def light(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    return answers("refusal_cliff.cli", LIGHT, fill(tmp_path_factory.mktemp("light")))
 
 
 @pytest.mark.parametrize("command", LIGHT)
-def test_nothing_heavy_is_imported_for_it(
-    command: str, light: dict[str, tuple[int, Any, str]]
-) -> None:
+def test_nothing_heavy_is_imported_for_it(command: str, light: dict[str, Answer]) -> None:
     status, heavy, stderr = light[command]
     assert heavy == []
     assert status == 0 if command.endswith("--help") else status in (1, 2) and stderr.strip()
@@ -239,7 +214,7 @@ def test_every_command_refuses_a_wrong_argument_before_anything_heavy(folder: Pa
         line if line.split()[0] == name.split()[0] else f"{name} {line}"
         for name, line in WRONG.items()
     ]
-    for line, (status, heavy, stderr) in answers_of_one_process(lines, folder).items():
+    for line, (status, heavy, stderr) in answers("refusal_cliff.cli", lines, folder).items():
         assert status in (1, 2) and stderr.strip() and not heavy, (line, status, heavy, stderr)
         assert "Traceback" not in stderr
     assert not (folder / "run").exists()
