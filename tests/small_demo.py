@@ -1,8 +1,7 @@
-"""The demo at a reduced size, as a process that a test can kill: FOLDER is its only argument."""
+"""The demo at a reduced size, for a process that a test can kill."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from refusal_cliff.run.folder import Headline
@@ -37,6 +36,7 @@ class Printer(Silent):
         print("kept", name, flush=True)
 
 
-if __name__ == "__main__":
+def small_demo(folder: Path) -> None:
+    """Run, or continue, the demo in a process of its own, whose fractions it changes."""
     demo.FRACTIONS = FRACTIONS
-    run_demo(Path(sys.argv[1]), 0, None, Printer(), SIZES, workers=2)
+    run_demo(folder, 0, None, Printer(), SIZES, workers=2)

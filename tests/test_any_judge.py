@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import killed_audit
 import pyarrow.parquet as pq
 import pytest
+from killable import whole_output
 from rigged_guards import save_rigged
 from tiny_chat import save_tiny
 from typer.testing import CliRunner
@@ -50,7 +49,7 @@ from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import Spans
 
 KEY = "llama-guard-3"
-SIZES = ("--max-new-tokens", "110", "--batch-size", "64", "--device", "cpu")
+SIZES = ("--max-new-tokens", "110", "--batch-size", "192", "--device", "cpu")
 
 
 def run(*words: str | Path) -> tuple[int, str]:
@@ -307,35 +306,16 @@ def test_an_error_of_another_judge_or_verdict_is_refused(
     assert refusal_error(RulesJudge.name) is not None
 
 
-KILLED = """
-import os, signal, sys
-from refusal_cliff.cli import app
-from refusal_cliff.generate import batches
-written, calls = batches.greedy_tokens, 0
-def bombed(model, ids, *args, **options):
-    global calls
-    calls += 1
-    print("asked", len(ids), flush=True)
-    if calls == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return written(model, ids, *args, **options)
-batches.greedy_tokens = bombed
-app(sys.argv[2:])
-"""
-
-
 def test_a_killed_check_goes_on_where_it_was(audited: Path, tmp_path: Path) -> None:
     write_prompts(tmp_path / "few.jsonl", language.prompts("test", "harmful", 16, 0))
     options = ("--probe", str(audited / "model"), "--prompts", str(tmp_path / "few.jsonl"))
     sizes = ("--max-new-tokens", "110", "--batch-size", "4", "--device", "cpu")
 
-    def check(call: int, out: str) -> tuple[int, list[str], str]:
-        command = ("check", "--model", "tiny", *options, *sizes, "--out", str(tmp_path / out))
-        done = subprocess.run(
-            [sys.executable, "-c", KILLED, str(call), *command], capture_output=True, text=True
-        )
-        asked = re.findall(r"^asked \d+", done.stdout, re.MULTILINE)
-        return done.returncode, asked, done.stdout.partition("Verdict: ")[2]
+    def check(call: int, out: str) -> tuple[int | None, list[str], str]:
+        words = ("check", "--model", "tiny", *options, *sizes, "--out", str(tmp_path / out))
+        code, lines = whole_output(killed_audit.command, call, *words)
+        asked = [line for line in lines if line.startswith("asked ")]
+        return code, asked, "\n".join(lines).partition("Verdict: ")[2]
 
     code, whole, said = check(0, "whole")
     assert code == 3 and len(whole) > 3

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from report_example import example_summary
 
 import refusal_cliff as rc
+from refusal_cliff.api import steps
 from refusal_cliff.api.answers import Traces
 from refusal_cliff.api.results import Cliff, Selection
 from refusal_cliff.api.runs import NEEDED
@@ -26,7 +27,9 @@ from refusal_cliff.cliff.measure import read_measured, write_measured
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.findings.summary import write_summary
 from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.generate import generate
 from refusal_cliff.heads import find
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.report.chart import Chart
 from refusal_cliff.report.reader import page_script
 
@@ -52,6 +55,12 @@ def shown(source: str, names: dict[str, Any]) -> Any:
     return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
 
 
+def in_one_batch(
+    model: Subject, prompts: Sequence[rc.Prompt], config: rc.GenerationConfig, **options: Any
+) -> list[rc.Trace]:
+    return generate(model, prompts, replace(config, batch_size=80), **options)
+
+
 @pytest.fixture(scope="module")
 def walk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """All names of the README's example, which is run as it stands."""
@@ -59,6 +68,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     names: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("readme"))
+        patch.setattr(steps, "generate", in_one_batch)
         exec(compile(example, "README.md", "exec"), names)
         names["drawn"] = Path("cliff.svg").read_text(encoding="utf-8")
     return names
@@ -130,8 +140,21 @@ def test_the_readme_leads_to_the_verdict_and_the_effect(walk: dict[str, Any]) ->
 
 
 def test_the_notebook_runs_and_shows_itself(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    walk: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    """It asks what the README's example asks, whose answers it is given."""
+    known = iter([walk[name] for name in ("fitting", "traces", "without")])
+
+    def told(
+        model: Subject, prompts: Sequence[rc.Prompt], config: rc.GenerationConfig, **options: Any
+    ) -> list[rc.Trace]:
+        traces = next(known, None)
+        if traces is None:
+            return generate(model, prompts, config, **options)
+        assert [trace.prompt for trace in traces] == list(prompts)
+        return list(traces)
+
+    monkeypatch.setattr(steps, "generate", told)
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((ROOT / "docs/howto/notebook.ipynb").read_text(encoding="utf-8"))
     names: dict[str, Any] = {}
@@ -143,6 +166,7 @@ def test_the_notebook_runs_and_shows_itself(
     }
     assert all("<svg" in view._repr_html_() for view in views)
     assert len(names["chosen"].examples) == 4
+    assert names["heads"].chosen == walk["heads"].chosen  # or their answers would be others
 
 
 def test_every_result_has_words_a_table_and_a_chart(walk: dict[str, Any]) -> None:
@@ -183,8 +207,6 @@ def test_probes_of_another_model_are_refused(walk: dict[str, Any]) -> None:
 
 
 def test_ablated_context_answers_as_rows_with_heads_out(walk: dict[str, Any]) -> None:
-    from refusal_cliff.generate import generate
-
     prompts = [trace.prompt for trace in walk["traces"]][:6]
     heads = walk["heads"].chosen
     rows = generate(walk["model"], prompts, BATCH, row_heads=[heads] * len(prompts))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
 import typer
+from answered_light import Answer, answers
 from torch.version import cuda, hip
 from typer.testing import CliRunner
 
@@ -24,7 +23,6 @@ from refusal_cliff.commands.grouped import command_line, remember
 from refusal_cliff.errors import RefusalCliffError
 
 ROOT = Path(refusal_cliff.__file__).parent
-HEAVY = ("torch", "transformers", "sklearn", "scipy", "pandas", "numpy", "pyarrow", "datasets")
 FOREIGN = {"--help", "--no-deps", "--local-dir"}  # of typer, of pip, of hf download
 STYLES = {"palette.py", "chart.py"}  # a variable of a style sheet is written like an option
 RAISED_BY = {
@@ -53,26 +51,20 @@ OPTIONS = {
 }
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own; the last line says what heavy was imported."""
-    code = (
-        "import sys\nfrom refusal_cliff.cli import app\n"
-        "try: app(sys.argv[1:])\n"
-        f"finally: print('HEAVY', [m for m in {HEAVY} if m in sys.modules])"
-    )
-    return subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+def fill(folder: Path) -> Path:
+    for name in ("harmful.jsonl", "benign.jsonl", "heads.parquet", "traces.jsonl"):
+        (folder / name).write_text("")
+    (folder / "probe").mkdir()
+    (folder / "probe/probes.json").write_text("{}")
+    (folder / "scores").mkdir()
+    (folder / "scores/trace.json").write_text("{}")
+    return folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("harmful.jsonl", "benign.jsonl", "heads.parquet", "traces.jsonl"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "probe").mkdir()
-    (tmp_path / "probe/probes.json").write_text("{}")
-    (tmp_path / "scores").mkdir()
-    (tmp_path / "scores/trace.json").write_text("{}")
-    return tmp_path
+    return fill(tmp_path)
 
 
 AUDIT = "audit --model tiny --harmful harmful.jsonl --benign benign.jsonl --out run"
@@ -156,40 +148,44 @@ def test_a_typing_error_is_answered_by_name(command: str, said: str, folder: Pat
     assert not (folder / "run").exists()
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        f"{AUDIT} --harmful nope.jsonl",
-        f"{AUDIT} --preset papr",
-        f"{AUDIT} --model tinny",
-        "audit --model tiny --out run",
-        f"{AUDIT} --judge rubric",
-        f"{AUDIT} --device gpu",
-        f"{AUDIT} --fit-on harmfull.jsonl",
-        pytest.param(
-            f"{GENERATE} --device cuda",
-            marks=pytest.mark.skipif(bool(cuda or hip), reason="PyTorch is built for a GPU"),
-        ),
-        f"{TRACE} --column foo=bar",
-        f"{GENERATE} --endpoint nowhere",
-        f"{CHECK} --allow clif",
-        *(f"{line} --out ." for line in (GENERATE, AUDIT, CHECK, SELECT, TRAIN, REPAIR, TRACE)),
-        "ablate --model tiny --heads heads.parquet --export adapter .",
-        "evaluate --traces traces.jsonl --out heads.parquet",
-        *(f"{line} --judge lama-guard-3" for line in (GENERATE, AUDIT, CHECK, SELECT, REPAIR)),
-        f"{CHECK} --judge-error no.json",
-        f"{CHECK} --max-cliff nan",
-        f"{TRAIN} --lr inf",
-        "evaluate --traces nope.jsonl",
-        "figures probe",
-        "report probe",
-        *(f"{name} --help" for name in COMMANDS),
-    ],
+LIGHT = (
+    f"{AUDIT} --harmful nope.jsonl",
+    f"{AUDIT} --preset papr",
+    f"{AUDIT} --model tinny",
+    "audit --model tiny --out run",
+    f"{AUDIT} --judge rubric",
+    f"{AUDIT} --device gpu",
+    f"{AUDIT} --fit-on harmfull.jsonl",
+    *([] if cuda or hip else [f"{GENERATE} --device cuda"]),
+    f"{TRACE} --column foo=bar",
+    f"{GENERATE} --endpoint nowhere",
+    f"{CHECK} --allow clif",
+    *(f"{line} --out ." for line in (GENERATE, AUDIT, CHECK, SELECT, TRAIN, REPAIR, TRACE)),
+    "ablate --model tiny --heads heads.parquet --export adapter .",
+    "evaluate --traces traces.jsonl --out heads.parquet",
+    *(f"{line} --judge lama-guard-3" for line in (GENERATE, AUDIT, CHECK, SELECT, REPAIR)),
+    f"{CHECK} --judge-error no.json",
+    f"{CHECK} --max-cliff nan",
+    f"{TRAIN} --lr inf",
+    "evaluate --traces nope.jsonl",
+    "figures probe",
+    "report probe",
+    *(f"{name} --help" for name in COMMANDS),
 )
-def test_nothing_heavy_is_imported_for_it(command: str, folder: Path) -> None:
-    result = run(*command.split())
-    assert result.stdout.splitlines()[-1] == "HEAVY []", result.stderr
-    assert "Traceback" not in result.stderr
+"""What is answered before anything heavy is imported."""
+
+
+@pytest.fixture(scope="module")
+def light(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    return answers("refusal_cliff.cli", LIGHT, fill(tmp_path_factory.mktemp("light")))
+
+
+@pytest.mark.parametrize("command", LIGHT)
+def test_nothing_heavy_is_imported_for_it(command: str, light: dict[str, Answer]) -> None:
+    status, heavy, stderr = light[command]
+    assert heavy == []
+    assert status == 0 if command.endswith("--help") else status in (1, 2) and stderr.strip()
+    assert "Traceback" not in stderr
 
 
 WRONG = {
@@ -224,20 +220,9 @@ def test_every_command_refuses_a_wrong_argument_before_anything_heavy(folder: Pa
         line if line.split()[0] == name.split()[0] else f"{name} {line}"
         for name, line in WRONG.items()
     ]
-    code = (
-        "import json, sys\nfrom typer.testing import CliRunner\n"
-        "from refusal_cliff.cli import app\n"
-        "for line in sys.argv[1:]:\n"
-        "    done = CliRunner().invoke(app, line.split())\n"
-        f"    heavy = [m for m in {HEAVY} if m in sys.modules]\n"
-        "    print(json.dumps([line, done.exit_code, heavy, done.stderr]))"
-    )
-    said = subprocess.run([sys.executable, "-c", code, *lines], capture_output=True, text=True)
-    for text in said.stdout.splitlines():
-        line, status, heavy, stderr = json.loads(text)
+    for line, (status, heavy, stderr) in answers("refusal_cliff.cli", lines, folder).items():
         assert status in (1, 2) and stderr.strip() and not heavy, (line, status, heavy, stderr)
         assert "Traceback" not in stderr
-    assert len(said.stdout.splitlines()) == len(lines), said.stderr
     assert not (folder / "run").exists()
 
 
@@ -316,6 +301,7 @@ def test_a_name_that_cannot_be_on_the_hub_is_refused(name: str, folder: Path) ->
             arguments.model(name)
 
 
+@cache
 def named_options() -> list[tuple[str, int, str]]:
     """Options in the texts of the package, docstrings apart."""
     found: list[tuple[str, int, str]] = []

@@ -52,7 +52,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 def audit(model: str, files: tuple[Path, Path], out: Path, *more: str) -> tuple[int, str]:
     harmful, benign = map(str, files)
     arguments = ["audit", "--model", model, "--harmful", harmful, "--benign", benign]
-    arguments += ["--out", str(out), "--max-new-tokens", "160", "--batch-size", "64"]
+    arguments += ["--out", str(out), "--max-new-tokens", "160", "--batch-size", "128"]
     result = CliRunner().invoke(app, [*arguments, "--device", "cpu", *more])
     return result.exit_code, " ".join(result.output.split())
 

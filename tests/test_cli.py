@@ -240,7 +240,7 @@ def test_an_interrupt_is_answered_in_words_from_the_first_import_on(
         "sys.modules['refusal_cliff.cli'] = types.SimpleNamespace(app=app)\nmain()\n"
     )
     program = [sys.executable, str(tmp_path / "program.py")]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=600)
     assert done.returncode == 130, done.stderr
     assert done.stderr.startswith("Error: Interrupted. Run the same command again")
     assert done.stderr.count("\n") == 1

@@ -3,57 +3,48 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from killable import Killable
+from small_demo import small_demo
 
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
+from refusal_cliff.stages.report import SUMMARY
+from refusal_cliff.workflows.demo import MAIN
 
-SCRIPT = Path(__file__).parent / "small_demo.py"
-KILLED_IN = ("tiny/generate", "tiny/select", "tiny/repair-random", "tiny-diffuse/ablate")
+KILLED_IN = ("tiny/generate", "tiny/select", "tiny/repair-random", "tiny/ablate")
 MOMENT = 0.3
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), str(folder)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
-    )
-
-
-def lines(process: subprocess.Popen[str]) -> Iterator[tuple[str, str]]:
-    assert process.stdout is not None
-    for line in process.stdout:
-        what, _, name = line.strip().partition(" ")
+def events(process: Killable) -> Iterator[tuple[str, str]]:
+    for line in process.lines():
+        what, _, name = line.partition(" ")
         yield what, name
 
 
 def run_and_kill(folder: Path, stage: str) -> set[str]:
     """Kill the run in the middle of a stage; return the stages finished by then."""
     finished: set[str] = set()
-    process = start(folder)
-    for what, name in lines(process):
+    process = Killable(small_demo, folder)
+    for what, name in events(process):
         if what in ("done", "kept"):
             finished.add(name)
         if (what, name) == ("start", stage):
             time.sleep(MOMENT)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             break
     assert process.wait() == -signal.SIGKILL
     return finished
 
 
 def without_times(folder: Path) -> dict[str, object]:
-    content: dict[str, object] = json.loads((folder / "summary.json").read_text())
+    content: dict[str, object] = json.loads((folder / SUMMARY).read_text())
     seconds = content.pop("seconds")
     assert isinstance(seconds, dict)
     return content
@@ -62,14 +53,14 @@ def without_times(folder: Path) -> dict[str, object]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    process = start(folder)
-    assert all(what == "start" or what == "done" for what, _ in lines(process))
+    process = Killable(small_demo, folder)
+    assert all(what in ("start", "done") for what, _ in events(process))
     assert process.wait() == 0
     return folder
 
 
 def test_the_demo_finds_something_to_say(whole: Path) -> None:
-    summary = read_summary(whole / "summary.json")
+    summary = read_summary(whole / SUMMARY)
     assert summary.planted is not None
     assert summary.selection is not None
     assert summary.control is not None
@@ -88,15 +79,18 @@ def test_the_demo_finds_something_to_say(whole: Path) -> None:
 
 
 def test_killed_anywhere_it_ends_with_the_same_summary(whole: Path, tmp_path: Path) -> None:
+    """All of ``tiny`` is made again; the others, whose stages are of the same kinds, stay."""
     folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    shutil.rmtree(folder / MAIN)
+    (folder / SUMMARY).unlink()
     finished: set[str] = set()
     for stage in KILLED_IN:
         finished = run_and_kill(folder, stage)
         assert stage not in finished
-    process = start(folder)
-    events = list(lines(process))
+    process = Killable(small_demo, folder)
+    again = {name for what, name in events(process) if what == "start"}
     assert process.wait() == 0
-    again = {name for what, name in events if what == "start"}
     assert not again & finished, "a finished stage ran again"
     assert without_times(folder) == without_times(whole)
     assert not [path for path in folder.iterdir() if path.name.startswith(".tmp-")]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killable import Killable
 from served import serving, spoiling, transformers_serve
 from tiny_families import linear_probe
+from typer.testing import CliRunner
 
 from refusal_cliff.answers.collect import generate_answers
+from refusal_cliff.cli import app
 from refusal_cliff.cliff.restore import agrees, as_written
 from refusal_cliff.cliff.scores import read_scores, score_traces
 from refusal_cliff.cliff.shards import read_shards, score_source
@@ -121,25 +122,24 @@ def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: 
     file, out = tmp_path / "bench.jsonl", tmp_path / "out"
     write_prompts(file, ASKED)
     options = ["--max-new-tokens", str(MOST), "--concurrency", "1"]
-    command = [
-        *(sys.executable, "-c", "from refusal_cliff.cli import app; app()", "generate"),
-        *("--prompts", str(file), "--endpoint", server, "--model", str(TINY)),
+    words = [
+        *("generate", "--prompts", str(file), "--endpoint", server, "--model", str(TINY)),
         *("--out", str(out), *options),
     ]
-    environment = {**os.environ, "OPENAI_API_KEY": "sk-very-secret"}
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    environment = {"OPENAI_API_KEY": "sk-very-secret"}
+    first = Killable(with_environment, environment, words)
     journal = out / "answers.journal"
-    end = time.monotonic() + 120
-    while lines(journal) < 2 and time.monotonic() < end:
+    while lines(journal) < 2 and first.is_alive():
         time.sleep(0.02)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first.kill()
+    assert first.wait() == -signal.SIGKILL
     before = lines(journal)
     assert 2 <= before < len(ASKED)
     kept = journal.read_bytes()
     with journal.open("ab") as torn:
         torn.write(b'{"id": "half a li')
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    done = CliRunner(env=environment).invoke(app, words)
+    assert done.exit_code == 0, done.output
     assert "attack success" in done.stdout
     assert journal.read_bytes().startswith(kept)
     rows = [json.loads(line) for line in (out / "traces.jsonl").read_text().splitlines()]
@@ -150,7 +150,13 @@ def test_a_killed_run_goes_on_and_asks_every_prompt_once(server: str, tmp_path: 
     rates = json.loads((out / "rates.json").read_text())
     assert rates["outcomes"][0]["attacks"]["n"] == 4  # the one that ends in its thought is benign
     everything = b"".join(path.read_bytes() for path in out.iterdir() if path.is_file())
-    assert b"sk-very-secret" not in everything + done.stdout.encode() + done.stderr.encode()
+    assert b"sk-very-secret" not in everything + done.output.encode()
+
+
+def with_environment(variables: dict[str, str], words: list[str]) -> None:
+    """The command line in a process that has these variables."""
+    os.environ |= variables
+    app(words)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

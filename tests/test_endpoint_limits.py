@@ -228,7 +228,7 @@ def test_a_retry_after_of_anything_is_bounded_and_loses_no_row(
     with serving(Waiting) as address:
         found = generate_answers(backend(address, retries=1), ONE, tmp_path, source="test")
     assert [record.response for record in found.records] == ["Yes."]
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
 
 
 class Dripping(Handler):
@@ -251,7 +251,7 @@ def test_a_drip_ends(tmp_path: Path) -> None:
     with serving(Dripping) as address:
         found = generate_answers(backend(address, timeout=1), ONE, tmp_path, source="test")
     assert "no whole answer within 1 seconds" in found.left_out[0].reason
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.parametrize("packing", [{}, {"Content-Encoding": "gzip"}])

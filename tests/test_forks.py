@@ -21,7 +21,7 @@ from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
 
 pytestmark = pytest.mark.skipif(not CAN_FORK, reason="processes are forked on Linux only")
 INFO = RunInfo(command="toy")
-FOREVER = 60
+FOREVER = 600
 
 
 def stage(name: str, work: object, inputs: tuple[str, ...] = ()) -> Stage:

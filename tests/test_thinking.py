@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import pytest
 import trl
@@ -391,9 +391,9 @@ def test_a_hundred_thousand_tokens_take_about_a_second(name: str, unit: str) -> 
     piece = tokenizer.encode(unit)
     generated = piece * (100_000 // len(piece))
     closing = tokenizer.encode(fmt.closing + "Yes")
-    began = perf_counter()
+    began = process_time()
     spans = split_spans([*head, *generated, *closing], len(head), tokenizer, fmt)
-    assert perf_counter() - began < 5
+    assert process_time() - began < 5
     assert spans is not None
     if fmt.thinks:
         assert decode(([*head, *generated, *closing])[spans.closing :], tokenizer) == "Yes"
@@ -404,8 +404,8 @@ def test_a_hundred_thousand_broken_bytes_around_a_marker_in_several_bytes() -> N
     fmt = ThinkingFormat.from_tokenizer(tokenizer)
     head, closer = render_prompt(tokenizer, "Hi"), tokenizer.encode("◁/think▷")
     broken = tokenizer.encode("é")[:1] * 100_000
-    began = perf_counter()
+    began = process_time()
     spans = split_spans([*head, *broken, *closer], len(head), tokenizer, fmt)
-    assert perf_counter() - began < 5
+    assert process_time() - began < 5
     assert spans is not None
     assert spans.thinking == len(head) + len(broken)

@@ -276,7 +276,7 @@ def test_two_processes_train_what_one_trains(root: Path, adapter: Path, tmp_path
     script.write_text(f"from refusal_cliff.cli import app; app({[*command, '--device', 'cpu']!r})")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [sys.executable, *launch, str(script)], env=environment, capture_output=True, timeout=300
+        [sys.executable, *launch, str(script)], env=environment, capture_output=True, timeout=900
     )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     got, expected = (load_file(folder / WEIGHTS) for folder in (tmp_path / "out", adapter))
