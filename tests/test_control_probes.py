@@ -138,8 +138,8 @@ def test_first_answer_tokens_are_unembedding_rows_times_the_gain_of_the_norm() -
 NONE = "no cliff: 3% of 68 fall"
 
 
-def cells(*values: float | None) -> list[Cell]:
-    return [Cell(value) for value in values]
+def cells(*values: float | None) -> tuple[Cell, ...]:
+    return tuple(Cell(value) for value in values)
 
 
 def test_the_finding_on_directions_is_made_from_the_numbers() -> None:

@@ -234,7 +234,7 @@ def test_numbers_are_those_of_the_data(page: str) -> None:
         assert f"{bar.label}\n{words.percent(bar.value)}" in text
         assert words.percent_interval(bar.interval) in text
     for row in data.findings:
-        assert row.value in text
+        assert row.answer in text
     assert data.heatmap is not None
     score = data.heatmap.scores[6][-1]
     assert score is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 
 Interval = tuple[float, float]
+Floats: TypeAlias = NDArray[np.floating[Any]]
 
 
 def _ordered(interval: Interval) -> Interval:

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from scipy.special import expit
 
 from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.stats import bootstrap_mean
+from refusal_cliff.stats import Floats, bootstrap_mean
 from refusal_cliff.tables import read_parquet, write_parquet
-
-Floats: TypeAlias = NDArray[np.floating[Any]]
 
 LAST_THINKING = 5
 """Thinking tokens before the closing span that still count as its neighbourhood."""

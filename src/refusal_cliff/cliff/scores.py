@@ -61,12 +61,10 @@ def score_traces(
     reader = ProbeScores(weights, len(traces))
     tap = at_read_point(reader, subject, probes.read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
-    return scores_of(traces, reader.logits)
+    return scores_of(traces, [logits.astype(np.float32) for logits in reader.logits])
 
 
-def scores_of(
-    traces: Sequence[Trace], logits: Sequence[NDArray[np.floating[Any]]]
-) -> list[TraceScores]:
+def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[TraceScores]:
     """What was read at every token of some traces, of those that closed their thinking.
 
     Args:
@@ -80,7 +78,7 @@ def scores_of(
             trace.prompt.label,
             trace.verdict,
             trace.spans,
-            np.asarray(found, dtype=np.float32),
+            found,
         )
         for trace, found in zip(traces, logits, strict=True)
         if trace.spans is not None

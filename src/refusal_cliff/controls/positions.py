@@ -88,7 +88,7 @@ class Bench:
 
         def reduce(row: int, states: Floats) -> Floats:
             del row
-            return np.stack([read(states) for read in reads.values()])
+            return np.stack([read(states) for read in reads.values()]).astype(np.float32)
 
         at = (self.probe.layer, self.study.read_point)
         found = reduced(self.study.subject, self.test, *at, reduce, self.progress)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Generic, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -26,10 +26,9 @@ from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Direction, cross_validate, fit_logistic, standardised
 from refusal_cliff.probe.fit import fold_groups
 from refusal_cliff.probe.quality import auroc, weighted_auroc
-from refusal_cliff.stats import percentiles, resampled_counts
+from refusal_cliff.stats import Floats, percentiles, resampled_counts
 from refusal_cliff.thinking import Spans
 
-Floats: TypeAlias = NDArray[np.floating[Any]]
 Read: TypeAlias = Callable[[Floats], Floats]
 """States [n, d] to score logits [n]."""
 T = TypeVar("T")

@@ -11,14 +11,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Annotated, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
-from pydantic.dataclasses import dataclass
+from pydantic import ConfigDict, Field
 
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, scores_of
@@ -78,6 +77,10 @@ def places(spans: Spans) -> NDArray[np.int64]:
 def relative(traces: Sequence[TraceScores], row: int) -> list[TraceScores] | None:
     """The traces with one row of logits: ``(logit − benign) / (refused − benign)`` at each place.
 
+    A probe calibrated at one token drifts over others, for every trace alike. Here each token is
+    read against what benign and refused traces have *there*: so many tokens before the last closing
+    token, or, further back, in that tenth of the thinking.
+
     Medians over the tokens of benign, and of refused harmful traces. Tokens outside thinking and
     closing keep 0; they are part of no plateau and no final score.
 
@@ -129,44 +132,63 @@ DRAWS = 100
 """Times that the probe is fitted again."""
 OWN, OVER_THINKING, MARGIN = "own probe", "probe over the thinking", "next-token margin"
 SAME_PLACE = "own probe, relative to the place"
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Of what a file holds: no other keys, and no number that is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What the rule of the verdict says under one reading."""
 
-    verdict: Verdict = Field(description="As of the model.")
-    share: Fraction = Field(description="Traces with a cliff.")
-    share_ci: Ordered = Field(description="Its interval, over prompt groups.")
-    reason: str = Field(description="The verdict's grounds, as a sentence.")
-    early_auroc: Fraction | None = Field(
-        description="How well plateaus alone tell refused from complied harmful traces."
-    )
+    __pydantic_config__ = STRICT
+
+    verdict: Annotated[Verdict, Field(description="As of the model.")]
+    share: Annotated[Fraction, Field(description="Traces with a cliff.")]
+    share_ci: Annotated[Ordered, Field(description="Its interval, over prompt groups.")]
+    reason: Annotated[str, Field(description="The verdict's grounds, as a sentence.")]
+    early_auroc: Annotated[
+        Fraction | None,
+        Field(description="How well plateaus alone tell refused from complied harmful traces."),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
 class SecondReadings:
     """Whether the verdict depends on how the probe reads."""
 
-    readings: dict[str, Reading] = Field(
-        description="By name: own probe, the same relative to the place, probe over the thinking, "
-        "next-token margin."
-    )
-    margin_at_closing: Correlation | None = Field(
-        description="Correlation of the probe with the next-token margin, last closing token."
-    )
-    margin_over_thinking: Correlation | None = Field(description="The same of plateaus.")
-    beyond_margin: Correlation | None = Field(
-        description="Partial correlation of the probe's plateau with refusing, given the margin's."
-    )
-    refit_share: Ordered | None = Field(
-        description="Interval of the share with a cliff, fitting of the probe included."
-    )
-    refit_cliff: Ordered | None = Field(description="The same of the mean cliff.")
-    refit_cliffs: Fraction | None = Field(
-        description="Refits in which at least a quarter of the traces have a cliff."
-    )
-    draws: int = Field(ge=0, description="Refits.")
+    __pydantic_config__ = STRICT
+
+    readings: Annotated[
+        dict[str, Reading],
+        Field(
+            description="By name: own probe, the same relative to the place, probe over the "
+            "thinking, next-token margin."
+        ),
+    ]
+    margin_at_closing: Annotated[
+        Correlation | None,
+        Field(
+            description="Correlation of the probe with the next-token margin, last closing token."
+        ),
+    ]
+    margin_over_thinking: Annotated[Correlation | None, Field(description="The same of plateaus.")]
+    beyond_margin: Annotated[
+        Correlation | None,
+        Field(
+            description="Partial correlation of the probe's plateau with refusing, given the "
+            "margin's."
+        ),
+    ]
+    refit_share: Annotated[
+        Ordered | None,
+        Field(description="Interval of the share with a cliff, fitting of the probe included."),
+    ]
+    refit_cliff: Annotated[Ordered | None, Field(description="The same of the mean cliff.")]
+    refit_cliffs: Annotated[
+        Fraction | None,
+        Field(description="Refits in which at least a quarter of the traces have a cliff."),
+    ]
+    draws: Annotated[int, Field(ge=0, description="Refits.")]
 
 
 def second_readings(

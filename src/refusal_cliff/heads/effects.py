@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -36,8 +35,7 @@ from refusal_cliff.model.capture import (
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
-
-Floats: TypeAlias = NDArray[np.floating[Any]]
+from refusal_cliff.stats import Floats
 
 TRACES_AT_ONCE = 32
 SAME = 1e-3

@@ -1,10 +1,10 @@
 """Running some blocks again with heads taken out over the closing tokens, and nothing else.
 
 Where every block remembers its past as keys and values, the thinking is run once, these are kept,
-and only the closing tokens are run again: all sets of heads of a trace in one row (see `folding`),
-or, where an architecture does not allow that, each in a copy of the row. Blocks with another memory
-(state-space, convolution, linear attention) cannot be entered in the middle of a trace: then all
-tokens are run again, still only from the changed block on.
+and only the closing tokens are run again: all sets of heads of a trace in one row, see
+`fold_arguments`, or, where an architecture does not allow that, each in a copy of the row. Blocks
+with another memory (state-space, convolution, linear attention) cannot be entered in the middle of
+a trace: then all tokens are run again, still only from the changed block on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ def fold_states(states: torch.Tensor, copies: int) -> torch.Tensor:
 def fold_arguments(
     rest: list[Any], named: dict[str, Any], rows: int, tokens: int, copies: int
 ) -> tuple[list[Any], dict[str, Any]]:
-    """What a block is given besides the states, for ``copies`` versions of its tokens.
+    """What a block is given besides the states, for ``copies`` versions of its tokens in one row.
+
+    To try many edits of a trace's last tokens, its row could be copied once an edit, with its keys
+    and values: for long thoughts that is most of the work. Instead the versions follow one another
+    in the row of the trace itself; the mask lets each see the thinking and its own tokens only.
 
     Args:
         rest: Arguments by place.

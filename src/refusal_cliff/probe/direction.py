@@ -8,15 +8,14 @@ a step for all of them is two matrix products.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
 from refusal_cliff.probe.quality import auroc, calibrate
-
-Floats: TypeAlias = NDArray[np.floating[Any]]
+from refusal_cliff.stats import Floats
 
 TOLERANCE = 1e-7
 """Length of a step, by that of the coefficients, at which a fit is finished."""

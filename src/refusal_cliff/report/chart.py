@@ -119,6 +119,9 @@ class _Rule:
 def flat(svg: str) -> str:
     """A chart of the page as an SVG file that stands alone, in light colours, for print.
 
+    The page styles its charts by custom properties of CSS, which browsers alone know. Here they are
+    resolved into every element, so that LaTeX, Inkscape and office programs show the same picture.
+
     Args:
         svg: What a function of `report` drew.
     """
