@@ -218,7 +218,7 @@ def _asking(
     def ask(part: Part[Prompt]) -> None:
         prompts = PromptSet(list(part.items))
         found = generate_answers(backend, prompts, part.folder, source=source)
-        judging(replace(part, items=tuple(found.records)))
+        judging(Part(part.folder, tuple(found.records)))
 
     return ask
 
