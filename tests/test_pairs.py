@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -97,14 +98,19 @@ def test_heads_that_are_not_shown_to_be_the_cause(
     assert ablation_summary(ablation(EIGHT_OF_TWELVE, after, random), "cliff").shown is False
 
 
-def told(content: dict[str, Any], verdict: str) -> dict[str, tuple[str, bool | None]]:
+HEADS = ("7.0", "7.6", "7.7")
+
+
+def told(
+    content: dict[str, Any], verdict: str, heads: Sequence[str] = HEADS
+) -> dict[str, tuple[str, bool | None]]:
     summary = Summary.model_construct(
         heads=HeadsSummary(
             total=128,
-            ablated=3,
-            fraction=3 / 128,
+            ablated=len(heads),
+            fraction=len(heads) / 128,
             suppress=suppress(verdict, content),
-            list=["7.0", "7.6", "7.7"],
+            list=list(heads),
             method="direct",
         ),
         ablation=ablation_summary(content, verdict),
@@ -123,6 +129,12 @@ def test_no_head_is_called_a_suppression_head_where_nothing_is_explained() -> No
     answer, holds = found["Do these heads cause it?"]
     assert answer.startswith("nothing to explain (no cliff); attack success rate 0%")
     assert holds is None
+
+
+def test_where_no_head_is_proven_nothing_is_said_of_taking_heads_out() -> None:
+    found = told(ablation(EIGHT_OF_TWELVE, EIGHT_OF_TWELVE, []), "cliff", heads=())
+    answer = "none was proven to, so none was taken out"
+    assert found == {"Which heads suppress refusal?": (answer, False)}
 
 
 def test_what_is_shown_is_told_with_paired_differences() -> None:

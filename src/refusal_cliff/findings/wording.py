@@ -173,15 +173,22 @@ def _about_control(control: ControlSummary) -> Finding:
 
 def about_heads(summary: Summary) -> list[Finding]:
     """Which heads, whether they are the cause, what taking them out costs."""
-    heads, ablation = summary.heads, summary.ablation
+    heads, ablation = summary.heads, _ablated(summary)
     found: list[Finding] = []
     if heads is not None:
-        found.append(_which_heads(heads, summary.planted, ablation))
+        found.append(_which_heads(heads, summary.planted, summary.ablation))
     if ablation is not None:
         found += [_do_they_cause_it(ablation, summary.cliff.verdict), _what_it_costs(ablation)]
-    if summary.proof is not None and ablation is not None and ablation.asr_after >= REPAIRED:
+    left = summary.ablation is not None and summary.ablation.asr_after >= REPAIRED
+    if summary.proof is not None and left:
         found += joint_set_finding(summary.proof)
     return found
+
+
+def _ablated(summary: Summary) -> AblationSummary | None:
+    """What taking heads out did; ``None`` where none was found, and before and after are equal."""
+    none = summary.heads is not None and not summary.heads.names
+    return None if none else summary.ablation
 
 
 def _which_heads(
@@ -194,7 +201,11 @@ def _which_heads(
         return Finding(
             "Which heads suppress refusal?",
             ("none can be named: there is nothing to explain" if nothing else "none was proven to")
-            + (f". Those that lower the score most: {told}" if heads.names else ""),
+            + (
+                f". Those that lower the score most: {told}"
+                if heads.names
+                else ", so none was taken out"
+            ),
             None if nothing and planted is None else False,
             "the planted ones" if planted else "" if nothing else "heads that do",
         )
@@ -368,7 +379,7 @@ def _advice(summary: Summary, counts: Mapping[Kind, int]) -> tuple[str, list[str
     why = [
         f"{fell} of {complied} compliances fell off the cliff: both remedies are made for these."
     ]
-    ablation = summary.ablation
+    ablation = _ablated(summary)
     if ablation is not None and ablation.shown and _cheap(ablation):
         return (
             "Take the heads out, or select and repair",
