@@ -22,7 +22,6 @@ LONGEST = (
     "test_less_is_more",
     "test_kept_answers",
     "test_endpoint",
-    "test_encodings",
     "test_fooling",
     "test_engine_ray",
     "test_proof",

@@ -142,7 +142,7 @@ def test_the_readme_leads_to_the_verdict_and_the_effect(walk: dict[str, Any]) ->
 def test_the_notebook_runs_and_shows_itself(
     walk: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It asks what the README's example asks, whose answers it is given."""
+    """It asks and measures what the README's example does: it is given that answer and effects."""
     known = iter([walk[name] for name in ("fitting", "traces", "without")])
 
     def told(
@@ -155,6 +155,7 @@ def test_the_notebook_runs_and_shows_itself(
         return list(traces)
 
     monkeypatch.setattr(steps, "generate", told)
+    monkeypatch.setattr(find, "measure_on_traces", lambda *_, **__: list(walk["heads"].rows))
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((ROOT / "docs/howto/notebook.ipynb").read_text(encoding="utf-8"))
     names: dict[str, Any] = {}

@@ -26,7 +26,7 @@ from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import Study
 from refusal_cliff.workflows.demo import GENERATION, DemoSizes, prompts_stage
 
-SIZES = DemoSizes(fit=48, test=90, pool=20, benign=10, reference=10)
+SIZES = DemoSizes(fit=48, test=60, pool=20, benign=10, reference=10)
 CONTROLS = ("taxonomy", "directions", "positions")
 
 
