@@ -24,6 +24,7 @@ from refusal_cliff.errors import RefusalCliffError
 
 ROOT = Path(refusal_cliff.__file__).parent
 FOREIGN = {"--help", "--no-deps", "--local-dir"}  # of typer, of pip, of hf download
+FOREIGN |= {"--enable-lora", "--lora-modules", "--max-lora-rank"}  # of vLLM
 STYLES = {"palette.py", "chart.py"}  # a variable of a style sheet is written like an option
 RAISED_BY = {
     "repair/training.py": ("train", "repair"),

@@ -102,7 +102,7 @@ def test_text_and_ids_have_the_same_spans_and_scores(
     restored = [row["blanks"] for row in rows_of(out / "restored-00000.jsonl")]
     assert len(restored) == done.restored
     assert all(isinstance(blanks, int) and blanks > 0 for blanks in restored)
-    assert set(done.left_out) <= {"its thinking never closed"}
+    assert set(done.left_out) <= {"its thinking never closed", "thinking without an answer"}
     for left, right in zip(mine, theirs, strict=True):
         assert (left.trace_id, left.spans, left.verdict) == (
             *(right.trace_id, right.spans, right.verdict),

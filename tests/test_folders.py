@@ -39,8 +39,8 @@ COMMANDS: dict[str, list[str]] = {
     "generate": ["generate", "--prompts", "in/rows.jsonl", "--model", "tiny"],
     "judge": ["judge", "--traces", "in/traces.jsonl"],
     "compare": ["compare", "in", "in"],
-    "report": ["report", "in"],
-    "figures": ["figures", "in"],
+    "report": ["report", "in/run"],
+    "figures": ["figures", "in/run"],
     "trace": ["trace", *PROBED, "--traces", "in/traces.jsonl"],
     "select": ["select", *PROBED, "--data", "in/rows.jsonl"],
     "train": [
@@ -98,6 +98,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     row = {"prompt": "Open a tin", "response": "Sure.", "thinking": "Well.", "label": "harmful"}
     (tmp_path / "in" / "probe").mkdir(parents=True)
     (tmp_path / "in" / "probe" / "probes.json").write_text("{}")
+    (tmp_path / "in" / "run").mkdir()
+    (tmp_path / "in" / "run" / "manifest.json").write_text("{}")
     (tmp_path / "in" / "heads.parquet").write_text("heads")
     for name in ("rows.jsonl", "traces.jsonl"):
         (tmp_path / "in" / name).write_text(json.dumps(row) + "\n")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killable import whole_output
 from tiny_chat import save_tiny, tiny_model, tiny_tokenizer
 
 from refusal_cliff.answers.evaluate import log_likelihoods
@@ -95,11 +96,11 @@ def test_answers_are_those_of_a_larger_memory(
     assert len(subject.projection(1)._forward_pre_hooks) == hooks
 
 
-@pytest.mark.skipif(not OWN_SIZE.exists(), reason="the size of a process is read as Linux tells it")
-def test_memory_that_is_really_short(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No injected error: the process may not grow by more than 16 MiB."""
+def really_short(folder: Path) -> None:
+    """Ask where the process may not grow by more than 16 MiB."""
     import resource  # POSIX only
 
+    subject = load_subject(str(folder), device="cpu")
     prompts = [Prompt(f"p{row}", "abcd"[row % 4] * 400, "benign") for row in range(96)]
     expected = generate(subject, prompts[:4], GenerationConfig(4))
     tries: list[tuple[int, bool]] = []
@@ -110,17 +111,22 @@ def test_memory_that_is_really_short(subject: Subject, monkeypatch: pytest.Monke
         tries.append((used, done is not None))
         return done
 
-    monkeypatch.setattr(BatchLimit, "run", noted)
-    before = resource.getrlimit(resource.RLIMIT_AS)
     size = int(OWN_SIZE.read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), before[1]))
-    try:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BatchLimit, "run", noted)
+        resource.setrlimit(resource.RLIMIT_AS, (size + (16 << 20), before[1]))
         found = generate(subject, prompts, GenerationConfig(4, batch_size=96))
-    finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-    assert tries[0] == (96, False)
-    assert tries[-1][1]
-    assert [trace.token_ids for trace in found] == [t.token_ids for t in expected] * 24
+    print(tries[0], tries[-1][1])
+    print([trace.token_ids for trace in found] == [t.token_ids for t in expected] * 24)
+
+
+@pytest.mark.skipif(not OWN_SIZE.exists(), reason="the size of a process is read as Linux tells it")
+def test_memory_that_is_really_short(tmp_path: Path) -> None:
+    """No injected error; in a process where no other test has left memory to be used again."""
+    done = whole_output(really_short, save_tiny(tmp_path))
+    assert done == (0, ["(96, False) True", "True"])
 
 
 def test_what_fits_is_learnt_once_by_a_command(subject: Subject, small: Any) -> None:

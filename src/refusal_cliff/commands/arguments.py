@@ -102,8 +102,8 @@ def run_folder(name: str) -> None:
     existing_folder(name)
     if not (Path(name) / "manifest.json").is_file():
         raise RefusalCliffError(
-            f"{name} is no run folder: it has no manifest.json. Give the folder that audit or demo "
-            "wrote."
+            f"{name} is not a run folder: it has no manifest.json. Give the folder that "
+            "audit or demo wrote."
         )
 
 
