@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engines import COMMANDS, arguments, results, run_here, write_files
+from engines import KILLED, arguments, results, run_here, write_files
 from test_candidate_run import root
 from typer.testing import CliRunner
 
@@ -50,7 +50,7 @@ def kill_an_actor(out: Path, first: str, killed: list[int], ended: threading.Eve
             return
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", KILLED)
 def test_two_actors_one_killed(command: str, root: Path, tmp_path: Path, cluster: None) -> None:
     write_files(root)
     whole, out = tmp_path / "whole", tmp_path / "out"
