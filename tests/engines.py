@@ -9,19 +9,12 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-import pytest
 import torch
 from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 
 COMMANDS = ("generate", "judge", "trace", "select")
-KILLED = (
-    "generate",
-    "trace",
-    *(pytest.param(command, marks=pytest.mark.slow) for command in ("judge", "select")),
-)
-"""To be killed: the last two share out their work as the first two do, and take a minute each."""
 N = 22
 _SHARED = multiprocessing.get_context("forkserver")
 _LOADED = (

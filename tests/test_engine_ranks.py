@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from engines import COMMANDS, KILLED, arguments, results, run_here, started, write_files
+from engines import COMMANDS, arguments, results, run_here, started, write_files
 from test_candidate_run import root
 
 __all__ = ["root"]
@@ -56,7 +56,7 @@ def test_answers_that_one_process_left_unjudged_are_judged(
     assert results(out) == wholes["generate"]
 
 
-@pytest.mark.parametrize("command", KILLED)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_killed_at_any_moment_on_any_number_of_ranks(
     command: str, root: Path, wholes: dict[str, dict[str, bytes]], tmp_path: Path
 ) -> None:

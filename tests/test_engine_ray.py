@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engines import KILLED, arguments, results, run_here, write_files
+from engines import arguments, results, run_here, write_files
 from test_candidate_run import root
 from typer.testing import CliRunner
 
@@ -30,6 +30,7 @@ FIRST = {
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One local cluster for all tests."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
@@ -50,7 +51,13 @@ def kill_an_actor(out: Path, first: str, killed: list[int], ended: threading.Eve
             return
 
 
-@pytest.mark.parametrize("command", KILLED)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "trace",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "judge", "select")),
+    ],  # the same engine; a minute each
+)
 def test_two_actors_one_killed(command: str, root: Path, tmp_path: Path, cluster: None) -> None:
     write_files(root)
     whole, out = tmp_path / "whole", tmp_path / "out"
