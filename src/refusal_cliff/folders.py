@@ -113,10 +113,8 @@ def claim(out: Path, command: str, made_from: Mapping[str, Any], holds: str) -> 
     require_output(out, command)
     require_same(out, command, made_from, holds)
     remove_stale(out)
-    path = out / DESCRIPTIONS[command]
-    described = {"command": command, **made_from}
-    if not path.is_file() or _object(path) != described:
-        write_json(path, described)
+    if not is_claimed(out, command, made_from):
+        write_json(out / DESCRIPTIONS[command], {"command": command, **made_from})
 
 
 def is_claimed(out: Path, command: str, made_from: Mapping[str, Any]) -> bool:

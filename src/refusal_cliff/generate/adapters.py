@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from refusal_cliff.data.records import shortened
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig, scrubbed
 from refusal_cliff.generate.http import JsonServer, Refused, Unanswered, Unreadable
 
 _LOAD, _UNLOAD, _MODELS = "/load_lora_adapter", "/unload_lora_adapter", "/models"
@@ -103,8 +102,7 @@ class AdapterServer:
         return asyncio.run(ask())
 
     def _told(self, error: Unanswered) -> str:
-        key = self.config.key()
-        return shortened(str(error).replace(key, "[key]") if key else str(error))
+        return scrubbed(error, self.config.key())
 
     def _error(self, why: str) -> RefusalCliffError:
         return RefusalCliffError(f"{self.config.base_url} {why}")

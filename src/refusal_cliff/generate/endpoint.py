@@ -260,16 +260,16 @@ class EndpointBackend:
                 answer = await self._answer_of(server, self._request(name, asked))
                 choice = _choice_of(answer)
             except Failed as error:
-                why = self._scrubbed(error)
+                why = scrubbed(error, self._key)
                 health.failed(why, self.config.base_url)
                 return LeftOut(name, None, f"the server failed: {why}"), Tokens()
             except Refused as error:
                 if error.status in _STOPPING or error.status < 400:
                     raise self._refused(error) from None
-                why = f"the server refused it: {self._scrubbed(error)}"
+                why = f"the server refused it: {scrubbed(error, self._key)}"
                 return LeftOut(name, None, why), Tokens()
             except (Unreadable, TypeError, RecursionError) as error:
-                reason = self._scrubbed(error)
+                reason = scrubbed(error, self._key)
                 await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
             else:
                 health.succeeded()
@@ -333,14 +333,15 @@ class EndpointBackend:
     def _refused(self, error: Exception) -> RefusalCliffError:
         return RefusalCliffError(
             f"{self.config.base_url} refuses to serve {self.config.model!r}: "
-            f"{self._scrubbed(error)} Check the address, the name of the model and the key in the "
-            f"environment ({self.config.key_variable}); finished rows are kept."
+            f"{scrubbed(error, self._key)} Check the address, the name of the model and the key in "
+            f"the environment ({self.config.key_variable}); finished rows are kept."
         )
 
-    def _scrubbed(self, error: Exception) -> str:
-        """What went wrong, without the key: servers repeat it in their answers."""
-        text = str(error) or type(error).__name__
-        return shortened(text.replace(self._key, _NO_KEY) if self._key else text)
+
+def scrubbed(error: Exception, key: str | None) -> str:
+    """What went wrong, without the key: servers repeat it in their answers."""
+    text = str(error) or type(error).__name__
+    return shortened(text.replace(key, _NO_KEY) if key else text)
 
 
 class _Health:
