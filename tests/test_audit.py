@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -69,6 +70,7 @@ def test_the_control_has_no_cliff(
     assert summary.heads is not None and not summary.heads.suppress
     assert summary.planted is None
     check_made_anew(tmp_path / "run")
+    check_no_heads_out(tmp_path / "run")
 
 
 def check_made_anew(run: Path) -> None:
@@ -88,6 +90,21 @@ def check_made_anew(run: Path) -> None:
     assert {"cliff-model", "depth", "heads", "ablation", "dose"} <= names
     assert names == {path.stem for path in charts.glob("*.csv")}
     assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def check_no_heads_out(run: Path) -> None:
+    """A run that found no head to take out does not compare the model with itself."""
+    none = run.with_name("none")
+    shutil.copytree(run, none)
+    (measured,) = none.glob("*/ablation.json")
+    measured.write_text(json.dumps({**json.loads(measured.read_text()), "heads": []}))
+    result = CliRunner().invoke(app, ["report", str(none), "-q"])
+    assert result.exit_code == 0, result.output
+    shown = [
+        path.read_text().count('<section id="ablation">')
+        for path in (run / "report.html", none.with_name("none-report") / "report.html")
+    ]
+    assert shown == [1, 0]
 
 
 def test_unknown_preset(files: tuple[Path, Path], tmp_path: Path) -> None:

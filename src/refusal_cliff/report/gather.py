@@ -92,13 +92,13 @@ def gather(
         summary=summary,
         curves=curves_of(summary.model, measured.scores, probes.row),
         control_curves=() if shape.control is None else _control_curves(shape.control, find),
-        ablated_curves=_ablated_curves(key, measured),
+        ablated_curves=_ablated_curves(key, measured) if out else (),
         closing=closing_texts(measured.traces, measured.pieces),
         heatmap=_heatmap(
             measured.scores, probes, read_json(find(f"{key}/cliff.json"))["cliff_by_layer"]
         ),
         head_map=head_map(read_heads(find(f"{key}/heads.parquet")), out, shape.planted),
-        ablation=_ablation_bars(ablation),
+        ablation=_ablation_bars(ablation) if out else (),
         doses=_dose_curves(shape, ablation, find),
         less_is_more=summary.selection and _less_is_more(shape, summary.selection, find),
         controls=[(title, read_table(path)) for title, path in controls],
