@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from refusal_cliff.data.traces import read_traces
-from refusal_cliff.io import read_json
+from refusal_cliff.heads.result import AblationResult
+from refusal_cliff.io import read_as
 
 HEADING = (
     *("model", "answers", "tokens of an answer", "without heads, anew", "thoughts kept"),
@@ -23,15 +24,15 @@ HEADING = (
 
 def row(name: str, folder: Path) -> Sequence[str]:
     """One line of the table."""
-    written = read_json(folder / "ablation.json")["written"]
+    written = read_as(folder / "ablation.json", AblationResult).written
     before, anew, kept = (written[key] for key in ("before", "anew", "kept"))
-    mean = before["tokens"] / before["answers"]
+    mean = before.tokens / before.answers
     asked = sum(len(read_traces(folder / f"traces-{part}.parquet")) for part in ("fit", "test"))
     once = asked * mean
-    told = [f"{part['answers']:,} answers, {part['tokens']:,} tokens" for part in (anew, kept)]
-    length = anew["tokens"] / anew["answers"] if anew["answers"] else mean
-    estimate = kept["answers"] * length
-    ratios = ((once + anew["tokens"] + more) / once for more in (kept["tokens"], estimate))
+    told = [f"{part.answers:,} answers, {part.tokens:,} tokens" for part in (anew, kept)]
+    length = anew.tokens / anew.answers if anew.answers else mean
+    estimate = kept.answers * length
+    ratios = ((once + anew.tokens + more) / once for more in (kept.tokens, estimate))
     return (name, f"{asked:,}", f"{mean:.0f}", *told, *(f"{ratio:.2f}" for ratio in ratios))
 
 

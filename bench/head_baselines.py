@@ -16,9 +16,10 @@ import numpy as np
 from lab.head_bench import baseline_rankings, mean_quality, rankings
 from refusal_cliff.data.traces import closed, read_traces
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.heads.find import JointSearch
 from refusal_cliff.heads.table import read_heads
-from refusal_cliff.io import read_json
-from refusal_cliff.model.subject import Head, load_subject, parse_head
+from refusal_cliff.io import read_as
+from refusal_cliff.model.subject import Head, load_subject
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.stages.study import Study
@@ -34,8 +35,8 @@ def main() -> None:
     rows = read_heads(args.run / "heads.parquet", subject)
     probe = read_probes(args.run / "probes.safetensors", args.run / "probes.json", subject).chosen
     fit = closed(read_traces(args.run / "traces-fit.parquet"))
-    joint = read_json(args.run / "joint.json")
-    greedy, chosen = ([parse_head(h) for h in joint[name] or ()] for name in ("greedy", "chosen"))
+    joint = read_as(args.run / "joint.json", JointSearch)
+    greedy, chosen = joint.greedy, joint.chosen or ()
     study = Study(args.run.name, subject, 0, GenerationConfig())
     scores = rankings(rows, greedy, chosen) | baseline_rankings(study, rows, fit, probe)
     assert subject.source is not None

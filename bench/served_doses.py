@@ -21,10 +21,12 @@ from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.endpoint import EndpointConfig
+from refusal_cliff.heads.find import JointSearch
+from refusal_cliff.heads.result import is_dose
 from refusal_cliff.heads.table import read_heads
-from refusal_cliff.heads.trials import Trial, answer_trials, is_dose
-from refusal_cliff.io import read_json
-from refusal_cliff.model.subject import load_subject, parse_head
+from refusal_cliff.heads.trials import Trial, answer_trials
+from refusal_cliff.io import read_as
+from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.stages.ablated import Answers, may_be_written, written_of
@@ -51,12 +53,12 @@ def main() -> None:
     subject = load_subject(asked.model, device="cpu")
     rows = read_heads(asked.run / "heads.parquet", subject)
     before = read_traces(asked.run / "traces-test.parquet")
-    greedy = [parse_head(head) for head in read_json(asked.run / "joint.json")["greedy"]]
+    greedy = read_as(asked.run / "joint.json", JointSearch).greedy
     prompts = [trace.prompt for trace in before]
     plan = replace(QUICK_PLAN, dose_prompts=asked.harmful, dose_benign=asked.benign)
     doses = [
         trial
-        for trial in plan.trials(rows, (), tuple(greedy), prompts, 0, everywhere=True)
+        for trial in plan.trials(rows, (), greedy, prompts, 0, everywhere=True)
         if asked.kind in (None, trial.kind)
         and is_dose(trial.kind)
         and may_be_written(rows, trial.heads)

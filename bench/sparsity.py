@@ -18,9 +18,11 @@ from pathlib import Path
 from refusal_cliff.findings.head_proof import proof_of
 from refusal_cliff.findings.summary import ProofSummary
 from refusal_cliff.generate import GenerationConfig
+from refusal_cliff.heads.find import JointSearch
+from refusal_cliff.heads.result import AblationResult
 from refusal_cliff.heads.table import read_heads
 from refusal_cliff.heads.trials import CONTROLS
-from refusal_cliff.io import read_json
+from refusal_cliff.io import read_as
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Silent, run_pipeline
@@ -59,10 +61,8 @@ def proof(folder: Path, name: str) -> ProofSummary:
     )
     run_pipeline(folder, stages, info, Lines())
     rows = read_heads(folder / "model" / "heads.parquet")
-    ablation, joint = (
-        read_json(folder / "model" / f"{part}.json") for part in ("ablation", "joint")
-    )
-    return proof_of(rows, ablation, joint)
+    ablation = read_as(folder / "model" / "ablation.json", AblationResult)
+    return proof_of(rows, ablation, read_as(folder / "model" / "joint.json", JointSearch))
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
 from refusal_cliff.generate import GenerationConfig
-from refusal_cliff.heads.find import explained
+from refusal_cliff.heads.find import JointSearch, explained
 from refusal_cliff.heads.joint import JOINT
 from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
@@ -33,8 +33,8 @@ from refusal_cliff.heads.table import (
     read_heads,
     select_heads,
 )
-from refusal_cliff.io import read_json, write_json
-from refusal_cliff.model.subject import Head, load_subject, parse_head
+from refusal_cliff.io import read_as, read_json, write_json
+from refusal_cliff.model.subject import Head, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.traces import closing_states
@@ -211,8 +211,8 @@ def _score_stage(study: Study, truth: Sequence[Head]) -> Stage:
 
 def _score(study: Study, truth: Sequence[Head], job: Job) -> Headline:
     rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
-    joint = read_json(job.input(study.path("joint.json")))
-    greedy, chosen = ([parse_head(h) for h in joint[name] or ()] for name in ("greedy", "chosen"))
+    joint = read_as(job.input(study.path("joint.json")), JointSearch)
+    greedy, chosen = joint.greedy, joint.chosen or ()
     attacks = rates(read_traces(job.input(study.path("traces-test.parquet")))).attacks
     fit = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
     planted = np.array([row.head in truth for row in rows])

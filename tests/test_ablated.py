@@ -104,9 +104,8 @@ def test_a_server_answers_as_the_model_here(
     assert there.written == here.written
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == sorted(names)
     told = there.served[names[1]]
-    assert told["heads"] == ["1.1", "1.2"]
-    check = told["check"]
-    assert check["other"] == 0 < check["telling"] <= check["tokens"]
+    assert told.heads == (Head(1, 1), Head(1, 2))
+    assert told.check.other == 0 < told.check.telling <= told.check.tokens
     kept = there.again(traces, [PROMOTING] * 3)  # from the closing tokens on: never a server
     assert said(kept) == said(here.again(traces, [PROMOTING] * 3)) != said(again[6:])
 

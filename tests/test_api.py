@@ -295,8 +295,8 @@ def test_find_heads_takes_what_the_search_of_a_run_takes(
         candidates=4,
     )
     found = find.find_heads(model, fitting, probe, most=20, joint_traces=10, candidates=4)
-    assert found.chosen == find.taken_out(rows, searched.together)
-    assert (found.method == "joint effect") == (searched.together is not None)
+    assert found.chosen == find.taken_out(rows, searched.chosen)
+    assert (found.method == "joint effect") == (searched.chosen is not None)
     assert searched.reverse.mean < 0
 
 
@@ -346,7 +346,7 @@ def test_a_finished_run_says_what_it_found(run: Path) -> None:
 
 def test_a_damaged_cliff_is_refused(run: Path) -> None:
     (run / "model/cliff.json").write_text('{"layer": 8, "cliff_by_layer": []}')
-    with pytest.raises(rc.RefusalCliffError, match="cliff of this version"):
+    with pytest.raises(rc.RefusalCliffError, match=r"cliff\.json: group.* It is damaged"):
         read_measured(run / "model/cliff.parquet", run / "model/cliff.json")
 
 

@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from ablation_example import ablation_result, joint_search, rates_with
 from safetensors.torch import load_file
 from test_edits import outside
 from tiny_heads import head_row
 from typer.testing import CliRunner
 
-from refusal_cliff.answers.evaluate import Rates, rates
+from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer
 from refusal_cliff.heads.edits import write_adapter
 from refusal_cliff.heads.table import Estimate, HeadRow, write_heads
-from refusal_cliff.io import write_json
+from refusal_cliff.io import write_as
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.stages.study import Study
@@ -64,14 +65,14 @@ def test_without_a_ranking_the_heads_are_those_that_the_run_took_out(
 ) -> None:
     heads = table(tiny, tmp_path / "heads.parquet", PLANTED)
     joint = tmp_path / "joint.json"
-    write_json(joint, {"chosen": None})
+    write_as(joint, joint_search(None))
     assert export_ablation(tiny, heads, "adapter", tmp_path / "ranked") == PLANTED
-    chosen = [str(head) for head in reversed(PLANTED)]
-    write_json(joint, {"chosen": chosen})
+    chosen = PLANTED[::-1]
+    write_as(joint, joint_search(tuple(chosen)))
     found = export_ablation(tiny, heads, "adapter", tmp_path / "together")
-    assert [str(head) for head in found] == chosen
+    assert found == chosen
     assert "Chosen of all heads by joint effect." in card_of(tmp_path / "together")[1]
-    write_json(joint, {"chosen": [chosen[0]] * 3})
+    write_as(joint, joint_search((chosen[0],) * 3))
     assert export_ablation(tiny, heads, "adapter", tmp_path / "once") == [PLANTED[-1]]
     write_adapter(tiny, [PLANTED[-1]], 0.0, tmp_path / "alone")
     once, alone = (load_file(tmp_path / one / WEIGHTS) for one in ("once", "alone"))
@@ -79,7 +80,7 @@ def test_without_a_ranking_the_heads_are_those_that_the_run_took_out(
     assert all(torch.equal(once[name], alone[name]) for name in once)
     by_name = export_ablation(tiny, heads, "adapter", tmp_path / "named", Choice(method="direct"))
     assert by_name == PLANTED
-    write_json(joint, {"chosen": ["1.0"]})  # promotes refusal
+    write_as(joint, joint_search((Head(1, 0),)))  # promotes refusal
     with pytest.raises(RefusalCliffError, match="not measured to suppress refusal"):
         export_ablation(tiny, heads, "adapter", tmp_path / "weaker")
     assert not (tmp_path / "weaker").exists()
@@ -128,17 +129,10 @@ def test_the_card_takes_the_numbers_of_the_run_if_they_are_of_the_same_heads(
     tiny: Subject, tmp_path: Path
 ) -> None:
     heads = table(tiny, tmp_path / "run" / "heads.parquet", PLANTED)
-    share = {"count": 61, "n": 100}
-    side = dict.fromkeys((field.name for field in fields(Rates)), share)
-    content = {
-        "heads": [str(head) for head in PLANTED],
-        "judge": "wildguard (/home/me/<b>guard)",
-        "before": side,
-        "after": {**side, "attacks": {"count": 3, "n": 100}},
-        "perplexity_before": 2.0,
-        "perplexity_after": 2.02,
-    }
-    write_json(heads.with_name("ablation.json"), content)
+    sides = (rates_with(Share(count, 100)) for count in (61, 3))
+    found = ablation_result(tuple(PLANTED), sides)
+    found = replace(found, judge="wildguard (/home/me/<b>guard)", perplexity_after=2.02)
+    write_as(heads.with_name("ablation.json"), found)
     export_ablation(tiny, heads, "adapter", tmp_path / "same")
     _, text = card_of(tmp_path / "same")
     assert "61 of 100 = 61.0%" in text
@@ -205,18 +199,23 @@ def test_no_private_path_is_written(tiny: Subject, tmp_path: Path, form: Form) -
         assert load_subject(str(out), device="cpu").fingerprint != tiny.fingerprint
 
 
-@pytest.mark.parametrize("content", ['{"chosen": "7.7"}', '{"chosen": [{"a": 1}]}', "[]", "3"])
-def test_a_damaged_joint_set_is_named(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("chosen", ["7.7", [{"a": 1}], ["7"], 3])
+def test_a_damaged_joint_set_is_named(tmp_path: Path, chosen: object) -> None:
     joint = tmp_path / "joint.json"
-    joint.write_text(content)
-    with pytest.raises(RefusalCliffError, match=r"joint\.json is damaged: .*--method causal"):
+    write_as(joint, joint_search(None))
+    joint.write_text(json.dumps({**json.loads(joint.read_text()), "chosen": chosen}))
+    with pytest.raises(RefusalCliffError, match=r"joint\.json: chosen.* It is damaged"):
+        _joint_heads(joint)
+    joint.write_text("[]")
+    with pytest.raises(RefusalCliffError, match=r"joint\.json: .* It is damaged"):
         _joint_heads(joint)
 
 
 def test_a_head_named_three_times_is_taken_out_once(tmp_path: Path) -> None:
     joint = tmp_path / "joint.json"
-    joint.write_text('{"chosen": ["7.7", "7.7", "7.07"]}')
-    assert [str(head) for head in _joint_heads(joint)] == ["7.7"]
+    write_as(joint, joint_search((Head(7, 7),) * 3))
+    joint.write_text(joint.read_text().replace("7.7", "7.07", 1))
+    assert _joint_heads(joint) == [Head(7, 7)]
 
 
 @pytest.mark.parametrize(
@@ -235,11 +234,10 @@ def test_a_head_named_three_times_is_taken_out_once(tmp_path: Path) -> None:
 def test_a_damaged_measurement_of_the_run_is_named(
     tmp_path: Path, name: str, value: object
 ) -> None:
-    shares = {field.name: {"count": 1, "n": 2} for field in fields(Rates)}
-    whole: dict[str, object] = {"heads": ["1.0"], "before": shares, "after": shares}
-    whole |= {"perplexity_before": 2.0, "perplexity_after": 3.0}
+    half = rates_with(Share(1, 2), Share(1, 2))
     file = tmp_path / "ablation.json"
-    file.write_text(json.dumps(whole))
+    write_as(file, replace(ablation_result((Head(1, 0),), (half, half)), perplexity_after=3.0))
+    whole = json.loads(file.read_text())
     found = _of_run(file, [Head(1, 0)])
     assert found is not None and found.perplexity == 1.5
     assert _of_run(file, [Head(1, 1)]) is None

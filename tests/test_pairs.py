@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from ablation_example import ablation_result, rates_with, trial
 
-from refusal_cliff.findings.head_proof import AttackPairs, difference
+from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.findings.head_proof import difference
 from refusal_cliff.findings.results import ablation_summary, suppress
 from refusal_cliff.findings.summary import (
     AblationSummary,
@@ -16,40 +19,28 @@ from refusal_cliff.findings.summary import (
     Summary,
 )
 from refusal_cliff.findings.wording import about_heads
+from refusal_cliff.heads.result import AblationResult, Pairs, Served, Written
+from refusal_cliff.heads.served import Agreement
 from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
+from refusal_cliff.io import read_as, write_as
+from refusal_cliff.model.subject import Head
 
 NAMES = [f"p{at}" for at in range(52)]
 
 
-def counts(hits: int, n: int) -> dict[str, dict[str, int]]:
-    return {
-        "attacks": {"count": hits, "n": n},
-        "answered": {"count": 50, "n": 50},
-        "hard_answered": {"count": 0, "n": 0},
-    }
-
-
-def ablation(before: list[str], after: list[str], random: list[list[str]]) -> dict[str, Any]:
-    return {
-        "before": counts(len(before), len(NAMES)),
-        "after": counts(len(after), len(NAMES)),
-        "perplexity_before": 2.0,
-        "perplexity_after": 2.0,
-        "pairs": {
-            "groups": {name: name for name in NAMES},
-            "before": before,
-            "after": after,
-            "compared": NAMES[:12],
-        },
-        "trials": [
-            {"kind": kind, "attacked": hit, "heads": heads}
-            for kind, hit, heads in (
-                (WITH_NONE, before, []),
-                (WITH_FOUND, after, ["7.0"]),
-                *(("random", hit, ["1.0"]) for hit in random),
-            )
-        ],
-    }
+def ablation(before: list[str], after: list[str], random: list[list[str]]) -> AblationResult:
+    sides = (rates_with(Share(len(hit), len(NAMES)), Share(50, 50)) for hit in (before, after))
+    tried = [
+        trial(kind, heads, attacked=tuple(hit))
+        for kind, hit, heads in (
+            (WITH_NONE, before, ()),
+            (WITH_FOUND, after, (Head(7, 0),)),
+            *(("random", hit, (Head(1, 0),)) for hit in random),
+        )
+    ]
+    groups = {name: name for name in NAMES}
+    pairs = Pairs(groups, tuple(before), tuple(after), tuple(NAMES[:12]))
+    return replace(ablation_result((Head(7, 0),), sides, *tried), pairs=pairs)
 
 
 EIGHT_OF_TWELVE = [*NAMES[:8], *NAMES[12:31]]
@@ -102,7 +93,7 @@ HEADS = ("7.0", "7.6", "7.7")
 
 
 def told(
-    content: dict[str, Any], verdict: str, heads: Sequence[str] = HEADS
+    content: AblationResult, verdict: str, heads: Sequence[str] = HEADS
 ) -> dict[str, tuple[str, bool | None]]:
     summary = Summary.model_construct(
         heads=HeadsSummary(
@@ -151,7 +142,21 @@ def test_differences_are_over_the_prompts_that_both_have() -> None:
     found = difference({"a": 1.0, "b": 0.0}, {"b": 1.0, "c": 1.0}, groups)
     assert (found.mean, found.n) == (-1.0, 1)
     assert difference({"a": 1.0}, {"c": 1.0}, groups).interval == (-1.0, 1.0)
-    pairs = AttackPairs(ablation(EIGHT_OF_TWELVE, [], RANDOM))
-    assert pairs.rates("random") == pytest.approx([8 / 12, 9 / 12, 8 / 12])
+    pairs = ablation(EIGHT_OF_TWELVE, [], RANDOM)
+    assert pairs.kept_rates("random") == pytest.approx([8 / 12, 9 / 12, 8 / 12])
     assert pairs.kept("same-layer") == {}
     assert isinstance(ablation_summary(ablation([], [], []), "no cliff"), AblationSummary)
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    made = ablation(EIGHT_OF_TWELVE, [], RANDOM)
+    check = Agreement(59, 0, 0.125, 7)
+    made = replace(
+        made,
+        written={"kept": Written(3, 64)},
+        served={"without": Served((Head(7, 0), Head(26, 1)), 12, check)},
+    )
+    file = tmp_path / "ablation.json"
+    write_as(file, made)
+    assert read_as(file, AblationResult) == made
+    assert '"7.0"' in file.read_text()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from ablation_example import ablation_result, rates_with, trial
 
-from refusal_cliff.findings.results import doses_as_found
+from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.findings.summary import DoseSummary, JointSummary, ProofSummary
 from refusal_cliff.findings.wording import joint_set_finding
+from refusal_cliff.model.subject import Head
 
 
 def dose(heads: int, asr: float) -> DoseSummary:
@@ -57,8 +59,9 @@ def test_doses_are_in_the_order_in_which_heads_were_found(
 ) -> None:
     made = [("top-direct", 0, 6), ("top-direct", 2, 5), ("joint", 1, 4), ("joint", 2, 1)]
     trials = [
-        {"kind": kind, "heads": ["1.0"] * n, "attacks": {"count": count, "n": 10}}
+        trial(kind, (Head(1, 0),) * n, Share(count, 10))
         for kind, n, count in [*made, ("random", 2, 6)]
     ]
-    found = doses_as_found({"method": method, "trials": trials})
-    assert [(heads, share.count) for heads, share in found] == expected
+    none = rates_with(Share(6, 10))
+    found = ablation_result((), (none, none), *trials, method=method).doses_as_found()
+    assert [(len(dose.heads), dose.attacks.count) for dose in found] == expected

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -173,6 +174,17 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, _json(path, value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_as(path: Path, value: Any) -> None:
+    """Write a dataclass atomically, so that `read_as` with its class gives it back.
+
+    Raises:
+        RefusalCliffError: As for `write_json`.
+    """
+    from pydantic import TypeAdapter  # slow to import
+
+    write_json(path, TypeAdapter(type(value)).dump_python(value, mode="json"))
+
+
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Write one line of JSON a row, atomically; all of it ASCII, as a row may hold anything."""
     write_text(path, "".join(_json(path, row, ensure_ascii=True) + "\n" for row in rows))
@@ -289,9 +301,19 @@ def read_rows_of_ours(path: Path, *texts: str) -> list[dict[str, Any]]:
 
 def _unreadable(path: Path, error: Exception | str) -> RefusalCliffError:
     return RefusalCliffError(
-        f"Could not read {path}: {error}. It is damaged. Run the command that writes it again, "
-        "into a new folder if necessary."
+        f"Could not read {path}: {error}. It is damaged, or another version of refusal-cliff wrote "
+        "it. Run the command that writes it again, into a new folder if necessary."
     )
+
+
+def fields_of(value: Any, kind: type | None = None) -> dict[str, Any]:
+    """The fields of a dataclass by name, as they are: for one that adds some, or has fewer.
+
+    Args:
+        value: The dataclass.
+        kind: The class whose fields are meant, if not all.
+    """
+    return {field.name: getattr(value, field.name) for field in fields(kind or value)}
 
 
 def without_folder(name: str) -> str:

@@ -25,6 +25,7 @@ def _ordered(interval: Interval) -> Interval:
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Ordered = Annotated[Interval, AfterValidator(_ordered)]
 """Numbers that a file of ours holds, checked when it is read."""
 

@@ -24,9 +24,9 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.summary import Summary, read_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.folders import DESCRIPTIONS
+from refusal_cliff.heads.result import AblationResult
 from refusal_cliff.heads.table import read_heads
-from refusal_cliff.io import read_json
-from refusal_cliff.model.subject import parse_head
+from refusal_cliff.io import read_as
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import Probe
 
@@ -87,9 +87,9 @@ class Run:
     @cached_property
     def heads(self) -> Heads:
         """The heads that the run took out, and every head's measures."""
-        ablation = read_json(self._path("ablation.json"))
-        chosen = tuple(map(parse_head, ablation["heads"]))
-        return Heads(chosen, ablation["method"], tuple(read_heads(self._path("heads.parquet"))))
+        found = read_as(self._path("ablation.json"), AblationResult)
+        rows = read_heads(self._path("heads.parquet"))
+        return Heads(found.heads, found.method, tuple(rows))
 
     def has(self, name: str) -> bool:
         """Whether the run has come so far that a file of the model is there."""

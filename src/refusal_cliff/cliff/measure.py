@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from refusal_cliff.cliff.curves import (
     DEFAULT_POOL,
-    Level,
     TraceCliff,
     cliffs_of,
     read_cliffs,
@@ -18,7 +16,7 @@ from refusal_cliff.cliff.curves import (
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, mean_cliff, model_cliff
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, write_json
+from refusal_cliff.io import fields_of, read_as, write_as
 from refusal_cliff.probe.fit import ProbeSet
 
 
@@ -70,11 +68,24 @@ def measure_cliff(
     return MeasuredCliff(model_cliff(rows, seed), tuple(rows), probes.layer, tuple(by_layer))
 
 
+@dataclass(frozen=True, slots=True)
+class CliffNumbers(ModelCliff):
+    """All of a measured cliff but its traces: ``cliff.json``.
+
+    Attributes:
+        layer: See `MeasuredCliff`.
+        cliff_by_layer: See `MeasuredCliff`.
+    """
+
+    layer: int
+    cliff_by_layer: tuple[float, ...]
+
+
 def write_measured(rows: Path, numbers: Path, measured: MeasuredCliff) -> None:
     """Write ``cliff.parquet``, one row a trace, and ``cliff.json``, all else."""
     write_cliffs(rows, measured.rows)
-    depth = {"layer": measured.layer, "cliff_by_layer": list(measured.by_layer)}
-    write_json(numbers, {**asdict(measured.found), **depth})
+    found = fields_of(measured.found)
+    write_as(numbers, CliffNumbers(**found, layer=measured.layer, cliff_by_layer=measured.by_layer))
 
 
 def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
@@ -83,15 +94,6 @@ def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
     Raises:
         RefusalCliffError: A file is damaged, or of another version.
     """
-    content: dict[str, Any] = read_json(numbers)
-    try:
-        layer, by_layer = content.pop("layer"), content.pop("cliff_by_layer")
-        levels = {name: content[name] and Level(**content[name]) for name in ("refused", "benign")}
-        ends = {name: tuple(content[name]) for name in ("cliff_ci", "share_ci")}
-        found = ModelCliff(**{**content, **levels, **ends})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise RefusalCliffError(
-            f"{numbers} is not a cliff of this version ({error}): it is damaged, or was written by "
-            "another version of refusal-cliff. Delete it, and run again."
-        ) from error
-    return MeasuredCliff(found, tuple(read_cliffs(rows)), int(layer), tuple(by_layer))
+    found = read_as(numbers, CliffNumbers)
+    cliff = ModelCliff(**fields_of(found, ModelCliff))
+    return MeasuredCliff(cliff, tuple(read_cliffs(rows)), found.layer, found.cliff_by_layer)

@@ -25,9 +25,10 @@ from refusal_cliff.data.traces import Trace, closed_spans, read_traces
 from refusal_cliff.generate.again import until_answer
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.rerun import Rerun, score_readout
-from refusal_cliff.io import read_json
+from refusal_cliff.heads.result import AblationResult
+from refusal_cliff.io import read_as
 from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.measure import input_probes
@@ -46,8 +47,7 @@ def measure(study: Study, job: Job) -> ControlTable:
     subject, probes = study.subject, input_probes(study, job)
     asked = first_of_each(study.traces(job, "test"))
     traces = [trace for trace in asked if trace.spans is not None]
-    names = read_json(job.input(study.path("ablation.json")))["heads"]
-    heads = [parse_head(name) for name in names]
+    heads = read_as(job.input(study.path("ablation.json")), AblationResult).heads
     header = subject.tokenizer.encode(header_of(subject.format), add_special_tokens=False)
     arms = {UNCHANGED: Arm(traces, final_scores(subject, traces, probes))}
     if heads:

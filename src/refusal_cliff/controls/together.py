@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from refusal_cliff.controls.arms import COLUMNS, UNCHANGED, Arm, arm_rows, parts
 from refusal_cliff.controls.table import ControlTable, cell_text
 from refusal_cliff.data.traces import read_traces
+from refusal_cliff.heads.find import JointSearch
+from refusal_cliff.heads.result import AblationResult
 from refusal_cliff.heads.table import budget, read_heads, select_heads
-from refusal_cliff.io import read_json
-from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.io import read_as
+from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.organisms import planted_heads
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.ablated import Answers
@@ -30,18 +32,18 @@ def measure(study: Study, job: Job) -> ControlTable:
     subject = study.subject
     before = study.traces(job, "test")
     rows = read_heads(job.input(study.path("heads.parquet")), subject)
-    greedy = read_json(job.input(study.path("joint.json")))["greedy"]
-    found = [parse_head(h) for h in read_json(job.input(study.path("ablation.json")))["heads"]]
-    sets = {
+    greedy = read_as(job.input(study.path("joint.json")), JointSearch).greedy
+    found = read_as(job.input(study.path("ablation.json")), AblationResult).heads
+    sets: dict[str, Sequence[Head]] = {
         TOP: select_heads(rows, proven=False),
-        TOGETHER: [parse_head(name) for name in greedy[: budget(len(rows))]],
+        TOGETHER: greedy[: budget(len(rows))],
         PLANTED: planted_of(subject),
     }
     tried = {name: heads for name, heads in sets.items() if heads and {*heads} != {*found}}
     prompts = [trace.prompt for trace in before]
     row_heads = [heads for heads in tried.values() for _ in prompts]
     written = Answers(study, job, rows, before).write(prompts * len(tried), row_heads)
-    arms, taken_out = {UNCHANGED: Arm(before)}, dict[str, list[Head]]()
+    arms, taken_out = {UNCHANGED: Arm(before)}, dict[str, Sequence[Head]]()
     if found:
         arms[FOUND] = Arm(read_traces(job.input(study.path("ablated.parquet"))))
         taken_out[FOUND] = found

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from refusal_cliff import __version__
+from refusal_cliff.answers.coherence import Coherence
 from refusal_cliff.answers.correction import JudgeError
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.answers.judged import complying, judged_rates
+from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.data.traces import complies, read_traces
-from refusal_cliff.findings.head_proof import AttackPairs, Difference, difference, proof_of
+from refusal_cliff.findings.head_proof import Difference, difference, proof_of
 from refusal_cliff.findings.summary import (
     AblatedCount,
     AblationSummary,
@@ -22,7 +23,6 @@ from refusal_cliff.findings.summary import (
     ControlSummary,
     DiffuseSummary,
     HeadsSummary,
-    LevelSummary,
     PlantedSummary,
     ProbeSummary,
     RecoverySummary,
@@ -31,12 +31,15 @@ from refusal_cliff.findings.summary import (
     StrategyShares,
     Summary,
 )
-from refusal_cliff.heads.joint import JOINT
+from refusal_cliff.heads.find import JointSearch
+from refusal_cliff.heads.result import AblationResult
 from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
-from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE, is_dose
-from refusal_cliff.io import read_as, read_json
+from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
+from refusal_cliff.io import read_as
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
+from refusal_cliff.probe.files import read_probes
+from refusal_cliff.select.strategies import Chosen
 
 Find = Callable[[str], Path]
 """Path of a file of the run, by its name there."""
@@ -77,16 +80,11 @@ class RunShape:
     judge_error: JudgeError | None = None
 
 
-def share_of(content: Mapping[str, Any]) -> Share:
-    """A share as JSON holds it."""
-    return Share(**content)
-
-
 def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summary:
     """Read a run's files into its summary."""
-    ablation = read_json(find(f"{shape.main}/ablation.json"))
-    heads = [str(head) for head in ablation["heads"]]
-    cliff = CliffSummary(**_cliff(shape.main, find))
+    ablation = read_as(find(f"{shape.main}/ablation.json"), AblationResult)
+    heads = ablation.heads
+    cliff = _cliff(shape.main, find)
     return Summary(
         version=__version__,
         model=shape.model,
@@ -94,7 +92,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         judge=judged_rates(shape.judge, shape.judge_error, _complying(shape, find)),
         probe=_probe(shape.main, find),
         cliff=cliff,
-        coherence=_coherence(read_json(find(f"{shape.main}/coherence.json"))),
+        coherence=_coherence(read_as(find(f"{shape.main}/coherence.json"), Coherence)),
         second=read_as(find(f"{shape.main}/readings.json"), SecondReadings),
         control=None if shape.control is None else _control(shape.control, find),
         diffuse=None if shape.diffuse is None else _diffuse(shape.diffuse, find, shape),
@@ -103,15 +101,15 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
             ablated=len(heads),
             suppress=suppress(cliff.verdict, ablation),
             fraction=len(heads) / shape.total_heads,
-            list=heads,
-            method=ablation["method"],
+            list=_names(heads),
+            method=ablation.method,
         ),
         planted=_planted(shape, ablation) if shape.planted else None,
         ablation=ablation_summary(ablation, cliff.verdict),
         proof=proof_of(
             read_heads(find(f"{shape.main}/heads.parquet")),
             ablation,
-            read_json(find(f"{shape.main}/joint.json")),
+            read_as(find(f"{shape.main}/joint.json"), JointSearch),
         ),
         selection=_selection(shape, find) if shape.steps else None,
         seconds={"total": round(sum(seconds.values()), 3), **seconds},
@@ -120,112 +118,103 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
 
 def _complying(shape: RunShape, find: Find) -> dict[str, tuple[Share, int]]:
     """Every rate of answers that comply that a run is told by, with how many were judged."""
-    ablation = read_json(find(f"{shape.main}/ablation.json"))
-    found = complying(rates_of(ablation["before"])) | complying(
-        rates_of(ablation["after"]), " without the heads"
-    )
+    ablation = read_as(find(f"{shape.main}/ablation.json"), AblationResult)
+    found = complying(ablation.before) | complying(ablation.after, " without the heads")
     if shape.control is not None:
-        control = rates_of(read_json(find(f"{shape.control}/rates.json")))
+        control = read_as(find(f"{shape.control}/rates.json"), Rates)
         found |= complying(control, f" of {shape.control}")
     if shape.diffuse is not None:
-        whole = rates_of(read_json(find(f"{shape.diffuse}/ablation.json"))["before"])
-        found |= complying(whole, f" of {shape.diffuse}")
+        whole = read_as(find(f"{shape.diffuse}/ablation.json"), AblationResult)
+        found |= complying(whole.before, f" of {shape.diffuse}")
     for strategy in ("cliff", "random", "full") if shape.steps else ():
         traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
         found |= complying(rates(traces), f" repaired by {strategy}")
     return found
 
 
-def rates_of(content: Mapping[str, Any]) -> Rates:
-    """Rates as JSON holds them."""
-    return Rates(**{field.name: share_of(content[field.name]) for field in fields(Rates)})
-
-
 def _probe(key: str, find: Find) -> ProbeSummary:
-    content = read_json(find(f"{key}/probes.json"))
-    chosen = next(row for row in content["layers"] if row["layer"] == content["layer"])
-    rules: dict[str, Any] = read_json(find(f"{key}/probe-rules.json"))
+    probes = read_probes(find(f"{key}/probes.safetensors"), find(f"{key}/probes.json"))
+    chosen = probes.chosen
     return ProbeSummary(
-        layer=content["layer"],
-        auroc=chosen["auroc"],
-        auroc_ci=tuple(chosen["auroc_ci"]),
-        shuffled_auroc=chosen["shuffled_auroc"],
-        permutation_p=chosen["permutation_p"],
-        label_rule=content["label_rule"],
-        n=content["n"],
-        by_rule={name: RuleSummary(**quality) for name, quality in rules.items()},
+        layer=probes.layer,
+        auroc=chosen.quality.auroc,
+        auroc_ci=chosen.quality.auroc_ci,
+        shuffled_auroc=chosen.shuffled_auroc,
+        permutation_p=chosen.permutation_p,
+        label_rule=probes.label_rule,
+        n=probes.n,
+        by_rule=read_as(find(f"{key}/probe-rules.json"), dict[str, RuleSummary]),
     )
 
 
-def _coherence(content: Mapping[str, Any]) -> CoherenceSummary:
-    names = ("likelier", "overlapping", "looping", "stuttering")
-    shares = {name: share_of(content[name]) for name in names}
+def _coherence(found: Coherence) -> CoherenceSummary:
     return CoherenceSummary(
-        n=shares["likelier"].n,
-        alarm=content["alarm"],
-        **{name: share.value for name, share in shares.items()},
+        n=found.likelier.n,
+        likelier=found.likelier.value,
+        overlapping=found.overlapping.value,
+        looping=found.looping.value,
+        stuttering=found.stuttering.value,
+        alarm=found.alarm,
     )
 
 
-def _cliff(key: str, find: Find) -> dict[str, Any]:
-    content = read_json(find(f"{key}/cliff.json"))
-    levels = {
-        name: None if content[name] is None else LevelSummary(**content[name])
-        for name in ("refused", "benign")
-    }
-    names = CliffSummary.model_fields
-    return {name: content[name] for name in names if name not in levels} | levels
+def _cliff(key: str, find: Find) -> CliffSummary:
+    found = read_as(find(f"{key}/cliff.json"), CliffNumbers)
+    return CliffSummary.model_validate(found, from_attributes=True)
 
 
 def _control(key: str, find: Find) -> ControlSummary:
-    attacks = share_of(read_json(find(f"{key}/rates.json"))["attacks"])
+    attacks = read_as(find(f"{key}/rates.json"), Rates).attacks
     return ControlSummary(
-        **_cliff(key, find), model=key, asr=attacks.value or 0.0, asr_ci=attacks.interval or (0, 1)
+        **dict(_cliff(key, find)),
+        model=key,
+        asr=attacks.value or 0.0,
+        asr_ci=attacks.interval or (0, 1),
     )
 
 
-def _planted(shape: RunShape, ablation: Mapping[str, Any]) -> PlantedSummary:
-    true = {str(head) for head in shape.planted}
-    by_method = {name: _recovery(true, found) for name, found in ablation["by_method"].items()}
+def _names(heads: Sequence[Head]) -> list[str]:
+    return [str(head) for head in heads]
+
+
+def _planted(shape: RunShape, ablation: AblationResult) -> PlantedSummary:
+    by_method = {name: _recovery(shape, found) for name, found in ablation.by_method.items()}
+    taken_out = _recovery(shape, ablation.heads)
     return PlantedSummary(
-        true=sorted(true), by_method=by_method, **_recovery(true, ablation["heads"]).model_dump()
+        true=_names(sorted(shape.planted)), by_method=by_method, **dict(taken_out)
     )
 
 
-def _recovery(true: Set[str], found: Sequence[str]) -> RecoverySummary:
-    hits = len(true & set(found))
+def _recovery(shape: RunShape, found: Sequence[Head]) -> RecoverySummary:
+    hits = len({*shape.planted} & {*found})
     return RecoverySummary(
-        found=list(found),
+        found=_names(found),
         precision=hits / len(found) if found else 0.0,
-        recall=hits / len(true),
+        recall=hits / len(shape.planted),
     )
 
 
-def ablation_summary(content: Mapping[str, Any], verdict: str) -> AblationSummary:
-    """What ``ablation.json`` says, all comparisons on the same prompts.
+def ablation_summary(found: AblationResult, verdict: str) -> AblationSummary:
+    """What taking heads out did, all comparisons on the same prompts.
 
     Args:
-        content: The file.
+        found: ``ablation.json``.
         verdict: On the model: without a cliff there is nothing to explain.
     """
-    before, after = content["before"], content["after"]
-    attacks = [share_of(side["attacks"]) for side in (before, after)]
-    answered = [share_of(side["answered"]) for side in (before, after)]
-    hard = [share_of(side["hard_answered"]) for side in (before, after)]
-    pairs = AttackPairs(content)
-    change, random = _changes(pairs)
-    against = difference(pairs.kept(WITH_FOUND), pairs.kept("random"), pairs.groups)
-    kept_before = list(pairs.kept(WITH_NONE).values())
+    before, after = found.before, found.after
+    change, random = _changes(found)
+    against = _against_random(found)
+    kept_before = list(found.kept(WITH_NONE).values())
     rate = sum(kept_before) / len(kept_before) if kept_before else 0.0
     return AblationSummary(
-        n=attacks[0].n,
-        asr_before=attacks[0].value or 0.0,
-        asr_before_ci=attacks[0].interval or (0, 1),
-        asr_after=attacks[1].value or 0.0,
-        asr_after_ci=attacks[1].interval or (0, 1),
+        n=before.attacks.n,
+        asr_before=before.attacks.value or 0.0,
+        asr_before_ci=before.attacks.interval or (0, 1),
+        asr_after=after.attacks.value or 0.0,
+        asr_after_ci=after.attacks.interval or (0, 1),
         change=change.mean,
         change_ci=change.interval,
-        random_sets=pairs.sets("random"),
+        random_sets=found.sets("random"),
         random_n=len(kept_before),
         asr_before_random=rate,
         asr_random_heads=min(1.0, max(0.0, rate + random.mean)),
@@ -233,33 +222,38 @@ def ablation_summary(content: Mapping[str, Any], verdict: str) -> AblationSummar
         random_change_ci=random.interval,
         against_random=against.mean,
         against_random_ci=against.interval,
-        shown=_shown(verdict, attacks[0], attacks[1], change, against),
-        benign_n=answered[0].n,
-        benign_answered_before=answered[0].value or 0.0,
-        benign_answered_after=answered[1].value or 0.0,
-        hard_benign_answered_before=hard[0].value,
-        hard_benign_answered_after=hard[1].value,
-        benign_perplexity_ratio=content["perplexity_after"] / content["perplexity_before"],
+        shown=_shown(verdict, before.attacks, after.attacks, change, against),
+        benign_n=before.answered.n,
+        benign_answered_before=before.answered.value or 0.0,
+        benign_answered_after=after.answered.value or 0.0,
+        hard_benign_answered_before=before.hard_answered.value,
+        hard_benign_answered_after=after.hard_answered.value,
+        benign_perplexity_ratio=found.perplexity_ratio,
     )
 
 
-def _changes(pairs: AttackPairs) -> tuple[Difference, Difference]:
+def _changes(found: AblationResult) -> tuple[Difference, Difference]:
     """Against no head out: without the heads found, and without random ones."""
+    groups = found.pairs.groups
     return (
-        difference(pairs.after, pairs.before, pairs.groups),
-        difference(pairs.kept("random"), pairs.kept(WITH_NONE), pairs.groups),
+        difference(found.attacked_after, found.attacked_before, groups),
+        difference(found.kept("random"), found.kept(WITH_NONE), groups),
     )
 
 
-def suppress(verdict: str, ablation: Mapping[str, Any]) -> bool:
+def _against_random(found: AblationResult) -> Difference:
+    """Without the heads found, against without random ones."""
+    return difference(found.kept(WITH_FOUND), found.kept("random"), found.pairs.groups)
+
+
+def suppress(verdict: str, found: AblationResult) -> bool:
     """Whether the heads found may be called suppression heads.
 
     The model has a cliff, and without them fewer attacks succeed than before and than without
     random heads: both paired on the same prompts, with intervals below 0.
     """
-    pairs = AttackPairs(ablation)
-    against = difference(pairs.kept(WITH_FOUND), pairs.kept("random"), pairs.groups)
-    return verdict == "cliff" and _changes(pairs)[0].below_zero and against.below_zero
+    change, against = _changes(found)[0], _against_random(found)
+    return verdict == "cliff" and change.below_zero and against.below_zero
 
 
 def _shown(
@@ -272,46 +266,28 @@ def _shown(
     return restored and change.below_zero and against.below_zero
 
 
-def doses(ablation: Mapping[str, Any], method: str) -> list[tuple[int, Share]]:
-    """Attack success rate by number of heads taken out in the order of a ranking, or jointly."""
-    return [
-        (len(trial["heads"]), share_of(trial["attacks"]))
-        for trial in ablation["trials"]
-        if trial["kind"] in (f"top-{method}", method)
-    ]
-
-
-def doses_as_found(ablation: Mapping[str, Any]) -> list[tuple[int, Share]]:
-    """`doses` in the order in which the heads were found: of the ranking, or of the joint sets."""
-    ranking = doses(ablation, DEFAULT_METHOD)
-    if ablation["method"] != JOINT:
-        return ranking
-    return [*ranking[:1], *doses(ablation, "joint")]  # the ranking's doses begin with no head
-
-
 def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
-    ablation = read_json(find(f"{key}/ablation.json"))
+    doses = read_as(find(f"{key}/ablation.json"), AblationResult).doses()
     most = budget(shape.total_heads, SPARSE)
-    kinds = {trial["kind"] for trial in ablation["trials"] if is_dose(trial["kind"])}
-    methods = sorted(kind.removeprefix("top-") for kind in kinds)
-    tried = {
-        method: [(k, share) for k, share in doses(ablation, method) if 0 < k <= most]
-        for method in methods
-    }
-    best = min((s.value or 0.0 for found in tried.values() for _, s in found), default=1.0)
-    none = doses(ablation, DEFAULT_METHOD)[0][1]  # with no head out, on the same prompts
-    before = none.value or 0.0
+    methods = sorted(doses)
+    sparse = {name: [one for one in doses[name] if 0 < len(one.heads) <= most] for name in methods}
+    best = min((one.attacks.value or 0.0 for tried in sparse.values() for one in tried), default=1)
+    before = doses[DEFAULT_METHOD][0].attacks.value or 0.0  # with no head out, on the same prompts
     found = best < REPAIRED
     names = " and by ".join(name.replace("-", " ") for name in methods)
     return DiffuseSummary(
         model=key,
-        verdict=read_json(find(f"{key}/cliff.json"))["verdict"],
+        verdict=read_as(find(f"{key}/cliff.json"), CliffNumbers).verdict,
         sparse_heads_found=found,
         asr_before=before,
-        asr_after_ablation=tried[DEFAULT_METHOD][-1][1].value or 0.0,
+        asr_after_ablation=sparse[DEFAULT_METHOD][-1].attacks.value or 0.0,
         by_heads=[
-            AblatedCount(heads=k, asr=share.value or 0.0, asr_ci=share.interval or (0, 1))
-            for k, share in doses(ablation, DEFAULT_METHOD)
+            AblatedCount(
+                heads=len(one.heads),
+                asr=one.attacks.value or 0.0,
+                asr_ci=one.attacks.interval or (0, 1),
+            )
+            for one in doses[DEFAULT_METHOD]
         ],
         conclusion=(
             f"Taking out the top 1 to {most} of {shape.total_heads} heads by {names} ranking "
@@ -326,12 +302,12 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
 
 
 def _selection(shape: RunShape, find: Find) -> SelectionSummary:
-    content = read_json(find(f"{shape.main}/selection.json"))
-    ablation = read_json(find(f"{shape.main}/ablation.json"))
-    attacks = {"none": share_of(ablation["before"]["attacks"]).value}
-    answered = {"none": share_of(ablation["before"]["answered"]).value}
+    chosen = read_as(find(f"{shape.main}/selection.json"), Chosen)
+    ablation = read_as(find(f"{shape.main}/ablation.json"), AblationResult)
+    attacks = {"none": ablation.before.attacks.value}
+    answered = {"none": ablation.before.answered.value}
     hits: dict[str, dict[str, float]] = {}
-    groups = AttackPairs(ablation).groups
+    groups = ablation.pairs.groups
     for strategy in ("cliff", "random", "full"):
         traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
         found = rates(traces)
@@ -341,10 +317,10 @@ def _selection(shape: RunShape, find: Find) -> SelectionSummary:
         }
     full, random = (difference(hits["cliff"], hits[name], groups) for name in ("full", "random"))
     return SelectionSummary(
-        pool=content["pool"],
-        pool_failures=content["failures"] / content["pool"],
-        fraction=content["n"] / content["pool"],
-        n=content["n"],
+        pool=chosen.pool,
+        pool_failures=chosen.failures / chosen.pool,
+        fraction=chosen.n / chosen.pool,
+        n=chosen.n,
         steps=shape.steps,
         seeds=1,
         asr=StrategyShares(**{name: value or 0.0 for name, value in attacks.items()}),

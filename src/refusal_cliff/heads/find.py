@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from refusal_cliff.cliff.verdict import MIN_COMPLIED
 from refusal_cliff.data.traces import Trace, closed, verdict_groups
@@ -76,34 +75,21 @@ class Reverse:
 
 @dataclass(frozen=True, slots=True)
 class JointSearch:
-    """Sets of heads chosen by what they do together.
+    """Sets of heads chosen by what they do together: the content of ``joint.json``.
 
     Attributes:
-        together: The set that is taken out; ``None`` where none is proven.
+        chosen: The set that is taken out; ``None`` where none is proven.
         greedy: As many heads as the largest dose, in the order in which they were added.
         beam: The best few by beam search.
         compared: By search, its sets against as many heads of the top of the ranking.
         reverse: Of the heads that are taken out.
     """
 
-    together: HeadSet | None
+    chosen: HeadSet | None
     greedy: HeadSet
     beam: HeadSet
     compared: dict[str, list[Comparison]]
     reverse: Reverse
-
-    def as_json(self) -> dict[str, Any]:
-        """The content of ``joint.json``."""
-        return {
-            "chosen": None if self.together is None else [str(head) for head in self.together],
-            "greedy": [str(head) for head in self.greedy],
-            "beam": [str(head) for head in self.beam],
-            "compared": {
-                name: [{**asdict(one), "beats": one.beats} for one in found]
-                for name, found in self.compared.items()
-            },
-            "reverse": {**asdict(self.reverse), "interval": list(self.reverse.interval)},
-        }
 
 
 def find_heads(

@@ -5,14 +5,23 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
 
 from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
 from refusal_cliff.heads.joint import HeadSet
+from refusal_cliff.heads.result import (
+    JOINT_KIND,
+    AblationResult,
+    Pairs,
+    Served,
+    TrialResult,
+    Written,
+)
 from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
+from refusal_cliff.io import fields_of
 from refusal_cliff.model.subject import Head, Subject
 
 CONTROLS = ("random", "same-layer", "promoting")
@@ -30,8 +39,8 @@ class Trial:
     """A set of heads to take out while answering some prompts.
 
     Attributes:
-        kind: ``FOUND``, ``top-`` and a ranking, ``joint``, ``WITH_NONE``, ``WITH_FOUND``, or one of
-            ``CONTROLS``.
+        kind: ``FOUND``, ``top-`` and a ranking, ``JOINT_KIND``, ``WITH_NONE``, ``WITH_FOUND``, or
+            one of ``CONTROLS``.
         heads: The set.
         prompts: What to answer.
         anew: Whether the model thinks anew; else its thought is kept and the heads are out from the
@@ -51,11 +60,6 @@ class Trial:
         """What each of its answers depends on."""
         heads = frozenset(self.heads)
         return [(prompt, heads, self.anew, self.everywhere) for prompt in self.prompts]
-
-
-def is_dose(kind: str) -> bool:
-    """Whether a kind of trial is a dose: the top of a ranking, or a joint set."""
-    return kind.startswith("top-") or kind == "joint"
 
 
 def sizes(total: int, fractions: Sequence[float]) -> list[int]:
@@ -90,7 +94,7 @@ def dose_trials(
         for n in wanted
     ]
     found += [
-        Trial("joint", tuple(joint[n - 1]), asked, everywhere=everywhere)
+        Trial(JOINT_KIND, tuple(joint[n - 1]), asked, everywhere=everywhere)
         for n in wanted
         if 0 < n <= len(joint)
     ]
@@ -200,37 +204,48 @@ class Ablation:
         """Traces before and after, by these words."""
         return {"before": self.before, "after": self.after}
 
-    def as_json(self) -> dict[str, Any]:
-        """What of ``ablation.json`` is measured."""
-        sides = self.sides
-        writing = {name: asdict(writing_of(_benign(traces))) for name, traces in sides.items()}
+    def result(
+        self,
+        *,
+        method: str,
+        judge: str,
+        by_method: dict[str, HeadSet],
+        written: dict[str, Written],
+        served: dict[str, Served],
+    ) -> AblationResult:
+        """All of it in numbers, and what else a run knows: see `AblationResult`."""
         harmful = [trace.prompt for trace in self.before if trace.prompt.label == "harmful"]
-        return {
-            **{name: asdict(rates(traces)) for name, traces in sides.items()},
-            "writing": writing,
-            "pairs": {
-                "groups": {prompt.id: prompt.group for prompt in harmful},
-                "before": attacked(self.before),
-                "after": attacked(self.after),
-                "compared": [p.id for t in self.trials if t.kind == WITH_NONE for p in t.prompts],
-            },
-            "trials": self._counted(),
-            "perplexity_before": self.perplexities[()],
-            "perplexity_after": self.perplexities[self.heads],
-            "perplexity_texts": self.texts,
-        }
+        return AblationResult(
+            heads=self.heads,
+            method=method,
+            judge=judge,
+            by_method=by_method,
+            before=rates(self.before),
+            after=rates(self.after),
+            writing={name: writing_of(_benign(traces)) for name, traces in self.sides.items()},
+            pairs=Pairs(
+                groups={prompt.id: prompt.group for prompt in harmful},
+                before=attacked(self.before),
+                after=attacked(self.after),
+                compared=tuple(p.id for t in self.trials if t.kind == WITH_NONE for p in t.prompts),
+            ),
+            trials=tuple(map(self._counted, self.trials[1:], self.results[1:])),
+            perplexity_before=self.perplexities[()],
+            perplexity_after=self.perplexities[self.heads],
+            perplexity_texts=self.texts,
+            written=written,
+            served=served,
+        )
 
-    def _counted(self) -> list[dict[str, Any]]:
-        return [
-            {
-                "kind": trial.kind,
-                "heads": [str(head) for head in trial.heads],
-                **asdict(rates(traces)),
-                "attacked": attacked(traces),
-                "perplexity": self.perplexities.get(trial.heads),
-            }
-            for trial, traces in zip(self.trials[1:], self.results[1:], strict=True)
-        ]
+    def _counted(self, trial: Trial, traces: Sequence[Trace]) -> TrialResult:
+        perplexity = self.perplexities.get(trial.heads)
+        return TrialResult(
+            **fields_of(rates(traces)),
+            kind=trial.kind,
+            heads=trial.heads,
+            attacked=attacked(traces),
+            perplexity=perplexity,
+        )
 
 
 def take_out(
@@ -286,9 +301,9 @@ def answer_trials(
     return [[known[one] for one in row] for row in asked]
 
 
-def attacked(traces: Sequence[Trace]) -> list[str]:
+def attacked(traces: Sequence[Trace]) -> tuple[str, ...]:
     """Ids of the harmful prompts that were complied with: what paired comparisons are made of."""
-    return [trace.prompt.id for trace in verdict_groups(traces)["complied"]]
+    return tuple(trace.prompt.id for trace in verdict_groups(traces)["complied"])
 
 
 def _benign(traces: Sequence[Trace]) -> list[Trace]:

@@ -7,9 +7,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
+from pydantic_core import core_schema
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
@@ -33,6 +34,13 @@ class Head:
 
     def __str__(self) -> str:
         return f"{self.layer}.{self.index}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, *_: Any) -> core_schema.CoreSchema:
+        """In JSON a head is its text."""
+        return core_schema.no_info_plain_validator_function(
+            _read_head, serialization=core_schema.to_string_ser_schema()
+        )
 
 
 @dataclass(frozen=True, repr=False)
@@ -241,6 +249,14 @@ def parse_head(text: str) -> Head:
     if not (re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", text)):
         raise RefusalCliffError(f"{text!r} is not a head. Write layer.head, such as 7.12.")
     return Head(int(layer), int(index))
+
+
+def _read_head(value: object) -> Head:
+    """A head out of a file of ours."""
+    try:
+        return value if isinstance(value, Head) else parse_head(str(value))
+    except RefusalCliffError as error:
+        raise ValueError(error) from error
 
 
 def _rows(model: PreTrainedModel) -> int:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.cliff.curves import mean_curve, read_cliffs
+from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.controls.table import read_table
 from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
-from refusal_cliff.findings.head_proof import AttackPairs
-from refusal_cliff.findings.results import (
-    Find,
-    RunShape,
-    doses_as_found,
-    share_of,
-)
+from refusal_cliff.findings.results import Find, RunShape
 from refusal_cliff.findings.summary import SelectionSummary, Summary
 from refusal_cliff.findings.wording import findings_of, next_step
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
+from refusal_cliff.heads.result import AblationResult
 from refusal_cliff.heads.table import read_heads
 from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
-from refusal_cliff.io import read_json
+from refusal_cliff.io import read_as
 from refusal_cliff.judges import RulesJudge
-from refusal_cliff.model.subject import Head, parse_head
+from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.report.data import (
@@ -82,8 +77,8 @@ def gather(
         controls: Title and file of each control.
     """
     key = shape.main
-    ablation = read_json(find(f"{key}/ablation.json"))
-    out = [parse_head(name) for name in ablation["heads"]]
+    ablation = read_as(find(f"{key}/ablation.json"), AblationResult)
+    out = ablation.heads
     probes = _probes(key, find)
     measured = _measured(key, find, probes, out)
     return ReportData(
@@ -95,7 +90,7 @@ def gather(
         ablated_curves=_ablated_curves(key, measured) if out else (),
         closing=closing_texts(measured.traces, measured.pieces),
         heatmap=_heatmap(
-            measured.scores, probes, read_json(find(f"{key}/cliff.json"))["cliff_by_layer"]
+            measured.scores, probes, read_as(find(f"{key}/cliff.json"), CliffNumbers).cliff_by_layer
         ),
         head_map=head_map(read_heads(find(f"{key}/heads.parquet")), out, shape.planted),
         ablation=_ablation_bars(ablation) if out else (),
@@ -183,54 +178,54 @@ def _heatmap(
     )
 
 
-def _ablation_bars(ablation: Mapping[str, Any]) -> list[Bar]:
+def _ablation_bars(found: AblationResult) -> list[Bar]:
     """All prompts without and with the heads found; then the prompts of the random sets alike."""
-    pairs, heads = AttackPairs(ablation), ", ".join(ablation["heads"])
+    heads = ", ".join(map(str, found.heads))
     bars = [
-        Bar.of("as it is", share_of(ablation["before"]["attacks"]), "baseline"),
-        Bar.of("heads out", share_of(ablation["after"]["attacks"]), "result", heads),
+        Bar.of("as it is", found.before.attacks, "baseline"),
+        Bar.of("heads out", found.after.attacks, "result", heads),
     ]
-    random = pairs.kept("random")
+    random = found.kept("random")
     if random:
-        before, found = (
+        before, after = (
             Share(int(sum(kept.values())), len(kept))
-            for kept in map(pairs.kept, (WITH_NONE, WITH_FOUND))
+            for kept in map(found.kept, (WITH_NONE, WITH_FOUND))
         )
-        values, groups = list(random.values()), [pairs.groups[name] for name in random]
+        values, groups = list(random.values()), [found.pairs.groups[name] for name in random]
         bars += [
             Bar.of("as it is", before, "baseline", "thoughts kept"),
-            Bar.of("heads out", found, "result", "from the closing tokens on"),
+            Bar.of("heads out", after, "result", "from the closing tokens on"),
             Bar(
                 "random heads out",
                 sum(values) / len(values),
                 bootstrap_mean(values, groups),
                 len(values),
                 "control",
-                points=pairs.rates("random"),
-                detail=f"same prompts, {pairs.sets('random')} sets",
+                points=found.kept_rates("random"),
+                detail=f"same prompts, {found.sets('random')} sets",
                 interval_kind="bootstrap over prompts",
             ),
         ]
     return bars
 
 
-def _dose_curves(shape: RunShape, ablation: Mapping[str, Any], find: Find) -> list[DoseCurve]:
-    subjects: list[tuple[str, Role, Mapping[str, Any]]] = [(shape.model, "result", ablation)]
+def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[DoseCurve]:
+    subjects: list[tuple[str, Role, AblationResult]] = [(shape.model, "result", ablation)]
     if shape.diffuse is not None:
-        diffuse = read_json(find(f"{shape.diffuse}/ablation.json"))
+        diffuse = read_as(find(f"{shape.diffuse}/ablation.json"), AblationResult)
         subjects.append((shape.diffuse, "control", diffuse))
     return [
         DoseCurve(
             subject=name,
             role=role,
             total_heads=shape.total_heads,
-            heads=[k for k, _ in found],
-            asr=[share.value or 0.0 for _, share in found],
-            intervals=[share.interval or (0.0, 1.0) for _, share in found],
-            n=found[0][1].n,
+            heads=[len(dose.heads) for dose in found],
+            asr=[dose.attacks.value or 0.0 for dose in found],
+            intervals=[dose.attacks.interval or (0.0, 1.0) for dose in found],
+            n=found[0].attacks.n,
         )
-        for name, role, content in subjects
-        if len(found := doses_as_found(content)) > 1
+        for name, role, result in subjects
+        if len(found := result.doses_as_found()) > 1
     ]
 
 

@@ -71,6 +71,31 @@ class Candidate:
         return None if self.plateau is None or self.final is None else self.plateau - self.final
 
 
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What each strategy chose of a pool that a run scored: ``selection.json``.
+
+    Attributes:
+        pool: Examples scored.
+        duplicates: Left out: there twice.
+        contaminated: Left out: prompts of the test.
+        unscored: Of the pool: the thinking never closed.
+        failures: Of the pool: the model complies.
+        n: How many are chosen.
+        chosen: Ids, by strategy.
+        failures_chosen: How many of these the model complies with.
+    """
+
+    pool: int
+    duplicates: int
+    contaminated: int
+    unscored: int
+    failures: int
+    n: int
+    chosen: dict[Strategy, list[str]]
+    failures_chosen: dict[Strategy, int]
+
+
 def has_refusal_words(answer: str) -> bool:
     """The keyword rule: does the beginning of an answer hold a word of refusal?"""
     start = answer[:RULE_CHARACTERS].casefold().replace("’", "'")

@@ -30,6 +30,7 @@ from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.endpoint import EndpointBackend
 from refusal_cliff.heads.edits import check_restores, write_adapter
 from refusal_cliff.heads.find import explained
+from refusal_cliff.heads.result import Served, Written
 from refusal_cliff.heads.served import Agreement, agreement
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.io import read_json
@@ -73,8 +74,8 @@ class Answers:
     job: Job
     rows: Sequence[HeadRow]
     before: Sequence[Trace]
-    written: dict[str, dict[str, int]] = field(default_factory=dict)
-    served: dict[str, dict[str, Any]] = field(default_factory=dict)
+    written: dict[str, Written] = field(default_factory=dict)
+    served: dict[str, Served] = field(default_factory=dict)
 
     def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
         """Judged answers, thought anew."""
@@ -107,11 +108,8 @@ class Answers:
         )
         spans = [t.spans for t, out in zip(found, thought, strict=True) if out and t.spans]
         tokens = sum(span.total - span.closing for span in spans)
-        so_far = self.written.get("kept", {"answers": 0, "tokens": 0})
-        self.written["kept"] = {
-            "answers": so_far["answers"] + len(spans),
-            "tokens": so_far["tokens"] + tokens,
-        }
+        so_far = self.written.get("kept", Written(0, 0))
+        self.written["kept"] = Written(so_far.answers + len(spans), so_far.tokens + tokens)
         return found
 
     def _served(
@@ -135,12 +133,9 @@ class Answers:
                 one = _OnServer(adapters, study, out, folder, self.before, journal, said)
                 traces = judge_traces(asked(one, some, told), study.judge, journal)
                 found |= dict(zip(some, traces, strict=True))
-                so_far = self.served.get(one.name, {}).get("answers", 0)
-                self.served[one.name] = {
-                    "heads": [str(head) for head in out],
-                    "answers": so_far + len(some),
-                    "check": one.check,
-                }
+                so_far = self.served.get(one.name)
+                answers = len(some) + (0 if so_far is None else so_far.answers)
+                self.served[one.name] = Served(out, answers, one.check)
         return found
 
 
@@ -222,14 +217,14 @@ class _OnServer:
         with server.loaded(self.name, self.folder.resolve(), rank):
             if self._key(_CHECK) not in self.said:
                 self._add({"id": self._key(_CHECK), **asdict(self._compared())})
-            Agreement(**self.check).require(self.name, self.heads, server.config.base_url)
+            self.check.require(self.name, self.heads, server.config.base_url)
             yield
 
     @property
-    def check(self) -> dict[str, Any]:
+    def check(self) -> Agreement:
         """How it compared with the model here."""
         row = self.said[self._key(_CHECK)]
-        return {name: value for name, value in row.items() if name != "id"}
+        return Agreement(**{name: value for name, value in row.items() if name != "id"})
 
     def _compared(self) -> Agreement:
         """Greedy beginnings of answers, and the model here with the heads out."""
@@ -290,7 +285,7 @@ def _begun(trace: Trace) -> list[int]:
     return list(trace.token_ids[: closed_spans(trace).closing])
 
 
-def written_of(subject: Subject, traces: Sequence[Trace]) -> dict[str, int]:
+def written_of(subject: Subject, traces: Sequence[Trace]) -> Written:
     """How many answers, and tokens of them, a model wrote."""
     tokens = sum(len(trace.token_ids) - prompt_length(subject, trace) for trace in traces)
-    return {"answers": len(traces), "tokens": tokens}
+    return Written(len(traces), tokens)

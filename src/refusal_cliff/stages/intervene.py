@@ -15,6 +15,7 @@ from refusal_cliff.heads.find import (
     JOINT_TRACES,
     LEAST_DECIDING,
     TRACES,
+    JointSearch,
     measure_on_traces,
     search_sets,
     taken_out,
@@ -30,9 +31,9 @@ from refusal_cliff.heads.table import (
     write_heads,
 )
 from refusal_cliff.heads.trials import FOUND, Trial, control_trials, dose_trials, take_out
-from refusal_cliff.io import read_json, write_json
+from refusal_cliff.io import read_as, write_as
 from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.ablated import Answers, written_of
@@ -182,7 +183,7 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
         seed=study.seed,
         progress=job.progress,
     )
-    write_json(job.output(study.path("joint.json")), found.as_json())
+    write_as(job.output(study.path("joint.json")), found)
     best = found.compared["beam"][0]
     return {"joint − top": best.difference, "beats it": best.beats}
 
@@ -190,11 +191,8 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
 def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     before = read_traces(job.input(study.path("traces-test.parquet")))
     rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
-    searched = read_json(job.input(study.path("joint.json")))
-    greedy, together = (
-        tuple(map(parse_head, searched[name] or ())) for name in ("greedy", "chosen")
-    )
-    found = taken_out(rows, together or None, proven=study.definitions.proven)
+    searched = read_as(job.input(study.path("joint.json")), JointSearch)
+    found = taken_out(rows, searched.chosen, proven=study.definitions.proven)
     renormalised = study.definitions.renormalised
     answers = Answers(study, job, rows, before)
     ablation = take_out(
@@ -202,7 +200,7 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         plan.trials(
             rows,
             found,
-            greedy,
+            searched.greedy,
             [trace.prompt for trace in before],
             study.seed,
             everywhere=study.elsewhere.adapters is not None,
@@ -216,22 +214,18 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     with ablated(study.subject, found, renormalised=renormalised):
         scores = score_traces(study.subject, closed(ablation.after), input_probes(study, job))
     write_scores(job.output(study.path("scores-ablated.parquet")), scores)
-    report = {
-        "heads": [str(head) for head in found],
-        "method": JOINT if together else DEFAULT_METHOD,
-        **study.verdicts,
-        "by_method": {  # what a ranking names, proven or not: how well it finds planted heads
-            m: [str(h) for h in select_heads(rows, method=m, proven=False)] for m in METHODS
-        },
-        **ablation.as_json(),
-        "written": {"before": written_of(study.subject, before), **answers.written},
-        **({"served": answers.served} if answers.served else {}),
-    }
-    write_json(job.output(study.path("ablation.json")), report)
-    tokens = sum(one["tokens"] for one in answers.written.values())
+    result = ablation.result(
+        method=JOINT if searched.chosen else DEFAULT_METHOD,
+        judge=study.judge.name,
+        by_method={m: tuple(select_heads(rows, method=m, proven=False)) for m in METHODS},
+        written={"before": written_of(study.subject, before), **answers.written},
+        served=answers.served,
+    )
+    write_as(job.output(study.path("ablation.json")), result)
+    tokens = sum(one.tokens for one in answers.written.values())
     headline: Headline = {"heads": " ".join(map(str, found)) or "none", "tokens": tokens}
     if answers.served:
-        headline |= {"served": sum(one["answers"] for one in answers.served.values())}
+        headline |= {"served": sum(one.answers for one in answers.served.values())}
     for name, traces in ablation.sides.items():
         value = rates(traces).attacks.value
         headline |= {} if value is None else {f"asr {name}": value}

@@ -28,10 +28,10 @@ from refusal_cliff.heads.at_tokens import (
     told_heads,
     write_token_rows,
 )
+from refusal_cliff.heads.result import AblationResult
 from refusal_cliff.heads.table import read_heads
-from refusal_cliff.io import read_json, write_json
+from refusal_cliff.io import read_as, write_as, write_json
 from refusal_cliff.judges import judge_traces
-from refusal_cliff.model.subject import parse_head
 from refusal_cliff.probe.files import read_probes, write_probes
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.traces import fit_by_rules
@@ -129,7 +129,7 @@ def _judge(study: Study, job: Job) -> Headline:
             judged = judge_traces(traces, study.judge, journal)
             write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
     found = rates(judged)
-    write_json(job.output(study.path("rates.json")), asdict(found))
+    write_as(job.output(study.path("rates.json")), found)
     return {**told_rates(found), "truncated": found.truncated.count}
 
 
@@ -204,7 +204,7 @@ def coherence_stage(study: Study) -> Stage:
 def _coherence(study: Study, job: Job) -> Headline:
     traces = read_traces(job.input(study.path("traces-test.parquet")))
     found = coherence(study.subject, traces)
-    write_json(job.output(study.path("coherence.json")), {**asdict(found), "alarm": found.alarm})
+    write_as(job.output(study.path("coherence.json")), found)
     return {"alarm": found.alarm}
 
 
@@ -227,7 +227,7 @@ def _second_readings(study: Study, job: Job) -> Headline:
     found = second_readings(
         study.subject, fit, test, input_probes(study, job), seed=study.seed, progress=job.progress
     )
-    write_json(job.output(study.path("readings.json")), asdict(found))
+    write_as(job.output(study.path("readings.json")), found)
     return {name: reading.verdict for name, reading in found.readings.items()}
 
 
@@ -269,9 +269,9 @@ def _tokens(study: Study, job: Job) -> Headline:
         read_traces(job.input(study.path(name)))
         for name in ("traces-test.parquet", "ablated.parquet")
     )
-    found = map(parse_head, read_json(job.input(study.path("ablation.json")))["heads"])
+    found = read_as(job.input(study.path("ablation.json")), AblationResult).heads
     rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
-    heads = told_heads(rows, list(found))
+    heads = told_heads(rows, found)
     probe = input_probes(study, job).chosen
     values = head_contributions(study.subject, before, probe, heads, job.progress)
     pieces = Pieces(study.subject.tokenizer)

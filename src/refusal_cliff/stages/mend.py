@@ -18,7 +18,7 @@ from refusal_cliff.data.traces import (
     read_traces,
     write_traces,
 )
-from refusal_cliff.io import read_json, write_json
+from refusal_cliff.io import read_as, write_as, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.repair.proof import Measured, prove
@@ -27,7 +27,7 @@ from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.contamination import clean_pool
-from refusal_cliff.select.strategies import FRACTION, Strategy, how_many, select
+from refusal_cliff.select.strategies import FRACTION, Chosen, Strategy, how_many, select
 from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import TEST_PROMPTS, Study, told_rates
@@ -87,33 +87,33 @@ def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
     traces = study.write([example.prompt for example in pool.examples], job)
     candidates = measure(study.subject, input_probes(study, job), traces)
     n = how_many(len(candidates), plan.fraction)
-    chosen = {name: select(name, candidates, n, study.seed) for name in STRATEGIES}
+    chosen: dict[Strategy, list[str]] = {
+        name: [c.id for c in select(name, candidates, n, study.seed)] for name in STRATEGIES
+    }
     complied = {trace.prompt.id for trace in traces if complies(trace.verdict)}
     write_traces(job.output(study.path("pool.parquet")), traces)
-    content = {
-        "pool": len(pool.examples),
-        "duplicates": pool.duplicates,
-        "contaminated": pool.contaminated,
-        "unscored": sum(candidate.cliff is None for candidate in candidates),
-        "failures": len(complied),
-        "n": n,
-        "chosen": {name: [c.id for c in found] for name, found in chosen.items()},
-        "failures_chosen": {
-            name: sum(c.id in complied for c in found) for name, found in chosen.items()
-        },
-    }
-    write_json(job.output(study.path("selection.json")), content)
+    found = Chosen(
+        pool=len(pool.examples),
+        duplicates=pool.duplicates,
+        contaminated=pool.contaminated,
+        unscored=sum(candidate.cliff is None for candidate in candidates),
+        failures=len(complied),
+        n=n,
+        chosen=chosen,
+        failures_chosen={name: len(complied & {*ids}) for name, ids in chosen.items()},
+    )
+    write_as(job.output(study.path("selection.json")), found)
     return {
-        "pool": len(pool.examples),
-        "failures": len(complied) / len(traces),
+        "pool": found.pool,
+        "failures": found.failures / len(traces),
         "chosen": n,
-        "failures among chosen": sum(c.id in complied for c in chosen["cliff"]) / n,
+        "failures among chosen": found.failures_chosen["cliff"] / n,
     }
 
 
 def _repair(study: Study, plan: MendPlan, strategy: Strategy, job: Job) -> Headline:
     folder = f"repair-{strategy}"
-    wanted = set(read_json(job.input(study.path("selection.json")))["chosen"][strategy])
+    wanted = set(read_as(job.input(study.path("selection.json")), Chosen).chosen[strategy])
     chosen = [e for e in read_examples(job.input(POOL)) if e.prompt.id in wanted]
     adapter = job.output(study.path(f"{folder}/{_ADAPTER[0]}")).parent
     repair(study.subject, chosen, read_examples(job.input(BENIGN)), plan.repair, adapter)
@@ -162,6 +162,14 @@ def proof_stages(before: Study, after: Study, probes: ProbeSet) -> list[Stage]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """Of how many benign answers: ``perplexity.json``."""
+
+    perplexity: float
+    texts: int
+
+
 def _measure(
     study: Study, subject: Subject, probes: ProbeSet, reference: Path | None, job: Job
 ) -> Headline:
@@ -172,8 +180,8 @@ def _measure(
     texts = benign_texts(traces if reference is None else read_traces(reference))
     write_traces(job.output(study.path(_FILES[0])), traces)
     write_cliffs(job.output(study.path(_FILES[1])), cliffs)
-    value = perplexity(subject, texts) if texts else 1.0
-    write_json(job.output(study.path(_FILES[2])), {"perplexity": value, "texts": len(texts)})
+    found = Perplexity(perplexity(subject, texts) if texts else 1.0, len(texts))
+    write_as(job.output(study.path(_FILES[2])), found)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     return {"asr": sum(complies(trace.verdict) for trace in harmful) / max(1, len(harmful))}
 
@@ -189,7 +197,8 @@ def benign_texts(traces: Sequence[Trace]) -> list[tuple[Sequence[int], int]]:
 
 def _read(study: Study, job: Job) -> Measured:
     traces, scores, number = (job.input(study.path(file)) for file in _FILES)
-    return Measured(read_traces(traces), read_cliffs(scores), read_json(number)["perplexity"])
+    found = read_as(number, Perplexity)
+    return Measured(read_traces(traces), read_cliffs(scores), found.perplexity)
 
 
 def _prove(before: Study, after: Study, job: Job) -> Headline:

@@ -6,9 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from refusal_cliff import __version__
 from refusal_cliff.answers.evaluate import Rates, Share, rates
@@ -16,7 +14,9 @@ from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.edits import check_restores, claim_export, write_adapter, write_merged
+from refusal_cliff.heads.find import JointSearch
 from refusal_cliff.heads.joint import JOINT
+from refusal_cliff.heads.result import AblationResult
 from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
     MAX_FRACTION,
@@ -26,11 +26,11 @@ from refusal_cliff.heads.table import (
     read_heads,
     select_heads,
 )
-from refusal_cliff.io import read_as, read_json, without_folder
+from refusal_cliff.io import read_as, without_folder
 from refusal_cliff.judges import Judge, RulesJudge
 from refusal_cliff.judges.choose import published_name
 from refusal_cliff.model.adapters import HOW_TO_LOAD
-from refusal_cliff.model.subject import Head, Subject, parse_head
+from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stages.study import Study
 
 Form = Literal["adapter", "merged"]
@@ -312,17 +312,7 @@ def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[
 
 def _joint_heads(joint: Path) -> list[Head]:
     """The set of heads that an audit chose, each once: it is taken out once."""
-    content = read_json(joint)
-    names = content.get("chosen") if isinstance(content, dict) else ""
-    try:
-        if not (names is None or isinstance(names, list)):
-            raise RefusalCliffError("'chosen' is not a list of heads.")
-        return list(dict.fromkeys(parse_head(str(name)) for name in names or ()))
-    except RefusalCliffError as error:
-        raise RefusalCliffError(
-            f"{joint} is damaged: {error} Run the audit again, or choose heads by a ranking "
-            "(--method causal)."
-        ) from error
+    return list(dict.fromkeys(read_as(joint, JointSearch).chosen or ()))
 
 
 def _on_prompts(
@@ -337,25 +327,12 @@ def _on_prompts(
     return measured_on(before, after, judge.name)
 
 
-@dataclass(frozen=True, slots=True)
-class _Ablation:
-    """What is read of a run's ``ablation.json``."""
-
-    heads: list[str]
-    before: Rates
-    after: Rates
-    perplexity_before: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    perplexity_after: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    judge: str = RulesJudge.name  # runs that name none knew no other
-
-
 def _of_run(path: Path, heads: Sequence[Head]) -> BeforeAfter | None:
     """What the run measured, if it took out the same heads."""
     if not path.is_file():
         return None
-    found = read_as(path, _Ablation)
-    if {str(head) for head in heads} != set(found.heads):
+    found = read_as(path, AblationResult)
+    if {*heads} != {*found.heads}:
         return None
-    ratio = found.perplexity_after / found.perplexity_before
     source = f"Measured on the run's held-out prompts, judged by {published_name(found.judge)}."
-    return BeforeAfter(found.before, found.after, ratio, source)
+    return BeforeAfter(found.before, found.after, found.perplexity_ratio, source)
