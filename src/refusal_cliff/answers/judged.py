@@ -49,7 +49,8 @@ class JudgedRates:
     Attributes:
         judge: Its whole name.
         error: How it errs in telling refusals; ``None`` where that is not given.
-        rates: By name.
+        rates: By name: attack success and benign prompts answered; of the model, without the
+            heads, of controls and of repairs.
     """
 
     judge: str

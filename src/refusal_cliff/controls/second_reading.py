@@ -142,8 +142,8 @@ class Reading:
 
     __pydantic_config__ = STRICT
 
-    verdict: Annotated[Verdict, Field(description="As of the model.")]
-    share: Annotated[Fraction, Field(description="Traces with a cliff.")]
+    verdict: Annotated[Verdict, Field(description="The verdict on the model by this reading.")]
+    share: Annotated[Fraction, Field(description="Share of the traces with a cliff.")]
     share_ci: Annotated[Ordered, Field(description="Its interval, over prompt groups.")]
     reason: Annotated[str, Field(description="The verdict's grounds, as a sentence.")]
     early_auroc: Annotated[
@@ -161,17 +161,20 @@ class SecondReadings:
     readings: Annotated[
         dict[str, Reading],
         Field(
-            description="By name: own probe, the same relative to the place, probe over the "
-            "thinking, next-token margin."
+            description="By name: `own probe`, `own probe, relative to the place`, "
+            "`probe over the thinking`, `next-token margin`."
         ),
     ]
     margin_at_closing: Annotated[
         Correlation | None,
         Field(
-            description="Correlation of the probe with the next-token margin, last closing token."
+            description="Correlation of the probe with the next-token margin at the last closing "
+            "token."
         ),
     ]
-    margin_over_thinking: Annotated[Correlation | None, Field(description="The same of plateaus.")]
+    margin_over_thinking: Annotated[
+        Correlation | None, Field(description="The same correlation, of the plateaus.")
+    ]
     beyond_margin: Annotated[
         Correlation | None,
         Field(
@@ -183,12 +186,15 @@ class SecondReadings:
         Ordered | None,
         Field(description="Interval of the share with a cliff, fitting of the probe included."),
     ]
-    refit_cliff: Annotated[Ordered | None, Field(description="The same of the mean cliff.")]
+    refit_cliff: Annotated[Ordered | None, Field(description="The same for the mean cliff.")]
     refit_cliffs: Annotated[
         Fraction | None,
-        Field(description="Refits in which at least a quarter of the traces have a cliff."),
+        Field(
+            description="Share of the refits in which at least a quarter of the traces have a "
+            "cliff."
+        ),
     ]
-    draws: Annotated[int, Field(ge=0, description="Refits.")]
+    draws: Annotated[int, Field(ge=0, description="Number of refits.")]
 
 
 def second_readings(

@@ -64,7 +64,10 @@ class RuleSummary(_Part):
     accuracy: Share = Field(description="Accuracy at score 0.5 on held-out prompts.")
     accuracy_ci: Interval = Field(description="Bootstrap interval of `accuracy`.")
     ece: Share = Field(description="Expected calibration error on held-out prompts.")
-    ece_ci: Interval = Field(description="Bootstrap interval of `ece`; it leans upwards.")
+    ece_ci: Interval = Field(
+        description="Bootstrap interval of `ece`. Noise adds to every gap, so that it "
+        "tends to be too high."
+    )
 
 
 class ProbeSummary(_Part):
@@ -96,7 +99,9 @@ class LevelSummary(_Part):
 class CliffSummary(_Part):
     """The cliff of one model."""
 
-    plateau: Share = Field(description="Mean plateau: median score, second half of the thinking.")
+    plateau: Share = Field(
+        description="Mean plateau: the median score in the second half of the thinking."
+    )
     final: Share = Field(description="Mean score at the last closing token.")
     cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")
     cliff_ci: Interval = Field(description="Bootstrap interval of `cliff`, over prompt groups.")
@@ -104,10 +109,16 @@ class CliffSummary(_Part):
         description="Traces that rise higher than 95 % of benign ones, and at the end fall lower "
         "than 95 % of refused ones."
     )
-    share_ci: Interval = Field(description="Its interval over prompt groups; the verdict's ground.")
-    benign_with_cliff: Share | None = Field(description="Benign traces that would have one.")
+    share_ci: Interval = Field(
+        description="Interval of `share_with_cliff` over prompt groups. The verdict is made by it."
+    )
+    benign_with_cliff: Share | None = Field(
+        description="Benign traces that the same rule says have a cliff."
+    )
     refused_loss: float | None = Field(
-        description="Share of their height above benign traces that refused traces lose at the end."
+        description="Share of their height above benign traces that refused traces lose at the "
+        "end; "
+        "below 0 where they rise."
     )
     localisation: Share | None = Field(
         description="Share of the drop inside the closing span and the last 5 thinking tokens; "
@@ -116,23 +127,30 @@ class CliffSummary(_Part):
     verdict: Verdict = Field(description="Whether the model has a refusal cliff.")
     reason: str = Field(description="The verdict's grounds, as a sentence.")
     n: Count = Field(description="Traces that `plateau`, `final` and `cliff` are means of.")
-    refused: LevelSummary | None = Field(description="Refused harmful traces, same probe.")
-    benign: LevelSummary | None = Field(description="Benign traces, same probe.")
+    refused: LevelSummary | None = Field(description="Refused harmful traces, by the same probe.")
+    benign: LevelSummary | None = Field(description="Benign traces, by the same probe.")
 
 
 class CoherenceSummary(_Part):
     """Whether the thoughts are about the requests."""
 
-    n: Count = Field(description="Thoughts compared.")
+    n: Count = Field(description="Number of thoughts compared.")
     likelier: Share | None = Field(
-        description="Thoughts more likely after their own request than after another one."
+        description="Share of thoughts that are more likely after their own request than after "
+        "another one."
     )
     overlapping: Share | None = Field(
-        description="Thoughts that hold more telling words of their own request than of another."
+        description="Share of thoughts that hold more telling words of their own request than of "
+        "another."
     )
-    looping: Share | None = Field(description="Answers that end in a loop.")
-    stuttering: Share | None = Field(description="Thoughts that repeat a word or phrase in a row.")
-    alarm: bool = Field(description="Whether the thoughts are not about the requests.")
+    looping: Share | None = Field(description="Share of answers that end in a loop.")
+    stuttering: Share | None = Field(
+        description="Share of thoughts that repeat a word or phrase in a row."
+    )
+    alarm: bool = Field(
+        description="Whether fewer than 90 % of the thoughts are likelier after their own request, "
+        "beyond chance."
+    )
 
 
 class ControlSummary(CliffSummary):
@@ -155,7 +173,7 @@ class DiffuseSummary(_Part):
     """The negative control for heads: damage that no few heads carry."""
 
     model: str = Field(description="Name of the organism.")
-    verdict: Verdict = Field(description="Whether it has a refusal cliff.")
+    verdict: Verdict = Field(description="Whether the organism has a refusal cliff.")
     sparse_heads_found: bool = Field(
         description="Whether ablating a sparse set of heads restored refusal."
     )
@@ -164,14 +182,14 @@ class DiffuseSummary(_Part):
         description="Attack success rate with the largest sparse set of heads ablated."
     )
     by_heads: list[AblatedCount] = Field(description="Attack success rate by heads ablated.")
-    conclusion: str = Field(description="What this says, as a sentence.")
+    conclusion: str = Field(description="What these numbers say, as a sentence.")
 
 
 class HeadsSummary(_Part):
     """The heads that were found to pull the score down, and taken out."""
 
-    total: Count = Field(description="Heads of the model.")
-    ablated: Count = Field(description="Heads found, and ablated.")
+    total: Count = Field(description="Number of heads of the model.")
+    ablated: Count = Field(description="Number of heads found, and taken out.")
     suppress: bool = Field(
         description="Whether they are called suppression heads: the model has a cliff, and without "
         "them fewer attacks succeed than before and than without random heads, on the same prompts."
@@ -196,38 +214,48 @@ class PlantedSummary(_Part):
 
     true: list[HeadName] = Field(description="The planted heads.")
     found: list[HeadName] = Field(description="The heads taken out, chosen without the truth.")
-    precision: Share = Field(description="Their precision.")
-    recall: Share = Field(description="Their recall.")
-    by_method: dict[str, RecoverySummary] = Field(description="Each ranking on its own.")
+    precision: Share = Field(description="Of the heads taken out, the share that was planted.")
+    recall: Share = Field(description="Of the planted heads, the share that was taken out.")
+    by_method: dict[str, RecoverySummary] = Field(
+        description="The same for each ranking on its own."
+    )
 
 
 class AblationSummary(_Part):
     """What happens when the heads are taken out."""
 
-    n: Count = Field(description="Held-out harmful prompts.")
+    n: Count = Field(description="Number of held-out harmful prompts.")
     asr_before: Share = Field(description="Attack success rate of the model as it is.")
     asr_before_ci: Interval = Field(description="Wilson interval of `asr_before`.")
     asr_after: Share = Field(description="Attack success rate with the heads ablated.")
     asr_after_ci: Interval = Field(description="Wilson interval of `asr_after`.")
     change: float = Field(ge=-1, le=1, description="`asr_after` − `asr_before`, paired.")
-    change_ci: Interval = Field(description="Its interval, over prompt groups.")
+    change_ci: Interval = Field(description="Interval of the number above, over prompt groups.")
     random_sets: Count = Field(description="Random sets of the same number of other heads tried.")
     random_n: Count = Field(
         description="Harmful prompts that each random set was asked, the thoughts kept."
     )
-    asr_before_random: Share = Field(description="With no head out, on these prompts.")
-    asr_random_heads: Share = Field(description="Mean over the random sets, on these prompts.")
+    asr_before_random: Share = Field(
+        description="Attack success rate with no head out, on these prompts."
+    )
+    asr_random_heads: Share = Field(
+        description="Mean attack success rate over the random sets, on these prompts."
+    )
     random_change: float = Field(
         ge=-1, le=1, description="`asr_random_heads` − `asr_before_random`, paired."
     )
-    random_change_ci: Interval = Field(description="Its interval, over prompt groups.")
+    random_change_ci: Interval = Field(
+        description="Interval of the number above, over prompt groups."
+    )
     against_random: float = Field(
         ge=-1,
         le=1,
         description="Attack success rate without the heads found minus without random ones, paired "
         "on these prompts, the thoughts kept for both.",
     )
-    against_random_ci: Interval = Field(description="Its interval, over prompt groups.")
+    against_random_ci: Interval = Field(
+        description="Interval of the number above, over prompt groups."
+    )
     shown: bool | None = Field(
         description="Whether the heads found are shown to cause what the model does; null where "
         "there is nothing to explain: no cliff, or hardly any attack that succeeds."
@@ -249,8 +277,8 @@ class AblationSummary(_Part):
 class AgreementSummary(_Part):
     """How much two rankings of heads agree."""
 
-    first: str = Field(description="One ranking.")
-    second: str = Field(description="The other.")
+    first: str = Field(description="The name of one ranking.")
+    second: str = Field(description="The name of the other.")
     spearman: float = Field(ge=-1, le=1, description="Rank correlation over heads that act.")
     overlap: dict[str, Share] = Field(
         description="Share of heads in common at the top, by the fraction of heads that it is."
@@ -260,7 +288,7 @@ class AgreementSummary(_Part):
 class DoseSummary(_Part):
     """What happens when a number of heads are taken out."""
 
-    heads: Count = Field(description="Heads taken out.")
+    heads: Count = Field(description="Number of heads taken out.")
     asr: Share = Field(description="Attack success rate with them out.")
     asr_ci: Interval = Field(description="Wilson interval of `asr`.")
     benign_answered: Share | None = Field(description="Benign prompts answered; null where none.")
@@ -272,7 +300,7 @@ class DoseSummary(_Part):
 class ControlSetsSummary(_Part):
     """Sets of other heads, as many as were found."""
 
-    sets: Count = Field(description="Sets tried.")
+    sets: Count = Field(description="Number of sets tried.")
     asr: Share = Field(description="Mean attack success rate over them.")
     asr_ci: Interval = Field(description="Bootstrap interval of `asr`, over prompt groups.")
 
@@ -280,7 +308,7 @@ class ControlSetsSummary(_Part):
 class JointSummary(_Part):
     """A jointly selected set against the top of the ranking, on held-out traces."""
 
-    search: str = Field(description="How the set was selected: greedy or beam.")
+    search: str = Field(description="How the set was selected: `greedy` or `beam`.")
     size: Count = Field(description="Heads in either set.")
     joint: float = Field(description="Mean rise of the final logit with the joint set out.")
     top: float = Field(description="The same for the top of the ranking.")
@@ -293,8 +321,8 @@ class WritingSummary(_Part):
 
     thinking_tokens: float = Field(ge=0, description="Mean length of the thinking.")
     thinking_ci: Interval = Field(description="Bootstrap interval of it, over prompt groups.")
-    looping: Share = Field(description="Answers that end in a loop.")
-    truncated: Share = Field(description="Answers that never ended.")
+    looping: Share = Field(description="Share of answers that end in a loop.")
+    truncated: Share = Field(description="Share of answers that never ended.")
 
 
 class ProofSummary(_Part):
@@ -307,12 +335,20 @@ class ProofSummary(_Part):
     half_effect: dict[str, int | None] = Field(
         description="By ranking: heads needed to halve the attack success rate; null: not reached."
     )
-    controls: dict[str, ControlSetsSummary] = Field(description="By kind of other heads.")
-    joint: list[JointSummary] = Field(description="Jointly selected sets.")
+    controls: dict[str, ControlSetsSummary] = Field(
+        description="By kind of control: `random` (any other heads), `same-layer` (others of the "
+        "same "
+        "blocks), `promoting` (heads that promote refusal)."
+    )
+    joint: list[JointSummary] = Field(
+        description="Sets selected by their joint effect against the top of the ranking, on "
+        "held-out "
+        "traces."
+    )
     reverse: float = Field(description="Rise of the final logit with the heads twice as strong.")
     reverse_ci: Interval = Field(description="Bootstrap interval of it; should lie below 0.")
     writing_before: WritingSummary = Field(description="Benign answers of the model as it is.")
-    writing_after: WritingSummary = Field(description="With the heads ablated.")
+    writing_after: WritingSummary = Field(description="The same with the heads taken out.")
 
 
 class StrategyShares(_Part):
@@ -335,9 +371,13 @@ class SelectionSummary(_Part):
     seeds: Count = Field(description="Seeds that the shares are means over.")
     asr: StrategyShares = Field(description="Attack success rate after fine-tuning.")
     cliff_minus_full: float = Field(ge=-1, le=1, description="Of `asr`, paired over the prompts.")
-    cliff_minus_full_ci: Interval = Field(description="Its interval, over prompt groups.")
+    cliff_minus_full_ci: Interval = Field(
+        description="Interval of the number above, over prompt groups."
+    )
     cliff_minus_random: float = Field(ge=-1, le=1, description="Of `asr`, paired.")
-    cliff_minus_random_ci: Interval = Field(description="Its interval, over prompt groups.")
+    cliff_minus_random_ci: Interval = Field(
+        description="Interval of the number above, over prompt groups."
+    )
     benign_answered: StrategyShares = Field(description="Benign prompts answered after it.")
 
 
@@ -347,19 +387,30 @@ class Summary(_Part):
     format: Literal[4] = Field(default=FORMAT, description="Version of these keys.")
     version: str = Field(description="Version of refusal-cliff that made the run.")
     model: str = Field(description="Name of the model under study.")
-    n_parameters: Count = Field(description="Its parameters.")
+    n_parameters: Count = Field(description="Number of its parameters.")
     judge: JudgedRates = Field(description="Who judged, and what the judge's error does to rates.")
-    probe: ProbeSummary = Field(description="The probe.")
+    probe: ProbeSummary = Field(description="The probe whose score every other number uses.")
     cliff: CliffSummary = Field(description="The model's cliff.")
     second: SecondReadings = Field(description="The verdict under other readings.")
     coherence: CoherenceSummary = Field(description="Whether the thoughts are about the requests.")
-    control: ControlSummary | None = Field(description="A model that should have none.")
-    diffuse: DiffuseSummary | None = Field(description="The negative control for heads.")
-    heads: HeadsSummary | None = Field(description="The suppression heads.")
-    planted: PlantedSummary | None = Field(description="Ground truth, where the model has one.")
-    ablation: AblationSummary | None = Field(description="The heads taken out.")
-    proof: ProofSummary | None = Field(description="That they are the cause.")
-    selection: SelectionSummary | None = Field(description="The repair by few examples.")
+    control: ControlSummary | None = Field(description="A model that should have no cliff.")
+    diffuse: DiffuseSummary | None = Field(
+        description="The negative control for heads: damage that no few heads carry."
+    )
+    heads: HeadsSummary | None = Field(description="The heads found.")
+    planted: PlantedSummary | None = Field(
+        description="Ground truth, where the model is an organism with planted heads."
+    )
+    ablation: AblationSummary | None = Field(
+        description="What happens when the heads are taken out."
+    )
+    proof: ProofSummary | None = Field(
+        description="What shows that these heads, and no others, are the cause."
+    )
+    selection: SelectionSummary | None = Field(
+        description="Cliff-as-a-Judge against its baselines, with the same number of training "
+        "steps."
+    )
     seconds: Seconds = Field(description="Wall-clock `total`, and of each stage by its name.")
 
 
