@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,7 +162,7 @@ def measure(name: str, seed: int, out: Path, data: Path | None) -> None:
         study, prompts = Study(KEY, subject, seed, GENERATION), prompts_stage(seed, DemoSizes())
     else:
         writing = RECORDED
-        study, prompts = Study(KEY, subject, seed, writing), _recorded_prompts(data, seed)
+        study, prompts = Study(KEY, subject, seed, writing), recorded_prompts(data, seed)
     stages = [prompts, *measure_stages(study), second_reading_stage(study)]
     info = RunInfo(
         command="bench verdict", seeds={"all": seed}, subjects={name: subject.fingerprint}
@@ -171,13 +171,15 @@ def measure(name: str, seed: int, out: Path, data: Path | None) -> None:
     print(out.name, said, flush=True)
 
 
-def _recorded_prompts(data: Path, seed: int) -> Stage:
+def recorded_prompts(
+    data: Path, seed: int, fit: Mapping[str, int] = FIT_ON, test: Mapping[str, int] = TEST_ON
+) -> Stage:
     """A draw of the prompts of the recorded audits, which take an hour and more."""
     found = audit_prompts(recorded_sources(data), seed)
     rng = random.Random(seed)
     parts = [
         [p for label, n in most.items() for p in _some(part, label, n, rng)]
-        for part, most in ((found.fit, FIT_ON), (found.test, TEST_ON))
+        for part, most in ((found.fit, fit), (found.test, test))
     ]
 
     def write(job: Job) -> Headline:
@@ -185,7 +187,7 @@ def _recorded_prompts(data: Path, seed: int) -> Stage:
             write_prompts(job.output(name), part)
         return {"fit": len(parts[0]), "test": len(parts[1])}
 
-    config = {**found.files, "most": [FIT_ON, TEST_ON], "seed": seed}
+    config = {**found.files, "most": [dict(fit), dict(test)], "seed": seed}
     return Stage("prompts", (), (FIT_PROMPTS, TEST_PROMPTS), config, write)
 
 

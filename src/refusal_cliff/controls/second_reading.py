@@ -241,7 +241,7 @@ def second_readings(
         cliffs[SAME_PLACE] = cliffs_of(levelled, 0)
     again = [cliffs_of(read, len(lines) + draw) for draw in range(len(refits))]
     own, other = cliffs[OWN], cliffs.get(MARGIN)
-    shares, drops = _redrawn(again, seed)
+    shares, drops = redrawn(again, seed)
     against = (None, None, None) if other is None else _against_margin(own, other)
     return SecondReadings(
         {name: _reading(found, seed) for name, found in cliffs.items()},
@@ -342,7 +342,7 @@ def _reading(rows: Sequence[TraceCliff], seed: int) -> Reading:
     return Reading(found.verdict, found.share_with_cliff, found.share_ci, found.reason, early)
 
 
-def _redrawn(
+def redrawn(
     again: Sequence[Sequence[TraceCliff]], seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Share with a cliff and mean cliff of each refit, on a draw of the test prompts each.
