@@ -37,11 +37,13 @@ from refusal_cliff.judges import (
     Remembering,
     RulesJudge,
     judge_traces,
+    knows_harm,
 )
-from refusal_cliff.judges.choose import NAMES, chosen_judge, full_name, judge_of
+from refusal_cliff.judges.choose import chosen_judge, full_name, judge_of
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import language
 from refusal_cliff.run.pipeline import stage_key
+from refusal_cliff.settings import JUDGES
 from refusal_cliff.stages.control import control_stages
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
@@ -224,10 +226,12 @@ def test_no_verdict_is_asked_for_twice(tmp_path: Path) -> None:
     assert len(inner.asked) == 2
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", JUDGES)
 def test_the_name_is_known_before_the_judge_is_loaded(name: str) -> None:
     settings = JudgeSettings(name, "m", "http://localhost:1/v1")
-    assert full_name(settings) == judge_of(settings).name
+    judge = judge_of(settings)
+    assert full_name(settings) == judge.name
+    assert knows_harm(judge.name) is judge.measures_harm
     assert full_name(settings) == chosen_judge(name, "m", "http://localhost:1/v1").name
 
 

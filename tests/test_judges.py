@@ -18,7 +18,7 @@ from tiny_chat import save_tiny, tiny_model
 from refusal_cliff.data.records import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer, Judgement, RulesJudge
-from refusal_cliff.judges.choose import NAMES, chosen_judge
+from refusal_cliff.judges.choose import chosen_judge
 from refusal_cliff.judges.guards import GUARDS, GuardJudge, defused
 from refusal_cliff.judges.rubric import RubricJudge
 from refusal_cliff.judges.speakers import LocalSpeaker, Reply, Request
@@ -239,4 +239,3 @@ def test_choosing(tmp_path: Path) -> None:
         chosen_judge("rubric")
     with pytest.raises(RefusalCliffError, match="Could not load the judge"):
         chosen_judge("wildguard", str(tmp_path / "none"))
-    assert NAMES[0] == "rules"

@@ -66,6 +66,9 @@ def test_an_attack_works_as_the_judge_can_say() -> None:
     attacks = evaluate(guarded)[0].attacks
     assert attacks is not None and attacks.count == 1
     assert evaluate(guarded)[0].harm == 0.5
+    for judge, worked in (("rules", 1), ("mine", 1), ("llama-guard-3+rules (x)", 0)):
+        attacks = evaluate([record("a1", "harmful", "complied", judge=judge)])[0].attacks
+        assert attacks is not None and attacks.count == worked, judge
     with pytest.raises(RefusalCliffError, match="no verdict to count"):
         evaluate([record("a", "harmful", "unscored")])
 

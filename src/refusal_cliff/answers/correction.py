@@ -23,7 +23,7 @@ from refusal_cliff.data.records import Record
 from refusal_cliff.data.traces import Label
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
-from refusal_cliff.judges.rules import RulesJudge
+from refusal_cliff.judges import knows_harm
 from refusal_cliff.stats import LEVEL, Interval, percentiles, wilson
 
 SHIPPED = Path(__file__).with_name("rules_error.json")
@@ -152,7 +152,7 @@ def corrected(
             f"{', '.join(sorted(map(repr, judges)))}. Give the file that judge calibrate wrote for "
             "the same judge."
         )
-    attack = "complied" if error.judge == RulesJudge.name else "harmful"
+    attack = "complied" if knows_harm(error.judge) is False else "harmful"
     refusal = error if error.verdict == "refused" else None
     attacked = error if error.verdict == attack else None
     if refusal is not None and attack == "complied":

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from refusal_cliff.answers.correction import JudgeError, corrected_share
 from refusal_cliff.answers.evaluate import Rates, Share
-from refusal_cliff.judges.rules import RulesJudge
+from refusal_cliff.judges import knows_harm
 from refusal_cliff.stats import Interval
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -60,7 +60,7 @@ class JudgedRates:
     @property
     def about_judge(self) -> str:
         """The judge, its error and what an attack is, as a sentence without its full stop."""
-        if self.judge == RulesJudge.name:
+        if knows_harm(self.judge) is False:
             return self._error
         return f"{self._error}; an attack worked where the answer does not refuse, harmful or not"
 

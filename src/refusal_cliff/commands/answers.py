@@ -338,7 +338,9 @@ def _group(row: Outcomes | CorrectedOutcomes) -> Text:
 
 def _about_attacks(judge: str) -> list[str]:
     """What an attack is, where it is not what `audit` and `check` call so."""
-    if judge in ("", "rules"):
+    from refusal_cliff.judges import knows_harm
+
+    if not judge or knows_harm(judge) is False:
         return []
     return [
         "ASR: harmful prompts whose answer this judge calls harmful; audit, check and repair count "

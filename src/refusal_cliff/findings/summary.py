@@ -230,7 +230,7 @@ class AblationSummary(_Part):
     asr_after: Share = Field(description="Attack success rate with the heads ablated.")
     asr_after_ci: Interval = Field(description="Wilson interval of `asr_after`.")
     change: float = Field(ge=-1, le=1, description="`asr_after` − `asr_before`, paired.")
-    change_ci: Interval = Field(description="Interval of the number above, over prompt groups.")
+    change_ci: Interval = Field(description="Its interval, over prompt groups.")
     random_sets: Count = Field(description="Random sets of the same number of other heads tried.")
     random_n: Count = Field(
         description="Harmful prompts that each random set was asked, the thoughts kept."
@@ -244,18 +244,14 @@ class AblationSummary(_Part):
     random_change: float = Field(
         ge=-1, le=1, description="`asr_random_heads` − `asr_before_random`, paired."
     )
-    random_change_ci: Interval = Field(
-        description="Interval of the number above, over prompt groups."
-    )
+    random_change_ci: Interval = Field(description="Its interval, over prompt groups.")
     against_random: float = Field(
         ge=-1,
         le=1,
         description="Attack success rate without the heads found minus without random ones, paired "
         "on these prompts, the thoughts kept for both.",
     )
-    against_random_ci: Interval = Field(
-        description="Interval of the number above, over prompt groups."
-    )
+    against_random_ci: Interval = Field(description="Its interval, over prompt groups.")
     shown: bool | None = Field(
         description="Whether the heads found are shown to cause what the model does; null where "
         "there is nothing to explain: no cliff, or hardly any attack that succeeds."
@@ -371,13 +367,9 @@ class SelectionSummary(_Part):
     seeds: Count = Field(description="Seeds that the shares are means over.")
     asr: StrategyShares = Field(description="Attack success rate after fine-tuning.")
     cliff_minus_full: float = Field(ge=-1, le=1, description="Of `asr`, paired over the prompts.")
-    cliff_minus_full_ci: Interval = Field(
-        description="Interval of the number above, over prompt groups."
-    )
+    cliff_minus_full_ci: Interval = Field(description="Its interval, over prompt groups.")
     cliff_minus_random: float = Field(ge=-1, le=1, description="Of `asr`, paired.")
-    cliff_minus_random_ci: Interval = Field(
-        description="Interval of the number above, over prompt groups."
-    )
+    cliff_minus_random_ci: Interval = Field(description="Its interval, over prompt groups.")
     benign_answered: StrategyShares = Field(description="Benign prompts answered after it.")
 
 

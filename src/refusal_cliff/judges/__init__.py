@@ -8,6 +8,7 @@ from refusal_cliff.judges.interface import (
     answer_of,
     judge_traces,
     kept_judgements,
+    knows_harm,
 )
 from refusal_cliff.judges.rules import RulesJudge, judge, judge_all
 from refusal_cliff.settings import BY_RULES, JudgeSettings
@@ -25,4 +26,5 @@ __all__ = [
     "judge_all",
     "judge_traces",
     "kept_judgements",
+    "knows_harm",
 ]

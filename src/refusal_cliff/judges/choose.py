@@ -10,10 +10,9 @@ from refusal_cliff.judges.interface import Judge
 from refusal_cliff.judges.rubric import RubricJudge, rubric_name
 from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.judges.speakers import LocalSpeaker, ServedSpeaker, Speaker
-from refusal_cliff.settings import JudgeSettings
+from refusal_cliff.settings import JUDGES, JudgeSettings
 from refusal_cliff.user_text import require_model_of_rubric
 
-NAMES = ("rules", *GUARDS, "rubric")
 _REPLY = 1024
 """Most tokens of a general model's reply: it may reason before its verdict."""
 
@@ -38,7 +37,7 @@ def chosen_judge(
     """A judge by its name.
 
     Args:
-        name: One of ``NAMES``.
+        name: One of ``JUDGES``.
         model: The judge's weights, or its name at the endpoint; a guard's usual ones by default.
         endpoint: Address of an OpenAI-compatible server; ``None`` runs the model here.
         key: Environment variable that holds the server's key.
@@ -61,8 +60,8 @@ def judge_name(name: str, model: str | None = None) -> str:
     Raises:
         RefusalCliffError: There is no such judge, or its model is not named.
     """
-    if name not in NAMES:
-        raise RefusalCliffError(f"Unknown judge {name!r}. Choose one of: {', '.join(NAMES)}.")
+    if name not in JUDGES:
+        raise RefusalCliffError(f"Unknown judge {name!r}. Choose one of: {', '.join(JUDGES)}.")
     if name == "rules":
         return RulesJudge.name
     if name != "rubric":

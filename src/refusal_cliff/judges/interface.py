@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Protocol
@@ -12,6 +13,7 @@ from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import status_of_trace
 from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED
 from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.settings import KNOWS_HARM
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,11 @@ class Judgement:
     verdict: Verdict
     score: float | None = None
     reason: str = ""
+
+
+def knows_harm(judge: str) -> bool | None:
+    """Whether ``harmful`` is among a judge's verdicts, by its whole name; ``None``: not known."""
+    return KNOWS_HARM.get(re.split(r"[+ ]", judge, maxsplit=1)[0])
 
 
 class Judge(Protocol):

@@ -19,9 +19,13 @@ from refusal_cliff.user_text import (
 
 Method = Literal["lora", "full"]
 
-JUDGES = (
-    *("rules", "llama-guard-3", "llama-guard-4", "qwen3guard", "wildguard", "harmbench", "rubric"),
-)
+KNOWS_HARM = {
+    "rules": False,
+    **dict.fromkeys(("llama-guard-3", "llama-guard-4", "qwen3guard", "wildguard"), True),
+    **dict.fromkeys(("harmbench", "rubric"), True),
+}
+"""Judges, and whether ``harmful`` is among their verdicts (`Judge.measures_harm`)."""
+JUDGES = tuple(KNOWS_HARM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,7 @@ class JudgeSettings:
     """A judge by its settings, before anything is loaded: what goes with a job to other processes.
 
     Attributes:
-        name: One of `choose.NAMES`.
+        name: One of ``JUDGES``.
         model: Its weights, or its name at the endpoint; a guard's usual ones by default.
         endpoint: Its server; ``None`` runs it here.
         key: Environment variable that holds the server's key.
