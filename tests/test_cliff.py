@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,7 @@ from refusal_cliff.cliff.curves import (
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import model_cliff
 from refusal_cliff.data.traces import Verdict
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
 
 PROMPT, RESPONSE = [0.05] * 2, [0.05] * 3
@@ -244,3 +247,9 @@ def test_a_model_without_thinking_is_measured_over_the_template() -> None:
     assert cliffs_of([bare], 0) == []
     thoughtful = replace(trace, spans=Spans(2, 5, 9, 12))
     assert [found.over for found in cliffs_of([trace, thoughtful], 0)] == ["thinking"]
+
+
+def test_another_file_is_not_a_table_of_cliffs(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"trace_id": ["a"], "score": [0.5]}), tmp_path / "cliff.parquet")
+    with pytest.raises(RefusalCliffError, match=r"cliff\.parquet is not a table .*row 1, group"):
+        read_cliffs(tmp_path / "cliff.parquet")

@@ -323,8 +323,14 @@ def test_another_file_is_not_a_table_of_heads(tmp_path: Path) -> None:
     pq.write_table(pa.table({"layer": [1], "score": [0.5]}), other)
     text = tmp_path / "text.parquet"
     text.write_text("no table")
+    damaged = tmp_path / "heads.parquet"
+    write_heads(damaged, [head_row(0, 0.1, -0.2, 0.3)], "")
+    table = pq.read_table(damaged)
+    column = table.schema.get_field_index("index")
+    pq.write_table(table.set_column(column, "index", pa.array(["a"])), damaged)
     for path, wrong in (
-        (other, "is not a table of heads"),
+        (other, "is not a table of this version.*row 1"),
+        (damaged, "row 1, index"),
         (text, "Could not read .*text.parquet"),
         (tmp_path / "missing.parquet", "missing.parquet"),
     ):

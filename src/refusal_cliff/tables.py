@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path
+from refusal_cliff.io import atomic_path, first_fault
 
+T = TypeVar("T")
 PARQUET_ERRORS = (OSError, pa.ArrowException, UnicodeDecodeError)
 """What Arrow raises for a file that is damaged; the last for the name of a column."""
 
@@ -56,6 +58,31 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             f"{path} lacks the column(s) {', '.join(sorted(lacking))}. Make the file again."
         )
     return table
+
+
+def rows_as(path: Path, table: pa.Table, kind: type[T]) -> list[T]:
+    """The rows of a table of ours; nothing of another shape gets through.
+
+    Args:
+        path: Where it was read from.
+        table: The table.
+        kind: A dataclass, one field for each column.
+
+    Raises:
+        RefusalCliffError: A column is missing, or a value is none of its field.
+    """
+    from pydantic import TypeAdapter, ValidationError  # slow to import
+
+    read, rows = TypeAdapter(kind).validate_python, list[T]()
+    for number, row in enumerate(table.to_pylist(), start=1):
+        try:
+            rows.append(read(row))
+        except ValidationError as error:
+            raise RefusalCliffError(
+                f"{path} is not a table of this version, or it is damaged: row {number}, "
+                f"{first_fault(error)}. Give the file of a run of this version, or make it again."
+            ) from error
+    return rows
 
 
 def _names(field: pa.Field) -> list[str]:

@@ -13,7 +13,7 @@ from scipy.special import expit
 
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.stats import Floats, bootstrap_mean
-from refusal_cliff.tables import read_parquet, write_parquet
+from refusal_cliff.tables import read_parquet, rows_as, write_parquet
 
 LAST_THINKING = 5
 """Thinking tokens before the closing span that still count as its neighbourhood."""
@@ -33,7 +33,8 @@ POOLS: dict[str, Callable[[Floats], float]] = {
     "q90": lambda s: float(np.quantile(s, 0.9)),
     "mean": lambda s: float(s.mean()),
 }
-"""How the thinking's scores become one plateau; ``max`` is the paper's."""
+"""How the thinking's scores become one plateau: ``late-median`` from `Spans.late` on; ``max`` is
+the paper's."""
 DEFAULT_POOL = "late-median"
 
 
@@ -205,5 +206,9 @@ def write_cliffs(path: Path, rows: Sequence[TraceCliff]) -> None:
 
 
 def read_cliffs(path: Path) -> list[TraceCliff]:
-    """Read what `write_cliffs` wrote."""
-    return [TraceCliff(**row) for row in read_parquet(path).to_pylist()]
+    """Read what `write_cliffs` wrote.
+
+    Raises:
+        RefusalCliffError: The file is missing, damaged, or of another version.
+    """
+    return rows_as(path, read_parquet(path), TraceCliff)

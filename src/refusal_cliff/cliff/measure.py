@@ -29,12 +29,14 @@ class MeasuredCliff:
         rows: The cliff of each trace there.
         layer: That layer.
         by_layer: Mean cliff at each probed layer, by rising layer.
+        pool: How the thinking's scores became a plateau.
     """
 
     found: ModelCliff
     rows: tuple[TraceCliff, ...]
     layer: int
     by_layer: tuple[float, ...]
+    pool: str = DEFAULT_POOL
 
 
 def measure_cliff(
@@ -65,7 +67,7 @@ def measure_cliff(
         )
     rows = cliffs_of(scores, probes.row, pool)
     by_layer = [mean_cliff(cliffs_of(scores, row, pool)) for row in range(len(probes.probes))]
-    return MeasuredCliff(model_cliff(rows, seed), tuple(rows), probes.layer, tuple(by_layer))
+    return MeasuredCliff(model_cliff(rows, seed), tuple(rows), probes.layer, tuple(by_layer), pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +77,19 @@ class CliffNumbers(ModelCliff):
     Attributes:
         layer: See `MeasuredCliff`.
         cliff_by_layer: See `MeasuredCliff`.
+        pool: See `MeasuredCliff`.
     """
 
     layer: int
     cliff_by_layer: tuple[float, ...]
+    pool: str = DEFAULT_POOL  # older files do not say it
 
 
 def write_measured(rows: Path, numbers: Path, measured: MeasuredCliff) -> None:
     """Write ``cliff.parquet``, one row a trace, and ``cliff.json``, all else."""
     write_cliffs(rows, measured.rows)
-    found = fields_of(measured.found)
-    write_as(numbers, CliffNumbers(**found, layer=measured.layer, cliff_by_layer=measured.by_layer))
+    found = {**fields_of(measured.found), "layer": measured.layer, "pool": measured.pool}
+    write_as(numbers, CliffNumbers(**found, cliff_by_layer=measured.by_layer))
 
 
 def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
@@ -96,4 +100,5 @@ def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
     """
     found = read_as(numbers, CliffNumbers)
     cliff = ModelCliff(**fields_of(found, ModelCliff))
-    return MeasuredCliff(cliff, tuple(read_cliffs(rows)), found.layer, found.cliff_by_layer)
+    traces = tuple(read_cliffs(rows))
+    return MeasuredCliff(cliff, traces, found.layer, found.cliff_by_layer, found.pool)

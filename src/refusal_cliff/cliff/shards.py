@@ -409,7 +409,9 @@ def measure_shards(
     return rows, model_cliff(rows, seed)
 
 
-def write_measured(folder: Path, rows: list[TraceCliff], found: ModelCliff) -> None:
+def write_measured(
+    folder: Path, rows: list[TraceCliff], found: ModelCliff, pool: str = DEFAULT_POOL
+) -> None:
     """Write ``cliff.parquet`` and ``cliff.json`` beside the scores."""
     write_cliffs(folder / "cliff.parquet", rows)
-    write_json(folder / "cliff.json", asdict(found))
+    write_json(folder / "cliff.json", {**asdict(found), "pool": pool})

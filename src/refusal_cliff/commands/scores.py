@@ -102,10 +102,10 @@ def cliff(
     pool: Annotated[
         str,
         typer.Option(
-            help="The plateau: late-median, max (the paper's), q90 or mean.",
+            help=f"The plateau: {', '.join(arguments.POOLS)}; max is the paper's.",
             callback=checked(name_of("pool", arguments.POOLS)),
         ),
-    ] = "late-median",
+    ] = arguments.POOLS[0],
     seed: Seed = 0,
 ) -> None:
     """Turn scores into a verdict: is there a plateau, and does it fall?
@@ -116,7 +116,7 @@ def cliff(
     from refusal_cliff.cliff.shards import measure_shards, write_measured
 
     rows, found = measure_shards(scores, layer=layer, pool=pool, seed=seed)
-    write_measured(scores, rows, found)
+    write_measured(scores, rows, found, pool)
     console = screen()
     print_model_cliff(console, found)
     result(asdict(found))

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
-from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
+from refusal_cliff.cliff.curves import DEFAULT_POOL, TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, scores_of
 from refusal_cliff.cliff.verdict import (
     SHARE_OF_TRACES,
@@ -203,6 +203,7 @@ def second_readings(
     test: Sequence[Trace],
     probes: ProbeSet,
     *,
+    pool: str = DEFAULT_POOL,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> SecondReadings:
@@ -213,6 +214,7 @@ def second_readings(
         fit: Judged traces that the probe was fitted on.
         test: Judged traces.
         probes: The probe whose verdict is doubted.
+        pool: How the thinking's scores become a plateau, as for that verdict.
         seed: Seed of folds and draws.
         progress: Called with (traces done, traces).
 
@@ -234,12 +236,12 @@ def second_readings(
         refits = refitted(rows.states, rows.labels, rows.groups, probe.strength, seed)
     margin = _margin(subject, fit)
     read = _read(subject, test, probes, [*lines.values(), *refits], margin)
-    cliffs = {name: cliffs_of(read, row) for row, name in enumerate(lines)}
+    cliffs = {name: cliffs_of(read, row, pool) for row, name in enumerate(lines)}
     if margin is not None:
-        cliffs[MARGIN] = cliffs_of(read, len(lines) + len(refits))
+        cliffs[MARGIN] = cliffs_of(read, len(lines) + len(refits), pool)
     if (levelled := relative(read, 0)) is not None:
-        cliffs[SAME_PLACE] = cliffs_of(levelled, 0)
-    again = [cliffs_of(read, len(lines) + draw) for draw in range(len(refits))]
+        cliffs[SAME_PLACE] = cliffs_of(levelled, 0, pool)
+    again = [cliffs_of(read, len(lines) + draw, pool) for draw in range(len(refits))]
     own, other = cliffs[OWN], cliffs.get(MARGIN)
     shares, drops = redrawn(again, seed)
     against = (None, None, None) if other is None else _against_margin(own, other)

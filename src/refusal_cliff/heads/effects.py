@@ -67,7 +67,7 @@ def direct_contributions(
     closing = HeadContributions(
         subject, [span.last_closing for span in spans], probe.weight, probe.layer
     )
-    late = [(span.prompt + (span.thinking - span.prompt) // 2, span.thinking) for span in spans]
+    late = [(span.late, span.thinking) for span in spans]
     plateau = _SpanContributions(subject, late, probe)
     token_ids = [trace.token_ids for trace in traces]
     capture(subject, token_ids, [closing, plateau], progress=progress)

@@ -25,7 +25,7 @@ from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.stats import percentiles, resampled_counts, spearman
-from refusal_cliff.tables import read_parquet, write_parquet
+from refusal_cliff.tables import read_parquet, rows_as, write_parquet
 
 MAX_FRACTION = 0.03
 """Heads that may be ablated (paper §5)."""
@@ -259,13 +259,7 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
         RefusalCliffError: It is no such file, or one of another model.
     """
     table = read_parquet(path)
-    try:
-        rows = [_row(cells) for cells in table.to_pylist()]
-    except TypeError as error:
-        raise RefusalCliffError(
-            f"{path} is not a table of heads ({str(error).splitlines()[0]}). Give heads.parquet of "
-            "a run folder of this version: RUN/model/heads.parquet of audit."
-        ) from error
+    rows = rows_as(path, table, HeadRow)
     of = (table.schema.metadata or {}).get(_MODEL, b"").decode()
     if subject is not None and of != subject.fingerprint:
         raise RefusalCliffError(
@@ -274,15 +268,6 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
             f"them on {subject.name} (audit), or load the model in the precision of that run."
         )
     return rows
-
-
-def _row(cells: dict[str, Any]) -> HeadRow:
-    structs = {"proof": Proof}
-    read: dict[str, Any] = {
-        name: structs.get(name, Estimate)(**cell) if isinstance(cell, dict) else cell
-        for name, cell in cells.items()
-    }
-    return HeadRow(**read)
 
 
 FRACTIONS = (0.01, 0.03, 0.05, 0.10)

@@ -79,7 +79,7 @@ def _peaks(subject: Subject, probes: ProbeSet, traces: Sequence[Trace]) -> list[
     peaks: list[list[int]] = []
     for trace, logits in zip(traces, reader.logits, strict=True):
         assert trace.spans is not None  # see _thinks
-        start = (trace.spans.prompt + trace.spans.thinking) // 2
+        start = trace.spans.late
         falling = np.argsort(-logits[0, start : trace.spans.thinking], kind="stable")
         peaks.append([start + int(place) for place in falling[:TRIES]])
     return peaks

@@ -216,7 +216,7 @@ def second_reading_stage(study: Study) -> Stage:
         [study.path(name) for name in names],
         ("readings.json",),
         lambda job: _second_readings(study, job),
-        {"read_point": study.read_point},
+        {"read_point": study.read_point, "pool": study.definitions.pool},
     )
 
 
@@ -225,7 +225,13 @@ def _second_readings(study: Study, job: Job) -> Headline:
         closed(read_traces(job.input(study.path(f"traces-{part}.parquet")))) for part in PARTS
     )
     found = second_readings(
-        study.subject, fit, test, input_probes(study, job), seed=study.seed, progress=job.progress
+        study.subject,
+        fit,
+        test,
+        input_probes(study, job),
+        pool=study.definitions.pool,
+        seed=study.seed,
+        progress=job.progress,
     )
     write_as(job.output(study.path("readings.json")), found)
     return {name: reading.verdict for name, reading in found.readings.items()}

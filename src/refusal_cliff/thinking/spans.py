@@ -206,6 +206,11 @@ class Spans:
         return 0 <= self.prompt <= self.thinking < self.closing <= self.total
 
     @property
+    def late(self) -> int:
+        """Index of the first token of the thinking's second half, over which plateaus are read."""
+        return self.prompt + (self.thinking - self.prompt) // 2
+
+    @property
     def last_closing(self) -> int:
         """Index of the token from which the first response token is predicted."""
         return self.closing - 1
