@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 
+from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import AfterTrace, HeadShares, Reader, ReaderTrace
 from refusal_cliff.report.reader import FULL, quantised
 from refusal_cliff.thinking import Spans
@@ -53,7 +54,7 @@ def reader_trace(place: int, **changes: Any) -> ReaderTrace:
         pieces=(*PIECES[:9], f"Answer{place}", "."),
         spans=SPANS,
         levels=quantised(scores_of(place)),
-        heads=HeadShares([(4, 1), (2, 0)], [(4, 1)], shares_of(place).tolist()),
+        heads=HeadShares([Head(4, 1), Head(2, 0)], [Head(4, 1)], shares_of(place).tolist()),
         after=AfterTrace(
             verdict="refused",
             pieces=(*PIECES[:9], f"Never{place}", "."),

@@ -10,10 +10,13 @@ from typing import Any
 
 from made_rates import JUDGED
 from reader_example import example_reader
+from tiny_heads import head_row
 
 from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import Finding, next_step
+from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import (
     Bar,
     Curve,
@@ -316,15 +319,13 @@ def example_heatmap(layers: int = LAYERS) -> Heatmap:
 def example_heads(layers: int = LAYERS, heads: int = HEADS) -> HeadMap:
     """A few heads suppress refusal; the last block cannot reach the probe."""
     rng = random.Random(2)
-    effect: list[list[float | None]] = [
-        [rng.gauss(0, 0.12) if layer < layers - 1 else None for _ in range(heads)]
-        for layer in range(layers)
-    ]
-    found = ((5, 11), (6, 2), (4, 3), (3, 14))
-    for place, (layer, head) in enumerate(found):
-        effect[layer - 1][head] = 2.4 - 0.4 * place
-    direct = [[(e or 0.0) * 0.8 for e in row] for row in effect]
-    return HeadMap(range(1, layers + 1), effect, found, PLANTED, 160, direct)
+    found, rows = [Head(5, 11), Head(6, 2), Head(4, 3), Head(3, 14)], list[HeadRow]()
+    for head in (Head(1 + at // heads, at % heads) for at in range(layers * heads)):
+        drawn = 2.4 - 0.4 * found.index(head) if head in found else rng.gauss(0, 0.12)
+        effect = drawn * (head.layer < layers)
+        row = head_row(head.index, effect, direct=0.8 * effect)
+        rows.append(replace(row, layer=head.layer))
+    return HeadMap(rows, found, [Head(*place) for place in PLANTED])
 
 
 def example_trace(title: str, verdict: str, prompt: str, *, drops: bool) -> ExampleTrace:

@@ -224,7 +224,7 @@ def test_every_trace_is_there_scored_or_not() -> None:
     assert first.source == "here"
     assert never.heads is None
     assert first.heads is not None
-    assert (first.heads.heads, first.heads.out) == ([(10, 1), (3, 0)], [(10, 1)])
+    assert (first.heads.heads, first.heads.out) == ((Head(10, 1), Head(3, 0)), [Head(10, 1)])
     told = run.tokens[first.id].values
     assert told is not None
     assert np.allclose(first.heads.values, told[:, 2:8])

@@ -308,7 +308,7 @@ def test_large_models_and_missing_intervals() -> None:
     html = render_page(
         example(
             heatmap=replace(example_heatmap(40), auroc=None, cliff=None),
-            head_map=replace(example_heads(40, 32), planted=None, direct=None),
+            head_map=replace(example_heads(40, 32), planted=None),
             ablation=bare,
         )
     )

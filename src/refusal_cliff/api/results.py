@@ -19,9 +19,9 @@ from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.report.chart import Chart
 from refusal_cliff.report.charts import bar_chart
 from refusal_cliff.report.cliff_chart import cliff_panel
-from refusal_cliff.report.data import Bar, Curve
+from refusal_cliff.report.data import Bar, Curve, HeadMap
 from refusal_cliff.report.maps import head_chart
-from refusal_cliff.report.traces import curves_of, head_map
+from refusal_cliff.report.traces import curves_of
 from refusal_cliff.report.words import (
     count,
     number,
@@ -214,7 +214,7 @@ class Heads(View, FoundHeads):
 
     def plot(self) -> Chart:
         """Causal effect of every head by layer, the chosen ones marked."""
-        return Chart.of("heads", head_chart("heads", head_map(self.rows, self.chosen)))
+        return Chart.of("heads", head_chart("heads", HeadMap(self.rows, self.chosen)))
 
 
 @dataclass(frozen=True, slots=True, repr=False)

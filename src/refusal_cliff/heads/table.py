@@ -92,6 +92,11 @@ class HeadRow:
         """The head itself."""
         return Head(self.layer, self.index)
 
+    @property
+    def acts(self) -> bool:
+        """Whether the head reaches the probe: one in a later block has no effect by any measure."""
+        return bool(self.causal.mean or self.direct.mean)
+
 
 def _mean(estimate: Estimate | None) -> float:
     return 0.0 if estimate is None else estimate.mean
@@ -297,7 +302,7 @@ def agreements(rows: Sequence[HeadRow]) -> list[Agreement]:
     Heads after the probe's block have no effect by any measure, and all rankings would agree on
     them: the correlation leaves them out.
     """
-    acting = [row for row in rows if row.causal.mean or row.direct.mean]
+    acting = [row for row in rows if row.acts]
     found = []
     for first, second in combinations(METHODS, 2):
         values = [[METHODS[name](row) for row in acting] for name in (first, second)]

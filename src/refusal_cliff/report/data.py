@@ -16,11 +16,12 @@ from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import Finding, NextStep
+from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.model.subject import Head
 from refusal_cliff.thinking import Spans
 
 Group = Literal["complied", "refused", "benign"]
 Role = Literal["baseline", "result", "control"]
-HeadId = tuple[int, int]
 Interval = tuple[float, float]
 
 
@@ -92,25 +93,29 @@ class HeadMap:
     """What the final score does when each head is taken out.
 
     Attributes:
-        layers: Blocks, rising.
-        effect: [layers][heads] causal effect in logits: positive where the head suppresses refusal;
-            None where it was not measured.
-        suppression: The heads found and ablated.
+        rows: Every head, by every measure; those of a block in one row of the map.
+        taken_out: The heads found and ablated.
         planted: The heads that the recipe damaged; None where there is no ground truth.
-        n: Traces averaged.
-        direct: [layers][heads] direct contribution in logits, or None.
     """
 
-    layers: Sequence[int]
-    effect: Sequence[Sequence[float | None]]
-    suppression: Sequence[HeadId]
-    planted: Sequence[HeadId] | None
-    n: int
-    direct: Sequence[Sequence[float | None]] | None = None
+    rows: Sequence[HeadRow]
+    taken_out: Sequence[Head]
+    planted: Sequence[Head] | None = None
 
-    def __post_init__(self) -> None:
-        _same_length("HeadMap layers", self.layers, self.effect)
-        _same_length("HeadMap heads", *self.effect)
+    @property
+    def n(self) -> int:
+        """Traces averaged."""
+        return self.rows[0].causal.n
+
+    @property
+    def layers(self) -> list[int]:
+        """Blocks, rising."""
+        return sorted({row.layer for row in self.rows})
+
+    @property
+    def columns(self) -> int:
+        """Heads of a block."""
+        return 1 + max(row.index for row in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,8 +253,8 @@ class HeadShares:
         values: [heads + 1][tokens] in logits; the last row is the sum over all other heads.
     """
 
-    heads: Sequence[HeadId]
-    out: Sequence[HeadId]
+    heads: Sequence[Head]
+    out: Sequence[Head]
     values: Sequence[Sequence[float]]
 
     def __post_init__(self) -> None:

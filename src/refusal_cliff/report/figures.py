@@ -26,7 +26,7 @@ from refusal_cliff.report.data import (
 )
 from refusal_cliff.report.maps import depth_map, head_chart
 from refusal_cliff.report.svg import known
-from refusal_cliff.report.words import head_name, visible
+from refusal_cliff.report.words import visible
 
 Cell = str | int | float | None
 Row = Sequence[Cell]
@@ -74,13 +74,10 @@ def head_rows(heads: HeadMap) -> list[Row]:
     rows: list[Row] = [
         ("head", "causal effect", "direct contribution", "taken out", "planted", "n")
     ]
-    for at, layer in enumerate(heads.layers):
-        for index, effect in enumerate(heads.effect[at]):
-            head = (layer, index)
-            direct = None if heads.direct is None else heads.direct[at][index]
-            planted = None if heads.planted is None else int(head in heads.planted)
-            taken = int(head in heads.suppression)
-            rows.append((head_name(head), effect, direct, taken, planted, heads.n))
+    for row in heads.rows:
+        planted = None if heads.planted is None else int(row.head in heads.planted)
+        taken = int(row.head in heads.taken_out)
+        rows.append((str(row.head), row.causal.mean, row.direct.mean, taken, planted, heads.n))
     return rows
 
 

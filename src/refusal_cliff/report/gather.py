@@ -30,6 +30,7 @@ from refusal_cliff.report.data import (
     Curve,
     DoseCurve,
     Group,
+    HeadMap,
     Heatmap,
     LessIsMore,
     ReportData,
@@ -44,7 +45,6 @@ from refusal_cliff.report.traces import (
     curve_of,
     curves_of,
     group_of,
-    head_map,
     reader_of,
     typical_traces,
 )
@@ -92,7 +92,7 @@ def gather(
         heatmap=_heatmap(
             measured.scores, probes, read_as(find(f"{key}/cliff.json"), CliffNumbers).cliff_by_layer
         ),
-        head_map=head_map(read_heads(find(f"{key}/heads.parquet")), out, shape.planted),
+        head_map=HeadMap(read_heads(find(f"{key}/heads.parquet")), out, shape.planted or None),
         ablation=_ablation_bars(ablation) if out else (),
         doses=_dose_curves(shape, ablation, find),
         less_is_more=summary.selection and _less_is_more(shape, summary.selection, find),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refusal_cliff.report.data import HeadId, HeadMap, Heatmap
+from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.model.subject import Head
+from refusal_cliff.report.data import HeadMap, Heatmap
 from refusal_cliff.report.palette import LEVELS, diverging, sequential
 from refusal_cliff.report.svg import Point, Scale, box, dot, known, picture, polyline, text
-from refusal_cliff.report.words import head_name, listing, number, offset_name, signed
+from refusal_cliff.report.words import listing, number, offset_name, signed
 
 _LEFT = 46.0
 _TOP = 34.0
@@ -156,6 +158,9 @@ def _column(
 # --- layers × heads ------------------------------------------------------------------------------
 
 
+UNREACHED = "cannot reach the probe"
+
+
 def head_chart(name: str, heads: HeadMap) -> str:
     """Causal effect of every head; the suppression heads dotted, the planted ones outlined.
 
@@ -166,7 +171,7 @@ def head_chart(name: str, heads: HeadMap) -> str:
     Returns:
         An SVG.
     """
-    columns = len(heads.effect[0])
+    columns = heads.columns
     side = min(38.0, (_WIDTH - _LEFT - 8) / columns)
     height = _row_height(len(heads.layers), side * 0.8, 560)
     bottom = _TOP + height * len(heads.layers)
@@ -189,45 +194,42 @@ def head_chart(name: str, heads: HeadMap) -> str:
 
 
 def _limit(heads: HeadMap) -> float:
-    values = [abs(v) for row in heads.effect for v in row if known(v)]
-    return max(values, default=0.0) or 1.0
+    return max(abs(row.causal.mean) for row in heads.rows) or 1.0
 
 
 def _describe_heads(heads: HeadMap) -> str:
-    found = listing([head_name(head) for head in heads.suppression]) or "none"
-    words = f"{len(heads.layers)} layers by {len(heads.effect[0])} heads. Taken out: {found}."
+    found = listing(list(map(str, heads.taken_out))) or "none"
+    words = f"{len(heads.layers)} layers by {heads.columns} heads. Taken out: {found}."
     if heads.planted is None:
         return words
-    return f"{words} Planted: {listing([head_name(h) for h in heads.planted]) or 'none'}."
+    return f"{words} Planted: {listing(list(map(str, heads.planted))) or 'none'}."
 
 
-def _head_place(heads: HeadMap, head: HeadId, side: float, height: float) -> Point:
-    row = len(heads.layers) - 1 - list(heads.layers).index(head[0])
-    return _LEFT + head[1] * side, _TOP + row * height
+def _head_place(heads: HeadMap, head: Head, side: float, height: float) -> Point:
+    row = len(heads.layers) - 1 - heads.layers.index(head.layer)
+    return _LEFT + head.index * side, _TOP + row * height
 
 
 def _head_cells(heads: HeadMap, side: float, height: float, limit: float) -> str:
     parts = []
-    for at, layer in enumerate(heads.layers):
-        for head, effect in enumerate(heads.effect[at]):
-            x, y = _head_place(heads, (layer, head), side, height)
-            class_ = diverging(effect, limit) if known(effect) else "missing"
-            tip = _head_tip(heads, at, head)
-            parts.append(box(x, y, side - _GAP, height - _GAP, f"cell {class_}", tip))
+    for row in heads.rows:
+        x, y = _head_place(heads, row.head, side, height)
+        class_ = diverging(row.causal.mean, limit) if row.acts else "missing"
+        tip = _head_tip(heads, row)
+        parts.append(box(x, y, side - _GAP, height - _GAP, f"cell {class_}", tip))
     return "".join(parts)
 
 
-def _head_tip(heads: HeadMap, at: int, head: int) -> str:
-    name = (heads.layers[at], head)
-    effect = heads.effect[at][head]
-    direct = heads.direct[at][head] if heads.direct is not None else None
-    lines = [f"head {head_name(name)}"]
-    lines.append(f"effect of removing it {signed(effect)}" if known(effect) else "not measured")
-    if known(direct):
-        lines.append(f"direct contribution {signed(direct)}")
-    if name in heads.suppression:
+def _head_tip(heads: HeadMap, row: HeadRow) -> str:
+    lines = [f"head {row.head}"]
+    if row.acts:
+        lines.append(f"effect of removing it {signed(row.causal.mean)}")
+        lines.append(f"direct contribution {signed(row.direct.mean)}")
+    else:
+        lines.append(UNREACHED)
+    if row.head in heads.taken_out:
         lines.append("taken out")
-    if heads.planted is not None and name in heads.planted:
+    if row.head in (heads.planted or ()):
         lines.append("planted")
     return "\n".join(lines)
 
@@ -237,7 +239,7 @@ def _head_marks(heads: HeadMap, side: float, height: float) -> str:
     for head in heads.planted or ():
         x, y = _head_place(heads, head, side, height)
         parts.append(box(x - 1, y - 1, side + 1, height + 1, "planted"))
-    for head in heads.suppression:
+    for head in heads.taken_out:
         x, y = _head_place(heads, head, side, height)
         radius = max(2.2, min(5.0, 0.22 * min(side, height)))
         parts.append(dot(x + (side - _GAP) / 2, y + (height - _GAP) / 2, radius, "found"))
@@ -253,11 +255,13 @@ def _head_axis(columns: int, side: float, bottom: float) -> str:
 
 
 def _legend(x: float, y: float, heads: HeadMap) -> str:
-    parts = [dot(x + 6, y, 4.5, "found"), text(x + 18, y + 4, "taken out", "tick")]
+    parts: list[str] = []
+    if heads.taken_out:
+        parts += [dot(x + 6, y, 4.5, "found"), text(x + 18, y + 4, "taken out", "tick")]
     if heads.planted is not None:
         parts.append(box(x + 160, y - 7, 14, 14, "planted"))
         parts.append(text(x + 182, y + 4, "planted by the recipe", "tick"))
-    if any(not known(v) for row in heads.effect for v in row):
+    if not all(row.acts for row in heads.rows):
         parts.append(box(x + 346, y - 7, 14, 14, "cell missing"))
-        parts.append(text(x + 368, y + 4, "cannot reach the probe", "tick"))
+        parts.append(text(x + 368, y + 4, UNREACHED, "tick"))
     return "".join(parts)

@@ -203,7 +203,7 @@ def _environment() -> Environment:
     )
     named = (
         *(words.number, words.number_interval, words.percent, words.percent_interval),
-        *(words.head_name, words.listing, words.count),
+        *(words.listing, words.count),
         *(words.visible, headings, row_texts, calibration_name),
     )
     environment.filters.update({function.__name__: function for function in named})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.report.data import AfterTrace, HeadShares, Reader, ReaderTrace
 from refusal_cliff.report.palette import LEVELS
-from refusal_cliff.report.words import head_name, token_text, visible
+from refusal_cliff.report.words import token_text, visible
 from refusal_cliff.thinking import Spans
 
 FULL = 100
@@ -105,8 +105,8 @@ def _heads(shares: HeadShares) -> dict[str, Any]:
     largest = max((abs(value) for row in shares.values for value in row), default=0.0)
     step = largest / HEAD_STEPS or 1.0
     return {
-        "names": [head_name(head) for head in shares.heads],
-        "out": [head_name(head) for head in shares.out],
+        "names": list(map(str, shares.heads)),
+        "out": list(map(str, shares.out)),
         "step": step,
         "values": [[round(value / step) for value in row] for row in shares.values],
     }

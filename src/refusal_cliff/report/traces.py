@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
@@ -16,14 +16,12 @@ from refusal_cliff.controls.taxonomy import kind_of
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.heads.at_tokens import TokenRow
-from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import (
     AfterTrace,
     Curve,
     ExampleTrace,
     Group,
-    HeadMap,
     HeadShares,
     Reader,
     ReaderTrace,
@@ -85,29 +83,6 @@ def closing_texts(
         if trace.spans is not None:
             return list(pieces_of(trace)[trace.spans.thinking : trace.spans.closing])
     return []
-
-
-def head_map(
-    rows: Sequence[HeadRow], found: Collection[Head], planted: Sequence[Head] | None = None
-) -> HeadMap:
-    """What taking out each head does.
-
-    Args:
-        rows: Every head.
-        found: The heads taken out.
-        planted: The heads that a recipe damaged; ``None`` where there is no ground truth.
-    """
-    by_layer: dict[int, list[HeadRow]] = {}
-    for row in rows:
-        by_layer.setdefault(row.layer, []).append(row)
-    return HeadMap(
-        layers=list(by_layer),
-        effect=[[row.causal.mean for row in layer] for layer in by_layer.values()],
-        suppression=[(row.layer, row.index) for row in rows if row.head in found],
-        planted=[(head.layer, head.index) for head in planted] if planted else None,
-        n=rows[0].causal.n,
-        direct=[[row.direct.mean for row in layer] for layer in by_layer.values()],
-    )
 
 
 MOST_TRACES = 200
@@ -260,8 +235,8 @@ def _head_shares(measured: Measured, trace: Trace) -> HeadShares | None:
     if row.values is None or spans is None:
         return None
     return HeadShares(
-        heads=[(head.layer, head.index) for head in row.heads],
-        out=[(head.layer, head.index) for head in row.heads if head in measured.out],
+        heads=row.heads,
+        out=[head for head in row.heads if head in measured.out],
         values=row.values[:, spans.prompt : spans.closing].tolist(),
     )
 

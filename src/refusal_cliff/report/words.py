@@ -79,11 +79,6 @@ def offset_name(offset: int, closing: Sequence[str]) -> str:
     return f"token {number(offset, 0)}{shown}"
 
 
-def head_name(head: tuple[int, int]) -> str:
-    """``layer.head``."""
-    return f"{head[0]}.{head[1]}"
-
-
 def listing(items: Sequence[str]) -> str:
     """``a, b and c``."""
     if len(items) < 2:
