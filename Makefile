@@ -10,7 +10,7 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint docs smollm2 qwen clean
+.PHONY: help setup demo test slow lint schema docs smollm2 qwen clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,10 @@ lint: setup ## Check style, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+schema: setup ## Write docs/reference/summary.schema.json again from findings/summary.py
+	$(BIN)/python -c 'from pathlib import Path; from refusal_cliff.findings.summary import write_schema; \
+	  write_schema(Path("docs/reference/summary.schema.json"))'
 
 docs: setup ## Build the documentation into site/; a broken link or anchor fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
