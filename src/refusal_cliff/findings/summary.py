@@ -100,7 +100,7 @@ class CliffSummary(_Part):
     """The cliff of one model."""
 
     plateau: Share = Field(
-        description="Mean plateau: the median score in the second half of the thinking."
+        description="Mean plateau; by default the median score in the second half of the thinking."
     )
     final: Share = Field(description="Mean score at the last closing token.")
     cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")
