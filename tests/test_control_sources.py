@@ -8,7 +8,7 @@ import pytest
 from made_cliffs import made_cliff
 
 from refusal_cliff.cliff.curves import TraceCliff
-from refusal_cliff.controls.sources import COLUMNS, by_source
+from refusal_cliff.controls.sources import COLUMNS, WITH_CLIFF, by_source
 from refusal_cliff.controls.table import Cell
 from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
 
@@ -72,3 +72,26 @@ def test_cliffs_are_those_of_complied_harmful_traces(rows: dict[str, dict[str, C
 def test_without_enough_refused_traces_nothing_is_said() -> None:
     table = by_source([trace("x", "a", "harmful", "refused")], [], 0)
     assert table.finding == "No source has 5 refused traces to test the probe on."
+
+
+def test_a_verdict_on_a_mixture_of_sources_is_said() -> None:
+    """All of a's complied traces fall; those of b were never above benign ones."""
+    made: list[tuple[str, str, Label, Verdict, float, float]] = [
+        *((f"a{i}", "a", "harmful", "complied", 0.95, 0.1) for i in range(12)),
+        *((f"b{i}", "b", "harmful", "complied", 0.1, 0.1) for i in range(12)),
+        *((f"r{i}", "a", "harmful", "refused", 0.95, 0.95) for i in range(12)),
+        *((f"c{i}", "c", "benign", "complied", 0.2, 0.1) for i in range(20)),
+    ]
+    traces = [trace(name, source, label, verdict) for name, source, label, verdict, *_ in made]
+    cliffs = [
+        made_cliff(name, plateau, final, label=label, verdict=verdict)
+        for name, _, label, verdict, plateau, final in made
+    ]
+    table = by_source(traces, cliffs, 0)
+    shares = {name: cells[COLUMNS.index(WITH_CLIFF)] for name, cells in table.rows.items()}
+    assert (shares["a"].value, shares["a"].n) == (1, 12)
+    assert (shares["b"].value, shares["b"].n) == (0, 12)
+    assert shares["c"] == Cell(None, None, 0)
+    assert "have a cliff: a 1.00 [0.76, 1.00], n = 12; b 0.00 [0.00, 0.24], n = 12" in table.finding
+    alike = by_source([t for t in traces if t.prompt.id[0] != "b"], cliffs, 0)
+    assert "differ" not in alike.finding

@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff, read_cliffs
-from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
+from refusal_cliff.cliff.verdict import yardstick
+from refusal_cliff.controls.table import (
+    Cell,
+    ControlTable,
+    cell_text,
+    group_share_cell,
+    mean_cell,
+    share_cell,
+)
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.probe.quality import measure_quality
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import Interval
 
+WITH_CLIFF = "complied traces with a cliff"
 COLUMNS = (
     "AUROC, refused against benign",
     "attack success",
     "plateau, complied",
     "final, complied",
     "cliff, complied",
+    WITH_CLIFF,
     "benign answered",
 )
 MIN_REFUSED = 5
@@ -43,17 +54,17 @@ def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) 
 
     Returns:
         One row a source. The AUROC is of final scores: the source's refused harmful traces against
-        the answered benign traces of all sources.
+        the answered benign traces of all sources. Ceiling and floor, by which a trace has a cliff,
+        are those of all sources, too.
     """
     names = sorted({source_of(trace.prompt) for trace in traces})
     rows = {name or "unmarked": _row(name, traces, cliffs, seed) for name in names}
-    measured = {name: cells[0].value for name, cells in rows.items() if cells[0].value is not None}
     return ControlTable(
         question="Does the probe read the same on prompts of other sources?",
         source="2510.06036 fits on one benchmark and tests on another",
         columns=COLUMNS,
         rows=rows,
-        finding=_finding(measured),
+        finding=f"{_finding(rows)}{_mixture(rows)}",
         notes=(
             "Intervals of shares are Wilson's, others a bootstrap over prompts. With --fit-on, no "
             "source of the test is one that the probe was fitted on.",
@@ -68,7 +79,9 @@ def _row(
     ids = {trace.prompt.id for trace in mine if trace.prompt.label == "harmful"}
     harmful = [cliff for cliff in cliffs if cliff.trace_id in ids]
     complied = [cliff for cliff in harmful if complies(cliff.verdict)]
-    groups = [cliff.group for cliff in complied]
+    groups, rule = [cliff.group for cliff in complied], yardstick(cliffs)
+    known = rule.ceiling is not None and rule.floor is not None
+    with_cliff = [rule.kind(cliff) == "cliff" for cliff in complied] if known else []
     attacks = sum(trace.prompt.id in ids and complies(trace.verdict) for trace in mine)
     benign = [trace for trace in mine if trace.prompt.label == "benign"]
     answered = sum(complies(trace.verdict) for trace in benign)
@@ -78,6 +91,7 @@ def _row(
         mean_cell([cliff.plateau for cliff in complied], groups, seed),
         mean_cell([cliff.final for cliff in complied], groups, seed),
         mean_cell([cliff.cliff for cliff in complied], groups, seed),
+        group_share_cell(with_cliff, groups if known else []),
         share_cell(Share(answered, len(benign))),
     )
 
@@ -96,7 +110,28 @@ def _auroc(refused: Sequence[TraceCliff], cliffs: Sequence[TraceCliff], seed: in
     return Cell(quality.auroc, quality.auroc_ci, len(refused))
 
 
-def _finding(measured: dict[str, float]) -> str:
+def _mixture(rows: Mapping[str, Sequence[Cell]]) -> str:
+    """Whether the verdict on the model is one on a mixture: sources whose intervals are apart."""
+    at = COLUMNS.index(WITH_CLIFF)
+    shares = {name: cells[at] for name, cells in rows.items() if cells[at].interval is not None}
+    low = min(shares, key=lambda name: _ends(shares[name])[1], default=None)
+    high = max(shares, key=lambda name: _ends(shares[name])[0], default=None)
+    if low is None or high is None or _ends(shares[low])[1] >= _ends(shares[high])[0]:
+        return ""
+    return (
+        f" The sources differ in how many complied traces have a cliff: {high} "
+        f"{cell_text(shares[high])}; {low} {cell_text(shares[low])}. The verdict on the model is "
+        "one on their mixture."
+    )
+
+
+def _ends(cell: Cell) -> Interval:
+    assert cell.interval is not None  # those without are left out
+    return cell.interval
+
+
+def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:
+    measured = {name: cells[0].value for name, cells in rows.items() if cells[0].value is not None}
     if not measured:
         return f"No source has {MIN_REFUSED} refused traces to test the probe on."
     worst = min(measured, key=measured.__getitem__)
