@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from ablation_example import ablation_result, rates_with, trial
 
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.head_proof import difference
-from refusal_cliff.findings.results import ablation_summary, suppress
+from refusal_cliff.findings.results import RunShape, ablation_summary, suppress
 from refusal_cliff.findings.summary import (
     AblationSummary,
     CliffSummary,
@@ -22,8 +23,9 @@ from refusal_cliff.findings.wording import about_heads
 from refusal_cliff.heads.result import AblationResult, Pairs, Served, Written
 from refusal_cliff.heads.served import Agreement
 from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
-from refusal_cliff.io import read_as, write_as
+from refusal_cliff.io import read_as, write_as, write_json
 from refusal_cliff.model.subject import Head
+from refusal_cliff.stages.report import Recipe
 
 NAMES = [f"p{at}" for at in range(52)]
 
@@ -160,3 +162,19 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     write_as(file, made)
     assert read_as(file, AblationResult) == made
     assert '"7.0"' in file.read_text()
+
+
+def test_a_recipe_of_a_page_is_read_with_its_planted_heads(tmp_path: Path) -> None:
+    """Also as earlier versions wrote it: a head as an object."""
+    recipe = Recipe(RunShape("tiny", "tiny", 1, 128, planted=(Head(7, 0), Head(7, 12))), (), ())
+    file = tmp_path / "page.json"
+    write_as(file, recipe)
+    assert read_as(file, Recipe) == recipe
+    assert '"7.12"' in file.read_text()
+    write_json(file, asdict(recipe))
+    assert read_as(file, Recipe) == recipe
+    write_json(file, {**asdict(recipe), "shape": {**asdict(recipe.shape), "planted": [[7, 0]]}})
+    with pytest.raises(
+        RefusalCliffError, match=r"page\.json: shape\.planted\.0.*such as 7\.12\. It"
+    ):
+        read_as(file, Recipe)

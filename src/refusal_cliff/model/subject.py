@@ -252,11 +252,16 @@ def parse_head(text: str) -> Head:
 
 
 def _read_head(value: object) -> Head:
-    """A head out of a file of ours."""
+    """A head out of a file of ours; older ones hold ``{"layer": 7, "index": 12}``."""
+    match value:
+        case Head():
+            return value
+        case {"layer": int(layer), "index": int(index)}:
+            return Head(layer, index)
     try:
-        return value if isinstance(value, Head) else parse_head(str(value))
+        return parse_head(str(value))
     except RefusalCliffError as error:
-        raise ValueError(error) from error
+        raise ValueError(str(error).rstrip(".")) from error
 
 
 def _rows(model: PreTrainedModel) -> int:

@@ -11,7 +11,7 @@ from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.results import Find, RunShape, summarise
 from refusal_cliff.findings.summary import FORMAT, Summary, read_summary, write_summary
-from refusal_cliff.io import read_as, write_json
+from refusal_cliff.io import read_as, write_as
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.report.data import ReportData
 from refusal_cliff.report.gather import gather
@@ -148,7 +148,7 @@ def _report(asked: Recipe, job: Job) -> Headline:
     recipe = Recipe(asked.shape, asked.notes, told)
     write_summary(job.output(SUMMARY), summary)
     write_page(job.output(PAGE), _gathered(recipe, summary, job.input))
-    write_json(job.output(RECIPE), asdict(recipe))
+    write_as(job.output(RECIPE), recipe)
     return {"verdict": summary.cliff.verdict}
 
 
