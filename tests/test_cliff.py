@@ -251,5 +251,7 @@ def test_a_model_without_thinking_is_measured_over_the_template() -> None:
 
 def test_another_file_is_not_a_table_of_cliffs(tmp_path: Path) -> None:
     pq.write_table(pa.table({"trace_id": ["a"], "score": [0.5]}), tmp_path / "cliff.parquet")
-    with pytest.raises(RefusalCliffError, match=r"cliff\.parquet is not a table .*row 1, group"):
+    with pytest.raises(
+        RefusalCliffError, match=r"cliff\.parquet is not a table of cliffs .*row 1, group"
+    ):
         read_cliffs(tmp_path / "cliff.parquet")

@@ -328,8 +328,11 @@ def test_another_file_is_not_a_table_of_heads(tmp_path: Path) -> None:
     table = pq.read_table(damaged)
     column = table.schema.get_field_index("index")
     pq.write_table(table.set_column(column, "index", pa.array(["a"])), damaged)
+    newer = tmp_path / "newer.parquet"
+    pq.write_table(table.append_column("unknown", pa.array([1.0])), newer)
     for path, wrong in (
-        (other, "is not a table of this version.*row 1"),
+        (other, "is not a table of heads .*row 1"),
+        (newer, "row 1, unknown"),
         (damaged, "row 1, index"),
         (text, "Could not read .*text.parquet"),
         (tmp_path / "missing.parquet", "missing.parquet"),

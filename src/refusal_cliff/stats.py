@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, ConfigDict, Field
 from scipy.stats import binomtest, norm, rankdata
 
 RESAMPLES = 2000
@@ -23,6 +23,8 @@ def _ordered(interval: Interval) -> Interval:
     return interval
 
 
+EXACT = ConfigDict(extra="forbid")
+"""Of rows of a table of ours: no column, and no part of one, that is not known."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -60,16 +60,17 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def rows_as(path: Path, table: pa.Table, kind: type[T]) -> list[T]:
+def rows_as(path: Path, table: pa.Table, kind: type[T], what: str) -> list[T]:
     """The rows of a table of ours; nothing of another shape gets through.
 
     Args:
         path: Where it was read from.
         table: The table.
         kind: A dataclass, one field for each column.
+        what: What it is a table of, for the error.
 
     Raises:
-        RefusalCliffError: A column is missing, or a value is none of its field.
+        RefusalCliffError: A column is missing or unknown, or a value is none of its field.
     """
     from pydantic import TypeAdapter, ValidationError  # slow to import
 
@@ -79,8 +80,9 @@ def rows_as(path: Path, table: pa.Table, kind: type[T]) -> list[T]:
             rows.append(read(row))
         except ValidationError as error:
             raise RefusalCliffError(
-                f"{path} is not a table of this version, or it is damaged: row {number}, "
-                f"{first_fault(error)}. Give the file of a run of this version, or make it again."
+                f"{path} is not a table of {what} (row {number}, {first_fault(error)}): it is "
+                "another file, damaged, or of another version. Give that of a run folder of this "
+                "version, such as RUN/model of audit."
             ) from error
     return rows
 

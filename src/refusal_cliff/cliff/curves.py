@@ -12,7 +12,7 @@ import pyarrow as pa
 from scipy.special import expit
 
 from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.stats import Floats, bootstrap_mean
+from refusal_cliff.stats import EXACT, Floats, bootstrap_mean
 from refusal_cliff.tables import read_parquet, rows_as, write_parquet
 
 LAST_THINKING = 5
@@ -61,6 +61,8 @@ class TraceCliff:
         over: What the plateau is of: the ``thinking``, or, for a model without any, the
             ``template``: what it writes between the user's text and the answer.
     """
+
+    __pydantic_config__ = EXACT
 
     trace_id: str
     group: str
@@ -211,4 +213,4 @@ def read_cliffs(path: Path) -> list[TraceCliff]:
     Raises:
         RefusalCliffError: The file is missing, damaged, or of another version.
     """
-    return rows_as(path, read_parquet(path), TraceCliff)
+    return rows_as(path, read_parquet(path), TraceCliff, "cliffs")

@@ -18,6 +18,7 @@ from refusal_cliff.cliff.verdict import ModelCliff, mean_cliff, model_cliff
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import fields_of, read_as, write_as
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.stats import EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class CliffNumbers(ModelCliff):
         cliff_by_layer: See `MeasuredCliff`.
         pool: See `MeasuredCliff`.
     """
+
+    __pydantic_config__ = EXACT
 
     layer: int
     cliff_by_layer: tuple[float, ...]

@@ -8,7 +8,7 @@ import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff, read_cliffs
-from refusal_cliff.cliff.verdict import yardstick
+from refusal_cliff.cliff.verdict import Yardstick, yardstick
 from refusal_cliff.controls.table import (
     Cell,
     ControlTable,
@@ -57,8 +57,9 @@ def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) 
         the answered benign traces of all sources. Ceiling and floor, by which a trace has a cliff,
         are those of all sources, too.
     """
+    rule = yardstick(cliffs)
     names = sorted({source_of(trace.prompt) for trace in traces})
-    rows = {name or "unmarked": _row(name, traces, cliffs, seed) for name in names}
+    rows = {name or "unmarked": _row(name, traces, cliffs, rule, seed) for name in names}
     return ControlTable(
         question="Does the probe read the same on prompts of other sources?",
         source="2510.06036 fits on one benchmark and tests on another",
@@ -73,13 +74,13 @@ def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) 
 
 
 def _row(
-    name: str, traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int
+    name: str, traces: Sequence[Trace], cliffs: Sequence[TraceCliff], rule: Yardstick, seed: int
 ) -> tuple[Cell, ...]:
     mine = [trace for trace in traces if source_of(trace.prompt) == name]
     ids = {trace.prompt.id for trace in mine if trace.prompt.label == "harmful"}
     harmful = [cliff for cliff in cliffs if cliff.trace_id in ids]
     complied = [cliff for cliff in harmful if complies(cliff.verdict)]
-    groups, rule = [cliff.group for cliff in complied], yardstick(cliffs)
+    groups = [cliff.group for cliff in complied]
     known = rule.ceiling is not None and rule.floor is not None
     with_cliff = [rule.kind(cliff) == "cliff" for cliff in complied] if known else []
     attacks = sum(trace.prompt.id in ids and complies(trace.verdict) for trace in mine)

@@ -89,7 +89,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         version=__version__,
         model=shape.model,
         n_parameters=shape.n_parameters,
-        judge=judged_rates(shape.judge, shape.judge_error, _complying(shape, find)),
+        judge=judged_rates(shape.judge, shape.judge_error, _complying(shape, ablation, find)),
         probe=_probe(shape.main, find),
         cliff=cliff,
         coherence=_coherence(read_as(find(f"{shape.main}/coherence.json"), Coherence)),
@@ -111,14 +111,15 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
             ablation,
             read_as(find(f"{shape.main}/joint.json"), JointSearch),
         ),
-        selection=_selection(shape, find) if shape.steps else None,
+        selection=_selection(shape, ablation, find) if shape.steps else None,
         seconds={"total": round(sum(seconds.values()), 3), **seconds},
     )
 
 
-def _complying(shape: RunShape, find: Find) -> dict[str, tuple[Share, int]]:
+def _complying(
+    shape: RunShape, ablation: AblationResult, find: Find
+) -> dict[str, tuple[Share, int]]:
     """Every rate of answers that comply that a run is told by, with how many were judged."""
-    ablation = read_as(find(f"{shape.main}/ablation.json"), AblationResult)
     found = complying(ablation.before) | complying(ablation.after, " without the heads")
     if shape.control is not None:
         control = read_as(find(f"{shape.control}/rates.json"), Rates)
@@ -301,9 +302,8 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
     )
 
 
-def _selection(shape: RunShape, find: Find) -> SelectionSummary:
+def _selection(shape: RunShape, ablation: AblationResult, find: Find) -> SelectionSummary:
     chosen = read_as(find(f"{shape.main}/selection.json"), Chosen)
-    ablation = read_as(find(f"{shape.main}/ablation.json"), AblationResult)
     attacks = {"none": ablation.before.attacks.value}
     answered = {"none": ablation.before.answered.value}
     hits: dict[str, dict[str, float]] = {}

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.stats import LEVEL, bootstrap_mean, resampled_counts
+from refusal_cliff.stats import EXACT, LEVEL, bootstrap_mean, resampled_counts
 
 SMALLEST_SHARE = 0.05
 """The smallest effect of interest: what a head undoes alone, of the mean fall of the traces."""
@@ -41,6 +41,8 @@ class Proof:
         p: Of a share of `SMALLEST_SHARE` or less, adjusted for all heads.
         proven: Whether ``low`` lies above `SMALLEST_SHARE`.
     """
+
+    __pydantic_config__ = EXACT
 
     share: float | None
     low: float | None

@@ -24,7 +24,7 @@ from refusal_cliff.heads.proof import Proof, prove
 from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
-from refusal_cliff.stats import percentiles, resampled_counts, spearman
+from refusal_cliff.stats import EXACT, percentiles, resampled_counts, spearman
 from refusal_cliff.tables import read_parquet, rows_as, write_parquet
 
 MAX_FRACTION = 0.03
@@ -44,6 +44,8 @@ class Estimate:
         consistency: Share of the traces with the sign of the mean.
         n: Traces.
     """
+
+    __pydantic_config__ = EXACT
 
     mean: float
     low: float
@@ -72,6 +74,8 @@ class HeadRow:
         plateau_benign: The same on benign traces.
         proof: Whether ``causal`` proves that the head alone suppresses refusal, see `proof`.
     """
+
+    __pydantic_config__ = EXACT
 
     layer: int
     index: int
@@ -264,7 +268,7 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
         RefusalCliffError: It is no such file, or one of another model.
     """
     table = read_parquet(path)
-    rows = rows_as(path, table, HeadRow)
+    rows = rows_as(path, table, HeadRow, "heads")
     of = (table.schema.metadata or {}).get(_MODEL, b"").decode()
     if subject is not None and of != subject.fingerprint:
         raise RefusalCliffError(

@@ -205,15 +205,15 @@ def _describe_heads(heads: HeadMap) -> str:
     return f"{words} Planted: {listing(list(map(str, heads.planted))) or 'none'}."
 
 
-def _head_place(heads: HeadMap, head: Head, side: float, height: float) -> Point:
-    row = len(heads.layers) - 1 - heads.layers.index(head.layer)
+def _head_place(layers: Sequence[int], head: Head, side: float, height: float) -> Point:
+    row = len(layers) - 1 - layers.index(head.layer)
     return _LEFT + head.index * side, _TOP + row * height
 
 
 def _head_cells(heads: HeadMap, side: float, height: float, limit: float) -> str:
-    parts = []
+    parts, layers = [], heads.layers
     for row in heads.rows:
-        x, y = _head_place(heads, row.head, side, height)
+        x, y = _head_place(layers, row.head, side, height)
         class_ = diverging(row.causal.mean, limit) if row.acts else "missing"
         tip = _head_tip(heads, row)
         parts.append(box(x, y, side - _GAP, height - _GAP, f"cell {class_}", tip))
@@ -235,12 +235,12 @@ def _head_tip(heads: HeadMap, row: HeadRow) -> str:
 
 
 def _head_marks(heads: HeadMap, side: float, height: float) -> str:
-    parts = []
+    parts, layers = [], heads.layers
     for head in heads.planted or ():
-        x, y = _head_place(heads, head, side, height)
+        x, y = _head_place(layers, head, side, height)
         parts.append(box(x - 1, y - 1, side + 1, height + 1, "planted"))
     for head in heads.taken_out:
-        x, y = _head_place(heads, head, side, height)
+        x, y = _head_place(layers, head, side, height)
         radius = max(2.2, min(5.0, 0.22 * min(side, height)))
         parts.append(dot(x + (side - _GAP) / 2, y + (height - _GAP) / 2, radius, "found"))
     return "".join(parts)

@@ -312,7 +312,12 @@ def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[
 
 def _joint_heads(joint: Path) -> list[Head]:
     """The set of heads that an audit chose, each once: it is taken out once."""
-    return list(dict.fromkeys(read_as(joint, JointSearch).chosen or ()))
+    try:
+        return list(dict.fromkeys(read_as(joint, JointSearch).chosen or ()))
+    except RefusalCliffError as error:
+        raise RefusalCliffError(
+            f"{error} Or choose heads by a ranking (--method causal)."
+        ) from error
 
 
 def _on_prompts(
