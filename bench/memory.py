@@ -76,7 +76,7 @@ def main() -> None:
             progress=lambda done: seen.append((done, resident())),
         )
         seconds = time.perf_counter() - start
-        rows, _ = measure_shards(out)
+        rows = measure_shards(out).rows
         print(f"scored    {len(rows):,} of {options.rows:,} rows in {seconds:.0f} s, one thread")
     for tenth in range(1, 11):
         done, memory = seen[len(seen) * tenth // 10 - 1]

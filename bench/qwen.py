@@ -166,7 +166,6 @@ def measure(
         "shuffled": chosen.shuffled_auroc,
     }
     found["cliff"] = asdict(cliff.measured.found)
-    found["cliff_by_layer"] = cliff.measured.by_layer
     rule = yardstick(cliff.measured.rows)
     by_id = {row.trace_id: row for row in cliff.measured.rows}
     for row, trace in zip(found["test"], test, strict=True):

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.cliff import shards as score_shards
+from refusal_cliff.cliff.measure import read_measured
 from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces, write_scores
 from refusal_cliff.cliff.shards import measure_shards, read_shards, score_source
 from refusal_cliff.cliff.source import read_trace
@@ -351,9 +352,10 @@ def test_the_commands(subject: Subject, probes: ProbeSet, lines: Path, tmp_path:
     result = CliRunner().invoke(app, ["cliff", "--scores", str(tmp_path / "out"), "--layer", "1"])
     assert result.exit_code == 0, result.output
     assert "Verdict" in result.output
-    rows, found = measure_shards(tmp_path / "out", layer=1)
-    assert len(rows) == 23
-    assert json.loads((tmp_path / "out" / "cliff.json").read_text())["cliff"] == found.cliff
+    measured = measure_shards(tmp_path / "out", layer=1)
+    assert len(measured.rows) == 23
+    written = (tmp_path / "out/cliff.parquet", tmp_path / "out/cliff.json")
+    assert read_measured(*written) == measured
     result = CliRunner().invoke(app, ["cliff", "--scores", str(tmp_path / "out"), "--layer", "7"])
     assert result.exit_code == 1
 

@@ -306,14 +306,9 @@ def _unreadable(path: Path, error: Exception | str) -> RefusalCliffError:
     )
 
 
-def fields_of(value: Any, kind: type | None = None) -> dict[str, Any]:
-    """The fields of a dataclass by name, as they are: for one that adds some, or has fewer.
-
-    Args:
-        value: The dataclass.
-        kind: The class whose fields are meant, if not all.
-    """
-    return {field.name: getattr(value, field.name) for field in fields(kind or value)}
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, as they are: for one that adds some."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def without_folder(name: str) -> str:

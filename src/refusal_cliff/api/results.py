@@ -9,7 +9,7 @@ from typing import Any
 from scipy.special import expit
 
 from refusal_cliff.api.view import WIDTH, Cell, Rows, View, ends
-from refusal_cliff.cliff.measure import MeasuredCliff
+from refusal_cliff.cliff.measure import CliffNumbers, MeasuredCliff
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, Verdict
 from refusal_cliff.data.traces import SafetyExample, complies
@@ -147,7 +147,7 @@ class Cliff(View):
     closing: tuple[str, ...] = ()
 
     @property
-    def found(self) -> ModelCliff:
+    def found(self) -> CliffNumbers:
         """All numbers, with their intervals."""
         return self.measured.found
 
@@ -167,7 +167,7 @@ class Cliff(View):
             f"{self.name}: {found.verdict}. Plateau {number(found.plateau)}, final "
             f"{number(found.final)}, cliff {number(found.cliff)} "
             f"{number_interval(found.cliff_ci)} over {count(found.n, f'{found.group} trace')} at "
-            f"layer {self.measured.layer}.\n{found.reason}"
+            f"layer {found.layer}.\n{found.reason}"
         )
 
     def table(self) -> list[dict[str, Cell]]:

@@ -22,22 +22,44 @@ from refusal_cliff.stats import EXACT
 
 
 @dataclass(frozen=True, slots=True)
+class CliffNumbers(ModelCliff):
+    """All of a measured cliff but its traces: ``cliff.json``.
+
+    Attributes:
+        layer: Block that was read.
+        cliff_by_layer: Mean cliff at each probed layer, by rising layer; empty where one was read.
+        pool: How the thinking's scores became a plateau.
+    """
+
+    __pydantic_config__ = EXACT
+
+    layer: int
+    cliff_by_layer: tuple[float, ...]
+    pool: str = DEFAULT_POOL  # older files do not say it
+
+
+@dataclass(frozen=True, slots=True)
 class MeasuredCliff:
     """What the scores of some traces show.
 
     Attributes:
-        found: Plateau, final, cliff and verdict at the probes' layer.
-        rows: The cliff of each trace there.
-        layer: That layer.
-        by_layer: Mean cliff at each probed layer, by rising layer.
-        pool: How the thinking's scores became a plateau.
+        found: Plateau, final, cliff and verdict.
+        rows: The cliff of each trace.
     """
 
-    found: ModelCliff
+    found: CliffNumbers
     rows: tuple[TraceCliff, ...]
-    layer: int
-    by_layer: tuple[float, ...]
-    pool: str = DEFAULT_POOL
+
+    @classmethod
+    def of(
+        cls, rows: Sequence[TraceCliff], layer: int, by_layer: Sequence[float], pool: str, seed: int
+    ) -> MeasuredCliff:
+        """The verdict on traces that were read at one layer, see `CliffNumbers`."""
+        found = fields_of(model_cliff(rows, seed))
+        return cls(
+            CliffNumbers(**found, layer=layer, cliff_by_layer=tuple(by_layer), pool=pool),
+            tuple(rows),
+        )
 
 
 def measure_cliff(
@@ -68,31 +90,13 @@ def measure_cliff(
         )
     rows = cliffs_of(scores, probes.row, pool)
     by_layer = [mean_cliff(cliffs_of(scores, row, pool)) for row in range(len(probes.probes))]
-    return MeasuredCliff(model_cliff(rows, seed), tuple(rows), probes.layer, tuple(by_layer), pool)
-
-
-@dataclass(frozen=True, slots=True)
-class CliffNumbers(ModelCliff):
-    """All of a measured cliff but its traces: ``cliff.json``.
-
-    Attributes:
-        layer: See `MeasuredCliff`.
-        cliff_by_layer: See `MeasuredCliff`.
-        pool: See `MeasuredCliff`.
-    """
-
-    __pydantic_config__ = EXACT
-
-    layer: int
-    cliff_by_layer: tuple[float, ...]
-    pool: str = DEFAULT_POOL  # older files do not say it
+    return MeasuredCliff.of(rows, probes.layer, by_layer, pool, seed)
 
 
 def write_measured(rows: Path, numbers: Path, measured: MeasuredCliff) -> None:
     """Write ``cliff.parquet``, one row a trace, and ``cliff.json``, all else."""
     write_cliffs(rows, measured.rows)
-    found = {**fields_of(measured.found), "layer": measured.layer, "pool": measured.pool}
-    write_as(numbers, CliffNumbers(**found, cliff_by_layer=measured.by_layer))
+    write_as(numbers, measured.found)
 
 
 def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
@@ -101,7 +105,4 @@ def read_measured(rows: Path, numbers: Path) -> MeasuredCliff:
     Raises:
         RefusalCliffError: A file is damaged, or of another version.
     """
-    found = read_as(numbers, CliffNumbers)
-    cliff = ModelCliff(**fields_of(found, ModelCliff))
-    traces = tuple(read_cliffs(rows))
-    return MeasuredCliff(cliff, traces, found.layer, found.cliff_by_layer, found.pool)
+    return MeasuredCliff(read_as(numbers, CliffNumbers), tuple(read_cliffs(rows)))

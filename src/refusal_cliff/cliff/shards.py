@@ -22,10 +22,9 @@ from refusal_cliff import __version__
 from refusal_cliff.cliff.curves import (
     DEFAULT_POOL,
     POOLS,
-    TraceCliff,
     cliffs_of,
-    write_cliffs,
 )
+from refusal_cliff.cliff.measure import MeasuredCliff
 from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
 from refusal_cliff.cliff.scores import (
     TraceScores,
@@ -36,7 +35,6 @@ from refusal_cliff.cliff.scores import (
     write_scores,
 )
 from refusal_cliff.cliff.source import told_record, trace_of
-from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import Chunk, chunks
 from refusal_cliff.data.said import UNANSWERED
@@ -367,8 +365,8 @@ def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
 
 def measure_shards(
     folder: Path, *, layer: int | None = None, pool: str = DEFAULT_POOL, seed: int = 0
-) -> tuple[list[TraceCliff], ModelCliff]:
-    """Cliff of every trace in a folder of scores, and the verdict on the model.
+) -> MeasuredCliff:
+    """Cliff of every trace in a folder of scores at one layer, and the verdict on the model.
 
     Args:
         folder: Written by `score_source`.
@@ -406,12 +404,4 @@ def measure_shards(
             f"{folder} holds no closed trace of a harmful prompt, so there is no cliff to measure. "
             "Label the harmful rows 'harmful', or allow longer answers."
         )
-    return rows, model_cliff(rows, seed)
-
-
-def write_measured(
-    folder: Path, rows: list[TraceCliff], found: ModelCliff, pool: str = DEFAULT_POOL
-) -> None:
-    """Write ``cliff.parquet`` and ``cliff.json`` beside the scores."""
-    write_cliffs(folder / "cliff.parquet", rows)
-    write_json(folder / "cliff.json", {**asdict(found), "pool": pool})
+    return MeasuredCliff.of(rows, wanted, (), pool, seed)

@@ -113,12 +113,14 @@ def cliff(
     Question: does my model have a refusal cliff? Writes DIR/cliff.parquet, one row for each trace,
     and DIR/cliff.json.
     """
-    from refusal_cliff.cliff.shards import measure_shards, write_measured
+    from refusal_cliff.cliff.measure import write_measured
+    from refusal_cliff.cliff.shards import measure_shards
 
-    rows, found = measure_shards(scores, layer=layer, pool=pool, seed=seed)
-    write_measured(scores, rows, found, pool)
+    measured = measure_shards(scores, layer=layer, pool=pool, seed=seed)
+    written = (scores / "cliff.parquet", scores / "cliff.json")
+    write_measured(*written, measured)
     console = screen()
-    print_model_cliff(console, found)
-    result(asdict(found))
-    for name in ("cliff.parquet", "cliff.json"):
-        say(console, f"{scores / name}")
+    print_model_cliff(console, measured.found)
+    result(asdict(measured.found))
+    for path in written:
+        say(console, f"{path}")
