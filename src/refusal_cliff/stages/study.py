@@ -198,8 +198,15 @@ def answers_kept(job: Job | None) -> Iterator[Journal | None]:
         yield journal
 
 
-def counter(progress: Progress | None, total: int) -> Callable[[int], None] | None:
-    """Turn (done, total) into a function that is told how many more are done."""
+def counter(
+    progress: Progress | None, total: int | Callable[[], int]
+) -> Callable[[int], None] | None:
+    """Turn (done, total) into a function that is told how many more are done.
+
+    Args:
+        progress: Called with (done, total).
+        total: How many there are; a function where that may grow.
+    """
     if progress is None:
         return None
     done = 0
@@ -207,6 +214,6 @@ def counter(progress: Progress | None, total: int) -> Callable[[int], None] | No
     def add(more: int) -> None:
         nonlocal done
         done += more
-        progress(done, total)
+        progress(done, total if isinstance(total, int) else total())
 
     return add
