@@ -28,13 +28,13 @@ from refusal_cliff.model.capture import (
     Batch,
     HeadContributions,
     ProbeScores,
-    Progress,
     capture,
     head_vectors,
 )
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
+from refusal_cliff.progress import Progress
 from refusal_cliff.stats import Floats
 
 TRACES_AT_ONCE = 32

@@ -23,6 +23,7 @@ from refusal_cliff.heads.result import (
 from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
 from refusal_cliff.io import fields_of
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.progress import Progress
 
 CONTROLS = ("random", "same-layer", "promoting")
 """Kinds of control sets: any other heads; others of the same blocks; heads that promote refusal."""
@@ -256,6 +257,7 @@ def take_out(
     texts: Sequence[Text],
     *,
     renormalised: bool = False,
+    progress: Progress | None = None,
 ) -> Ablation:
     """Let a model answer without heads (paper §5).
 
@@ -269,14 +271,16 @@ def take_out(
         answers: Answers and judges.
         texts: Benign texts whose perplexity says what it costs.
         renormalised: Ablate as the paper does, see `ablated`.
+        progress: Called with (done, total) texts read for perplexity; answers tell their own.
     """
     results = answer_trials(trials, before, answers)
-    found = trials[0].heads
     tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
-    perplexities = {
-        heads: perplexity(subject, texts, heads, renormalised=renormalised)
-        for heads in dict.fromkeys([(), found, *tops])
-    }
+    sets = list(dict.fromkeys([(), trials[0].heads, *tops]))
+    perplexities: dict[HeadSet, float] = {}
+    for done, heads in enumerate(sets, start=1):
+        perplexities[heads] = perplexity(subject, texts, heads, renormalised=renormalised)
+        if progress is not None:
+            progress(done * len(texts), len(sets) * len(texts))
     return Ablation(tuple(trials), tuple(results), before, perplexities, len(texts))
 
 

@@ -16,8 +16,9 @@ from refusal_cliff.generate.local import described
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import ReadPoint
+from refusal_cliff.progress import Progress
 from refusal_cliff.run.folder import Headline
-from refusal_cliff.run.pipeline import Job, Progress, Stage
+from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served
 
 RULES = RulesJudge()
