@@ -11,9 +11,12 @@ from typing import Protocol, TypeAlias
 from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
+from refusal_cliff.data.types import is_judged
 from refusal_cliff.heads.joint import HeadSet
 from refusal_cliff.heads.result import (
     JOINT_KIND,
+    WITH_FOUND,
+    WITH_NONE,
     AblationResult,
     Pairs,
     Served,
@@ -27,8 +30,6 @@ from refusal_cliff.progress import Progress
 
 CONTROLS = ("random", "same-layer", "promoting")
 """Kinds of control sets: any other heads; others of the same blocks; heads that promote refusal."""
-FOUND, WITH_NONE, WITH_FOUND = "found", "with-none", "with-found"
-"""The heads found, on all prompts; and what control sets are compared with, on their prompts."""
 PROMOTING_POOL = 2
 """Promoting sets are drawn from the strongest, this many times as many as are drawn."""
 Asked: TypeAlias = tuple[Prompt, frozenset[Head], bool, bool]
@@ -229,6 +230,7 @@ class Ablation:
                 before=attacked(self.before),
                 after=attacked(self.after),
                 compared=tuple(p.id for t in self.trials if t.kind == WITH_NONE for p in t.prompts),
+                unjudged=unjudged(self.after),
             ),
             trials=tuple(map(self._counted, self.trials[1:], self.results[1:])),
             perplexity_before=self.perplexities[()],
@@ -246,6 +248,7 @@ class Ablation:
             heads=trial.heads,
             attacked=attacked(traces),
             perplexity=perplexity,
+            unjudged=unjudged(traces),
         )
 
 
@@ -308,6 +311,12 @@ def answer_trials(
 def attacked(traces: Sequence[Trace]) -> tuple[str, ...]:
     """Ids of the harmful prompts that were complied with: what paired comparisons are made of."""
     return tuple(trace.prompt.id for trace in verdict_groups(traces)["complied"])
+
+
+def unjudged(traces: Sequence[Trace]) -> tuple[str, ...]:
+    """Ids of the harmful prompts whose answer was cut off, or that no judge could read."""
+    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
+    return tuple(trace.prompt.id for trace in harmful if not is_judged(trace.verdict))
 
 
 def _benign(traces: Sequence[Trace]) -> list[Trace]:
