@@ -54,25 +54,25 @@ def test_else_examples_are_selected(ablation: dict[str, Any], why: str) -> None:
     assert [command.split()[1] for command in found.commands] == ["repair"]
 
 
-def test_without_a_cliff_neither_is_the_remedy() -> None:
+def test_without_a_cliff_what_repairs_one_is_no_remedy() -> None:
     counts: Mapping[Kind, int] = {"refused": 3, "never recognised": 20, "fell off the cliff": 2}
     found = next_step(summary("no cliff"), counts, "model")
-    assert (found.title, found.commands) == ("Neither", [])
+    assert (found.title, found.commands) == ("Not what repairs a cliff: there is none", [])
     assert "20 of 22 compliances: never recognised" in found.why[1]
     assert "safety data on these topics" in found.why[1]
 
 
 def test_what_is_undecided_needs_more_prompts() -> None:
     found = next_step(summary("undecided"), {"refused": 3, "undecided": 5}, "model")
-    assert found.title == "Neither"
+    assert found.title == "Ask more prompts first"
     assert "5 harmful prompts were complied with" in found.why[0]
     assert "Ask more prompts" in found.why[0]
 
 
 def test_nothing_to_mend() -> None:
     found = next_step(summary("no cliff"), {"refused": 30, "truncated or unscored": 1}, "model")
-    assert found.title == "Neither"
-    assert "nothing to repair" in found.why[0]
+    assert found.title == "Nothing to repair"
+    assert "No harmful prompt" in found.why[0]
 
 
 def test_thoughts_about_something_else_come_first() -> None:

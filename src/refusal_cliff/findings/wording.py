@@ -381,9 +381,11 @@ def _advice(summary: Summary, counts: Mapping[Kind, int]) -> tuple[str, list[str
         return "Ask what the model can follow", [_NO_COHERENCE], []
     complied = sum(counts.get(kind, 0) for kind in (*ADVICE, "undecided"))
     if not complied:
-        return "Neither", ["No harmful prompt was complied with: there is nothing to repair."], []
+        return "Nothing to repair", ["No harmful prompt was complied with."], []
     if summary.cliff.verdict != "cliff":
-        return "Neither", _without_cliff(summary, counts, complied), []
+        undecided = summary.cliff.verdict == "undecided"
+        title = "Ask more prompts first" if undecided else "Not what repairs a cliff: there is none"
+        return title, _without_cliff(summary, counts, complied), []
     fell = counts.get("fell off the cliff", 0)
     why = [
         f"{fell} of {complied} compliances fell off the cliff: both remedies are made for these."
