@@ -13,7 +13,7 @@ from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.model.capture import Batch, ProbeScores, Reader, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.strategies import Candidate, has_refusal_words
@@ -23,14 +23,12 @@ STATE_WIDTH = 64
 """Numbers kept of a state: distances survive a random projection (Johnson and Lindenstrauss)."""
 
 
-class ThoughtStates:
+class ThoughtStates(Reader):
     """Mean of ``h[layer]`` over the thinking of each trace, projected to ``STATE_WIDTH`` numbers.
 
     Attributes:
         values: [traces, STATE_WIDTH].
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, spans: Sequence[Spans], layer: int, width: int) -> None:
         self.residual_layers = frozenset({layer})
@@ -49,11 +47,6 @@ class ThoughtStates:
         weights = weights.to(states)
         means = torch.bmm(weights[:, None], states)[:, 0].float() @ self._onto.to(states.device)
         self.values[list(batch.rows)] = means.cpu().numpy()
-
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
 
 
 def measure(
@@ -78,7 +71,7 @@ def measure(
     spans = [trace.spans for trace in scored if trace.spans is not None]
     scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(scored))
     states = ThoughtStates(spans, probe.layer, subject.width)
-    tap: Reader = AfterFinalNorm(scores, subject) if probes.read_point == "final_norm" else scores
+    tap = at_read_point(scores, subject, probes.read_point)
     capture(subject, [trace.token_ids for trace in scored], [tap, states])
     for row, trace, span, logits, state in zip(
         rows, scored, spans, scores.logits, states.values, strict=True
