@@ -15,11 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_chat import tiny_model, tiny_tokenizer
 
-from refusal_cliff.answers.answering import read_answers
 from refusal_cliff.answers.collect import generate_answers, judge_records
 from refusal_cliff.answers.outcomes import evaluate
 from refusal_cliff.data.prompt_files import read_prompt_set
-from refusal_cliff.data.records import Record
+from refusal_cliff.data.records import Record, read_records
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
@@ -98,7 +97,7 @@ def test_a_thousand_hostile_rows(tmp_path: Path) -> None:
     evaluate(judged)
     graded = judge_records(RubricJudge(EchoSpeaker()), found.records[:50], tmp_path / "rubric")
     assert {r.verdict for r in graded} <= {"unscored", "truncated"}
-    again, left_out = read_answers(tmp_path / "out" / "traces.jsonl", None)
+    again, left_out = read_records(tmp_path / "out" / "traces.jsonl")
     assert (again, left_out) == (judged, [])
 
 

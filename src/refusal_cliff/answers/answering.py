@@ -31,7 +31,7 @@ from refusal_cliff.answers.parts import Part, in_parts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.records import read_records, write_left_out
-from refusal_cliff.data.types import Label, LeftOut, Prompt, Record
+from refusal_cliff.data.types import LeftOut, Prompt, Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
@@ -284,13 +284,6 @@ def evaluate_files(
     error = known_error(judge) if judge_error is None else read_error(judge_error)
     found = _counted(judge, records, changes, left_out, error)
     return replace(found, left_out_before=left_before)
-
-
-def read_answers(
-    source: str | Path, label: Label | None = None
-) -> tuple[list[Record], list[LeftOut]]:
-    """Answers out of a source that may hold anything, see `read_records`."""
-    return read_records(source, Reading(label=label))
 
 
 def _judged(

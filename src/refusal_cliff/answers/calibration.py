@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff.answers.agreement import Agreement, Measure, agreement
-from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.answers.correction import error_of
 from refusal_cliff.data.fields import bad, shown
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.shapes import record_of_row
 from refusal_cliff.data.types import LeftOut, Record, Row
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges import Judge
+from refusal_cliff.judges import Judge, answer_of
 
 _SHOWN = ("precision", "recall", "specificity", "f1", "kappa")
 
@@ -95,7 +94,7 @@ def calibrate_file(
     make = partial(_labelled, label_column, reading)
     rows = [made for _, made in usable(path, source_rows(path, reading), make)]
     labelled = [row for row in rows if not isinstance(row, LeftOut)]
-    answers = [answer_of_record(record) for record, _ in labelled]
+    answers = [answer_of(record) for record, _ in labelled]
     verdicts = [said.verdict for said in judge.judge(answers)]
     labels = [label for _, label in labelled]
     truth = [_truth(label, positive, negative) for label in labels]

@@ -23,7 +23,6 @@ __all__ = [
     "record_of_trace",
     "row_of_record",
     "shortened",
-    "status_of_trace",
     "with_verdict",
     "write_left_out",
     "write_records",
@@ -32,23 +31,19 @@ __all__ = [
 
 def record_of_trace(trace: Trace) -> Record:
     """The record of a trace with token ids."""
+    closed = trace.spans is not None
     return Record(
         trace.prompt,
         trace.thinking,
         trace.response,
-        closed=trace.spans is not None,
-        complete=trace.complete,
+        closed,
+        trace.complete,
         token_ids=trace.token_ids,
         spans=trace.spans,
-        status=status_of_trace(trace),
+        status=status_of(trace.thinking, trace.response, closed, trace.complete),
         thinking_cut=trace.thinking_cut,
         verdict=trace.verdict,
     )
-
-
-def status_of_trace(trace: Trace) -> str:
-    """The `Record.status` of a trace."""
-    return status_of(trace.thinking, trace.response, trace.spans is not None, trace.complete)
 
 
 def row_of_record(record: Record) -> dict[str, Any]:

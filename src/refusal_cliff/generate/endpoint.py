@@ -133,12 +133,16 @@ class Tokens:
 class EndpointBackend:
     """Asks an endpoint, many prompts at once.
 
+    Attributes:
+        config: Where and how.
+        name: What the server calls the model.
+
     Raises:
         RefusalCliffError: The key cannot be sent.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
-        self.config = config
+        self.config, self.name = config, config.model
         self._key = config.key()
         self._asks_ids = True
 

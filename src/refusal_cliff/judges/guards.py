@@ -84,10 +84,10 @@ class GuardJudge:
         return found
 
 
-def guard_name(key: str, model: str) -> str:
+def guard_name(key: str, model: str | None = None) -> str:
     """What a guard is called with a model; it says so where the phrase rules tell refusals."""
-    by = "" if GUARDS[key].says_refusal else "+rules"
-    return f"{key}{by} ({model})"
+    guard = GUARDS[key]
+    return f"{key}{'' if guard.says_refusal else '+rules'} ({model or guard.model})"
 
 
 def defused(text: str) -> str:

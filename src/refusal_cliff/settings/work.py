@@ -14,7 +14,6 @@ from refusal_cliff.user_text import (
     existing_file,
     json_object,
     marker_words,
-    require_model_of_rubric,
 )
 
 Method = Literal["lora", "full"]
@@ -71,7 +70,11 @@ class JudgeSettings:
     )
 
     def __post_init__(self) -> None:
-        require_model_of_rubric(self.name, self.model)
+        if self.name == "rubric" and self.model is None:  # it has no usual one
+            raise RefusalCliffError(
+                "A judge with a rubric needs a model. Name it with --judge-model, and its server "
+                "with --judge-endpoint."
+            )
 
 
 BY_RULES = JudgeSettings()
