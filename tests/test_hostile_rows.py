@@ -18,8 +18,10 @@ from tiny_chat import tiny_model, tiny_tokenizer
 from refusal_cliff.answers.collect import generate_answers, judge_records
 from refusal_cliff.answers.outcomes import evaluate
 from refusal_cliff.data.prompt_files import read_prompt_set
-from refusal_cliff.data.records import Record, read_records
+from refusal_cliff.data.reading import Reading
+from refusal_cliff.data.records import read_records
 from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.backend import Finished, LocalBackend
@@ -125,7 +127,7 @@ def test_csv_and_parquet_lose_no_row_either(tmp_path: Path) -> None:
     assert (len(found.prompts), len(found.left_out)) == (8, 3)
     columns = pa.table({"Goal": ["a", None, " ", "b"], "label": ["benign"] * 4})
     pq.write_table(columns, tmp_path / "rows.parquet")
-    found = read_prompt_set(tmp_path / "rows.parquet", columns={"text": "Goal"})
+    found = read_prompt_set(tmp_path / "rows.parquet", Reading(columns={"text": "Goal"}))
     assert [prompt.text for prompt in found.prompts] == ["a", "b"]
     assert [row.row for row in found.left_out] == [2, 3]
 
@@ -152,7 +154,7 @@ def test_any_bytes_are_rows_or_reasons(lines: list[bytes | str], tmp_path: Path)
     ]
     raw = [line.replace(b"\n", b" ") for line in raw]
     file.write_bytes(b"\n".join([b'{"prompt": "first"}', *raw]))
-    found = read_prompt_set(file, label="benign")
+    found = read_prompt_set(file, Reading(label="benign"))
     filled = 1 + sum(bool(line.strip()) for line in raw)
     assert len(found.prompts) + len(found.left_out) == filled
 

@@ -18,7 +18,7 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.outcomes import NO_VERDICT, evaluate
 from refusal_cliff.cli import app
 from refusal_cliff.data.prompt_files import PromptSet
-from refusal_cliff.data.records import Record, record_of_trace, with_verdict
+from refusal_cliff.data.records import record_of_trace, with_verdict
 from refusal_cliff.data.said import (
     EMPTY,
     FILTERED,
@@ -31,6 +31,7 @@ from refusal_cliff.data.said import (
     said_in,
 )
 from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Record
 from refusal_cliff.generate.backend import LocalBackend
 from refusal_cliff.generate.local import GenerationConfig
 from refusal_cliff.judges import Answer, Judge, RulesJudge, answer_of

@@ -111,7 +111,7 @@ def prompts_of(
         found = load_benchmark(source, revision)
     else:
         _refuse_misspelt(source)
-        found = read_prompt_set(source, reading=reading)
+        found = read_prompt_set(source, reading)
     return PromptSet(repeated(found.prompts[:limit], samples), found.left_out)
 
 

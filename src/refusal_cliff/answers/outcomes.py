@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.records import Record
 from refusal_cliff.data.said import UNANSWERED, UNTOLD
-from refusal_cliff.data.types import Trace
+from refusal_cliff.data.types import Record, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import knows_harm
 from refusal_cliff.stats import (

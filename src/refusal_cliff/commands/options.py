@@ -127,11 +127,12 @@ def reading_of(
         RefusalCliffError: There is no such label or field, or these are no two markers.
     """
     from refusal_cliff.data.fields import checked_label
-    from refusal_cliff.data.reading import Reading, column_map
+    from refusal_cliff.data.reading import Reading
     from refusal_cliff.thinking.formats import KNOWN, markers_of
 
     named = () if markers is None else (markers_of(markers),)
-    return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split, prefix)
+    found = dict(map(column_of, columns or ()))
+    return Reading(checked_label(label), found, (*named, *KNOWN), split, prefix)
 
 
 def reading(rows: RowSettings) -> Reading:

@@ -24,6 +24,7 @@ from refusal_cliff.data.types import (
     closed_spans,
     complies,
     is_judged,
+    row_of_prompt,
 )
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.tables import read_parquet, write_parquet
@@ -164,10 +165,8 @@ def trace_of_record(record: Record) -> Trace:
 
 
 def _row_of_trace(trace: Trace) -> dict[str, object]:
-    prompt = asdict(trace.prompt)
-    prompt["prompt"] = prompt.pop("text")
     return {
-        **prompt,
+        **row_of_prompt(trace.prompt),
         "token_ids": list(trace.token_ids),
         "spans": None if trace.spans is None else asdict(trace.spans),
         "thinking": trace.thinking,

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refusal_cliff.data.records import LeftOut
+from refusal_cliff.data.types import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.loading import read_checkpoint
 from refusal_cliff.model.weights import check_finite
