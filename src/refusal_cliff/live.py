@@ -251,15 +251,9 @@ class LiveView:
 @contextmanager
 def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int], None]]:
     """Show how many are done of a number that nobody knows."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn(_without_fields(title), markup=False),
-        TextColumn("{task.completed:,} " + _without_fields(unit), markup=False),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not Rank.here().first) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done: progress.update(task, completed=done)
+    with working(console, title) as show:
+        show(unit, 0, None)
+        yield lambda done: show(unit, done, None)
 
 
 @contextmanager
