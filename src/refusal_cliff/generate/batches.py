@@ -16,6 +16,7 @@ from refusal_cliff.generate.drafts import Draft, Memory
 from refusal_cliff.generate.greedy import greedy_tokens
 from refusal_cliff.generate.sampling import GumbelNoise, Row
 from refusal_cliff.model.ablation import ablated_rows
+from refusal_cliff.model.blocks import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.settings import GenerationConfig
@@ -189,7 +190,7 @@ class _Rows:
     def of(cls, subject: Subject, batch: Sequence[Draft]) -> _Rows:
         """All that drafts have so far."""
         rows = [[*draft.prefix, *draft.written] for draft in batch]
-        return cls(*_left_padded(rows, _padding_token(subject), subject.device))
+        return cls(*padded(rows, subject.device, left=True, padding=_padding_token(subject)))
 
 
 def _common(batch: Sequence[Draft]) -> int:
@@ -283,19 +284,6 @@ class _MostEnded(StoppingCriteria):
         self._ended |= torch.isin(input_ids[:, -1], self._stops) | (self._left <= self._steps)
         most = self._ended.sum() >= _MOST * len(self._ended)
         return self._ended | most
-
-
-def _left_padded(
-    rows: Sequence[Sequence[int]], padding: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [rows, longest row]."""
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), padding, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        input_ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, width - len(row) :] = 1
-    return input_ids.to(device), mask.to(device)
 
 
 def _padding_token(subject: Subject) -> int:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.blocks import Block, Part, decoder_of, in_features, input_device
+from refusal_cliff.model.blocks import Block, Part, decoder_of, in_features, input_device, padded
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest error of a sum, relative to the size of the residual stream."""
@@ -183,23 +183,17 @@ def _run(
     model: PreTrainedModel, layers: Sequence[nn.Module], rows: Sequence[torch.Tensor]
 ) -> list[list[_Call]]:
     """Calls of each block, of its children and of the linear layers in these; its own last."""
-    shape = (len(rows), max(len(row) for row in rows))
-    ids = torch.full(shape, int(rows[0][0]))
-    mask = torch.zeros(shape, dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-        mask[place, : len(row)] = 1
+    ids, mask = padded(rows, input_device(model), padding=int(rows[0][0]))
+    shape = (len(rows), ids.shape[1])
     width = int(model.config.get_text_config().hidden_size)
     seen = _SoftmaxHeads()
-    device = input_device(model)
     with ExitStack() as stack:
         recorded = [
             stack.enter_context(_recorded(_watched(layer), width, shape, seen)) for layer in layers
         ]
         stack.enter_context(seen)
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         try:
-            decoder_of(model)(**inputs, use_cache=False)
+            decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise RefusalCliffError(
                 f"The model ({type(model).__name__}) cannot read {shape[1]} tokens: {error}. Its "
