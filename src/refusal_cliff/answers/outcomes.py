@@ -27,9 +27,6 @@ Question = Callable[[Record], bool | None]
 """Whether something holds of an answer; ``None`` where the answer does not count."""
 
 NO_VERDICT = "no verdict in the judge's words"
-_TAIL = 4000
-_LONGEST_PERIOD = 400
-_LEAST_REPEATS, _LEAST_LOOP = 4, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +193,23 @@ def as_rows(found: Sequence[Outcomes] | Sequence[Change]) -> list[dict[str, Any]
 
 def loops(text: str) -> bool:
     """Whether a text ends in a loop: at least 4 repeats, and 200 characters, of one piece."""
-    tail = text[-_TAIL:]
-    for period in range(1, min(_LONGEST_PERIOD, len(tail) // _LEAST_REPEATS) + 1):
-        length = max(_LEAST_LOOP, _LEAST_REPEATS * period)
-        if length <= len(tail) and tail[-length:-period] == tail[period - length :]:
+    return ends_in_loop(text, repeats=4, least=200, longest=400)
+
+
+def ends_in_loop(written: str | Sequence[int], *, repeats: int, least: int, longest: int) -> bool:
+    """Whether a text, or tokens, end in one piece again and again.
+
+    What ends in a loop of period p agrees with what stands p before it over all repeats but one.
+
+    Args:
+        written: The text or the tokens.
+        repeats: How often the piece must stand there.
+        least: How long all repeats must be together.
+        longest: How long the piece may be.
+    """
+    for period in range(1, min(longest, len(written) // repeats) + 1):
+        length = max(least, repeats * period)
+        if length <= len(written) and written[-length:-period] == written[period - length :]:
             return True
     return False
 
