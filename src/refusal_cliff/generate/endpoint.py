@@ -297,14 +297,14 @@ class EndpointBackend:
         vLLM does when asked; a server that refuses to be asked is not asked again.
         """
         if "prompt" in request:
-            return self._without_key(await server.post("/completions", request))
+            return self._without_key(await server.ask("/completions", request))
         if self._asks_ids:
             try:
-                return self._without_key(await server.post(_CHAT, {_ASK_IDS: True, **request}))
+                return self._without_key(await server.ask(_CHAT, {_ASK_IDS: True, **request}))
             except Refused as error:
                 if error.status not in (400, 422):
                     raise
-        answer = await server.post(_CHAT, request)
+        answer = await server.ask(_CHAT, request)
         self._asks_ids = False
         return self._without_key(answer)
 
