@@ -198,8 +198,3 @@ def chat_argument(pair: str) -> tuple[str, Value]:
             "NAME=VALUE, such as enable_thinking=false or reasoning_effort=high."
         )
     return name, value
-
-
-def chat_arguments(pairs: Sequence[str]) -> dict[str, Value]:
-    """All that such pairs tell, see `chat_argument`."""
-    return dict(map(chat_argument, pairs))

@@ -48,7 +48,6 @@ from refusal_cliff.user_text import json_object
 
 RATES = "rates.json"
 NOT_NAMED = "not named in the file"
-JUDGE = "judge"
 Progress = Callable[[int], None]
 
 
@@ -245,9 +244,9 @@ def judge_source(
     Raises:
         RefusalCliffError: The file cannot be read, or holds no answer.
     """
-    require_output(out, JUDGE, (source,))
+    require_output(out, "judge", (source,))
     records, left_out = read_records(source, reading)
-    claim_together(out, JUDGE, {"source": str(source)}, "verdicts")
+    claim_together(out, "judge", {"source": str(source)}, "verdicts")
     chosen = judge if shares(engine) else judge_of(judge)
     if shares(engine):
         missing = partial(unjudged, full_name(judge), records, out)

@@ -115,7 +115,7 @@ def generate(
     if found is None:
         return
     _show(console, found)
-    _show_left_out(console, out, [row.reason for row in found.left_out])
+    _show_left_out(console, out, len(found.left_out))
     for name in ("traces.jsonl", "rates.json"):
         say(console, f"{out / name}")
 
@@ -164,7 +164,7 @@ def judge_answers(
     if found is None:
         return
     _show(console, found)
-    _show_left_out(console, out, [row.reason for row in found.left_out])
+    _show_left_out(console, out, len(found.left_out))
 
 
 @judge_app.command("calibrate")
@@ -289,12 +289,9 @@ def _list_left_out(console: Console, source: str | None, rows: Iterable[LeftOut]
         say(console, line)
 
 
-def _show_left_out(console: Console, out: Path, reasons: list[str]) -> None:
-    if reasons:
-        say(
-            console,
-            f"{len(reasons):,} rows have no answer; the reasons are in {out / 'left-out.jsonl'}",
-        )
+def _show_left_out(console: Console, out: Path, n: int) -> None:
+    if n:
+        say(console, f"{n:,} rows have no answer; the reasons are in {out / 'left-out.jsonl'}")
 
 
 _COLUMNS = {

@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.adapters import chain, downloaded, merged, on_disk, reason
+from refusal_cliff.io import on_disk
+from refusal_cliff.model.adapters import chain, downloaded, merged, reason
 from refusal_cliff.model.quantised import settled
 from refusal_cliff.model.weights import check_configs, check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
@@ -28,12 +29,6 @@ from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.settings import PLAIN, Chat
 from refusal_cliff.user_text import no_device
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 CHAT_TEMPLATE = "chat_template.jinja"
 """File beside an adapter's weights; the name that transformers gives it, too."""
 

@@ -9,12 +9,7 @@ from typing import Any, ClassVar
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.settings.declare import setting
-from refusal_cliff.user_text import (
-    Value,
-    chat_argument,
-    chat_arguments,
-    device,
-)
+from refusal_cliff.user_text import Value, chat_argument, device
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -89,7 +84,7 @@ class Loading:
     @property
     def chat(self) -> Chat:
         """How the model is spoken to."""
-        return Chat(self.system, chat_arguments(self.template_arg))
+        return Chat(self.system, dict(map(chat_argument, self.template_arg)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -220,10 +220,15 @@ class RepairConfig:
         return found
 
 
-LABELS = (
-    *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),
-    *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
-)
+LABELS: dict[str, Literal["harmful", "benign"]] = {
+    **dict.fromkeys(
+        ("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"), "harmful"
+    ),
+    **dict.fromkeys(
+        ("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"), "benign"
+    ),
+}
+"""Labels in public data, in small letters, and which of our two they mean."""
 
 
 @dataclass(frozen=True, slots=True)

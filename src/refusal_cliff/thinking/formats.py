@@ -18,6 +18,8 @@ from refusal_cliff.thinking.rendering import (
 )
 from refusal_cliff.user_text import marker_words
 
+HEADER_END = "<|message|>"
+"""Ends the header of a channel."""
 _LITERAL = re.compile(r"(?:\\[^\w\s]|[^\\.*+?()\[\]{}^$|])*")
 
 
