@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from refusal_cliff.answers.outcomes import Change, change, paired_by_prompt
 from refusal_cliff.data.traces import SafetyExample, Trace, closed, complies
@@ -19,10 +18,9 @@ from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.blocks import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.stats import Interval, effective_size, wilson
+from refusal_cliff.stats import Floats, Interval, effective_size, wilson
 from refusal_cliff.thinking import render_prompt
 
-Floats: TypeAlias = NDArray[np.floating[Any]]
 Text: TypeAlias = tuple[Sequence[int], int]
 """Token ids, and the first that counts (at least 1): those of the prompt do not."""
 

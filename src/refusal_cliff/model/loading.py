@@ -62,14 +62,12 @@ def read_checkpoint(
     """Load a model with its tokenizer.
 
     Args:
-        name: A Hugging Face name, a folder, or an embedded organism; a folder wins. One that holds
-            a PEFT adapter only stands for its base with the adapter merged in, and with the chat
-            template beside the adapter, if there is one.
+        name: As for `load_subject`.
         dtype: Precision of the weights; ``auto`` takes that of the checkpoint.
-        device: Where the model is put when it is whole; ``auto`` is a GPU if there is one.
+        device: Where the model is put when it is whole.
         device_map: Let accelerate place the layers instead, see transformers.
-        trust_remote_code: Run code that comes with the model.
-        chat: How the model is spoken to; written into the chat template.
+        trust_remote_code: As for `load_subject`.
+        chat: Written into the chat template.
 
     Raises:
         RefusalCliffError: The model cannot be loaded, or some of its weights are missing, damaged

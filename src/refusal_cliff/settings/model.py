@@ -154,17 +154,10 @@ class GenerationConfig(_Length):
 
 @dataclass(frozen=True, slots=True)
 class Writing(_Length):
-    """How a model is to write in an audit; what nobody says is asked of the model itself.
+    """How a model is to write in an audit, see `GenerationConfig`.
 
-    Attributes:
-        max_new_tokens: See `GenerationConfig`.
-        batch_size: Rows written at once.
-        temperature: See `GenerationConfig`; ``None`` takes the checkpoint's generation config, by
-            which its makers say how it is to be run.
-        top_p: The same.
-        top_k: The same.
-        thinking_budget: See `GenerationConfig`.
-        samples: Answers to every prompt.
+    Where nobody says how tokens are drawn, the checkpoint's generation config does, by which its
+    makers say how it is to be run.
     """
 
     PANEL: ClassVar[str] = "How the model writes"
