@@ -15,7 +15,7 @@ from refusal_cliff.answers.outcomes import Change, change, paired_by_prompt
 from refusal_cliff.data.traces import SafetyExample, Trace, closed, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.blocks import padded
+from refusal_cliff.model.capture import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Floats, Interval, effective_size, wilson

@@ -11,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.blocks import Block, Part, decoder_of, in_features, input_device, padded
+from refusal_cliff.model.blocks import Block, Part, decoder_of, in_features, input_device
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest error of a sum, relative to the size of the residual stream."""
@@ -183,17 +185,21 @@ def _run(
     model: PreTrainedModel, layers: Sequence[nn.Module], rows: Sequence[torch.Tensor]
 ) -> list[list[_Call]]:
     """Calls of each block, of its children and of the linear layers in these; its own last."""
-    ids, mask = padded(rows, input_device(model), padding=int(rows[0][0]))
+    padded = partial(pad_sequence, batch_first=True)
+    ids = padded(list(rows), padding_value=float(rows[0][0]))
+    mask = padded([torch.ones_like(row) for row in rows])
     shape = (len(rows), ids.shape[1])
     width = int(model.config.get_text_config().hidden_size)
     seen = _SoftmaxHeads()
+    device = input_device(model)
     with ExitStack() as stack:
         recorded = [
             stack.enter_context(_recorded(_watched(layer), width, shape, seen)) for layer in layers
         ]
         stack.enter_context(seen)
+        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         try:
-            decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
+            decoder_of(model)(**inputs, use_cache=False)
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise RefusalCliffError(
                 f"The model ({type(model).__name__}) cannot read {shape[1]} tokens: {error}. Its "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,31 +81,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
         return device
     hook = getattr(model.get_input_embeddings(), "_hf_hook", None)
     return torch.device(getattr(hook, "execution_device", None) or "cpu")
-
-
-def padded(
-    rows: Sequence[Sequence[int] | torch.Tensor],
-    device: torch.device,
-    *,
-    left: bool = False,
-    padding: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask of rows, both [rows, longest row].
-
-    Args:
-        rows: Token ids.
-        device: Where both are put.
-        left: Whether rows end together, instead of beginning together.
-        padding: Token id of the places that are none.
-    """
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), padding, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        start = width - len(row) if left else 0
-        ids[place, start : start + len(row)] = torch.as_tensor(row)
-        mask[place, start : start + len(row)] = 1
-    return ids.to(device), mask.to(device)
 
 
 def linear_weight(projection: nn.Module) -> torch.Tensor:

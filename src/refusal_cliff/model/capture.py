@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.blocks import Block, decoder_of, padded
+from refusal_cliff.model.blocks import Block, decoder_of
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 
@@ -47,7 +48,7 @@ class Batch:
 
 
 class Reader:
-    """Reduces the states of a batch to what a measurement needs; asks for nothing by itself.
+    """Reduces the states of a batch to what a measurement needs; asks for nothing itself.
 
     Attributes:
         residual_layers: Blocks after which the residual stream is wanted.
@@ -283,6 +284,16 @@ def _run(
         stack.enter_context(suppress(_Stop))
         decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     return True
+
+
+def padded(
+    rows: TokenIds, device: torch.device, *, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [rows, longest row]; padding is 0, right or left."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    side = "left" if left else "right"
+    pad = partial(pad_sequence, batch_first=True, padding_side=side)
+    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def _hook(

@@ -22,8 +22,8 @@ class AfterFinalNorm(Reader):
     """Hands a reader of the last block ``norm(h)`` instead of ``h``.
 
     Attributes:
-        residual_layers: Those of the reader: the last block alone. Heads add to the residual
-            stream, not to its norm.
+        residual_layers: Those of the reader: the last block alone.
+        head_layers: None; heads add to the residual stream, not to its norm.
     """
 
     def __init__(self, reader: Reader, subject: Subject) -> None:

@@ -13,7 +13,7 @@ from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.model.capture import Batch, ProbeScores, Reader, capture
-from refusal_cliff.model.final_norm import at_read_point
+from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.strategies import Candidate, has_refusal_words
@@ -71,7 +71,7 @@ def measure(
     spans = [trace.spans for trace in scored if trace.spans is not None]
     scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(scored))
     states = ThoughtStates(spans, probe.layer, subject.width)
-    tap = at_read_point(scores, subject, probes.read_point)
+    tap: Reader = AfterFinalNorm(scores, subject) if probes.read_point == "final_norm" else scores
     capture(subject, [trace.token_ids for trace in scored], [tap, states])
     for row, trace, span, logits, state in zip(
         rows, scored, spans, scores.logits, states.values, strict=True

@@ -16,8 +16,8 @@ import numpy as np
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.generate import answer
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
-from refusal_cliff.model.capture import ProbeScores, capture
-from refusal_cliff.model.final_norm import at_read_point
+from refusal_cliff.model.capture import ProbeScores, Reader, capture
+from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.thinking import response_text, split_spans, thinking_text
@@ -74,7 +74,7 @@ def _peaks(subject: Subject, probes: ProbeSet, traces: Sequence[Trace]) -> list[
         return []
     probe = probes.chosen
     reader = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
-    tap = at_read_point(reader, subject, probes.read_point)
+    tap: Reader = AfterFinalNorm(reader, subject) if probes.read_point == "final_norm" else reader
     capture(subject, [trace.token_ids for trace in traces], [tap])
     peaks: list[list[int]] = []
     for trace, logits in zip(traces, reader.logits, strict=True):
