@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from refusal_cliff.answers.outcomes import Change, change, paired_by_prompt
+from refusal_cliff.answers.outcomes import Change, changes, paired_by_prompt
 from refusal_cliff.data.traces import SafetyExample, Trace, closed, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
@@ -117,12 +117,7 @@ def rate_changes(before: Sequence[Trace], after: Sequence[Trace]) -> list[Change
     Raises:
         RefusalCliffError: The two share no prompt.
     """
-    pairs = paired_by_prompt(before, after)
-    changes = (
-        change(name, [(b.prompt.group, ask(b), ask(a)) for b, a in pairs])
-        for name, ask in _QUESTIONS.items()
-    )
-    return [found for found in changes if found is not None]
+    return changes(_QUESTIONS, paired_by_prompt(before, after))
 
 
 def _of(holds: Callable[[str], bool], label: str = "", tag: str = "") -> Question:

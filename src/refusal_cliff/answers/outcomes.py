@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -165,8 +165,7 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
         )
     pairs = paired_by_prompt(before, after)
     attack = attack_that_worked([record for pair in pairs for record in pair])
-    changes = (_change(name, ask, pairs) for name, ask in _questions(attack).items())
-    return [change for change in changes if change is not None]
+    return changes(_questions(attack), pairs)
 
 
 def paired_by_prompt(before: Sequence[T], after: Sequence[T]) -> list[tuple[T, T]]:
@@ -288,27 +287,32 @@ def _rate(records: Sequence[Record], ask: Question) -> Rate | None:
     return Rate(sum(answers), len(answers), share_interval(answers, groups))
 
 
-def _change(name: str, ask: Question, pairs: Sequence[tuple[Record, Record]]) -> Change | None:
-    return change(name, [(b.prompt.group, ask(b), ask(a)) for b, a in pairs])
-
-
-def change(name: str, asked: Sequence[tuple[str, bool | None, bool | None]]) -> Change | None:
-    """How one rate changed over pairs of answers; ``None`` where no pair counts.
+def changes(
+    questions: Mapping[str, Callable[[T], bool | None]], pairs: Sequence[tuple[T, T]]
+) -> list[Change]:
+    """How rates changed over pairs of answers before and after; none where no pair counts.
 
     Args:
-        name: Which rate.
-        asked: Of each pair, its group and whether something holds before and after; ``None`` where
-            an answer does not count, and then the pair does not.
+        questions: By rate, whether something holds of an answer; ``None`` where it does not count,
+            and then its pair does not.
+        pairs: See `paired_by_prompt`.
     """
-    kept = [(g, b, a) for g, b, a in asked if b is not None and a is not None]
-    if not kept:
-        return None
-    groups, before, after = (list(column) for column in zip(*kept, strict=True))
+    found: list[Change] = []
+    for name, ask in questions.items():
+        asked = ((b.prompt.group, ask(b), ask(a)) for b, a in pairs)
+        if kept := [(g, b, a) for g, b, a in asked if b is not None and a is not None]:
+            found.append(_change(name, kept))
+    return found
+
+
+def _change(name: str, pairs: Sequence[tuple[str, bool, bool]]) -> Change:
+    """The change of one rate, out of the group, before and after of each pair that counts."""
+    groups, before, after = (list(column) for column in zip(*pairs, strict=True))
     differences = np.array(after, float) - np.array(before, float)
     once = len(set(groups)) == len(groups)
     return Change(
         rate=name,
-        n=len(kept),
+        n=len(pairs),
         before=float(np.mean(before)),
         after=float(np.mean(after)),
         difference=float(differences.mean()),
