@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, TypeAlias
 
 from refusal_cliff.errors import RefusalCliffError
@@ -89,12 +89,7 @@ class JsonServer:
     async def __aenter__(self) -> JsonServer:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
