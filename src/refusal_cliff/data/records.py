@@ -13,24 +13,14 @@ from refusal_cliff.data.said import status_of
 from refusal_cliff.data.shapes import record_of_row
 from refusal_cliff.data.types import LeftOut, Record, Trace, Verdict, row_of_prompt
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import write_json_lines
+from refusal_cliff.io import fields_of, write_json_lines
 
 
 def record_of_trace(trace: Trace) -> Record:
     """The record of a trace with token ids."""
     closed = trace.spans is not None
-    return Record(
-        trace.prompt,
-        trace.thinking,
-        trace.response,
-        closed,
-        trace.complete,
-        token_ids=trace.token_ids,
-        spans=trace.spans,
-        status=status_of(trace.thinking, trace.response, closed, trace.complete),
-        thinking_cut=trace.thinking_cut,
-        verdict=trace.verdict,
-    )
+    status = status_of(trace.thinking, trace.response, closed, trace.complete)
+    return Record(**fields_of(trace), closed=closed, status=status)
 
 
 def row_of_record(record: Record) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.data.types import Prompt, Record
+from refusal_cliff.io import fields_of
 from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.thinking.written import Message, read_message
@@ -113,8 +114,7 @@ def said_in(
 
 def record_of_said(prompt: Prompt, said: Said) -> Record:
     """The record of an answer of which only its message is known."""
-    fields = {name: getattr(said, name) for name in Said.__slots__}
-    return Record(prompt, **fields)
+    return Record(prompt, **fields_of(said))
 
 
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:

@@ -152,16 +152,7 @@ def read_traces(path: Path) -> list[Trace]:
 
 def trace_of_record(record: Record) -> Trace:
     """The trace in a record that has token ids."""
-    return Trace(
-        prompt=record.prompt,
-        token_ids=record.token_ids,
-        spans=record.spans,
-        thinking=record.thinking,
-        response=record.response,
-        complete=record.complete,
-        verdict=record.verdict,
-        thinking_cut=record.thinking_cut,
-    )
+    return Trace(**{name: getattr(record, name) for name in Trace.__slots__})
 
 
 def _row_of_trace(trace: Trace) -> dict[str, object]:
