@@ -27,7 +27,7 @@ Model = Annotated[
 def _label(rows: str) -> Any:
     """The option that says the label of rows which have none."""
     said = f"Label of {rows} that have no label: harmful or benign."
-    return option(name_of("label", LABELS), said)
+    return option(name_of("label", tuple(LABELS)), said)
 
 
 def columns(where: str) -> Any:

@@ -217,7 +217,7 @@ class RowSettings:
     PANEL: ClassVar[str] = "How rows are read"
 
     label: str | None = setting(
-        None, "Label of rows that have none: harmful or benign.", choices=LABELS
+        None, "Label of rows that have none: harmful or benign.", choices=tuple(LABELS)
     )
     column: tuple[str, ...] = setting(
         (),
