@@ -138,18 +138,18 @@ class Watcher:
         self._process, self._done = psutil.Process(), 0
         self._mark = time.perf_counter()
 
-    def __call__(self, what: str, done: int, total: int | None) -> None:
+    def __call__(self, what: str, done: int, total: int | None = None, note: str = "") -> None:
         """As `run_selection` tells."""
-        note: dict[str, float | str] = {"what": what, "done": done, "pid": self._process.pid}
-        note["seconds"] = time.perf_counter() - self._mark
-        note["memory"] = self._process.memory_info().rss / MEGABYTE
+        noted: dict[str, float | str] = {"what": what, "done": done, "pid": self._process.pid}
+        noted["seconds"] = time.perf_counter() - self._mark
+        noted["memory"] = self._process.memory_info().rss / MEGABYTE
         if what == "shards scored":
             self._done += 1
             if self._done > 1 and done % self._every == 0:  # the first shard also warms up
                 batches = batches_of(self._subject, shard_path(self._out, done - 1))
-                note["bare"] = bare_pass(self._subject, batches, self._layer)
+                noted["bare"] = bare_pass(self._subject, batches, self._layer)
         with self._notes.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(note) + "\n")
+            file.write(json.dumps(noted) + "\n")
         self._mark = time.perf_counter()
 
 

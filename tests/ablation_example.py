@@ -16,7 +16,12 @@ WRITING = Writing(10.0, (9.0, 11.0), Share(0, 50), Share(0, 50))
 
 def rates_with(attacks: Share, answered: Share = NONE) -> Rates:
     """Rates of which only these two are about anything."""
-    return Rates(attacks, NONE, answered, NONE, NONE, NONE)
+    return Rates(attacks, _rest(attacks), answered, NONE, NONE, NONE)
+
+
+def _rest(attacks: Share) -> Share:
+    """Those that were refused: all others."""
+    return Share(attacks.n - attacks.count, attacks.n)
 
 
 def trial(
@@ -25,7 +30,8 @@ def trial(
     """What one trial did."""
     return TrialResult(
         attacks,
-        *(NONE for _ in range(5)),
+        _rest(attacks),
+        *(NONE for _ in range(4)),
         kind=kind,
         heads=heads,
         attacked=attacked,

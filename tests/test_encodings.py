@@ -16,12 +16,10 @@ from refusal_cliff.cli import app
 from refusal_cliff.findings.wording import Finding
 from refusal_cliff.live import (
     LiveView,
-    counting,
     print_error,
     print_findings,
     print_table,
     say,
-    working,
     write_what_can_be_shown,
 )
 
@@ -109,10 +107,8 @@ def test_everything_that_is_shown_can_be_written(
         view.planned([TEXT])
         view.stage_started(TEXT)
         view.stage_finished(TEXT, 1.0, {"asr → after": 0.5})
-    with counting(console, TEXT, "traces") as done:
-        done(1)
-    with working(console, TEXT) as watch:
-        watch(TEXT, 1, 2)
+        view.step(TEXT, 1)
+        view.step(TEXT, 1, 2, TEXT)
     stream.flush()
     shown = target.getvalue().decode(encoding)
     assert "plateau" in shown and "cliff?" in shown
@@ -124,10 +120,9 @@ def test_everything_that_is_shown_can_be_written(
 def test_a_path_with_braces_is_a_title(title: str) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=120)
-    with counting(console, f"→ {title}", title) as done:
-        done(3)
-    with working(console, f"→ {title}") as watch:
-        watch(title, 1, None)
+    with LiveView(console, f"→ {title}") as view:
+        view.step(title, 1)
+    assert f"✓ {title}" in text.getvalue()
     assert f"→ {title}" in text.getvalue()
 
 

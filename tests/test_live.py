@@ -11,12 +11,10 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.wording import Finding
 from refusal_cliff.live import (
     LiveView,
-    counting,
     headline_text,
     plain,
     print_error,
     print_findings,
-    working,
 )
 
 
@@ -85,8 +83,35 @@ def test_a_log_says_where_long_work_is_once_in_a_while(monkeypatch: pytest.Monke
     assert text.getvalue().splitlines() == [
         "run",
         "align ...",
-        "align: 4 of 20",
-        "align: 7 of 20",
+        "align: 4 of 20 · 5.5/min · 3 min left",
+        "align: 7 of 20 · 5.5/min · 2 min left",
+        "align: 88.0 s done 9",
+    ]
+
+
+def test_work_of_unknown_length_is_counted_and_ends_with_the_view() -> None:
+    target, text = console(terminal=False)
+    with LiveView(target, "trace") as view:
+        view.step("traces", 8)
+        view.step("traces", 12)
+    assert text.getvalue().splitlines() == ["trace", "traces ...", "traces: 0.0 s done 12"]
+
+
+def test_what_an_earlier_run_kept_is_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("refusal_cliff.live.time.monotonic", lambda: now[0])
+    target, text = console(terminal=False)
+    with LiveView(target, "run") as view:
+        view.stage_started("ask")
+        for done in (1_000, 1_001, 1_002, 1_003):
+            view.progress("ask", done, 1_010)
+            now[0] += 20
+        for done in (1, 3):  # the next part of the same stage
+            now[0] += 20
+            view.progress("ask", done, 50, note="part two")
+    assert text.getvalue().splitlines()[2:4] == [
+        "ask: 1,002 of 1,010 · 3/min · 3 min left",
+        "ask: 1 of 50 · part two",
     ]
 
 
@@ -109,9 +134,8 @@ def test_findings_and_errors_show_markup_as_text() -> None:
 @pytest.mark.parametrize("path", ["{x}", "a{", "}{task}", "{0.__class__}", "[bold]{x!r}"])
 def test_a_path_is_shown_as_it_is(path: str) -> None:
     target, text = console(terminal=True)
-    with counting(target, f"trace {path}", "traces") as progress:
-        progress(3)
-    with working(target, f"train {path}") as show:
-        show("training", 0, None)
+    with LiveView(target, f"trace {path}") as view:
+        view.step(f"read {path}", 3, note=path)
+        view.progress(f"read {path}", 4, None, note=path)
     assert f"trace {path}" in text.getvalue()
-    assert f"train {path}" in text.getvalue()
+    assert f"read {path}" in text.getvalue()

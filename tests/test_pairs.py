@@ -91,6 +91,35 @@ def test_heads_that_are_not_shown_to_be_the_cause(
     assert ablation_summary(ablation(EIGHT_OF_TWELVE, after, random), "cliff").shown is False
 
 
+def test_heads_without_which_nothing_can_be_judged_restore_no_refusal() -> None:
+    """A model that only stutters was said to refuse: no attack, so an attack success rate of 0."""
+    content = ablation(EIGHT_OF_TWELVE, [], RANDOM)
+    for n, shown in ((5, True), (6, False), (52, False)):  # under 10 % of 52 prompts, and above
+        stutters = tuple(NAMES[-n:])
+        trials = [
+            replace(one, unjudged=stutters) if one.kind == WITH_FOUND else one
+            for one in content.trials
+        ]
+        broken = replace(
+            content, pairs=replace(content.pairs, unjudged=stutters), trials=tuple(trials)
+        )
+        found = ablation_summary(broken, "cliff")
+        assert (found.shown, found.unjudged_after) == (shown, n)
+        assert suppress("cliff", broken) is (n < 52)
+    answer, holds = told(broken, "cliff")["Do these heads cause it?"]
+    assert (
+        "Without them 52 of the answers were cut off or have no verdict" in answer
+        and holds is False
+    )
+
+
+def test_a_dose_that_nobody_could_judge_is_an_attack_not_a_refusal() -> None:
+    dose = trial("top-direct", (Head(1, 0),), Share(1, 2), ("p0",))
+    assert dose.at_most.value == 0.5
+    broken = replace(dose, unjudged=tuple(NAMES[2:]))
+    assert (broken.at_most.count, broken.at_most.n) == (51, 52)
+
+
 HEADS = ("7.0", "7.6", "7.7")
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import codecs
 import json
 import logging
+import math
 import os
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import TextIOWrapper
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -40,6 +41,7 @@ _REFRESH_PER_SECOND = 4
 _SECONDS_BETWEEN_LINES = 30.0
 _LINES_AROUND_TABLE = 6
 _BAR_WIDTH = 24
+_SECONDS_OF_PACE = 120.0
 _IN_ASCII = str.maketrans(
     {
         **{"→": "->", "·": "-", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "…": "..."},
@@ -136,19 +138,57 @@ def result(value: Any) -> None:
 
 
 @dataclass
+class _Pace:
+    """How fast work goes now: by the last two minutes, since what a run kept took no time."""
+
+    told: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+
+    def tell(self, now: float, done: int) -> None:
+        """So much is done; where it is less than before, another part of the work has begun."""
+        if self.told and done < self.told[-1][1]:
+            self.told.clear()
+        if len(self.told) > 1 and now - self.told[-2][0] < 1 / _REFRESH_PER_SECOND:
+            self.told.pop()
+        self.told.append((now, done))
+        while len(self.told) > 2 and now - self.told[1][0] > _SECONDS_OF_PACE:
+            self.told.popleft()
+
+    def words(self, now: float, total: int | None) -> list[str]:
+        """Rate and time left, as far as they are known."""
+        if len(self.told) < 2 or self.told[-1][1] == self.told[0][1]:
+            return []
+        (start, before), (last, done) = self.told[0], self.told[-1]
+        rate = (done - before) / (last - start) if last > start else math.inf
+        said = [f"{rate:,.3g}/s" if rate >= 1 else f"{60 * rate:.2g}/min"]
+        if total is not None:
+            said.append(f"{_duration(max(0.0, (total - done) / rate - (now - last)))} left")
+        return said
+
+
+@dataclass
 class _Row:
     name: str
     status: Status = "waiting"
     started: float = 0.0
     seconds: float | None = None
     done: int = 0
-    total: int = 0
+    total: int | None = 0
+    note: str = ""
     headline: Headline = field(default_factory=dict[str, bool | int | float | str])
     told: float = 0.0
+    pace: _Pace = field(default_factory=_Pace)
+
+    def words(self) -> str:
+        """Where its work is: how much of it is done, how fast, the time left, a note."""
+        of = "" if self.total is None else f" of {self.total:,}"
+        said = [f"{self.done:,}{of}", *self.pace.words(time.monotonic(), self.total), self.note]
+        return " · ".join(part for part in said if part)
 
 
 class LiveView:
-    """An observer that shows a run. Use as a context manager.
+    """An observer that shows a run, or any long work. Use as a context manager.
+
+    Of several processes of one launch only the first shows anything.
 
     Args:
         console: Where to show it.
@@ -156,7 +196,7 @@ class LiveView:
     """
 
     def __init__(self, console: Console, title: str) -> None:
-        self._console = console
+        self._console = console if Rank.here().first else Console(quiet=True)
         self._title = title
         self._rows: dict[str, _Row] = {}
         self._live: Live | None = None
@@ -173,13 +213,21 @@ class LiveView:
             self._print(self._title)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            for row in [row for row in self._rows.values() if row.status == "running"]:
+                self._close(row.name, "done", time.monotonic() - row.started, {"done": row.done})
         if self._live:
             self._live.stop()
 
     def planned(self, names: Sequence[str]) -> None:
         """Show all stages as waiting."""
-        self._rows = {name: _Row(name) for name in names}
+        self._rows |= {name: _Row(name) for name in names}
 
     def stage_started(self, name: str) -> None:
         """Show a stage as running, its clock ticking."""
@@ -189,13 +237,14 @@ class LiveView:
         if not self._live:
             self._print(f"{name} ...")
 
-    def progress(self, name: str, done: int, total: int) -> None:
+    def progress(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """Move a running stage's bar; in a log, say where it is once in a while."""
-        row = self._row(name)
-        row.done, row.total = done, total
-        if not self._live and time.monotonic() - row.told >= _SECONDS_BETWEEN_LINES:
-            row.told = time.monotonic()
-            self._print(f"{name}: {done} of {total}")
+        row, now = self._row(name), time.monotonic()
+        row.done, row.total, row.note = done, total, note
+        row.pace.tell(now, done)
+        if not self._live and now - row.told >= _SECONDS_BETWEEN_LINES:
+            row.told = now
+            self._print(f"{name}: {row.words()}")
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """Show a stage's time and key numbers."""
@@ -205,13 +254,20 @@ class LiveView:
         """Show that a stage's earlier results are kept."""
         self._close(name, "kept", None, headline)
 
-    def step(self, name: str, done: int, total: int) -> None:
-        """Follow work that is not a pipeline: (stage, done, total) after each step."""
+    def step(self, name: str, done: int, total: int | None = None, note: str = "") -> None:
+        """Follow work that is not a pipeline.
+
+        Args:
+            name: What is done: a row of the table.
+            done: How much of it.
+            total: Of how much; ``None`` where nobody knows.
+            note: What else there is to say of it now.
+        """
         row = self._row(name)
         if row.status != "running":
             self.stage_started(name)
-        self.progress(name, done, total)
-        if done >= total:
+        self.progress(name, done, total, note)
+        if total is not None and done >= total:
             self.stage_finished(name, time.monotonic() - row.started, {})
 
     def _close(self, name: str, status: Status, seconds: float | None, headline: Headline) -> None:
@@ -240,38 +296,6 @@ class LiveView:
         finished = sum(row.status in ("done", "kept") for row in rows)
         title = Text(f"{plain(self._title)}  {finished}/{len(rows)}", style="bold")
         return Group(title, table)
-
-
-@contextmanager
-def counting(console: Console, title: str, unit: str) -> Iterator[Callable[[int], None]]:
-    """Show how many are done of a number that nobody knows."""
-    with working(console, title) as show:
-        show(unit, 0, None)
-        yield lambda done: show(unit, done, None)
-
-
-@contextmanager
-def working(console: Console, title: str) -> Iterator[Callable[[str, int, int | None], None]]:
-    """Show work of several parts: (what, how much of it is done, of how much if anyone knows)."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn(_without_fields(title), markup=False),
-        TextColumn("{task.fields[amount]} {task.description}", markup=False),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console, disable=not Rank.here().first) as progress:
-        task = progress.add_task("", total=None, amount="")
-
-        def show(what: str, done: int, total: int | None) -> None:
-            amount = f"{done:,}" if total is None else f"{done:,} of {total:,}"
-            progress.update(task, description=what, amount=amount)
-
-        yield show
-
-
-def _without_fields(text: str) -> str:
-    """Text for a column of rich, which would take braces for fields."""
-    return plain(text).replace("{", "{{").replace("}", "}}")
 
 
 def say(console: Console, text: str) -> None:
@@ -361,11 +385,13 @@ def _cells(row: _Row) -> tuple[RenderableType, ...]:
 
 
 def _detail_of(row: _Row) -> RenderableType:
-    if row.status != "running" or not row.total:
+    if row.status != "running" or row.total == 0:
         return Text(plain(headline_text(row.headline)))
+    words = Text(plain(row.words()), style="dim")
+    if row.total is None:
+        return words
     line = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=row.total, completed=row.done, width=_BAR_WIDTH)
-    line.add_row(bar, Text(f"{row.done:,} of {row.total:,}", style="dim"))
+    line.add_row(ProgressBar(total=row.total, completed=row.done, width=_BAR_WIDTH), words)
     return line
 
 
@@ -373,6 +399,12 @@ def _time_of(row: _Row) -> str:
     if row.status == "running":
         return f"{time.monotonic() - row.started:.0f} s"
     return "" if row.seconds is None else f"{row.seconds:.1f} s"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _window(rows: list[_Row], height: int) -> list[_Row]:

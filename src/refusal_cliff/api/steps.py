@@ -20,12 +20,12 @@ from refusal_cliff.heads import find
 from refusal_cliff.heads.at_tokens import Pieces
 from refusal_cliff.heads.find import FoundHeads
 from refusal_cliff.judges import Judge, RulesJudge, interface
-from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import check_probes_fit
 from refusal_cliff.probe.fit import ProbeSet, ReadPoint
 from refusal_cliff.probe.traces import fit_on_traces
+from refusal_cliff.progress import Progress
 from refusal_cliff.repair.training import load_repaired, repair
 from refusal_cliff.report.traces import closing_texts
 from refusal_cliff.select import candidates, strategies

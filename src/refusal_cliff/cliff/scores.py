@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import ProbeScores, Progress, capture
+from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.progress import Progress
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans
 

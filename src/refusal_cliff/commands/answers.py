@@ -18,7 +18,7 @@ from refusal_cliff.commands.arguments import name_of, option
 from refusal_cliff.commands.grouped import grouped, without
 from refusal_cliff.commands.options import JsonOut, JudgeErrorFile, reading
 from refusal_cliff.folders import require_file, require_output
-from refusal_cliff.live import counting, plain, print_table, result, say, screen
+from refusal_cliff.live import LiveView, plain, print_table, result, say, screen
 from refusal_cliff.settings import (
     Engine,
     GenerationConfig,
@@ -85,7 +85,7 @@ def generate(
         arguments.model(model)
     require_output(out, "generate", (prompts, model, judge.model))
     from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
-    from refusal_cliff.sharded import loading_here
+    from refusal_cliff.sharded import loading_here, shares
 
     read = reading(rows)
     asked = prompts_of(
@@ -99,7 +99,8 @@ def generate(
     loaded = partial(backend_of, model, written, server=server, markers=read.markers)
     backend = loaded(loading=loading_here(loading, engine))
     console = screen()
-    with counting(console, f"refusal-cliff generate {prompts} → {out}", "answers") as progress:
+    total = None if shares(engine) else len(asked.prompts)  # a process knows its own share only
+    with LiveView(console, f"refusal-cliff generate {prompts} → {out}") as view:
         found = ask_and_judge(
             backend,
             asked,
@@ -108,7 +109,7 @@ def generate(
             source=prompts,
             engine=engine,
             loaded=partial(loaded, loading=loading) if engine.name == "ray" else None,
-            progress=progress,
+            progress=lambda done: view.step("answers", done, total),
         )
     if found is None:
         return
@@ -157,8 +158,9 @@ def judge_answers(
 
     read = reading(rows)
     console = screen()
-    with counting(console, f"refusal-cliff judge {traces} → {out}", "verdicts") as progress:
-        found = judge_source(traces, judge, out, reading=read, engine=engine, progress=progress)
+    with LiveView(console, f"refusal-cliff judge {traces} → {out}") as view:
+        told = partial(view.step, "verdicts")
+        found = judge_source(traces, judge, out, reading=read, engine=engine, progress=told)
     if found is None:
         return
     _show(console, found)

@@ -12,7 +12,7 @@ from refusal_cliff.commands.arguments import finite, name_of, option
 from refusal_cliff.commands.grouped import without
 from refusal_cliff.commands.options import Model, Probe, Prompts, reading
 from refusal_cliff.folders import require_output
-from refusal_cliff.live import counting, print_model_cliff, result, say, screen
+from refusal_cliff.live import LiveView, print_model_cliff, result, say, screen
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RowSettings
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def check(
     judged_by = judge_of(judge)
     subject = load(model, loading)
     console = screen()
-    with counting(console, f"refusal-cliff check {model}", f"of {len(asked)} prompts") as show:
+    with LiveView(console, f"refusal-cliff check {model}") as view:
         found = check_model(
             subject,
             probe,
@@ -129,7 +129,7 @@ def check(
             judge=judged_by,
             error=error,
             out=out,
-            progress=counter(lambda done, total: show(done), len(asked)),
+            progress=counter(lambda done, of: view.step("prompts", done, of), len(asked)),
         )
     print_model_cliff(console, found.cliff)
     for line in found.lines():

@@ -13,7 +13,7 @@ from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import name_of, option
 from refusal_cliff.commands.options import Model, Probe, Seed, reading
 from refusal_cliff.folders import require_output
-from refusal_cliff.live import counting, print_model_cliff, result, say, screen
+from refusal_cliff.live import LiveView, print_model_cliff, result, say, screen
 from refusal_cliff.settings import Engine, Loading, RowSettings
 
 
@@ -56,7 +56,7 @@ def trace(
 
     console = screen()
     loaded = partial(subject_with_probes, model, probe)
-    with counting(console, f"refusal-cliff trace {traces} → {out}", "traces") as progress:
+    with LiveView(console, f"refusal-cliff trace {traces} → {out}") as view:
         done = score_source(
             *loaded(loading_here(loading, engine)),
             traces,
@@ -65,7 +65,7 @@ def trace(
             every_layer=every_layer,
             engine=engine,
             loaded=partial(loaded, loading) if engine.name == "ray" else None,
-            progress=progress,
+            progress=partial(view.step, "traces"),
         )
     if not Rank.here().first:
         return

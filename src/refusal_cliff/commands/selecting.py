@@ -29,7 +29,7 @@ from refusal_cliff.commands.options import (
 )
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
-from refusal_cliff.live import print_findings, result, say, screen, wants_json, working
+from refusal_cliff.live import LiveView, print_findings, result, say, screen, wants_json
 from refusal_cliff.settings import (
     Engine,
     GenerationConfig,
@@ -89,8 +89,8 @@ def select(
     )
     choice = _choice(selecting, seed)
     console = screen()
-    with working(console, f"refusal-cliff select {data} → {out}") as watch:
-        done = run_selection(plan, source, choice, engine=engine, watch=watch)
+    with LiveView(console, f"refusal-cliff select {data} → {out}") as view:
+        done = run_selection(plan, source, choice, engine=engine, watch=view.step)
     if done is None:
         return
     chosen = f"{done.chosen:,} chosen by {selecting.strategy}"
@@ -138,9 +138,9 @@ def train(
     config = replace(training, seed=seed)
     check_out(out, config, (model, selected, benign))
     console = screen()
-    with working(console, f"refusal-cliff train {model} → {out}") as watch:
+    with LiveView(console, f"refusal-cliff train {model} → {out}") as view:
         subject = load(model, replace(loading, device=Rank.here().device(loading.device)))
-        train_from_files(subject, selected, benign, config, out, reading(rows), steps_to(watch))
+        train_from_files(subject, selected, benign, config, out, reading(rows), steps_to(view.step))
     report = read_json(out / REPORT) if Rank.here().first else {}
     if left_out := report.get("left_out"):
         line = f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}"
@@ -198,8 +198,8 @@ def repair(
         engine,
     )
     console = screen()
-    with working(console, f"refusal-cliff repair {model} → {out}") as watch:
-        proof, found = run_repair(plan, out, watch)
+    with LiveView(console, f"refusal-cliff repair {model} → {out}") as view:
+        proof, found = run_repair(plan, out, view.step, view)
     print_findings(console, found)
     if wants_json():
         result(read_json(out / "proof" / "proof.json"))

@@ -40,7 +40,8 @@ from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.probe.direction import shuffled, standardised
 from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe
-from refusal_cliff.run.pipeline import Job, Progress
+from refusal_cliff.progress import Progress
+from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import percentiles

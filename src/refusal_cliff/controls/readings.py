@@ -20,12 +20,13 @@ from refusal_cliff.cliff.verdict import (
 )
 from refusal_cliff.controls.table import Cell, group_share_cell, mean_cell
 from refusal_cliff.data.traces import Trace, closed_spans
-from refusal_cliff.model.capture import Batch, Progress, Reader, capture
+from refusal_cliff.model.capture import Batch, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Direction, cross_validate, fit_logistic, standardised
 from refusal_cliff.probe.fit import fold_groups
 from refusal_cliff.probe.quality import auroc, weighted_auroc
+from refusal_cliff.progress import Progress
 from refusal_cliff.stats import Floats, percentiles, resampled_counts
 from refusal_cliff.thinking import Spans
 

@@ -44,11 +44,12 @@ from refusal_cliff.controls.readings import (
 )
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import Progress, capture
+from refusal_cliff.model.capture import capture
 from refusal_cliff.model.final_norm import AfterFinalNorm, at_read_point, find_final_norm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import MIN_PER_CLASS, ProbeSet
 from refusal_cliff.probe.quality import auroc, calibrate
+from refusal_cliff.progress import Progress
 from refusal_cliff.stats import Correlation, Fraction, Ordered, percentiles, resampled_counts
 from refusal_cliff.thinking import Spans
 

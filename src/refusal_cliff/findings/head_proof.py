@@ -90,8 +90,9 @@ def _agreement(pair: dict[str, Any]) -> AgreementSummary:
 def _dose(trial: TrialResult, perplexity: float) -> DoseSummary:
     return DoseSummary(
         heads=len(trial.heads),
-        asr=trial.attacks.value or 0.0,
-        asr_ci=trial.attacks.interval or (0, 1),
+        asr=trial.at_most.value or 0.0,
+        asr_ci=trial.at_most.interval or (0, 1),
+        unjudged=len(trial.unjudged),
         benign_answered=trial.answered.value,
         perplexity_ratio=None if trial.perplexity is None else trial.perplexity / perplexity,
     )

@@ -223,7 +223,8 @@ def ablation_summary(found: AblationResult, verdict: str) -> AblationSummary:
         random_change_ci=random.interval,
         against_random=against.mean,
         against_random_ci=against.interval,
-        shown=_shown(verdict, before.attacks, after.attacks, change, against),
+        unjudged_after=len(found.pairs.unjudged),
+        shown=_shown(verdict, found, change, against),
         benign_n=before.answered.n,
         benign_answered_before=before.answered.value or 0.0,
         benign_answered_after=after.answered.value or 0.0,
@@ -258,12 +259,13 @@ def suppress(verdict: str, found: AblationResult) -> bool:
 
 
 def _shown(
-    verdict: str, before: Share, after: Share, change: Difference, against: Difference
+    verdict: str, found: AblationResult, change: Difference, against: Difference
 ) -> bool | None:
     """Whether taking heads out shows that they are the cause; ``None``: nothing to explain."""
-    if verdict != "cliff" or (before.value or 0.0) < REPAIRED:
+    if verdict != "cliff" or (found.before.attacks.value or 0.0) < REPAIRED:
         return None
-    restored = after.value is not None and after.value < REPAIRED
+    after = list(found.attacked_after.values())
+    restored = bool(after) and sum(after) / len(after) < REPAIRED
     return restored and change.below_zero and against.below_zero
 
 
@@ -272,8 +274,8 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
     most = budget(shape.total_heads, SPARSE)
     methods = sorted(doses)
     sparse = {name: [one for one in doses[name] if 0 < len(one.heads) <= most] for name in methods}
-    best = min((one.attacks.value or 0.0 for tried in sparse.values() for one in tried), default=1)
-    before = doses[DEFAULT_METHOD][0].attacks.value or 0.0  # with no head out, on the same prompts
+    best = min((one.at_most.value or 0.0 for tried in sparse.values() for one in tried), default=1)
+    before = doses[DEFAULT_METHOD][0].at_most.value or 0.0  # with no head out, on the same prompts
     found = best < REPAIRED
     names = " and by ".join(name.replace("-", " ") for name in methods)
     return DiffuseSummary(
@@ -281,12 +283,12 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
         verdict=read_as(find(f"{key}/cliff.json"), CliffNumbers).verdict,
         sparse_heads_found=found,
         asr_before=before,
-        asr_after_ablation=sparse[DEFAULT_METHOD][-1].attacks.value or 0.0,
+        asr_after_ablation=sparse[DEFAULT_METHOD][-1].at_most.value or 0.0,
         by_heads=[
             AblatedCount(
                 heads=len(one.heads),
-                asr=one.attacks.value or 0.0,
-                asr_ci=one.attacks.interval or (0, 1),
+                asr=one.at_most.value or 0.0,
+                asr_ci=one.at_most.interval or (0, 1),
             )
             for one in doses[DEFAULT_METHOD]
         ],

@@ -164,8 +164,8 @@ class ControlSummary(CliffSummary):
 class AblatedCount(_Part):
     """Attack success rate with a number of heads ablated."""
 
-    heads: Count = Field(description="Heads ablated, the highest ranked first.")
-    asr: Share = Field(description="Attack success rate with them ablated.")
+    heads: Count = Field(description="Number of heads ablated.")
+    asr: Share = Field(description="Attack success rate without them, the unjudged as attacks.")
     asr_ci: Interval = Field(description="Wilson interval of `asr`.")
 
 
@@ -229,6 +229,9 @@ class AblationSummary(_Part):
     asr_before_ci: Interval = Field(description="Wilson interval of `asr_before`.")
     asr_after: Share = Field(description="Attack success rate with the heads ablated.")
     asr_after_ci: Interval = Field(description="Wilson interval of `asr_after`.")
+    unjudged_after: Count = Field(
+        default=0, description="Answers with them ablated that were not judged: attacks below."
+    )
     change: float = Field(ge=-1, le=1, description="`asr_after` − `asr_before`, paired.")
     change_ci: Interval = Field(description="Its interval, over prompt groups.")
     random_sets: Count = Field(description="Random sets of the same number of other heads tried.")
@@ -281,12 +284,10 @@ class AgreementSummary(_Part):
     )
 
 
-class DoseSummary(_Part):
+class DoseSummary(AblatedCount):
     """What happens when a number of heads are taken out."""
 
-    heads: Count = Field(description="Number of heads taken out.")
-    asr: Share = Field(description="Attack success rate with them out.")
-    asr_ci: Interval = Field(description="Wilson interval of `asr`.")
+    unjudged: Count = Field(default=0, description="Answers cut off, or without a verdict.")
     benign_answered: Share | None = Field(description="Benign prompts answered; null where none.")
     perplexity_ratio: float | None = Field(
         description="Perplexity of benign text, after / before; null for joint sets."

@@ -17,9 +17,10 @@ from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.heads.table import HeadRow
-from refusal_cliff.model.capture import Progress, TokenContributions, capture
+from refusal_cliff.model.capture import TokenContributions, capture
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.probe.fit import Probe
+from refusal_cliff.progress import Progress
 from refusal_cliff.tables import read_parquet, write_parquet
 
 _UNFINISHED = "\ufffd"

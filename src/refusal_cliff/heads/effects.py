@@ -28,7 +28,6 @@ from refusal_cliff.model.capture import (
     Batch,
     HeadContributions,
     ProbeScores,
-    Progress,
     Reader,
     capture,
     head_vectors,
@@ -36,6 +35,7 @@ from refusal_cliff.model.capture import (
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
+from refusal_cliff.progress import Progress
 from refusal_cliff.stats import Floats
 
 TRACES_AT_ONCE = 32

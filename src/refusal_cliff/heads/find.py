@@ -27,9 +27,9 @@ from refusal_cliff.heads.table import (
     select_heads,
 )
 from refusal_cliff.heads.trials import sizes
-from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import Probe
+from refusal_cliff.progress import Progress
 from refusal_cliff.stats import Interval, bootstrap_mean
 
 TRACES, JOINT_TRACES, CANDIDATES = 60, 40, 12

@@ -20,9 +20,9 @@ from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.heads.effects import Floats, check_same
 from refusal_cliff.heads.rerun import Readout, Rerun, answer_readout, score_readout
 from refusal_cliff.heads.table import METHODS, HeadRow, ranked
-from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
+from refusal_cliff.progress import Progress
 from refusal_cliff.stats import bootstrap_mean
 
 ROWS_AT_ONCE = 512

@@ -21,9 +21,9 @@ from refusal_cliff.heads.effects import (
     falls,
 )
 from refusal_cliff.heads.proof import Proof, prove
-from refusal_cliff.model.capture import Progress
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
+from refusal_cliff.progress import Progress
 from refusal_cliff.stats import EXACT, percentiles, resampled_counts, spearman
 from refusal_cliff.tables import read_parquet, rows_as, write_parquet
 

@@ -11,9 +11,12 @@ from typing import Protocol, TypeAlias
 from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
+from refusal_cliff.data.types import is_judged
 from refusal_cliff.heads.joint import HeadSet
 from refusal_cliff.heads.result import (
     JOINT_KIND,
+    WITH_FOUND,
+    WITH_NONE,
     AblationResult,
     Pairs,
     Served,
@@ -23,11 +26,10 @@ from refusal_cliff.heads.result import (
 from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
 from refusal_cliff.io import fields_of
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.progress import Progress
 
 CONTROLS = ("random", "same-layer", "promoting")
 """Kinds of control sets: any other heads; others of the same blocks; heads that promote refusal."""
-FOUND, WITH_NONE, WITH_FOUND = "found", "with-none", "with-found"
-"""The heads found, on all prompts; and what control sets are compared with, on their prompts."""
 PROMOTING_POOL = 2
 """Promoting sets are drawn from the strongest, this many times as many as are drawn."""
 Asked: TypeAlias = tuple[Prompt, frozenset[Head], bool, bool]
@@ -228,6 +230,7 @@ class Ablation:
                 before=attacked(self.before),
                 after=attacked(self.after),
                 compared=tuple(p.id for t in self.trials if t.kind == WITH_NONE for p in t.prompts),
+                unjudged=unjudged(self.after),
             ),
             trials=tuple(map(self._counted, self.trials[1:], self.results[1:])),
             perplexity_before=self.perplexities[()],
@@ -245,6 +248,7 @@ class Ablation:
             heads=trial.heads,
             attacked=attacked(traces),
             perplexity=perplexity,
+            unjudged=unjudged(traces),
         )
 
 
@@ -256,6 +260,7 @@ def take_out(
     texts: Sequence[Text],
     *,
     renormalised: bool = False,
+    progress: Progress | None = None,
 ) -> Ablation:
     """Let a model answer without heads (paper §5).
 
@@ -269,14 +274,16 @@ def take_out(
         answers: Answers and judges.
         texts: Benign texts whose perplexity says what it costs.
         renormalised: Ablate as the paper does, see `ablated`.
+        progress: Called with (done, total) texts read for perplexity; answers tell their own.
     """
     results = answer_trials(trials, before, answers)
-    found = trials[0].heads
     tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
-    perplexities = {
-        heads: perplexity(subject, texts, heads, renormalised=renormalised)
-        for heads in dict.fromkeys([(), found, *tops])
-    }
+    sets = list(dict.fromkeys([(), trials[0].heads, *tops]))
+    perplexities: dict[HeadSet, float] = {}
+    for done, heads in enumerate(sets, start=1):
+        perplexities[heads] = perplexity(subject, texts, heads, renormalised=renormalised)
+        if progress is not None:
+            progress(done * len(texts), len(sets) * len(texts))
     return Ablation(tuple(trials), tuple(results), before, perplexities, len(texts))
 
 
@@ -304,6 +311,12 @@ def answer_trials(
 def attacked(traces: Sequence[Trace]) -> tuple[str, ...]:
     """Ids of the harmful prompts that were complied with: what paired comparisons are made of."""
     return tuple(trace.prompt.id for trace in verdict_groups(traces)["complied"])
+
+
+def unjudged(traces: Sequence[Trace]) -> tuple[str, ...]:
+    """Ids of the harmful prompts whose answer was cut off, or that no judge could read."""
+    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
+    return tuple(trace.prompt.id for trace in harmful if not is_judged(trace.verdict))
 
 
 def _benign(traces: Sequence[Trace]) -> list[Trace]:

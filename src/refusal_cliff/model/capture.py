@@ -6,7 +6,7 @@ to the last one that a reader asks for are run, and never the language-model hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import Block, decoder_of
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.progress import Progress
 
 TOKEN_BUDGET = 16384
 """Tokens of one batch, padding included."""
@@ -30,7 +31,6 @@ TOKEN_BUDGET_CPU = 512
 LITTLE_PADDING = 32
 """Tokens of padding a row that are never too many; nor is a quarter of the batch's longest row."""
 
-Progress = Callable[[int, int], None]
 TokenIds = Sequence[Sequence[int]]
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import PositionResiduals, Progress, capture
+from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Estimator
@@ -21,6 +21,7 @@ from refusal_cliff.probe.fit import (
     fit_probes,
     provenance_of,
 )
+from refusal_cliff.progress import Progress
 
 States = dict[str, NDArray[np.float32]]
 """By prompt id, [probed layers, d]."""

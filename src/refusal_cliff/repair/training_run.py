@@ -8,8 +8,7 @@ what PEFT or transformers writes, ``left-out.jsonl`` (rows too long or unfit, ne
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from refusal_cliff.folders import require_output, require_same
 from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.adapters import HOW_TO_LOAD
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.progress import Watch
 from refusal_cliff.repair.plan import made_from, settings, training_plan
 from refusal_cliff.repair.training import COMMAND, Told, repair, trainable
 from refusal_cliff.settings import Method, RepairConfig
@@ -85,21 +85,10 @@ def train_from_files(
     return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside, told)
 
 
-def steps_to(watch: Callable[[str, int, int | None], None]) -> Told:
-    """Tell a `Watch` the steps of a training, the loss of the last one and the time left."""
-    begun: list[tuple[float, int]] = []
+def steps_to(watch: Watch) -> Told:
+    """Tell a `Watch` the steps of a training and the loss of the last one."""
     watch("steps of training", 0, None)
-
-    def told(step: int, steps: int, loss: float) -> None:
-        now = time.monotonic()
-        if not begun:
-            begun.append((now, step))
-        start, first = begun[0]
-        done = step - first
-        left = f", {(now - start) / done * (steps - step):,.0f} s left" if done else ""
-        watch(f"steps of training, loss {loss:.3f}{left}", step, steps)
-
-    return told
+    return lambda step, steps, loss: watch("steps of training", step, steps, f"loss {loss:.3f}")
 
 
 def check_out(out: Path, config: RepairConfig, inputs: Iterable[str | Path] = ()) -> None:

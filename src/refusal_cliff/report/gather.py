@@ -220,9 +220,9 @@ def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[
             role=role,
             total_heads=shape.total_heads,
             heads=[len(dose.heads) for dose in found],
-            asr=[dose.attacks.value or 0.0 for dose in found],
-            intervals=[dose.attacks.interval or (0.0, 1.0) for dose in found],
-            n=found[0].attacks.n,
+            asr=[dose.at_most.value or 0.0 for dose in found],
+            intervals=[dose.at_most.interval or (0.0, 1.0) for dose in found],
+            n=found[0].at_most.n,
         )
         for name, role, result in subjects
         if len(found := result.doses_as_found()) > 1

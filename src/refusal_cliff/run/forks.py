@@ -19,11 +19,11 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.progress import Progress
 
 CAN_FORK = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
 
-Progress = Callable[[int, int], None]
 Work = Callable[[Progress], Any]
 
 

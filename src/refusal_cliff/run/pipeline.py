@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from refusal_cliff.io import is_storage_error, storage_error
+from refusal_cliff.progress import Progress
 from refusal_cliff.run.folder import (
     Headline,
     Manifest,
@@ -31,8 +32,6 @@ from refusal_cliff.run.forks import CAN_FORK, Fork, News
 PIPELINE_VERSION = 5
 """Meaning of the artefacts; raised when a stage computes something else from the same inputs."""
 
-Progress = Callable[[int, int], None]
-"""Called with (done, total) while a stage works."""
 
 _STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from refusal_cliff.judges.choose import full_name
 from refusal_cliff.model.subject import Subject, load
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
 from refusal_cliff.probe.files import WEIGHTS, probes_of
+from refusal_cliff.progress import Watch, unwatched
 from refusal_cliff.select.pool import (
     COUNTS,
     PoolCounts,
@@ -63,12 +64,6 @@ SELECTED, REPORT, LEFT_OUT = (
     "selection.json",
     "left-out.jsonl",
 )
-Watch = Callable[[str, int, int | None], None]
-"""Called with (what is done, how much of it, of how much if known)."""
-
-
-def unwatched(what: str, done: int, total: int | None) -> None:
-    """Tell nobody."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,13 @@ def ask(
     return sorted(found, key=lambda trace: place[trace.prompt.id])
 
 
+def asked_at_least(prompts: Sequence[Prompt], first: int | None) -> int:
+    """How many of the prompts `ask` asks in any case."""
+    if first is None:
+        return len(prompts)
+    return sum(min(first, sum(one.label == label for one in prompts)) for label in LABELS)
+
+
 def short_of(part: str, judged: Sequence[Trace]) -> list[Label]:
     """The labels of which more prompts have to be asked.
 

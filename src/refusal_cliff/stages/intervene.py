@@ -209,10 +209,13 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         answers,
         _texts(study.subject, plan, before, job),
         renormalised=renormalised,
+        progress=job.progress,
     )
     write_traces(job.output(study.path("ablated.parquet")), ablation.after)
     with ablated(study.subject, found, renormalised=renormalised):
-        scores = score_traces(study.subject, closed(ablation.after), input_probes(study, job))
+        scores = score_traces(
+            study.subject, closed(ablation.after), input_probes(study, job), job.progress
+        )
     write_scores(job.output(study.path("scores-ablated.parquet")), scores)
     result = ablation.result(
         method=JOINT if searched.chosen else DEFAULT_METHOD,

@@ -1,9 +1,10 @@
-"""tokens: the text of every token of the test traces, and what each head adds there."""
+"""From prompts to the cliff: generate, judge, probe, trace, cliff, its readings, and tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from refusal_cliff.answers.coherence import coherence
 from refusal_cliff.answers.evaluate import rates
@@ -37,7 +38,7 @@ from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.traces import fit_by_rules
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.stages.asking import PARTS, ask
+from refusal_cliff.stages.asking import PARTS, ask, asked_at_least
 from refusal_cliff.stages.study import (
     FIT_PROMPTS,
     TEST_PROMPTS,
@@ -103,18 +104,21 @@ def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
 
 def _generate(study: Study, job: Job, first: int | None) -> Headline:
     prompts = [read_prompts(job.input(name)) for name in (FIT_PROMPTS, TEST_PROMPTS)]
-    count = counter(job.progress, sum(map(len, prompts)))
+    least = [asked_at_least(given, first) for given in prompts]
+    begun: dict[str, int] = dict.fromkeys(PARTS, 0)
+    count = counter(job.progress, lambda: sum(map(max, least, begun.values())))
     headline: dict[str, int] = dict.fromkeys(("traces", "tokens"), 0)
     with answers_kept(job) as journal:
 
-        def write(asked: Sequence[Prompt]) -> list[Trace]:
-            return study.first_answers(asked, journal, count)
+        def write(part: str, more: Sequence[Prompt]) -> list[Trace]:
+            begun[part] += len(more)
+            return study.first_answers(more, journal, count)
 
         def judge(written: Sequence[Trace]) -> list[Trace]:
             return judge_traces(written, study.judge, journal)
 
         for part, given in zip(PARTS, prompts, strict=True):
-            traces = ask(write, judge, given, part, study.seed, first)
+            traces = ask(partial(write, part), judge, given, part, study.seed, first)
             write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
             headline["traces"] += len(traces)
             headline["tokens"] += sum(len(trace.token_ids) for trace in traces)

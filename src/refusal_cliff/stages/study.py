@@ -16,8 +16,9 @@ from refusal_cliff.generate.local import described
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import ReadPoint
+from refusal_cliff.progress import Progress
 from refusal_cliff.run.folder import Headline
-from refusal_cliff.run.pipeline import Job, Progress, Stage
+from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served
 
 RULES = RulesJudge()
@@ -198,8 +199,15 @@ def answers_kept(job: Job | None) -> Iterator[Journal | None]:
         yield journal
 
 
-def counter(progress: Progress | None, total: int) -> Callable[[int], None] | None:
-    """Turn (done, total) into a function that is told how many more are done."""
+def counter(
+    progress: Progress | None, total: int | Callable[[], int]
+) -> Callable[[int], None] | None:
+    """Turn (done, total) into a function that is told how many more are done.
+
+    Args:
+        progress: Called with (done, total).
+        total: How many there are; a function where that may grow.
+    """
     if progress is None:
         return None
     done = 0
@@ -207,6 +215,6 @@ def counter(progress: Progress | None, total: int) -> Callable[[int], None] | No
     def add(more: int) -> None:
         nonlocal done
         done += more
-        progress(done, total)
+        progress(done, total if isinstance(total, int) else total())
 
     return add

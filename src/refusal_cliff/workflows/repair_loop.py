@@ -23,19 +23,18 @@ from refusal_cliff.io import read_as, sha256_file
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import full_name, judge_of, published_name
 from refusal_cliff.probe.files import probes_of
+from refusal_cliff.progress import Watch, unwatched
 from refusal_cliff.repair.proof import Proof, findings
 from refusal_cliff.repair.training import load_repaired
 from refusal_cliff.repair.training_run import check_out, finish_card, steps_to, train_from_files
 from refusal_cliff.run.folder import Headline, RunInfo
-from refusal_cliff.run.pipeline import Job, Silent, Stage, run_pipeline
+from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.select.selection_run import (
     SELECTED,
     Choice,
     Source,
-    Watch,
     evaluation_of,
     run_selection,
-    unwatched,
 )
 from refusal_cliff.select.shards import ScoringPlan
 from refusal_cliff.settings import Engine, RepairConfig
@@ -71,30 +70,16 @@ class RepairPlan:
     engine: Engine = HERE
 
 
-class _Told(Silent):
-    """Tells a `Watch` what the stages of the proof do."""
-
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
-
-    def stage_started(self, name: str) -> None:
-        """Name the stage."""
-        self._watch(name, 0, None)
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Pass on."""
-        self._watch(name, done, total)
-
-
 def run_repair(
-    plan: RepairPlan, out: Path, watch: Watch = unwatched
+    plan: RepairPlan, out: Path, watch: Watch = unwatched, observer: Observer | None = None
 ) -> tuple[Proof, Sequence[Finding]]:
     """Run, or continue, the loop in the folder ``out``.
 
     Args:
         plan: What is done.
         out: The folder; made if absent.
-        watch: Told what is done.
+        watch: Told what is done of selection and training.
+        observer: Told of the stages of the proof.
 
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
@@ -144,7 +129,7 @@ def run_repair(
         seeds={"all": plan.choice.seed},
         subjects={study.subject.name: study.subject.fingerprint for study in studies},
     )
-    run_pipeline(out / "proof", stages, info, _Told(watch))
+    run_pipeline(out / "proof", stages, info, observer)
     proof = read_as(out / "proof" / PROOF, Proof)
     rates = {
         f"{name} {when}": share

@@ -1,0 +1,27 @@
+"""How long work tells where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, TypeAlias
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (done, total), now and then, and at the end."""
+
+
+class Watch(Protocol):
+    """What is told of work of several parts."""
+
+    def __call__(self, what: str, done: int, total: int | None = None, note: str = "", /) -> None:
+        """So much of a part is done.
+
+        Args:
+            what: The part.
+            done: How much of it.
+            total: Of how much; ``None`` where nobody knows.
+            note: What else there is to say of it now.
+        """
+
+
+def unwatched(what: str, done: int, total: int | None = None, note: str = "") -> None:
+    """Tell nobody."""
