@@ -44,8 +44,8 @@ from refusal_cliff.model.capture import (
     default_token_budget,
     next_batch,
 )
-from refusal_cliff.model.loading import DTYPES
 from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.settings import DTYPES
 
 Scores = list[NDArray[np.float32]]
 Way = Callable[["Task"], Scores | None]

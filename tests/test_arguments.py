@@ -261,10 +261,8 @@ def test_all_commands_with_numbers_were_met() -> None:
 def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.answers.benchmarks import BENCHMARKS
     from refusal_cliff.cliff.curves import POOLS
-    from refusal_cliff.data.fields import BENIGN, HARMFUL
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.guards import GUARDS
-    from refusal_cliff.model.subject import DTYPES
     from refusal_cliff.repair.gate import VERDICTS
     from refusal_cliff.repair.training_run import METHODS
     from refusal_cliff.select.strategies import STRATEGIES
@@ -275,10 +273,8 @@ def test_the_names_are_those_of_the_code() -> None:
 
     assert tuple(BENCHMARKS) == arguments.BENCHMARKS
     assert tuple(POOLS) == arguments.POOLS
-    assert (*HARMFUL, *BENIGN) == settings.LABELS
     assert tuple(RANKINGS) == arguments.RANKINGS
     assert ("rules", *GUARDS, "rubric") == settings.JUDGES
-    assert tuple(DTYPES) == settings.DTYPES
     assert tuple(METHODS) == get_args(settings.Method)
     assert settings.STRATEGIES == STRATEGIES
     assert tuple(CONTROLS) == arguments.CONTROLS

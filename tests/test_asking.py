@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from by_rules import judge_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges import judge_all
 from refusal_cliff.probe.fit import MIN_PER_CLASS
 from refusal_cliff.stages.asking import PILOT, ask, asked_at_least, prompts_needed
 from refusal_cliff.stages.study import counter

@@ -17,10 +17,11 @@ from refusal_cliff.answers.benchmarks import (
     BENCHMARKS,
     load_benchmark,
     load_examples,
-    read_training_file,
 )
+from refusal_cliff.commands.options import reading_of
+from refusal_cliff.data.examples import usable_examples
 from refusal_cliff.data.prompt_files import read_prompt_set, source_of
-from refusal_cliff.data.reading import Reading, column_map
+from refusal_cliff.data.reading import Reading
 from refusal_cliff.errors import RefusalCliffError
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -177,7 +178,7 @@ def test_real_files(file: str, n: int, harmful: int | None) -> None:
 def test_a_file_by_its_columns_and_samples(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"Goal": "a", "Type": "t"}\n{"Goal": "b", "Type": "u"}\n')
-    reading = Reading("harmful", column_map(["text=Goal", "category=Type"]))
+    reading = reading_of("harmful", ["text=Goal", "category=Type"])
     asked = prompts_of(str(file), reading=reading, limit=1, samples=2)
     assert [(p.id, p.text, p.category, p.group) for p in asked.prompts] == [
         ("mine-1#0", "a", "t", "mine-1"),
@@ -185,13 +186,13 @@ def test_a_file_by_its_columns_and_samples(tmp_path: Path) -> None:
     ]
     for pair in ("Goal", "text=", "colour=Goal"):
         with pytest.raises(RefusalCliffError, match="FIELD=COLUMN"):
-            column_map([pair])
+            reading_of("harmful", [pair])
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="no shared data beside the checkout")
 def test_real_training_examples() -> None:
-    examples, left_out = read_training_file(
-        DATA / "traces" / "star1.jsonl", response="response_raw", category="category"
+    examples, left_out = usable_examples(
+        DATA / "traces" / "star1.jsonl", Reading("harmful", {"response": "response_raw"})
     )
     assert (len(examples), left_out) == (1000, [])
     assert all(example.thinking and example.response for example in examples)
@@ -201,7 +202,7 @@ def test_real_training_examples() -> None:
 def test_training_files_list_bad_rows(tmp_path: Path) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_text('{"q": "Q", "a": "<think>Hm.</think>No."}\nnot json\n{"q": "Q", "a": 7}\n')
-    examples, left_out = read_training_file(file, text="q", response="a")
+    examples, left_out = usable_examples(file, Reading("harmful", {"text": "q", "response": "a"}))
     assert [(e.prompt.label, e.thinking, e.response) for e in examples] == [
         ("harmful", "Hm.", "No.")
     ]

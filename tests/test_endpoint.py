@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from by_rules import judge_all
 from killable import Killable
 from served import serving, spoiling, transformers_serve
 from tiny_families import linear_probe
@@ -30,7 +31,6 @@ from refusal_cliff.data.said import NO_ANSWER
 from refusal_cliff.data.traces import Prompt, closed
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
-from refusal_cliff.judges import judge_all
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import EMBEDDED, embedded_path
 from refusal_cliff.organisms.language import prompts

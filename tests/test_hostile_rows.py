@@ -15,12 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_chat import tiny_model, tiny_tokenizer
 
-from refusal_cliff.answers.answering import read_answers
 from refusal_cliff.answers.collect import generate_answers, judge_records
 from refusal_cliff.answers.outcomes import evaluate
 from refusal_cliff.data.prompt_files import read_prompt_set
-from refusal_cliff.data.records import Record
+from refusal_cliff.data.reading import Reading
+from refusal_cliff.data.records import read_records
 from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.backend import Finished, LocalBackend
@@ -98,7 +99,7 @@ def test_a_thousand_hostile_rows(tmp_path: Path) -> None:
     evaluate(judged)
     graded = judge_records(RubricJudge(EchoSpeaker()), found.records[:50], tmp_path / "rubric")
     assert {r.verdict for r in graded} <= {"unscored", "truncated"}
-    again, left_out = read_answers(tmp_path / "out" / "traces.jsonl", None)
+    again, left_out = read_records(tmp_path / "out" / "traces.jsonl")
     assert (again, left_out) == (judged, [])
 
 
@@ -126,7 +127,7 @@ def test_csv_and_parquet_lose_no_row_either(tmp_path: Path) -> None:
     assert (len(found.prompts), len(found.left_out)) == (8, 3)
     columns = pa.table({"Goal": ["a", None, " ", "b"], "label": ["benign"] * 4})
     pq.write_table(columns, tmp_path / "rows.parquet")
-    found = read_prompt_set(tmp_path / "rows.parquet", columns={"text": "Goal"})
+    found = read_prompt_set(tmp_path / "rows.parquet", Reading(columns={"text": "Goal"}))
     assert [prompt.text for prompt in found.prompts] == ["a", "b"]
     assert [row.row for row in found.left_out] == [2, 3]
 
@@ -153,7 +154,7 @@ def test_any_bytes_are_rows_or_reasons(lines: list[bytes | str], tmp_path: Path)
     ]
     raw = [line.replace(b"\n", b" ") for line in raw]
     file.write_bytes(b"\n".join([b'{"prompt": "first"}', *raw]))
-    found = read_prompt_set(file, label="benign")
+    found = read_prompt_set(file, Reading(label="benign"))
     filled = 1 + sum(bool(line.strip()) for line in raw)
     assert len(found.prompts) + len(found.left_out) == filled
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_chat import save_tiny, tiny_model
 
-from refusal_cliff.data.records import LeftOut
+from refusal_cliff.data.types import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer, Judgement, RulesJudge
 from refusal_cliff.judges.choose import chosen_judge

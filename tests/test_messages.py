@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from by_rules import judge
 from served import Handler, serving
 from tiny_chat import tiny_model, tiny_tokenizer
 from typer.testing import CliRunner
 
-from refusal_cliff.answers.collect import answer_of_record, generate_answers, judge_records
+from refusal_cliff.answers.collect import generate_answers, judge_records
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.outcomes import NO_VERDICT, evaluate
 from refusal_cliff.cli import app
 from refusal_cliff.data.prompt_files import PromptSet
-from refusal_cliff.data.records import Record, record_of_trace, with_verdict
+from refusal_cliff.data.records import record_of_trace, with_verdict
 from refusal_cliff.data.said import (
     EMPTY,
     FILTERED,
@@ -30,9 +31,10 @@ from refusal_cliff.data.said import (
     said_in,
 )
 from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Record
 from refusal_cliff.generate.backend import LocalBackend
 from refusal_cliff.generate.local import GenerationConfig
-from refusal_cliff.judges import Answer, Judge, RulesJudge, judge
+from refusal_cliff.judges import Answer, Judge, RulesJudge, answer_of
 from refusal_cliff.judges.guards import GUARDS, GuardJudge
 from refusal_cliff.judges.rubric import RubricJudge
 from refusal_cliff.judges.speakers import Reply, Request
@@ -47,7 +49,7 @@ def judged(content: Any, finish: Any = "stop", **message: Any) -> Record:
     sent = json.loads(json.dumps({"role": "assistant", "content": content, **message}))
     said = said_in(sent, finish)
     record = Record(ASKED, **{name: getattr(said, name) for name in Said.__slots__})
-    judgement = RulesJudge().judge([answer_of_record(record)])[0]
+    judgement = RulesJudge().judge([answer_of(record)])[0]
     return with_verdict(record, "rules", judgement.verdict, judgement.score, judgement.reason)
 
 

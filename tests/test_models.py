@@ -13,8 +13,8 @@ from tiny_families import FAMILIES, HEAD_WIDTH, HEADS, LAYERS, WIDTH, family_sub
 from transformers import MambaConfig, MambaForCausalLM
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.loading import DTYPES
 from refusal_cliff.model.subject import Head, Subject, load_subject, parse_head, subject_of
+from refusal_cliff.settings import DTYPES
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_a_saved_checkpoint_is_loaded_as_it_was(folder: Path) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_weights_have_the_dtype_asked_for(folder: Path, dtype: str) -> None:
-    assert load(folder, dtype).model.dtype == DTYPES[dtype]
+    assert load(folder, dtype).model.dtype == getattr(torch, dtype)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -187,7 +187,8 @@ def test_the_reasons_of_the_gate(organism_run: Path) -> None:
 
 
 def test_own_refusals_continue_the_models_own_thinking(organism_run: Path) -> None:
-    from refusal_cliff.judges import judge
+    from by_rules import judge
+
     from refusal_cliff.model.subject import load_subject
     from refusal_cliff.probe.files import probes_of
 

@@ -37,7 +37,6 @@ from refusal_cliff.settings import (
     Writing,
 )
 from refusal_cliff.thinking import render_prompt
-from refusal_cliff.user_text import chat_arguments
 
 GROUPS = (
     Engine,
@@ -192,13 +191,13 @@ def test_a_template_says_what_it_is_told(system: str, told: dict[str, Any]) -> N
 
 
 def test_chat_arguments() -> None:
-    pairs = ["enable_thinking=false", "reasoning_effort=high", "n=3", "x=null", "y="]
-    assert chat_arguments(pairs) == {
+    pairs = ("enable_thinking=false", "reasoning_effort=high", "n=3", "x=null", "y=")
+    assert Loading(template_arg=pairs).chat.arguments == {
         "enable_thinking": False, "reasoning_effort": "high", "n": 3, "x": None, "y": "",
     }  # fmt: skip
     for wrong in ("enable_thinking", "=1", "a b=1", "x=[1]", "x={}"):
         with pytest.raises(RefusalCliffError, match="template-arg"):
-            chat_arguments([wrong])
+            _ = Loading(template_arg=(wrong,)).chat
 
 
 def test_a_model_is_spoken_to_as_it_was_loaded(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.fields import BENIGN, HARMFUL, checked_label
-from refusal_cliff.data.reading import Reading, column_map, source_rows, usable
+from refusal_cliff.data.fields import checked_label
+from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.said import EMPTY, FILTERED, NO_ANSWER, REFUSAL_FIELD, TOOL_CALL
 from refusal_cliff.data.shapes import example_of_row, prompt_of_row, record_of_row
 from refusal_cliff.data.types import LeftOut, Record, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject, subject_of
+from refusal_cliff.settings import LABELS
 from refusal_cliff.thinking.formats import KNOWN, markers_of
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -187,8 +188,8 @@ def test_other_rows_say_what_mends_them(row: dict[str, Any], wrong: str, subject
 
 
 def test_labels_of_public_data_are_read() -> None:
-    for names, label in ((HARMFUL, "harmful"), (BENIGN, "benign")):
-        for name in (*names, *(name.upper() for name in names)):
+    for known, label in LABELS.items():
+        for name in (known, known.upper()):
             assert prompt_of_row(FILE, 1, {"prompt": "a", "label": name}).label == label
             assert checked_label(name) == label
     for value, label in ((1, "harmful"), (0, "benign"), (True, "harmful"), (0.0, "benign")):
@@ -198,7 +199,7 @@ def test_labels_of_public_data_are_read() -> None:
 
 
 def test_columns_and_markers_that_a_user_names() -> None:
-    reading = Reading("benign", column_map(["text=Goal", "response=Said", "id=key"]))
+    reading = Reading("benign", {"text": "Goal", "response": "Said", "id": "key"})
     row = {"Goal": ASKED, "Said": "«Hm.»No.", "key": 7, "messages": [{"role": "user"}]}
     record = record_of_row(FILE, 1, row, reading)
     assert (record.prompt.id, record.prompt.text, record.response) == ("7", ASKED, "«Hm.»No.")

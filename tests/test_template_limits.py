@@ -11,7 +11,7 @@ import pytest
 from tiny_chat import CHAT_TEMPLATE, tiny_tokenizer
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges.speakers import _rendered  # pyright: ignore[reportPrivateUsage]
+from refusal_cliff.judges.speakers import _ids_of  # pyright: ignore[reportPrivateUsage]
 from refusal_cliff.thinking import ThinkingFormat, rendering
 from refusal_cliff.thinking.rendering import bounded, prompt_text
 
@@ -63,7 +63,7 @@ def test_it_may_depend_on_what_was_asked() -> None:
     with pytest.raises(RefusalCliffError, match="did not end within"):
         prompt_text(tokenizer, "a bomb")
     with pytest.raises(RefusalCliffError, match="template of the judge"):
-        _rendered(tokenizer, [{"role": "user", "content": "a bomb"}])
+        _ids_of(tokenizer, [{"role": "user", "content": "a bomb"}])
 
 
 def test_long_messages_are_no_fault_of_the_template() -> None:

@@ -33,7 +33,6 @@ from bench.fuzz.inputs import (
     changed,
     damaged,
 )
-from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.answers.correction import SHIPPED, read_error
 from refusal_cliff.cliff.scores import TraceScores, write_scores
 from refusal_cliff.cliff.shards import measure_shards
@@ -56,7 +55,7 @@ from refusal_cliff.generate.http import JsonServer, _Unpacking
 from refusal_cliff.heads.proof import Proof
 from refusal_cliff.heads.table import Estimate, HeadRow, read_heads, write_heads
 from refusal_cliff.io import write_json, write_json_lines
-from refusal_cliff.judges import RulesJudge
+from refusal_cliff.judges import RulesJudge, answer_of
 from refusal_cliff.model.adapters import merged
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.model.weights import check_files
@@ -132,7 +131,7 @@ def _check_row(folder: Path, make: Callable[[int, Row], Any], row: Row) -> None:
         assert 0 < len(found.detail) < 400, found
         write_json_lines(folder / "left-out.jsonl", [{"id": found.id, "why": found.why}])
     elif isinstance(found, Record):
-        RulesJudge().judge([answer_of_record(found)])
+        RulesJudge().judge([answer_of(found)])
         path = folder / "traces.jsonl"
         write_json_lines(path, [row_of_record(found)])
         again = usable(path, source_rows(path), partial(record_of_row, path, reading=READING))

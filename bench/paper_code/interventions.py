@@ -17,7 +17,7 @@ from refusal_cliff.controls.table import Cell, share_cell
 from refusal_cliff.data.traces import Trace, closed
 from refusal_cliff.generate import generate
 from refusal_cliff.heads.find import explained
-from refusal_cliff.judges import judge_all
+from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.quality import Floats
@@ -83,7 +83,8 @@ def write(
     """Judged greedy answers, so many rows at once, while something is changed."""
     config = replace(GENERATION, batch_size=at_once)
     with change:
-        return judge_all(generate(case.subject, [trace.prompt for trace in asked], config))
+        written = generate(case.subject, [trace.prompt for trace in asked], config)
+    return judge_traces(written, RulesJudge())
 
 
 def renormalisation_effects(case: Case) -> list[Effect]:

@@ -17,7 +17,7 @@ from refusal_cliff.cliff.scores import TraceScores, score_traces
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace, closed
 from refusal_cliff.generate.local import answer
-from refusal_cliff.judges import judge_all
+from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.probe.quality import Floats, measure_quality
@@ -188,7 +188,7 @@ def system_effects(case: Case) -> list[Effect]:
     prompts = [render_prompt(tokenizer, trace.prompt.text) for trace in case.test]
     written = answer(subject, [[*ahead, *ids] for ids in prompts], GENERATION.max_new_tokens)
     asked = zip(case.test, prompts, written, strict=True)
-    again = judge_all(written_again(case, *one) for one in asked)
+    again = judge_traces([written_again(case, *one) for one in asked], RulesJudge())
     bare = closed(again)
     whole = [behind(trace, ahead) for trace in bare]
     ours, theirs = (score_traces(subject, traces, case.probes) for traces in (whole, bare))

@@ -9,6 +9,7 @@ from pathlib import Path
 from lab.pretrained import reasoning
 from lab.pretrained.sources import HARMFUL, find_file
 from refusal_cliff.data.prompt_files import read_prompt_set
+from refusal_cliff.data.reading import Reading
 from refusal_cliff.data.traces import Prompt, SafetyExample, Trace
 
 POOL = (*HARMFUL, "star1")
@@ -33,7 +34,7 @@ def safety_pool(data: Path, n: int, seed: int) -> list[SafetyExample]:
     asked = [
         prompt.text
         for name in POOL
-        for prompt in read_prompt_set(find_file(data, name), label="harmful").prompts
+        for prompt in read_prompt_set(find_file(data, name), Reading(label="harmful")).prompts
     ]
     rng = random.Random(f"safety-pool:{seed}")
     return [

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import (
     move_file,
+    on_disk,
     read_json,
     remove_stale,
     storage_error,
@@ -245,14 +246,7 @@ def _require_apart(out: Path, inputs: Iterable[str | Path | None], option: str) 
 
 
 def _existing(inputs: Iterable[str | Path | None]) -> list[Path]:
-    return [Path(found) for found in inputs if found is not None and _exists(Path(found))]
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # what a user calls a model may be no path at all
-        return False
+    return [Path(found) for found in inputs if found is not None and on_disk(found)]
 
 
 def _require_own(out: Path, command: str, option: str) -> None:

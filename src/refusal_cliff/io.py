@@ -311,6 +311,14 @@ def fields_of(value: Any) -> dict[str, Any]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
+def on_disk(name: str | Path) -> bool:
+    """Whether there is a file or folder of that name; any text may be asked for."""
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
+
+
 def without_folder(name: str) -> str:
     """What a user called a model, without where that lies: for files that may be published."""
     return Path(name).name if Path(name).is_absolute() else name

@@ -122,19 +122,6 @@ def json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def require_model_of_rubric(judge: str, model: str | None) -> None:
-    """See that a judge with a rubric has a model: it has no usual one.
-
-    Raises:
-        RefusalCliffError: It has none.
-    """
-    if judge == "rubric" and model is None:
-        raise RefusalCliffError(
-            "A judge with a rubric needs a model. Name it with --judge-model, and its server "
-            "with --judge-endpoint."
-        )
-
-
 def device(name: str) -> None:
     """A device that PyTorch can know here; whether it is there is seen when a model is loaded."""
     if not _DEVICE.fullmatch(name):
@@ -211,8 +198,3 @@ def chat_argument(pair: str) -> tuple[str, Value]:
             "NAME=VALUE, such as enable_thinking=false or reasoning_effort=high."
         )
     return name, value
-
-
-def chat_arguments(pairs: Sequence[str]) -> dict[str, Value]:
-    """All that such pairs tell, see `chat_argument`."""
-    return dict(map(chat_argument, pairs))

@@ -6,12 +6,12 @@ from typing import cast
 
 import pytest
 import torch
+from by_rules import judge_all
 
 from lab.pretrained.recipe import NAMES
 from refusal_cliff.data.traces import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.io import read_json
-from refusal_cliff.judges import judge_all
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import embedded_path, planted_heads
 from refusal_cliff.organisms.bases import SMOLLM2, base_location

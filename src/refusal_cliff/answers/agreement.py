@@ -62,10 +62,10 @@ def agreement(groups: Sequence[str], true: ArrayLike, said: ArrayLike, seed: int
     total, drawn = counts.sum(0), resampled_counts(groups, seed) @ counts
     tp, fp, fn, tn = (int(n) for n in total)
 
-    def measure(of: Callable[[Counts], Counts]) -> Measure:
-        value = float(of(total))
+    def measure(of: Callable[[Counts, Counts, Counts, Counts], Counts]) -> Measure:
+        value = float(of(*total))
         if np.isfinite(value):
-            return Measure(value, percentiles(of(drawn)))
+            return Measure(value, percentiles(of(*drawn.T)))
         never = "the judge says yes to none of them" if tp + fp == 0 else "the answers do not vary"
         return Measure(None, None, f"{never}, so that it divides by nothing")
 
@@ -73,9 +73,9 @@ def agreement(groups: Sequence[str], true: ArrayLike, said: ArrayLike, seed: int
         n=len(groups),
         positives=tp + fn,
         confusion=(tp, fp, fn, tn),
-        precision=measure(_precision),
-        recall=measure(_recall),
-        specificity=measure(_specificity),
+        precision=measure(lambda tp, fp, fn, tn: _ratio(tp, tp + fp)),
+        recall=measure(lambda tp, fp, fn, tn: _ratio(tp, tp + fn)),
+        specificity=measure(lambda tp, fp, fn, tn: _ratio(tn, tn + fp)),
         f1=measure(_f1),
         kappa=measure(_kappa),
     )
@@ -87,8 +87,8 @@ def f1_difference(
     """F1 after minus before, both over the same draws of groups; arguments as of `agreement`."""
     labels, drawn = np.asarray(true, dtype=bool), resampled_counts(groups, seed)
     old, new = (_confusion(np.asarray(said, dtype=bool), labels) for said in (before, after))
-    value = float(_f1(new.sum(0)) - _f1(old.sum(0)))
-    return Measure(value, percentiles(_f1(drawn @ new) - _f1(drawn @ old)))
+    value = float(_f1(*new.sum(0)) - _f1(*old.sum(0)))
+    return Measure(value, percentiles(_f1(*(drawn @ new).T) - _f1(*(drawn @ old).T)))
 
 
 def _confusion(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> Counts:
@@ -97,28 +97,12 @@ def _confusion(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> Counts:
     return np.stack(cells, axis=1).astype(np.float64)
 
 
-def _precision(counts: Counts) -> Counts:
-    tp, fp, _, _ = np.moveaxis(counts, -1, 0)
-    return _ratio(tp, tp + fp)
-
-
-def _recall(counts: Counts) -> Counts:
-    tp, _, fn, _ = np.moveaxis(counts, -1, 0)
-    return _ratio(tp, tp + fn)
-
-
-def _specificity(counts: Counts) -> Counts:
-    _, fp, _, tn = np.moveaxis(counts, -1, 0)
-    return _ratio(tn, tn + fp)
-
-
-def _f1(counts: Counts) -> Counts:
-    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
+def _f1(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Counts:
+    del tn
     return _ratio(2 * tp, 2 * tp + fp + fn)
 
 
-def _kappa(counts: Counts) -> Counts:
-    tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
+def _kappa(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Counts:
     n = tp + fp + fn + tn
     agreed = (tp + tn) / n
     chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / n**2

@@ -31,7 +31,7 @@ from refusal_cliff.answers.parts import Part, in_parts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.records import read_records, write_left_out
-from refusal_cliff.data.types import Label, LeftOut, Prompt, Record
+from refusal_cliff.data.types import LeftOut, Prompt, Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
@@ -48,7 +48,6 @@ from refusal_cliff.user_text import json_object
 
 RATES = "rates.json"
 NOT_NAMED = "not named in the file"
-JUDGE = "judge"
 Progress = Callable[[int], None]
 
 
@@ -111,7 +110,7 @@ def prompts_of(
         found = load_benchmark(source, revision)
     else:
         _refuse_misspelt(source)
-        found = read_prompt_set(source, reading=reading)
+        found = read_prompt_set(source, reading)
     return PromptSet(repeated(found.prompts[:limit], samples), found.left_out)
 
 
@@ -245,9 +244,9 @@ def judge_source(
     Raises:
         RefusalCliffError: The file cannot be read, or holds no answer.
     """
-    require_output(out, JUDGE, (source,))
+    require_output(out, "judge", (source,))
     records, left_out = read_records(source, reading)
-    claim_together(out, JUDGE, {"source": str(source)}, "verdicts")
+    claim_together(out, "judge", {"source": str(source)}, "verdicts")
     chosen = judge if shares(engine) else judge_of(judge)
     if shares(engine):
         missing = partial(unjudged, full_name(judge), records, out)
@@ -284,13 +283,6 @@ def evaluate_files(
     error = known_error(judge) if judge_error is None else read_error(judge_error)
     found = _counted(judge, records, changes, left_out, error)
     return replace(found, left_out_before=left_before)
-
-
-def read_answers(
-    source: str | Path, label: Label | None = None
-) -> tuple[list[Record], list[LeftOut]]:
-    """Answers out of a source that may hold anything, see `read_records`."""
-    return read_records(source, Reading(label=label))
 
 
 def _judged(

@@ -7,14 +7,14 @@ set without a commit is not reproducible.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from refusal_cliff.data.prompt_files import PromptSet, prompt_set
-from refusal_cliff.data.reading import Reading, source_rows, usable
+from refusal_cliff.data.reading import Reading, used_and_left_out
 from refusal_cliff.data.rows import Found
 from refusal_cliff.data.shapes import example_of_row
 from refusal_cliff.data.types import Label, LeftOut, Row, SafetyExample
@@ -195,43 +195,8 @@ def load_examples(
             f"{name} holds prompts, but no answers to learn. Choose one of: {', '.join(training)}."
         )
     rows = _mapped_rows(name, benchmark, revision)
-    return _examples(Path(name), rows, Reading(label=benchmark.label))
-
-
-def read_training_file(
-    path: Path,
-    *,
-    text: str = "prompt",
-    response: str = "response",
-    category: str | None = None,
-    label: Label = "harmful",
-) -> tuple[list[SafetyExample], list[LeftOut]]:
-    """Training examples of a JSON Lines, CSV or Parquet file, thinking inline before the answer.
-
-    Args:
-        path: The file.
-        text: Column of the request.
-        response: Column of thinking and answer.
-        category: Column of the category.
-        label: Label of every row.
-
-    Raises:
-        RefusalCliffError: The file cannot be read at all.
-    """
-    columns = {"text": text, "response": response}
-    if category is not None:
-        columns["category"] = category
-    reading = Reading(label, columns)
-    return _examples(path, source_rows(path, reading), reading)
-
-
-def _examples(
-    source: Path, rows: Iterable[Found], reading: Reading
-) -> tuple[list[SafetyExample], list[LeftOut]]:
-    make = partial(example_of_row, source, reading=reading)
-    found = [made for _, made in usable(source, rows, make)]
-    examples = [made for made in found if isinstance(made, SafetyExample)]
-    return examples, [made for made in found if isinstance(made, LeftOut)]
+    make = partial(example_of_row, name, reading=Reading(label=benchmark.label))
+    return used_and_left_out(name, rows, make)
 
 
 def _mapped_rows(name: str, benchmark: Benchmark, revision: str | None) -> Iterator[Found]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from refusal_cliff.answers.agreement import Agreement, Measure, agreement
-from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.answers.correction import error_of
 from refusal_cliff.data.fields import bad, shown
-from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
+from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, used_and_left_out
 from refusal_cliff.data.shapes import record_of_row
 from refusal_cliff.data.types import LeftOut, Record, Row
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges import Judge
+from refusal_cliff.io import fields_of
+from refusal_cliff.judges import Judge, answer_of
 
 _SHOWN = ("precision", "recall", "specificity", "f1", "kappa")
 
@@ -93,9 +93,8 @@ def calibrate_file(
         RefusalCliffError: There are no answers with a yes or none with a no.
     """
     make = partial(_labelled, label_column, reading)
-    rows = [made for _, made in usable(path, source_rows(path, reading), make)]
-    labelled = [row for row in rows if not isinstance(row, LeftOut)]
-    answers = [answer_of_record(record) for record, _ in labelled]
+    labelled, left_out = used_and_left_out(path, source_rows(path, reading), make)
+    answers = [answer_of(record) for record, _ in labelled]
     verdicts = [said.verdict for said in judge.judge(answers)]
     labels = [label for _, label in labelled]
     truth = [_truth(label, positive, negative) for label in labels]
@@ -110,12 +109,12 @@ def calibrate_file(
     groups, true, said = (list(column) for column in zip(*chosen, strict=True))
     found = agreement(groups, true, said, seed)
     return Calibration(
-        **{field.name: getattr(found, field.name) for field in fields(found)},
+        **fields_of(found),
         judge=judge.name,
         verdict=verdict,
         unscored=sum(t is not None and v == "unscored" for _, t, v in told),
         others=_others(labels, truth, verdicts),
-        left_out=[row for row in rows if isinstance(row, LeftOut)],
+        left_out=left_out,
     )
 
 

@@ -64,7 +64,7 @@ def coherence(subject: Subject, traces: Sequence[Trace]) -> Coherence:
         likelier=_likelier(subject, pairs[:MOST]),
         overlapping=_overlapping(pairs, [trace.prompt.text for trace in thoughtful]),
         looping=_counted([loops(trace.token_ids) for trace in traces]),
-        stuttering=_counted([_stutters(trace.thinking) for trace in thoughtful]),
+        stuttering=_counted([bool(_STUTTER.search(t.thinking.lower())) for t in thoughtful]),
     )
 
 
@@ -106,10 +106,6 @@ def _overlapping(pairs: Sequence[tuple[Trace, Trace]], requests: Sequence[str]) 
         )
         points += 1.0 if own > another else 0.5 if own == another else 0.0
     return Share(round(points), len(pairs))
-
-
-def _stutters(text: str) -> bool:
-    return _STUTTER.search(text.lower()) is not None
 
 
 def _words(text: str) -> set[str]:

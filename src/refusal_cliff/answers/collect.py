@@ -22,20 +22,13 @@ from refusal_cliff.answers.parts import join
 from refusal_cliff.data.journal import Journal, kept_rows
 from refusal_cliff.data.prompt_files import PromptSet
 from refusal_cliff.data.reading import every
-from refusal_cliff.data.records import (
-    LeftOut,
-    Record,
-    record_of_row,
-    row_of_record,
-    with_verdict,
-    write_left_out,
-    write_records,
-)
-from refusal_cliff.data.said import status_of
+from refusal_cliff.data.records import row_of_record, with_verdict, write_left_out, write_records
+from refusal_cliff.data.shapes import record_of_row
 from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import LeftOut, Record
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
-from refusal_cliff.judges import Answer, Judge, kept_judgements
+from refusal_cliff.judges import Judge, answer_of, kept_judgements
 from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.judges.interface import digest
 from refusal_cliff.settings import JudgeSettings
@@ -147,7 +140,7 @@ def judge_records(
         with Journal(_verdicts(out, name)) as journal:
             keyed = {_key(record): record for record in records}
             asked = [
-                (key, answer_of_record(record))
+                (key, answer_of(record))
                 for key, record in keyed.items()
                 if not (late and key in journal.rows)
             ]
@@ -184,16 +177,8 @@ def _verdicts(out: Path, judge: str) -> Path:
     return out / f"judge-{_slug(judge)}.journal"
 
 
-def answer_of_record(record: Record) -> Answer:
-    """What a judge sees of a record."""
-    status = record.status or status_of(
-        record.thinking, record.response, record.closed, record.complete
-    )
-    return Answer(record.prompt.text, record.response, record.closed and record.complete, status)
-
-
 def _key(record: Record) -> str:
-    return f"{record.prompt.id} {digest(astuple(answer_of_record(record)))}"
+    return f"{record.prompt.id} {digest(astuple(answer_of(record)))}"
 
 
 def _slug(name: str) -> str:

@@ -12,19 +12,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from refusal_cliff.answers.agreement import Agreement
 from refusal_cliff.answers.outcomes import Outcomes, Rate, rows_of
-from refusal_cliff.data.records import Record
 from refusal_cliff.data.traces import Label
+from refusal_cliff.data.types import Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import knows_harm
-from refusal_cliff.stats import LEVEL, Interval, percentiles, wilson
+from refusal_cliff.stats import LEVEL, Fraction, Interval, Positive, percentiles, wilson
 
 SHIPPED = Path(__file__).with_name("rules_error.json")
 """The error of `rules`, measured by bench/judge_heldout.py on answers that it was not tuned on."""
@@ -40,8 +39,8 @@ class Known:
         n: More than 0; not whole where answers depend on each other.
     """
 
-    value: Annotated[float, Field(ge=0, le=1)]
-    n: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    value: Fraction
+    n: Positive
 
 
 @dataclass(frozen=True, slots=True)

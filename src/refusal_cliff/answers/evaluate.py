@@ -6,22 +6,21 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from refusal_cliff.answers.outcomes import Change, change, paired_by_prompt
+from refusal_cliff.answers.outcomes import Change, changes, paired_by_prompt
 from refusal_cliff.data.traces import SafetyExample, Trace, closed, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.capture import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.stats import Interval, effective_size, wilson
+from refusal_cliff.stats import Floats, Interval, effective_size, wilson
 from refusal_cliff.thinking import render_prompt
 
-Floats: TypeAlias = NDArray[np.floating[Any]]
 Text: TypeAlias = tuple[Sequence[int], int]
 """Token ids, and the first that counts (at least 1): those of the prompt do not."""
 
@@ -118,12 +117,7 @@ def rate_changes(before: Sequence[Trace], after: Sequence[Trace]) -> list[Change
     Raises:
         RefusalCliffError: The two share no prompt.
     """
-    pairs = paired_by_prompt(before, after)
-    changes = (
-        change(name, [(b.prompt.group, ask(b), ask(a)) for b, a in pairs])
-        for name, ask in _QUESTIONS.items()
-    )
-    return [found for found in changes if found is not None]
+    return changes(_QUESTIONS, paired_by_prompt(before, after))
 
 
 def _of(holds: Callable[[str], bool], label: str = "", tag: str = "") -> Question:
@@ -227,17 +221,12 @@ def log_likelihoods(subject: Subject, texts: Sequence[Text]) -> Floats:
 
 def _negative_log_likelihood(subject: Subject, texts: Sequence[Text]) -> Floats:
     """Of each text, [texts]."""
-    width = max(len(ids) for ids, _ in texts)
-    ids = torch.zeros(len(texts), width, dtype=torch.long)
-    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
-    for row, (tokens, first) in enumerate(texts):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        mask[row, : len(tokens)] = 1
-        labels[row, first : len(tokens)] = ids[row, first : len(tokens)]
-    logits = subject.model(
-        input_ids=ids.to(subject.device), attention_mask=mask.to(subject.device), use_cache=False
-    ).logits
-    wanted = labels[:, 1:].to(logits.device)
+    ids, mask = padded([tokens for tokens, _ in texts], subject.device)
+    logits = subject.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    wanted = ids.masked_fill(mask == 0, -100)
+    for row, (_, first) in enumerate(texts):
+        wanted[row, :first] = -100
+    wanted = wanted[:, 1:].to(logits.device)
     loss = torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="none"
     )

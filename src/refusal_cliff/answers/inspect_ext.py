@@ -31,13 +31,12 @@ from inspect_ai.scorer import (
 )
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
-from refusal_cliff.answers.answering import read_answers
-from refusal_cliff.answers.collect import answer_of_record
 from refusal_cliff.data.reading import every
+from refusal_cliff.data.records import read_records
 from refusal_cliff.data.rows import read_rows
 from refusal_cliff.data.said import Said, known_status, said_in
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges import Answer
+from refusal_cliff.judges import Answer, answer_of
 from refusal_cliff.judges.choose import chosen_judge
 
 _CLIFF = ("plateau", "final", "cliff")
@@ -164,7 +163,7 @@ def traces(file: str, cliffs: str | None = None, judge: str = "rules") -> Task:
         cliffs: ``cliff.parquet`` of ``refusal-cliff cliff``; its traces alone are shown then.
         judge: Name of a judge.
     """
-    records, _ = read_answers(Path(file), None)
+    records, _ = read_records(file)
     measured = {} if cliffs is None else _cliffs(Path(cliffs))
     samples = [
         Sample(
@@ -176,7 +175,7 @@ def traces(file: str, cliffs: str | None = None, judge: str = "rules") -> Task:
                 "thinking": record.thinking,
                 "response": record.response,
                 "complete": record.closed and record.complete,
-                "status": answer_of_record(record).status,
+                "status": answer_of(record).status,
                 **measured.get(record.prompt.id, {}),
             },
         )

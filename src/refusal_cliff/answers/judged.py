@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
-
-from pydantic import Field
 
 from refusal_cliff.answers.correction import JudgeError, corrected_share
 from refusal_cliff.answers.evaluate import Rates, Share
 from refusal_cliff.judges import knows_harm
-from refusal_cliff.stats import Interval
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
+from refusal_cliff.stats import Fraction, Interval
 
 
 @dataclass(frozen=True, slots=True)

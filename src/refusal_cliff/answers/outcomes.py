@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
 
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.records import Record
 from refusal_cliff.data.said import UNANSWERED, UNTOLD
-from refusal_cliff.data.types import Trace
+from refusal_cliff.data.types import Record, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import knows_harm
 from refusal_cliff.stats import (
@@ -28,9 +27,6 @@ Question = Callable[[Record], bool | None]
 """Whether something holds of an answer; ``None`` where the answer does not count."""
 
 NO_VERDICT = "no verdict in the judge's words"
-_TAIL = 4000
-_LONGEST_PERIOD = 400
-_LEAST_REPEATS, _LEAST_LOOP = 4, 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +165,7 @@ def compare(before: Sequence[Record], after: Sequence[Record]) -> list[Change]:
         )
     pairs = paired_by_prompt(before, after)
     attack = attack_that_worked([record for pair in pairs for record in pair])
-    changes = (_change(name, ask, pairs) for name, ask in _questions(attack).items())
-    return [change for change in changes if change is not None]
+    return changes(_questions(attack), pairs)
 
 
 def paired_by_prompt(before: Sequence[T], after: Sequence[T]) -> list[tuple[T, T]]:
@@ -197,10 +192,23 @@ def as_rows(found: Sequence[Outcomes] | Sequence[Change]) -> list[dict[str, Any]
 
 def loops(text: str) -> bool:
     """Whether a text ends in a loop: at least 4 repeats, and 200 characters, of one piece."""
-    tail = text[-_TAIL:]
-    for period in range(1, min(_LONGEST_PERIOD, len(tail) // _LEAST_REPEATS) + 1):
-        length = max(_LEAST_LOOP, _LEAST_REPEATS * period)
-        if length <= len(tail) and tail[-length:-period] == tail[period - length :]:
+    return ends_in_loop(text, repeats=4, least=200, longest=400)
+
+
+def ends_in_loop(written: str | Sequence[int], *, repeats: int, least: int, longest: int) -> bool:
+    """Whether a text, or tokens, end in one piece again and again.
+
+    What ends in a loop of period p agrees with what stands p before it over all repeats but one.
+
+    Args:
+        written: The text or the tokens.
+        repeats: How often the piece must stand there.
+        least: How long all repeats must be together.
+        longest: How long the piece may be.
+    """
+    for period in range(1, min(longest, len(written) // repeats) + 1):
+        length = max(least, repeats * period)
+        if length <= len(written) and written[-length:-period] == written[period - length :]:
             return True
     return False
 
@@ -279,27 +287,32 @@ def _rate(records: Sequence[Record], ask: Question) -> Rate | None:
     return Rate(sum(answers), len(answers), share_interval(answers, groups))
 
 
-def _change(name: str, ask: Question, pairs: Sequence[tuple[Record, Record]]) -> Change | None:
-    return change(name, [(b.prompt.group, ask(b), ask(a)) for b, a in pairs])
-
-
-def change(name: str, asked: Sequence[tuple[str, bool | None, bool | None]]) -> Change | None:
-    """How one rate changed over pairs of answers; ``None`` where no pair counts.
+def changes(
+    questions: Mapping[str, Callable[[T], bool | None]], pairs: Sequence[tuple[T, T]]
+) -> list[Change]:
+    """How rates changed over pairs of answers before and after; none where no pair counts.
 
     Args:
-        name: Which rate.
-        asked: Of each pair, its group and whether something holds before and after; ``None`` where
-            an answer does not count, and then the pair does not.
+        questions: By rate, whether something holds of an answer; ``None`` where it does not count,
+            and then its pair does not.
+        pairs: See `paired_by_prompt`.
     """
-    kept = [(g, b, a) for g, b, a in asked if b is not None and a is not None]
-    if not kept:
-        return None
-    groups, before, after = (list(column) for column in zip(*kept, strict=True))
+    found: list[Change] = []
+    for name, ask in questions.items():
+        asked = ((b.prompt.group, ask(b), ask(a)) for b, a in pairs)
+        if kept := [(g, b, a) for g, b, a in asked if b is not None and a is not None]:
+            found.append(_change(name, kept))
+    return found
+
+
+def _change(name: str, pairs: Sequence[tuple[str, bool, bool]]) -> Change:
+    """The change of one rate, out of the group, before and after of each pair that counts."""
+    groups, before, after = (list(column) for column in zip(*pairs, strict=True))
     differences = np.array(after, float) - np.array(before, float)
     once = len(set(groups)) == len(groups)
     return Change(
         rate=name,
-        n=len(kept),
+        n=len(pairs),
         before=float(np.mean(before)),
         after=float(np.mean(after)),
         difference=float(differences.mean()),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.answers.outcomes import ends_in_loop
 from refusal_cliff.data.traces import Trace
 from refusal_cliff.stats import Interval, bootstrap_mean
 
@@ -51,13 +52,5 @@ def thinking_length(trace: Trace) -> int:
 
 
 def loops(token_ids: Sequence[int]) -> bool:
-    """Whether the tokens end in a loop.
-
-    Tokens that end in a loop of period p agree with those p before them over all repeats but one.
-    """
-    ids = np.asarray(token_ids)
-    for period in range(1, min(LONGEST_PERIOD, len(ids) // REPEATS) + 1):
-        span = max(REPEATS * period, LEAST)
-        if span <= len(ids) and (ids[-span + period :] == ids[-span : len(ids) - period]).all():
-            return True
-    return False
+    """Whether the tokens end in a loop."""
+    return ends_in_loop(token_ids, repeats=REPEATS, least=LEAST, longest=LONGEST_PERIOD)

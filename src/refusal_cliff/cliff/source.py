@@ -12,7 +12,7 @@ from refusal_cliff.data.said import REFUSAL_FIELD
 from refusal_cliff.data.shapes import record_of_row
 from refusal_cliff.data.traces import trace_of_record
 from refusal_cliff.data.types import Record, Row, Trace
-from refusal_cliff.judges import judge
+from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking import (
     Spans,
@@ -102,8 +102,9 @@ def trace_of(record: Record, subject: Subject) -> Trace:
     trace = trace_of_record(record) if _has_spans(record) else _tokenised(record, subject)
     if trace.verdict != "unscored" or record.judge:  # no other judge steps in for one
         return trace
-    refused = record.status == REFUSAL_FIELD
-    return replace(trace, verdict="refused" if refused else judge(trace))
+    if record.status == REFUSAL_FIELD:
+        return replace(trace, verdict="refused")
+    return judge_traces([trace], RulesJudge())[0]
 
 
 def _has_spans(record: Record) -> bool:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, name_of
+from refusal_cliff.commands.arguments import name_of, option
 from refusal_cliff.commands.grouped import grouped, without
 from refusal_cliff.commands.options import JsonOut, JudgeErrorFile, reading
 from refusal_cliff.folders import require_file, require_output
@@ -44,16 +44,14 @@ def generate(
     *,
     prompts: Annotated[
         str,
-        typer.Option(
-            metavar="SOURCE",
-            help="A JSONL, CSV or Parquet file, a save_to_disk folder, a data set on the hub, or "
+        option(
+            arguments.prompts,
+            "A JSONL, CSV or Parquet file, a save_to_disk folder, a data set on the hub, or "
             "a benchmark such as advbench.",
-            callback=checked(arguments.prompts),
+            "SOURCE",
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Output folder of the answers.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder of the answers.")],
     model: Annotated[
         str,
         typer.Option(
@@ -116,7 +114,7 @@ def generate(
     if found is None:
         return
     _show(console, found)
-    _show_left_out(console, out, [row.reason for row in found.left_out])
+    _show_left_out(console, out, len(found.left_out))
     for name in ("traces.jsonl", "rates.json"):
         say(console, f"{out / name}")
 
@@ -128,15 +126,15 @@ def judge_answers(
     *,
     traces: Annotated[
         str | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="traces.jsonl of generate, or any JSONL, CSV, Parquet, folder or hub name.",
-            callback=checked(arguments.rows),
+        option(
+            arguments.rows,
+            "traces.jsonl of generate, or any JSONL, CSV, Parquet, folder or hub name.",
+            "SOURCE",
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Output folder of the judged answers."),
+        typer.Option(metavar="DIR", help="Output folder of the judged answers."),
     ] = None,
     judge: Annotated[JudgeSettings, without("judge_error")],
     rows: RowSettings,
@@ -166,7 +164,7 @@ def judge_answers(
     if found is None:
         return
     _show(console, found)
-    _show_left_out(console, out, [row.reason for row in found.left_out])
+    _show_left_out(console, out, len(found.left_out))
 
 
 @judge_app.command("calibrate")
@@ -175,11 +173,7 @@ def calibrate(
     *,
     labelled: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE",
-            help="Answers with labels that people gave.",
-            callback=checked(existing_file),
-        ),
+        option(existing_file, "Answers with labels that people gave.", "FILE"),
     ],
     judge: Annotated[JudgeSettings, without("judge_error")],
     label_column: Annotated[
@@ -193,9 +187,8 @@ def calibrate(
     ] = None,
     verdict: Annotated[
         str,
-        typer.Option(
-            help="Verdict to measure: refused or harmful.",
-            callback=checked(name_of("verdict", ("refused", "harmful"))),
+        option(
+            name_of("verdict", ("refused", "harmful")), "Verdict to measure: refused or harmful."
         ),
     ] = "refused",
     rows: Annotated[RowSettings, without("label", "split")],
@@ -238,19 +231,11 @@ def evaluate(
     *,
     traces: Annotated[
         str,
-        typer.Option(
-            metavar="SOURCE",
-            help="Judged traces.jsonl, or any judged answers.",
-            callback=checked(arguments.rows),
-        ),
+        option(arguments.rows, "Judged traces.jsonl, or any judged answers.", "SOURCE"),
     ],
     before: Annotated[
         str | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="Judged answers to the same prompts before a change.",
-            callback=checked(arguments.rows),
-        ),
+        option(arguments.rows, "Judged answers to the same prompts before a change.", "SOURCE"),
     ] = None,
     judge_error: JudgeErrorFile = None,
     rows: RowSettings,
@@ -291,12 +276,9 @@ def _list_left_out(console: Console, source: str | None, rows: Iterable[LeftOut]
         say(console, line)
 
 
-def _show_left_out(console: Console, out: Path, reasons: list[str]) -> None:
-    if reasons:
-        say(
-            console,
-            f"{len(reasons):,} rows have no answer; the reasons are in {out / 'left-out.jsonl'}",
-        )
+def _show_left_out(console: Console, out: Path, n: int) -> None:
+    if n:
+        say(console, f"{n:,} rows have no answer; the reasons are in {out / 'left-out.jsonl'}")
 
 
 _COLUMNS = {

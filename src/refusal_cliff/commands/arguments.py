@@ -55,6 +55,17 @@ def checked(check: Check) -> Callable[[Any], Any]:
     return callback
 
 
+def option(check: Check, said: str, metavar: str | None = None) -> Any:
+    """An option of which every value is looked at, see `checked`.
+
+    Args:
+        check: Refuses a wrong value.
+        said: The help.
+        metavar: What the help calls a value.
+    """
+    return typer.Option(metavar=metavar, help=said, callback=checked(check))
+
+
 def name_of(option: str, choices: Sequence[str]) -> Check:
     """One of the names that an option knows.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, finite, name_of
+from refusal_cliff.commands.arguments import finite, name_of, option
 from refusal_cliff.commands.grouped import without
 from refusal_cliff.commands.options import Model, Probe, Prompts, reading
 from refusal_cliff.folders import require_output
@@ -37,7 +37,6 @@ def check(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out",
             metavar="DIR",
             help="Folder that keeps every finished answer and verdict: the same command again "
             "continues where it stopped. Without it nothing is kept.",
@@ -54,11 +53,11 @@ def check(
     ] = None,
     allow: Annotated[
         str,
-        typer.Option(
-            metavar="VERDICT",
-            help="Worst verdict that passes: 'no cliff', 'undecided' (too few prompts to say), or "
+        option(
+            name_of("allow", arguments.VERDICTS),
+            "Worst verdict that passes: 'no cliff', 'undecided' (too few prompts to say), or "
             "'cliff' (docs/concepts/verdict.md).",
-            callback=checked(name_of("allow", arguments.VERDICTS)),
+            "VERDICT",
         ),
     ] = "no cliff",
     max_asr: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, finite, name_of, positive
+from refusal_cliff.commands.arguments import finite, name_of, option, positive
 from refusal_cliff.commands.grouped import without
 from refusal_cliff.commands.options import Model, reading
 from refusal_cliff.folders import require_output
@@ -19,11 +19,7 @@ from refusal_cliff.user_text import existing_file
 
 def _prompts(label: str) -> Any:
     """The option for a file of prompts that the model card is measured on."""
-    return typer.Option(
-        metavar="FILE",
-        help=f"{label} prompts for the model card.",
-        callback=checked(existing_file),
-    )
+    return option(existing_file, f"{label} prompts for the model card.", "FILE")
 
 
 def ablate(
@@ -31,11 +27,7 @@ def ablate(
     model: Model,
     heads: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE",
-            help="heads.parquet of an audit of this model.",
-            callback=checked(existing_file),
-        ),
+        option(existing_file, "heads.parquet of an audit of this model.", "FILE"),
     ],
     export: Annotated[
         tuple[str, Path],
@@ -49,10 +41,10 @@ def ablate(
     ] = 0.03,
     method: Annotated[
         str | None,
-        typer.Option(
-            help="Ranking of heads: direct, causal, attribution, …; without it, the heads that the "
+        option(
+            name_of("method", arguments.RANKINGS),
+            "Ranking of heads: direct, causal, attribution, …; without it, the heads that the "
             "audit took out.",
-            callback=checked(name_of("method", arguments.RANKINGS)),
         ),
     ] = None,
     scale: Annotated[

@@ -9,107 +9,75 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, name_of
+from refusal_cliff.commands.arguments import name_of, option
 from refusal_cliff.settings import LABELS, RowSettings
 from refusal_cliff.user_text import column_of, existing_file
 
 if TYPE_CHECKING:
     from refusal_cliff.data.reading import Reading
 
-Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="The run folder; made if absent.")]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="S", min=0, help="Seed of every random choice.")
-]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The run folder; made if absent.")]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Seed of every random choice.")]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model",
-        metavar="M",
-        help="Hugging Face name, folder, or embedded organism.",
-        callback=checked(arguments.model),
-    ),
+    option(arguments.model, "Hugging Face name, folder, or embedded organism.", "M"),
 ]
 
 
-def _label(option: str, rows: str) -> Any:
+def _label(rows: str) -> Any:
     """The option that says the label of rows which have none."""
-    return typer.Option(
-        option,
-        help=f"Label of {rows} that have no label: harmful or benign.",
-        callback=checked(name_of("label", LABELS)),
-    )
+    said = f"Label of {rows} that have no label: harmful or benign."
+    return option(name_of("label", tuple(LABELS)), said)
 
 
-def _columns(option: str, where: str) -> Any:
-    """The option that says where a field is."""
-    return typer.Option(
-        option,
-        metavar="FIELD=COLUMN",
-        help=f"Column of a field{where}",
-        callback=checked(column_of),
-    )
+def columns(where: str) -> Any:
+    """The option that says in which column of some rows a field is; it may be given again."""
+    return option(column_of, f"Column of a field {where}; repeatable.", "FIELD=COLUMN")
 
 
-RowLabel = Annotated[str | None, _label("--label", "rows")]
-PromptColumns = Annotated[
-    list[str] | None,
-    _columns("--prompts-column", " in the files of --prompts; repeatable."),
-]
-PromptLabel = Annotated[str | None, _label("--prompts-label", "rows of --prompts")]
-BenignColumns = Annotated[
-    list[str] | None,
-    _columns("--benign-column", " in the rows of --benign; repeatable."),
-]
-BenignSplit = Annotated[
-    str, typer.Option("--benign-split", help="Split of --benign, where it has several.")
-]
-JsonOut = Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write JSON.")]
+RowLabel = Annotated[str | None, _label("rows")]
+PromptColumns = Annotated[list[str] | None, columns("in the files of --prompts")]
+PromptLabel = Annotated[str | None, _label("rows of --prompts")]
+BenignColumns = Annotated[list[str] | None, columns("in the rows of --benign")]
+BenignSplit = Annotated[str, typer.Option(help="Split of --benign, where it has several.")]
+JsonOut = Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON.")]
 
 JudgeErrorFile = Annotated[
     Path | None,
-    typer.Option(
-        "--judge-error",
-        metavar="FILE",
-        help="Measured error of the judge: the file that judge calibrate --out writes.",
-        callback=checked(existing_file),
+    option(
+        existing_file,
+        "Measured error of the judge: the file that judge calibrate --out writes.",
+        "FILE",
     ),
 ]
 
 # Examples: which are scored, and how they are chosen.
 Probe = Annotated[
     Path,
-    typer.Option(
-        "--probe",
-        metavar="DIR",
-        help="Folder with probes.json, such as runs/m/model of an audit.",
-        callback=checked(arguments.probe_folder),
+    option(
+        arguments.probe_folder,
+        "Folder with probes.json, such as runs/m/model of an audit.",
+        "DIR",
     ),
 ]
 Data = Annotated[
     str,
-    typer.Option(
-        "--data",
-        metavar="SOURCE",
-        help="A JSONL, CSV or Parquet file, a save_to_disk folder, or a data set on the hub.",
-        callback=checked(arguments.rows),
+    option(
+        arguments.rows,
+        "A JSONL, CSV or Parquet file, a save_to_disk folder, or a data set on the hub.",
+        "SOURCE",
     ),
 ]
 Benign = Annotated[
     str,
-    typer.Option(
-        "--benign",
-        metavar="SOURCE",
-        help="Benign prompts with answers and thinking.",
-        callback=checked(arguments.rows),
-    ),
+    option(arguments.rows, "Benign prompts with answers and thinking.", "SOURCE"),
 ]
 Prompts = Annotated[
     list[Path] | None,
-    typer.Option(
-        "--prompts",
-        metavar="FILE",
-        help="Test prompts with labels, instead of those of the probe's run; repeatable.",
-        callback=checked(existing_file),
+    option(
+        existing_file,
+        "Test prompts with labels, instead of those of the probe's run; repeatable.",
+        "FILE",
     ),
 ]
 
@@ -127,11 +95,12 @@ def reading_of(
         RefusalCliffError: There is no such label or field, or these are no two markers.
     """
     from refusal_cliff.data.fields import checked_label
-    from refusal_cliff.data.reading import Reading, column_map
+    from refusal_cliff.data.reading import Reading
     from refusal_cliff.thinking.formats import KNOWN, markers_of
 
     named = () if markers is None else (markers_of(markers),)
-    return Reading(checked_label(label), column_map(columns or ()), (*named, *KNOWN), split, prefix)
+    found = dict(map(column_of, columns or ()))
+    return Reading(checked_label(label), found, (*named, *KNOWN), split, prefix)
 
 
 def reading(rows: RowSettings) -> Reading:

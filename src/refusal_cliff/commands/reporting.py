@@ -23,9 +23,7 @@ Run = Annotated[
 ]
 NewFolder = Annotated[
     Path | None,
-    typer.Option(
-        "--out", metavar="DIR", help="Output folder; by default a new folder next to the run."
-    ),
+    typer.Option(metavar="DIR", help="Output folder; by default a new folder next to the run."),
 ]
 
 
@@ -98,9 +96,7 @@ def compare(
             callback=checked(arguments.existing_folder),
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder of the page and the tables.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the page and the tables.")],
 ) -> None:
     """Compare finished audits: a base model, the model trained from it, and its repair.
 

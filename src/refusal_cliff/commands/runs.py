@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, name_of
+from refusal_cliff.commands.arguments import name_of, option
 from refusal_cliff.commands.grouped import command_line, without
 from refusal_cliff.commands.options import Model, Out, Seed, reading
 from refusal_cliff.folders import require_output
@@ -22,10 +22,10 @@ def demo(
     seed: Seed = 0,
     organisms: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Use organisms that you trained: DIR/tiny, DIR/tiny-aligned, DIR/tiny-diffuse.",
-            callback=checked(arguments.existing_folder),
+        option(
+            arguments.existing_folder,
+            "Use organisms that you trained: DIR/tiny, DIR/tiny-aligned, DIR/tiny-diffuse.",
+            "DIR",
         ),
     ] = None,
 ) -> None:
@@ -52,30 +52,26 @@ def audit(
     out: Out,
     harmful: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILE|NAME",
-            help="Harmful prompts: a JSONL, CSV or Parquet file, a save_to_disk folder, a hub "
+        option(
+            arguments.prompts,
+            "Harmful prompts: a JSONL, CSV or Parquet file, a save_to_disk folder, a hub "
             "name, or a benchmark (docs/reference/traces.md); repeatable. A source with both "
             "labels can be given to --harmful and to --benign.",
-            callback=checked(arguments.prompts),
+            "FILE|NAME",
         ),
     ] = None,
     benign: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="FILE|NAME",
-            help="Benign prompts, in the same way.",
-            callback=checked(arguments.prompts),
-        ),
+        option(arguments.prompts, "Benign prompts, in the same way.", "FILE|NAME"),
     ] = None,
     traces: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="SOURCE",
-            help="Answers of this model that you already have: any file that trace reads, with a "
+        option(
+            arguments.rows,
+            "Answers of this model that you already have: any file that trace reads, with a "
             "label in every row or with the prompts in --harmful and --benign; repeatable. "
             "The model is asked only for missing answers.",
-            callback=checked(arguments.rows),
+            "SOURCE",
         ),
     ] = None,
     fit_on: Annotated[
@@ -104,17 +100,17 @@ def audit(
     loading: Loading,
     control: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Also measure this control, or all (docs/results/controls.md); repeatable.",
-            callback=checked(name_of("control", (*arguments.CONTROLS, "all"))),
+        option(
+            name_of("control", (*arguments.CONTROLS, "all")),
+            "Also measure this control, or all (docs/results/controls.md); repeatable.",
+            "NAME",
         ),
     ] = None,
     preset: Annotated[
         str,
-        typer.Option(
-            help="Definitions: default, or paper (docs/concepts/paper-preset.md).",
-            callback=checked(name_of("preset", arguments.PRESETS)),
+        option(
+            name_of("preset", arguments.PRESETS),
+            "Definitions: default, or paper (docs/concepts/paper-preset.md).",
         ),
     ] = "default",
     quick: Annotated[

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, name_of
+from refusal_cliff.commands.arguments import name_of, option
 from refusal_cliff.commands.options import Model, Probe, Seed, reading
 from refusal_cliff.folders import require_output
 from refusal_cliff.live import LiveView, print_model_cliff, result, say, screen
@@ -23,13 +23,13 @@ def trace(
     probe: Probe,
     traces: Annotated[
         str,
-        typer.Option(
-            metavar="SOURCE",
-            help="JSONL, CSV or Parquet file, a folder of datasets' save_to_disk, or a hub name.",
-            callback=checked(arguments.rows),
+        option(
+            arguments.rows,
+            "JSONL, CSV or Parquet file, a folder of datasets' save_to_disk, or a hub name.",
+            "SOURCE",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder of the scores.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder of the scores.")],
     rows: RowSettings,
     every_layer: Annotated[
         bool,
@@ -89,11 +89,7 @@ def trace(
 def cliff(
     scores: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR",
-            help="Folder written by trace.",
-            callback=checked(arguments.scores_folder),
-        ),
+        option(arguments.scores_folder, "Folder written by trace.", "DIR"),
     ],
     layer: Annotated[
         int | None,
@@ -101,9 +97,9 @@ def cliff(
     ] = None,
     pool: Annotated[
         str,
-        typer.Option(
-            help=f"The plateau: {', '.join(arguments.POOLS)}; max is the paper's.",
-            callback=checked(name_of("pool", arguments.POOLS)),
+        option(
+            name_of("pool", arguments.POOLS),
+            f"The plateau: {', '.join(arguments.POOLS)}; max is the paper's.",
         ),
     ] = arguments.POOLS[0],
     seed: Seed = 0,

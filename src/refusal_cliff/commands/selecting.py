@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from refusal_cliff.commands.arguments import checked
+from refusal_cliff.commands.arguments import option
 from refusal_cliff.commands.gate import GATE_CLOSED
 from refusal_cliff.commands.grouped import without
 from refusal_cliff.commands.options import (
@@ -23,6 +23,7 @@ from refusal_cliff.commands.options import (
     Prompts,
     RowLabel,
     Seed,
+    columns,
     reading,
     reading_of,
 )
@@ -38,7 +39,7 @@ from refusal_cliff.settings import (
     RowSettings,
     Selecting,
 )
-from refusal_cliff.user_text import column_of, existing_file
+from refusal_cliff.user_text import existing_file
 
 if TYPE_CHECKING:
     from refusal_cliff.select.selection_run import Choice
@@ -51,26 +52,13 @@ def select(
     model: Model,
     probe: Probe,
     data: Data,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Output folder of the selection.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder of the selection.")],
     selecting: Selecting,
     evaluation: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="More prompts that must not be trained on; repeatable.",
-            callback=checked(existing_file),
-        ),
+        option(existing_file, "More prompts that must not be trained on; repeatable.", "FILE"),
     ] = None,
-    evaluation_column: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="FIELD=COLUMN",
-            help="Column of a field in the files of --evaluation; repeatable.",
-            callback=checked(column_of),
-        ),
-    ] = None,
+    evaluation_column: Annotated[list[str] | None, columns("in the files of --evaluation")] = None,
     label: RowLabel = "harmful",
     rows: RowSettings,
     judge: Annotated[JudgeSettings, without("judge_error")],
@@ -119,16 +107,10 @@ def train(
     model: Model,
     selected: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE",
-            help="selected.jsonl of refusal-cliff select.",
-            callback=checked(existing_file),
-        ),
+        option(existing_file, "selected.jsonl of refusal-cliff select.", "FILE"),
     ],
     benign: Benign,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Output folder of the adapter.")
-    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder of the adapter.")],
     rows: Annotated[RowSettings, without("label")],
     training: RepairConfig,
     seed: Seed = 0,
@@ -174,7 +156,7 @@ def repair(
     probe: Probe,
     data: Data,
     benign: Benign,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Output folder of the repair.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder of the repair.")],
     selecting: Selecting,
     prompts: Prompts = None,
     prompts_label: PromptLabel = None,

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from refusal_cliff.data.fields import bad, checked_text, shown
-from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, usable
+from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, used_and_left_out
 from refusal_cliff.data.shapes import example_of_row, prompt_of_row
-from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample
+from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample, row_of_prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
     """Write prompts so that `read_prompts` gives them back."""
-    _write_lines(path, [_row_of(prompt) for prompt in prompts])
+    _write_lines(path, [row_of_prompt(prompt) for prompt in prompts])
 
 
 def write_examples(path: Path, examples: Iterable[SafetyExample]) -> None:
     """Write training examples so that `read_examples` gives them back."""
     _write_lines(
         path,
-        [{**_row_of(e.prompt), "thinking": e.thinking, "response": e.response} for e in examples],
+        [
+            {**row_of_prompt(e.prompt), "thinking": e.thinking, "response": e.response}
+            for e in examples
+        ],
     )
 
 
@@ -52,13 +55,8 @@ def usable_examples(
         RefusalCliffError: The source cannot be read at all, or holds no usable row.
     """
     make = partial(example_of_row, source, reading=reading)
-    found = [made for _, made in usable(source, source_rows(source, reading), make)]
-    examples = [made for made in found if isinstance(made, SafetyExample)]
-    left_out = [
-        replace(made, detail=reading.remedy(made.detail))
-        for made in found
-        if isinstance(made, LeftOut)
-    ]
+    examples, unread = used_and_left_out(source, source_rows(source, reading), make)
+    left_out = [replace(row, detail=reading.remedy(row.detail)) for row in unread]
     if not examples:
         first = left_out[0] if left_out else LeftOut("", 1, "empty", "there is no row")
         raise RefusalCliffError(
@@ -74,12 +72,6 @@ def _text(value: object, column: str) -> str:
             f"{column!r} is {shown(value)}, not a non-empty text", "fill it in, or drop the row"
         )
     return checked_text(value, column)
-
-
-def _row_of(prompt: Prompt) -> dict[str, object]:
-    row = asdict(prompt)
-    row["prompt"] = row.pop("text")
-    return row
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:

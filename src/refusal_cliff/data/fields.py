@@ -7,13 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+from refusal_cliff import settings
 from refusal_cliff.data.types import LABELS, VERDICTS, Label, Row, Verdict, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
 
-HARMFUL = ("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true")
-BENIGN = ("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false")
-"""Labels in public data, in small letters, beside our own two."""
 LARGEST_TOKEN = 2**31 - 1
 _SPANS = ("prompt", "thinking", "closing", "total")
 _BOOLS = {"true": True, "false": False}
@@ -117,9 +115,7 @@ def named_label(value: object) -> Label | None:
     if isinstance(value, float) and value in (0, 1):
         value = int(value)
     name = str(value).strip().lower() if isinstance(value, str | bool) or value in (0, 1) else ""
-    if name in HARMFUL:
-        return "harmful"
-    return "benign" if name in BENIGN else None
+    return settings.LABELS.get(name)
 
 
 def checked_label(label: str | None) -> Label | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from refusal_cliff.data.fields import BadRow, bad
 from refusal_cliff.data.said import is_filtered
 from refusal_cliff.thinking.parts import read_parts
 
@@ -22,10 +23,6 @@ _SAID = ("content", "value", "text")
 _MESSAGE = frozenset({*_SAID, "refusal", "tool_calls", "function_call"})
 _FINISH = ("finish", "finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason")
 """Names of servers and logs for why an answer ended."""
-
-
-class NotText(ValueError):
-    """A message holds something else than text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +45,14 @@ class Turn:
         """What is said, without what is thought.
 
         Raises:
-            NotText: There is something else in it.
+            BadRow: There is something else in it.
         """
         try:
             parts = read_parts(self.message.get("content"))
         except TypeError as error:
-            raise NotText(str(error)) from error
+            raise not_text(str(error)) from error
         if parts.others:
-            raise NotText(f"a message holds a part that is no text, but {parts.others[0][:40]!a}")
+            raise not_text(f"a message holds a part that is no text, but {parts.others[0][:40]!a}")
         return parts.text or ""
 
 
@@ -74,13 +71,13 @@ def turns_of(value: object, role: str) -> list[Turn]:
         role: Who speaks where nobody is named.
 
     Raises:
-        NotText: It is none of these.
+        BadRow: It is none of these.
     """
     if isinstance(value, str):
         return [Turn(role, {"content": value})]
     if isinstance(value, Mapping):
         if not value.keys() & _MESSAGE:
-            raise NotText(f"an object with {_keys(value)} is no message with a content")
+            raise not_text(f"an object with {_keys(value)} is no message with a content")
         message = cast("Mapping[str, object]", value)
         turn = turn_of(message, finish_of(message, ""))
         return [turn if turn.role else replace(turn, role=role)]
@@ -89,7 +86,7 @@ def turns_of(value: object, role: str) -> list[Turn]:
         if any(_named(message, _WHO) is not None for message in messages):
             return [turn_of(message) for message in messages]
         return [Turn(role, {"content": messages})]
-    raise NotText("its messages are not a list of objects")
+    raise not_text("its messages are not a list of objects")
 
 
 def finish_of(fields: Mapping[str, object], otherwise: object) -> object:
@@ -102,14 +99,14 @@ def choice_of(value: object) -> Turn | None:
     """The answer in what an OpenAI-compatible server sent, or a line of its batches; else ``None``.
 
     Raises:
-        NotText: The request failed, or the answer is of another form.
+        BadRow: The request failed, or the answer is of another form.
     """
     if not isinstance(value, Mapping):
         return None
     if isinstance(value.get("body"), Mapping) and "choices" not in value:
         status = value.get("status_code")
         if status not in (None, 200):
-            raise NotText(f"the request of the batch failed with status {status!a:.40}")
+            raise not_text(f"the request of the batch failed with status {status!a:.40}")
         return choice_of({"choices": None, **value["body"]})
     choices = value.get("choices")
     if choices is None:
@@ -121,7 +118,7 @@ def choice_of(value: object) -> Turn | None:
     if isinstance(first, Mapping) and message is None and is_filtered(finish_of(first, None)):
         message = {}
     if not isinstance(first, Mapping) or not isinstance(message, Mapping):
-        raise NotText("its choices hold no message")
+        raise not_text("its choices hold no message")
     turn = turn_of(cast("Mapping[str, object]", message), finish_of(first, None))
     return replace(turn, role="assistant")
 
@@ -136,6 +133,11 @@ def texts_in(value: object) -> Iterator[str]:
     elif isinstance(value, Sequence) and not isinstance(value, bytes):
         for held in value:
             yield from texts_in(held)
+
+
+def not_text(why: str) -> BadRow:
+    """The reason of a row that holds something else than texts."""
+    return bad(why, "write one request and one answer as texts")
 
 
 def _keys(value: Mapping[object, object]) -> str:

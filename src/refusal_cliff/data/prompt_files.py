@@ -6,15 +6,15 @@ here thousands of rows are asked, and one bad row must not cost the others.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
+from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, used_and_left_out
 from refusal_cliff.data.rows import Found
 from refusal_cliff.data.shapes import prompt_of_row
-from refusal_cliff.data.types import Label, LeftOut, Prompt
+from refusal_cliff.data.types import LeftOut, Prompt
 from refusal_cliff.errors import RefusalCliffError
 
 FROM = "from:"
@@ -29,29 +29,12 @@ class PromptSet:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def read_prompt_set(
-    source: str | Path,
-    *,
-    columns: Mapping[str, str] | None = None,
-    label: Label | None = None,
-    reading: Reading = DEFAULT,
-) -> PromptSet:
-    """Read the prompts of a source, whatever is in it.
-
-    Args:
-        source: See `read_rows`.
-        columns: Which column holds a field of a prompt: ``{"text": "Goal", "category": "Type"}``;
-            in place of those of ``reading``.
-        label: The label of every row without one; in place of that of ``reading``.
-        reading: How rows are read.
+def read_prompt_set(source: str | Path, reading: Reading = DEFAULT) -> PromptSet:
+    """Read the prompts of a source, whatever is in it, see `read_rows`.
 
     Raises:
         RefusalCliffError: The source cannot be read at all, or holds no usable row.
     """
-    if columns is not None:
-        reading = replace(reading, columns=columns)
-    if label is not None:
-        reading = replace(reading, label=label)
     found = prompt_set(source, source_rows(source, reading), reading)
     if not found.prompts:
         first = f" Row {found.left_out[0].row}: {found.left_out[0].why}" if found.left_out else ""
@@ -61,14 +44,11 @@ def read_prompt_set(
 
 def prompt_set(source: str | Path, rows: Iterable[Found], reading: Reading = DEFAULT) -> PromptSet:
     """Prompts out of numbered rows, each marked with its source; all others are left out."""
-    found = PromptSet()
-    for _, prompt in usable(source, rows, partial(prompt_of_row, source, reading=reading)):
-        if isinstance(prompt, LeftOut):
-            found.left_out.append(prompt)
-        else:
-            mark = () if source_of(prompt) else (f"{FROM}{Path(source).stem}",)
-            found.prompts.append(replace(prompt, tags=(*prompt.tags, *mark)))
-    return found
+    make = partial(prompt_of_row, source, reading=reading)
+    prompts, left_out = used_and_left_out(source, rows, make)
+    mark = f"{FROM}{Path(source).stem}"
+    marked = [p if source_of(p) else replace(p, tags=(*p.tags, mark)) for p in prompts]
+    return PromptSet(marked, left_out)
 
 
 def source_of(prompt: Prompt) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +14,6 @@ from refusal_cliff.data.types import Label, LeftOut, Row
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.formats import KNOWN, Markers
-from refusal_cliff.user_text import column_of
 
 T = TypeVar("T")
 
@@ -63,15 +62,6 @@ class Reading:
 DEFAULT = Reading()
 
 
-def column_map(pairs: Sequence[str]) -> dict[str, str]:
-    """The columns that a user named as ``FIELD=COLUMN``.
-
-    Raises:
-        RefusalCliffError: A pair is none, or there is no such field.
-    """
-    return dict(map(column_of, pairs))
-
-
 def source_rows(source: str | Path, reading: Reading = DEFAULT) -> Iterator[Found]:
     """Rows of a source with their numbers, see `read_rows`; the second row of an id is a bad one.
 
@@ -102,6 +92,19 @@ def usable(
     """
     for number, row in rows:
         yield number, _made(source, number, row, make)
+
+
+def used_and_left_out(
+    source: str | Path, rows: Iterable[Found], make: Callable[[int, Row], T]
+) -> tuple[list[T], list[LeftOut]]:
+    """What is made of the rows that can be used, and why the others cannot; see `usable`."""
+    used, left_out = list[T](), list[LeftOut]()
+    for _, found in usable(source, rows, make):
+        if isinstance(found, LeftOut):
+            left_out.append(found)
+        else:
+            used.append(found)
+    return used, left_out
 
 
 def _made(

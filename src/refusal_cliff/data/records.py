@@ -8,59 +8,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
+from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, used_and_left_out
 from refusal_cliff.data.said import status_of
 from refusal_cliff.data.shapes import record_of_row
-from refusal_cliff.data.types import LeftOut, Record, Trace, Verdict, shortened
+from refusal_cliff.data.types import LeftOut, Record, Trace, Verdict, row_of_prompt
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import write_json_lines
-
-__all__ = [
-    "LeftOut",
-    "Record",
-    "read_records",
-    "record_of_row",
-    "record_of_trace",
-    "row_of_record",
-    "shortened",
-    "status_of_trace",
-    "with_verdict",
-    "write_left_out",
-    "write_records",
-]
+from refusal_cliff.io import fields_of, write_json_lines
 
 
 def record_of_trace(trace: Trace) -> Record:
     """The record of a trace with token ids."""
-    return Record(
-        trace.prompt,
-        trace.thinking,
-        trace.response,
-        closed=trace.spans is not None,
-        complete=trace.complete,
-        token_ids=trace.token_ids,
-        spans=trace.spans,
-        status=status_of_trace(trace),
-        thinking_cut=trace.thinking_cut,
-        verdict=trace.verdict,
-    )
-
-
-def status_of_trace(trace: Trace) -> str:
-    """The `Record.status` of a trace."""
-    return status_of(trace.thinking, trace.response, trace.spans is not None, trace.complete)
+    closed = trace.spans is not None
+    status = status_of(trace.thinking, trace.response, closed, trace.complete)
+    return Record(**fields_of(trace), closed=closed, status=status)
 
 
 def row_of_record(record: Record) -> dict[str, Any]:
     """A record as a row of JSON; the tokens only where there are some."""
     row = asdict(record)
-    prompt = row.pop("prompt")
-    prompt["prompt"] = prompt.pop("text")
+    del row["prompt"]
     if not record.token_ids:
         del row["token_ids"], row["spans"]
     elif record.prompt_tokens is not None:
         del row["spans"]
-    return {**prompt, **row}
+    return {**row_of_prompt(record.prompt), **row}
 
 
 def read_records(
@@ -72,9 +43,7 @@ def read_records(
         RefusalCliffError: The source cannot be read at all, or holds no answer.
     """
     make = partial(record_of_row, source, reading=reading)
-    found = [made for _, made in usable(source, source_rows(source, reading), make)]
-    records = [made for made in found if isinstance(made, Record)]
-    left_out = [made for made in found if isinstance(made, LeftOut)]
+    records, left_out = used_and_left_out(source, source_rows(source, reading), make)
     if not records:
         first = f" Row {left_out[0].row}: {left_out[0].why}" if left_out else ""
         raise RefusalCliffError(f"{source} holds no answer to judge.{first}")

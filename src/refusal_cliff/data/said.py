@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.data.types import Prompt, Record
+from refusal_cliff.io import fields_of
 from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.thinking.written import Message, read_message
@@ -46,18 +47,10 @@ _HARMONY_CALL = re.compile(r"<\|channel\|>commentary\s+to=functions\.|<\|call\|>
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """One answer, as far as its message tells.
+    """One answer, as far as its message tells; its fields are those of `Record`.
 
-    Attributes:
-        thinking: The thinking, without markers.
-        response: The answer, or what the server says of its refusal.
-        closed: Whether the thinking ended.
-        complete: Whether the model ended by itself; an answer without a reason for its end did.
-        written: All that the model wrote, where it came in one text.
-        beside: The text beside a thought in a field of its own, where it holds more than the
-            answer: a second end of the thought, which the tokens need; else empty.
-        finish: Why the server stopped, in its own word, or ``UNTOLD``.
-        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
+    The response may be what the server says of its refusal; an answer without a reason for its end
+    is complete.
     """
 
     thinking: str
@@ -121,8 +114,7 @@ def said_in(
 
 def record_of_said(prompt: Prompt, said: Said) -> Record:
     """The record of an answer of which only its message is known."""
-    fields = {name: getattr(said, name) for name in Said.__slots__}
-    return Record(prompt, **fields)
+    return Record(prompt, **fields_of(said))
 
 
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:

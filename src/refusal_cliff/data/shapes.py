@@ -6,10 +6,9 @@ messages, or as a server sent it. Every command reads rows here, so that they me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from refusal_cliff.data.fields import (
     BadRow,
@@ -28,10 +27,10 @@ from refusal_cliff.data.fields import (
     verdict_of,
 )
 from refusal_cliff.data.messages import (
-    NotText,
     Turn,
     choice_of,
     finish_of,
+    not_text,
     texts_in,
     turns_of,
 )
@@ -46,7 +45,6 @@ CHAT_COLUMNS = ("messages", "conversations", "conversation")
 _BESIDE = (*THINKING_FIELDS, "refusal", "tool_calls", "function_call")
 """What may stand beside an answer in columns of its own; a switch (``reasoning: on``) is none."""
 _NAMES = {"text": "prompt"}
-T = TypeVar("T")
 
 
 def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = DEFAULT) -> Prompt:
@@ -63,7 +61,7 @@ def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = 
     """
     row = _renamed(row, reading)
     name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-    turns = _as_text(_asked_turns, row) if name is None or isinstance(row[name], list) else []
+    turns = _asked_turns(row) if name is None or isinstance(row[name], list) else []
     _refuse_system(_request(turns) or _has_text(row.get("system")))
     text = _text_in(row, name) if name is not None and not turns else _asked(turns)
     return _prompt(source, number, row, text, reading)
@@ -188,18 +186,10 @@ def _text_in(row: Row, name: str) -> str:
 
 def _conversation(row: Row) -> list[Turn]:
     """Request and answer as turns, wherever in the row they stand."""
-    turns = _as_text(_asked_turns, row)
+    turns = _asked_turns(row)
     if any(turn.role == "assistant" for turn in turns):
         return turns
-    return turns + _as_text(_answered_turns, row)
-
-
-def _as_text(find: Callable[[Row], T], row: Row) -> T:
-    """What is found in a row that may hold something else than texts."""
-    try:
-        return find(row)
-    except NotText as error:
-        raise bad(str(error), "write one request and one answer as texts") from error
+    return turns + _answered_turns(row)
 
 
 def _asked_turns(row: Row) -> list[Turn]:
@@ -217,7 +207,7 @@ def _asked_turns(row: Row) -> list[Turn]:
 def _answered_turns(row: Row) -> list[Turn]:
     """The answer in a column, with its thinking; or as a server sent it."""
     if row.get("error") not in (None, "", {}):
-        raise NotText(f"the request failed: {shown(row['error'])}")
+        raise not_text(f"the request failed: {shown(row['error'])}")
     sent = choice_of(row)
     name = next((name for name in RESPONSE_COLUMNS if row.get(name) is not None), None)
     if sent is None and name is not None:
@@ -263,7 +253,7 @@ def _asked(turns: Sequence[Turn]) -> str:
             f"its turns are {_listed(roles)}, not one request and one answer",
             "keep the first request and its answer",
         )
-    return _text_in({"prompt": _as_text(lambda _: turns[0].text, {})}, "prompt")
+    return _text_in({"prompt": turns[0].text}, "prompt")
 
 
 def _listed(names: Sequence[str]) -> str:

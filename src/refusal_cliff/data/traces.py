@@ -24,6 +24,7 @@ from refusal_cliff.data.types import (
     closed_spans,
     complies,
     is_judged,
+    row_of_prompt,
 )
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.tables import read_parquet, write_parquet
@@ -151,23 +152,12 @@ def read_traces(path: Path) -> list[Trace]:
 
 def trace_of_record(record: Record) -> Trace:
     """The trace in a record that has token ids."""
-    return Trace(
-        prompt=record.prompt,
-        token_ids=record.token_ids,
-        spans=record.spans,
-        thinking=record.thinking,
-        response=record.response,
-        complete=record.complete,
-        verdict=record.verdict,
-        thinking_cut=record.thinking_cut,
-    )
+    return Trace(**{name: getattr(record, name) for name in Trace.__slots__})
 
 
 def _row_of_trace(trace: Trace) -> dict[str, object]:
-    prompt = asdict(trace.prompt)
-    prompt["prompt"] = prompt.pop("text")
     return {
-        **prompt,
+        **row_of_prompt(trace.prompt),
         "token_ids": list(trace.token_ids),
         "spans": None if trace.spans is None else asdict(trace.spans),
         "thinking": trace.thinking,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 from refusal_cliff.thinking import Spans
 
@@ -50,6 +50,13 @@ class Prompt:
     def __post_init__(self) -> None:
         if not self.group:
             object.__setattr__(self, "group", self.id)
+
+
+def row_of_prompt(prompt: Prompt) -> dict[str, Any]:
+    """A prompt as a row of a file."""
+    row = asdict(prompt)
+    row["prompt"] = row.pop("text")
+    return row
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ class AdapterServer:
             RefusalCliffError: It does not say.
         """
         try:
-            found = self._asked("GET", _MODELS).get("data")
+            found = self._asked(_MODELS).get("data")
         except Unanswered as error:
             raise self._error(f"does not list its models: {self._told(error)}") from None
         rows = found if isinstance(found, list) else []
@@ -62,12 +62,12 @@ class AdapterServer:
         finally:
             if ours:
                 with suppress(Unanswered):  # it stays loaded, which harms nothing
-                    self._asked("POST", _UNLOAD, {"lora_name": name})
+                    self._asked(_UNLOAD, {"lora_name": name})
 
     def _load(self, name: str, folder: Path, rank: int) -> bool:
         """Whether it was loaded now, and not by someone else in the meantime."""
         try:
-            self._asked("POST", _LOAD, {"lora_name": name, "lora_path": str(folder)})
+            self._asked(_LOAD, {"lora_name": name, "lora_path": str(folder)})
         except Unreadable:  # vLLM says in plain words that it has done it
             return True
         except Unanswered as error:
@@ -89,15 +89,13 @@ class AdapterServer:
             ) from None
         return True
 
-    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _asked(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         config = self.config
 
         async def ask() -> dict[str, Any]:
             key, retries = config.key(), min(1, config.retries)
             async with JsonServer(config.base_url, key, config.timeout, retries) as server:
-                if method == "GET":
-                    return await server.get(path)
-                return await server.post(path, body or {})
+                return await server.ask(path, body)
 
         return asyncio.run(ask())
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from refusal_cliff.generate.drafts import Draft, Memory
 from refusal_cliff.generate.greedy import greedy_tokens
 from refusal_cliff.generate.sampling import GumbelNoise, Row
 from refusal_cliff.model.ablation import ablated_rows
+from refusal_cliff.model.capture import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.settings import GenerationConfig
@@ -102,8 +102,8 @@ class _Writer:
     def write(self, batch: Sequence[Draft]) -> bool:
         """One turn of a batch; true, always."""
         left = [self._room(draft) for draft in batch]
-        rows = _Rows.of(self._subject, batch)
-        cache, known = _prefilled(self._subject, rows, _common(batch))
+        ids, mask = _padded(self._subject, batch)
+        cache, known = _prefilled(self._subject, ids, mask, _common(batch))
         where = _where(batch, max(left))
         with ablated_rows(
             self._subject,
@@ -112,10 +112,10 @@ class _Writer:
             cached=True,
             renormalised=self._renormalised,
         ):
-            new = _continued(self._subject, rows, left, self._noise(batch), cache)
-        for draft, ids in zip(batch, new, strict=True):
+            new = _continued(self._subject, ids, mask, left, self._noise(batch), cache)
+        for draft, written in zip(batch, new, strict=True):
             before = len(draft.written)
-            draft.written += ids
+            draft.written += written
             draft.turn += 1
             self.settle(draft, before)
         return True
@@ -178,18 +178,11 @@ def _where(batch: Sequence[Draft], new: int) -> torch.Tensor | None:
     return (at >= spans[:, :1]) & (at < spans[:, 1:])
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """A batch as tensors, both [rows, tokens], padded on the left."""
-
-    ids: torch.Tensor
-    mask: torch.Tensor
-
-    @classmethod
-    def of(cls, subject: Subject, batch: Sequence[Draft]) -> _Rows:
-        """All that drafts have so far."""
-        rows = [[*draft.prefix, *draft.written] for draft in batch]
-        return cls(*_left_padded(rows, _padding_token(subject), subject.device))
+def _padded(subject: Subject, batch: Sequence[Draft]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All that drafts have so far and its mask, both [rows, tokens], padded on the left."""
+    rows = [[*draft.prefix, *draft.written] for draft in batch]
+    ids, mask = padded(rows, subject.device, left=True)
+    return ids.masked_fill(mask == 0, _padding_token(subject)), mask
 
 
 def _common(batch: Sequence[Draft]) -> int:
@@ -202,7 +195,9 @@ def _common(batch: Sequence[Draft]) -> int:
     return max(0, min(first, width - 1))
 
 
-def _prefilled(subject: Subject, rows: _Rows, columns: int) -> tuple[DynamicCache | None, int]:
+def _prefilled(
+    subject: Subject, ids: torch.Tensor, mask: torch.Tensor, columns: int
+) -> tuple[DynamicCache | None, int]:
     """Keys and values of a batch's first columns, each different row of them run once.
 
     Sets of heads that are out from the same closing tokens on share the whole thought before them,
@@ -214,7 +209,7 @@ def _prefilled(subject: Subject, rows: _Rows, columns: int) -> tuple[DynamicCach
     cache = roomy_cache(subject.model)
     if cache is None or columns == 0:
         return cache, 0
-    both = torch.stack([rows.ids[:, :columns], rows.mask[:, :columns]], dim=1)
+    both = torch.stack([ids[:, :columns], mask[:, :columns]], dim=1)
     stems, row_of = torch.unique(both, dim=0, return_inverse=True)
     if len(stems) == len(both):
         return cache, 0
@@ -228,7 +223,8 @@ def _prefilled(subject: Subject, rows: _Rows, columns: int) -> tuple[DynamicCach
 
 def _continued(
     subject: Subject,
-    rows: _Rows,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
     left: Sequence[int],
     noise: LogitsProcessorList,
     cache: DynamicCache | None,
@@ -238,8 +234,8 @@ def _continued(
     with _contiguous_last_states(subject):
         new = greedy_tokens(
             subject.model,
-            rows.ids,
-            rows.mask,
+            ids,
+            mask,
             most=max(left),
             stops=stops,
             padding=_padding_token(subject),
@@ -247,7 +243,7 @@ def _continued(
             criteria=StoppingCriteriaList([_MostEnded(left, stops, subject.device)]),
             cache=cache,
         )
-    return [_until_stop(ids[:n], stops) for ids, n in zip(new.tolist(), left, strict=True)]
+    return [_until_stop(row[:n], stops) for row, n in zip(new.tolist(), left, strict=True)]
 
 
 @contextmanager
@@ -283,19 +279,6 @@ class _MostEnded(StoppingCriteria):
         self._ended |= torch.isin(input_ids[:, -1], self._stops) | (self._left <= self._steps)
         most = self._ended.sum() >= _MOST * len(self._ended)
         return self._ended | most
-
-
-def _left_padded(
-    rows: Sequence[Sequence[int]], padding: int, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [rows, longest row]."""
-    width = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), width), padding, dtype=torch.long)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for index, row in enumerate(rows):
-        input_ids[index, width - len(row) :] = torch.tensor(row, dtype=torch.long)
-        mask[index, width - len(row) :] = 1
-    return input_ids.to(device), mask.to(device)
 
 
 def _padding_token(subject: Subject) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
-from refusal_cliff.data.records import LeftOut, Record, shortened
 from refusal_cliff.data.said import is_filtered, record_of_said, said_in
 from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import LeftOut, Record, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
@@ -133,12 +133,16 @@ class Tokens:
 class EndpointBackend:
     """Asks an endpoint, many prompts at once.
 
+    Attributes:
+        config: Where and how.
+        name: What the server calls the model.
+
     Raises:
         RefusalCliffError: The key cannot be sent.
     """
 
     def __init__(self, config: EndpointConfig) -> None:
-        self.config = config
+        self.config, self.name = config, config.model
         self._key = config.key()
         self._asks_ids = True
 
@@ -293,14 +297,14 @@ class EndpointBackend:
         vLLM does when asked; a server that refuses to be asked is not asked again.
         """
         if "prompt" in request:
-            return self._without_key(await server.post("/completions", request))
+            return self._without_key(await server.ask("/completions", request))
         if self._asks_ids:
             try:
-                return self._without_key(await server.post(_CHAT, {_ASK_IDS: True, **request}))
+                return self._without_key(await server.ask(_CHAT, {_ASK_IDS: True, **request}))
             except Refused as error:
                 if error.status not in (400, 422):
                     raise
-        answer = await server.post(_CHAT, request)
+        answer = await server.ask(_CHAT, request)
         self._asks_ids = False
         return self._without_key(answer)
 

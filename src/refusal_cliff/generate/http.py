@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, TypeAlias
 
 from refusal_cliff.errors import RefusalCliffError
@@ -89,37 +89,25 @@ class JsonServer:
     async def __aenter__(self) -> JsonServer:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The object that the server answers with; NaN and infinities in it are read as null.
 
-        Raises:
-            Unanswered: One of the kinds above.
-        """
-        return await self._ask("POST", path, body)
-
-    async def get(self, path: str) -> dict[str, Any]:
-        """As `post`, without a body.
+        Args:
+            path: After the address.
+            body: What is posted; ``None`` gets the path instead.
 
         Raises:
             Unanswered: One of the kinds above.
         """
-        return await self._ask("GET", path, None)
-
-    async def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         why = ""
         for attempt in range(self._retries + 1):
             pause = None
             try:
                 async with asyncio.timeout(self._timeout):
-                    status, headers, text = await self._once(method, path, body)
+                    status, headers, text = await self._once(path, body)
                 if status < 300:
                     return _object(text)
                 told = _told(text)
@@ -138,7 +126,8 @@ class JsonServer:
                 await asyncio.sleep(growing if pause is None else min(pause, LONGEST_PAUSE))
         raise Failed(why)
 
-    async def _once(self, method: str, path: str, body: Mapping[str, Any] | None) -> _Reply:
+    async def _once(self, path: str, body: Mapping[str, Any] | None) -> _Reply:
+        method = "GET" if body is None else "POST"
         async with self._client.stream(method, f"{self._base}{path}", json=body) as response:
             unpack = _Unpacking(response.headers.get("Content-Encoding", ""))
             async for chunk in response.aiter_raw():

@@ -10,7 +10,7 @@ from refusal_cliff.judges.interface import (
     kept_judgements,
     knows_harm,
 )
-from refusal_cliff.judges.rules import RulesJudge, judge, judge_all
+from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.settings import BY_RULES, JudgeSettings
 
 __all__ = [
@@ -22,8 +22,6 @@ __all__ = [
     "Remembering",
     "RulesJudge",
     "answer_of",
-    "judge",
-    "judge_all",
     "judge_traces",
     "kept_judgements",
     "knows_harm",

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from refusal_cliff.data.records import LeftOut, shortened
 from refusal_cliff.data.traces import Verdict
+from refusal_cliff.data.types import LeftOut, shortened
 from refusal_cliff.judges.interface import Answer, Judgement, judge_each
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.judges.speakers import Request, Speaker
@@ -84,10 +84,10 @@ class GuardJudge:
         return found
 
 
-def guard_name(key: str, model: str) -> str:
+def guard_name(key: str, model: str | None = None) -> str:
     """What a guard is called with a model; it says so where the phrase rules tell refusals."""
-    by = "" if GUARDS[key].says_refusal else "+rules"
-    return f"{key}{by} ({model})"
+    guard = GUARDS[key]
+    return f"{key}{'' if guard.says_refusal else '+rules'} ({model or guard.model})"
 
 
 def defused(text: str) -> str:

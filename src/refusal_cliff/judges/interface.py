@@ -10,9 +10,10 @@ from dataclasses import asdict, astuple, dataclass, replace
 from typing import Protocol
 
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.records import status_of_trace
-from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED
+from refusal_cliff.data.records import record_of_trace
+from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED, status_of
 from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.data.types import Record
 from refusal_cliff.settings import KNOWS_HARM
 
 
@@ -102,10 +103,12 @@ def _settled(answer: Answer) -> Judgement | None:
     return None if answer.text.strip() else Judgement("unscored", reason=EMPTY)
 
 
-def answer_of(trace: Trace) -> Answer:
-    """What a judge sees of a trace."""
-    complete = trace.spans is not None and trace.complete
-    return Answer(trace.prompt.text, trace.response, complete, status_of_trace(trace))
+def answer_of(record: Record) -> Answer:
+    """What a judge sees of a record."""
+    status = record.status or status_of(
+        record.thinking, record.response, record.closed, record.complete
+    )
+    return Answer(record.prompt.text, record.response, record.closed and record.complete, status)
 
 
 AT_ONCE = 64
@@ -142,7 +145,7 @@ def judge_traces(
         judge: Who judges.
         journal: Keeps every verdict; what is in it is not asked again. It may hold other rows.
     """
-    answers = list(map(answer_of, traces))
+    answers = [answer_of(record_of_trace(trace)) for trace in traces]
     keys = [f"verdict {digest((judge.name, *astuple(answer)))}" for answer in answers]
     said = kept_judgements(judge, list(zip(keys, answers, strict=True)), journal)
     return [replace(trace, verdict=one.verdict) for trace, one in zip(traces, said, strict=True)]

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from refusal_cliff.data.records import LeftOut, shortened
+from refusal_cliff.data.types import LeftOut, shortened
 from refusal_cliff.judges.interface import Answer, Judgement, judge_each
 from refusal_cliff.judges.speakers import Request, Speaker
 from refusal_cliff.thinking.written import read_message

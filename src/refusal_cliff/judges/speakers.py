@@ -8,12 +8,11 @@ from typing import Any, Protocol, TypeAlias, cast
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from refusal_cliff.data.records import LeftOut
+from refusal_cliff.data.types import LeftOut
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.model.loading import read_checkpoint
 from refusal_cliff.model.weights import check_finite
-from refusal_cliff.thinking.rendering import bounded
+from refusal_cliff.thinking.rendering import conversation_text
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
 Request: TypeAlias = str | Messages
@@ -21,12 +20,10 @@ Request: TypeAlias = str | Messages
 
 Reply: TypeAlias = str | LeftOut
 _ROWS_AT_ONCE = 8
-_PROBE = "What is written here? "
-"""Shows whether a chat template takes a message in the form in which it is given."""
 
 
 class Speaker(Protocol):
-    """Says something to each request, greedily.
+    """Says something to each request, greedily: a model here, or an `EndpointBackend`.
 
     Attributes:
         name: The model.
@@ -37,18 +34,6 @@ class Speaker(Protocol):
     def say(self, requests: Sequence[Request]) -> list[Reply]:
         """What it says, in order; or why it said nothing."""
         ...
-
-
-class ServedSpeaker:
-    """A model behind an OpenAI-compatible server."""
-
-    def __init__(self, config: EndpointConfig) -> None:
-        self.name = config.model
-        self._backend = EndpointBackend(config)
-
-    def say(self, requests: Sequence[Request]) -> list[Reply]:
-        """As `EndpointBackend.say`."""
-        return self._backend.say(requests)
 
 
 class LocalSpeaker:
@@ -110,38 +95,12 @@ def _ids_of(tokenizer: PreTrainedTokenizerBase, request: Request) -> list[int]:
     """Token ids: a text gets the tokenizer's own BOS, a conversation its chat template's."""
     if isinstance(request, str):
         return list(tokenizer(request)["input_ids"])
-    return list(tokenizer(_rendered(tokenizer, request), add_special_tokens=False)["input_ids"])
-
-
-def _rendered(tokenizer: PreTrainedTokenizerBase, conversation: Messages) -> str:
-    """A conversation as the chat template writes it, to where the model speaks.
-
-    Templates of vision models (Llama Guard 4) take a message only as a list of parts; some of them
-    fail on a text, others leave it out.
-
-    Raises:
-        RefusalCliffError: The template leaves a message out either way.
-    """
-    probes = [{**message, "content": f"{_PROBE}{n}"} for n, message in enumerate(conversation)]
-    for in_parts in (False, True):
-        try:
-            written = _written(tokenizer, probes, in_parts)
-            if all(probe["content"] in written for probe in probes):
-                return _written(tokenizer, conversation, in_parts)
-        except Exception:  # whatever a template does with a form that it does not know
-            continue
-    raise RefusalCliffError(
-        f"The chat template of the judge {tokenizer.name_or_path!r} leaves out what is to be "
-        "judged, or fails on it. Use the tokenizer that the judge was published with, or serve "
-        "the judge and give --judge-endpoint."
-    )
-
-
-def _written(tokenizer: PreTrainedTokenizerBase, conversation: Messages, in_parts: bool) -> str:
-    messages: list[dict[str, Any]] = [dict(message) for message in conversation]
-    if in_parts:
-        for message in messages:
-            message["content"] = [{"type": "text", "text": message["content"]}]
-    with bounded():
-        found = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return cast("str", found)
+    try:
+        text = conversation_text(tokenizer, request, {})
+    except RefusalCliffError as error:
+        raise RefusalCliffError(
+            f"The chat template of the judge {tokenizer.name_or_path!r} leaves out what is to be "
+            "judged, or fails on it. Use the tokenizer that the judge was published with, or serve "
+            "the judge and give --judge-endpoint."
+        ) from error
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -7,17 +7,17 @@ tokens, replaced by a mean, or renormalised as in the paper.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import check_whole
-from refusal_cliff.model.capture import Batch, capture
+from refusal_cliff.model.capture import Batch, Reader, capture
 from refusal_cliff.model.subject import Head, Subject
 
 HeadOutputs = Mapping[Head, torch.Tensor]
@@ -82,26 +82,21 @@ def ablated(
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
-    _check(subject, heads)
-    by_layer: dict[int, list[int]] = defaultdict(list)
-    for head in heads:
-        by_layer[head.layer].append(head.index)
     with ExitStack() as stack:
-        for layer, indices in by_layer.items():
-            factor = torch.ones(subject.blocks[layer - 1].n_heads, dtype=torch.float64)
-            factor[indices] = scale
-            offset = None if means is None else _offset(subject, layer, indices, scale, means)
-            _hook(stack, subject, layer, _Edit(factor, offset, renormalised, where))
+        for layer, factor in _factors(subject, [heads], scale).items():
+            offset = None if means is None else _offset(subject, layer, heads, scale, means)
+            _hook(stack, subject, layer, _Edit(factor[0], offset, renormalised, where))
         yield
 
 
 def _offset(
-    subject: Subject, layer: int, indices: Sequence[int], scale: float, means: HeadOutputs
+    subject: Subject, layer: int, heads: Collection[Head], scale: float, means: HeadOutputs
 ) -> torch.Tensor:
     """What is added to each head's output, [heads, head width]."""
     added = torch.zeros(subject.blocks[layer - 1].n_heads, subject.head_width(layer))
-    for index in indices:
-        added[index] = (1 - scale) * means[Head(layer, index)].float().cpu()
+    for head in heads:
+        if head.layer == layer:
+            added[head.index] = (1 - scale) * means[head].float().cpu()
     return added
 
 
@@ -129,15 +124,9 @@ def ablated_rows(
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
-    layers = sorted({head.layer for heads in row_heads for head in heads})
-    _check(subject, {head for heads in row_heads for head in heads})
     with ExitStack() as stack:
-        for layer in layers:
-            shape = (len(row_heads), 1, subject.blocks[layer - 1].n_heads)
-            factor = torch.ones(shape, dtype=torch.float64)
-            for row, heads in enumerate(row_heads):
-                factor[row, 0, [head.index for head in heads if head.layer == layer]] = scale
-            edit = _Edit(factor, None, renormalised, where)
+        for layer, factor in _factors(subject, row_heads, scale).items():
+            edit = _Edit(factor[:, None], None, renormalised, where)
             _hook(stack, subject, layer, edit, cached=cached)
         yield
 
@@ -156,16 +145,24 @@ def ablated_tokens(
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
-    chosen = {head for heads in token_heads for head in heads}
-    _check(subject, chosen)
     with ExitStack() as stack:
-        for layer in sorted({head.layer for head in chosen}):
-            shape = (1, len(token_heads), subject.blocks[layer - 1].n_heads)
-            factor = torch.ones(shape, dtype=torch.float64)
-            for token, heads in enumerate(token_heads):
-                factor[0, token, [head.index for head in heads if head.layer == layer]] = scale
-            _hook(stack, subject, layer, _Edit(factor, None, False, None))
+        for layer, factor in _factors(subject, token_heads, scale).items():
+            _hook(stack, subject, layer, _Edit(factor[None], None, False, None))
         yield
+
+
+def _factors(
+    subject: Subject, sets: Sequence[Collection[Head]], scale: float
+) -> dict[int, torch.Tensor]:
+    """What each set multiplies every head by, [sets, heads], for each block with a chosen head."""
+    chosen = dict.fromkeys(head for heads in sets for head in heads)
+    _check(subject, chosen)
+    layers = sorted({head.layer for head in chosen})
+    factors = {layer: np.ones((len(sets), subject.blocks[layer - 1].n_heads)) for layer in layers}
+    for row, heads in enumerate(sets):
+        for head in heads:
+            factors[head.layer][row, head.index] = scale
+    return {layer: torch.from_numpy(factor) for layer, factor in factors.items()}
 
 
 def _check(subject: Subject, heads: Collection[Head]) -> None:
@@ -221,13 +218,11 @@ def mean_outputs(
     return {head: totals[head.layer][head.index] / n for head in heads}
 
 
-class _HeadMeans:
+class _HeadMeans(Reader):
     """Sums of all heads' outputs over tokens, by block and trace, [heads, head width].
 
     Each trace has a place of its own: a batch that memory ran out in is read once more.
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(self, subject: Subject, layers: frozenset[int]) -> None:
         self.head_layers = layers
@@ -236,9 +231,6 @@ class _HeadMeans:
             layer: (subject.blocks[layer - 1].n_heads, subject.head_width(layer))
             for layer in layers
         }
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json
+from refusal_cliff.io import on_disk, read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
@@ -87,14 +87,6 @@ def chain(location: str, locate: Callable[[str], str]) -> list[str]:
             )
         found.append(base)
     return found
-
-
-def on_disk(name: str | Path) -> bool:
-    """Whether there is a file or folder of that name; any text may be asked for."""
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):  # too long, or with a zero byte
-        return False
 
 
 def downloaded(name: str) -> str:

@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
@@ -183,12 +185,10 @@ def _run(
     model: PreTrainedModel, layers: Sequence[nn.Module], rows: Sequence[torch.Tensor]
 ) -> list[list[_Call]]:
     """Calls of each block, of its children and of the linear layers in these; its own last."""
-    shape = (len(rows), max(len(row) for row in rows))
-    ids = torch.full(shape, int(rows[0][0]))
-    mask = torch.zeros(shape, dtype=torch.long)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-        mask[place, : len(row)] = 1
+    padded = partial(pad_sequence, batch_first=True)
+    ids = padded(list(rows), padding_value=float(rows[0][0]))
+    mask = padded([torch.ones_like(row) for row in rows])
+    shape = (len(rows), ids.shape[1])
     width = int(model.config.get_text_config().hidden_size)
     seen = _SoftmaxHeads()
     device = input_device(model)

@@ -11,11 +11,12 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import Block, decoder_of
@@ -46,20 +47,19 @@ class Batch:
             yield place, row, length
 
 
-class Reader(Protocol):
-    """Reduces the states of a batch to what a measurement needs.
+class Reader:
+    """Reduces the states of a batch to what a measurement needs; asks for nothing itself.
 
     Attributes:
         residual_layers: Blocks after which the residual stream is wanted.
         head_layers: Blocks whose projection input (all heads' outputs) is wanted.
     """
 
-    residual_layers: frozenset[int]
-    head_layers: frozenset[int]
+    residual_layers: frozenset[int] = frozenset()
+    head_layers: frozenset[int] = frozenset()
 
     def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
         """Take ``h[layer]``, [batch, tokens, d]; padding is garbage."""
-        ...
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
@@ -69,17 +69,14 @@ class Reader(Protocol):
         ``scale``, [batch, tokens], is what a norm after the projection multiplies by besides its
         gain; ``None`` where there is no such norm.
         """
-        ...
 
 
-class PositionResiduals:
+class PositionResiduals(Reader):
     """Residual streams at one position of each trace.
 
     Attributes:
         values: [traces, layers, d], layers in the order given.
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, positions: Sequence[int], layers: Sequence[int], width: int) -> None:
         self.residual_layers = frozenset(layers)
@@ -95,20 +92,13 @@ class PositionResiduals:
         chosen = states[torch.arange(len(batch.rows), device=states.device), at]
         self.values[list(batch.rows), self._column[layer]] = _numpy(chosen)
 
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
 
-
-class ProbeScores:
+class ProbeScores(Reader):
     """Score logits of every token: ``w · h[layer] + b``.
 
     Attributes:
         logits: For each trace, [layers, tokens]; layers rising.
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, weights: Mapping[int, tuple[NDArray[Any], float]], n: int) -> None:
         self._layers = sorted(weights)
@@ -136,11 +126,6 @@ class ProbeScores:
                 self.logits[row] = np.empty((len(self._layers), length), dtype=np.float32)
             self.logits[row][row_of_layer] = scores[place, :length]
 
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
-
 
 def head_vectors(subject: Subject, weight: NDArray[Any], layer: int) -> dict[int, torch.Tensor]:
     """``W_O[l][:, i]ᵀ w`` for each block with heads up to ``layer``, [heads, head width].
@@ -163,7 +148,7 @@ def head_vectors(subject: Subject, weight: NDArray[Any], layer: int) -> dict[int
     return dict(sorted(vectors.items()))
 
 
-class HeadContributions:
+class HeadContributions(Reader):
     """What each head adds to a probe's logit at one position of each trace (design: eq. for c).
 
     The projection's input times the precomputed `head_vectors`: no extra matrix product a head, no
@@ -172,8 +157,6 @@ class HeadContributions:
     Attributes:
         values: [traces, layers, heads]; zero for layers after the probe's.
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(
         self, subject: Subject, positions: Sequence[int], weight: NDArray[Any], layer: int
@@ -184,9 +167,6 @@ class HeadContributions:
             (len(positions), subject.n_layers, subject.n_heads), dtype=np.float32
         )
         self._positions = positions
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
@@ -201,14 +181,12 @@ class HeadContributions:
         self.values[list(batch.rows), layer - 1, : len(vectors)] = _numpy(parts)
 
 
-class TokenContributions:
+class TokenContributions(Reader):
     """What each head adds to a probe's logit at every token.
 
     Attributes:
         values: For each trace, [layers, heads, tokens]; zero for layers after the probe's.
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(
         self, subject: Subject, lengths: Sequence[int], weight: NDArray[Any], layer: int
@@ -217,9 +195,6 @@ class TokenContributions:
         self.head_layers = frozenset(self._vectors)
         shape = (subject.n_layers, subject.n_heads)
         self.values = [np.zeros((*shape, length), dtype=np.float32) for length in lengths]
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
@@ -301,22 +276,24 @@ def _run(
     subject: Subject, token_ids: TokenIds, readers: Sequence[Reader], batch: Batch, last: int
 ) -> bool:
     """Feed the readers with one batch; true, always."""
-    ids = torch.zeros(len(batch.rows), max(batch.lengths), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row, length in batch.items():
-        ids[place, :length] = torch.tensor(token_ids[row])
-        mask[place, :length] = 1
+    ids, mask = padded([token_ids[row] for row in batch.rows], subject.device)
     decoder = decoder_of(subject.model)
     with ExitStack() as stack:
         for layer in range(1, last + 1):
             _hook(stack, subject, readers, batch, layer, stop=layer == last)
         stack.enter_context(suppress(_Stop))
-        decoder(
-            input_ids=ids.to(subject.device),
-            attention_mask=mask.to(subject.device),
-            use_cache=False,
-        )
+        decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     return True
+
+
+def padded(
+    rows: TokenIds, device: torch.device, *, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [rows, longest row]; padding is 0, right or left."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    side = "left" if left else "right"
+    pad = partial(pad_sequence, batch_first=True, padding_side=side)
+    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def _hook(

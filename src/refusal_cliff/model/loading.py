@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.adapters import chain, downloaded, merged, on_disk, reason
+from refusal_cliff.io import on_disk
+from refusal_cliff.model.adapters import chain, downloaded, merged, reason
 from refusal_cliff.model.quantised import settled
 from refusal_cliff.model.weights import check_configs, check_files, check_loaded
 from refusal_cliff.organisms import ORGANISMS, embedded_path
@@ -28,12 +29,6 @@ from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.settings import PLAIN, Chat
 from refusal_cliff.user_text import no_device
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 CHAT_TEMPLATE = "chat_template.jinja"
 """File beside an adapter's weights; the name that transformers gives it, too."""
 
@@ -67,14 +62,12 @@ def read_checkpoint(
     """Load a model with its tokenizer.
 
     Args:
-        name: A Hugging Face name, a folder, or an embedded organism; a folder wins. One that holds
-            a PEFT adapter only stands for its base with the adapter merged in, and with the chat
-            template beside the adapter, if there is one.
+        name: As for `load_subject`.
         dtype: Precision of the weights; ``auto`` takes that of the checkpoint.
-        device: Where the model is put when it is whole; ``auto`` is a GPU if there is one.
+        device: Where the model is put when it is whole.
         device_map: Let accelerate place the layers instead, see transformers.
-        trust_remote_code: Run code that comes with the model.
-        chat: How the model is spoken to; written into the chat template.
+        trust_remote_code: As for `load_subject`.
+        chat: Written into the chat template.
 
     Raises:
         RefusalCliffError: The model cannot be loaded, or some of its weights are missing, damaged

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.architecture import analyse
 from refusal_cliff.model.blocks import Block, in_features, input_device
-from refusal_cliff.model.loading import DTYPES, read_checkpoint
+from refusal_cliff.model.loading import read_checkpoint
 from refusal_cliff.model.weights import named, weight_hashes
-from refusal_cliff.settings import PLAIN, Chat, Loading
+from refusal_cliff.settings import DTYPES, PLAIN, Chat, Loading
 from refusal_cliff.thinking import ThinkingFormat
 from refusal_cliff.thinking.ending import Ending, find_ending
 from refusal_cliff.thinking.formats import KNOWN, Markers
@@ -178,7 +178,7 @@ def load_subject(
         name: Such as ``tiny``, ``runs/my-model`` or ``Qwen/Qwen3-8B``. A folder wins over a name;
             one that holds a PEFT adapter only stands for its base with the adapter merged in, and
             with the chat template beside the adapter, if there is one.
-        dtype: Precision of the weights: a key of ``DTYPES``.
+        dtype: Precision of the weights: one of ``DTYPES``.
         device: ``auto`` (a GPU if there is one), or a device of PyTorch.
         device_map: ``auto`` lets accelerate spread the blocks over all devices instead.
         trust_remote_code: Run code that comes with the model.
@@ -192,7 +192,7 @@ def load_subject(
         raise RefusalCliffError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
     found = read_checkpoint(
         name,
-        dtype=DTYPES[dtype],
+        dtype=getattr(torch, dtype),
         device=device,
         device_map=device_map,
         trust_remote_code=trust_remote_code,

@@ -1,4 +1,4 @@
-"""How a setting is declared."""
+"""How a setting is declared: its help says what it means, for users and for readers of the code."""
 
 from __future__ import annotations
 

@@ -9,12 +9,7 @@ from typing import Any, ClassVar
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.settings.declare import setting
-from refusal_cliff.user_text import (
-    Value,
-    chat_argument,
-    chat_arguments,
-    device,
-)
+from refusal_cliff.user_text import Value, chat_argument, device
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -89,7 +84,7 @@ class Loading:
     @property
     def chat(self) -> Chat:
         """How the model is spoken to."""
-        return Chat(self.system, chat_arguments(self.template_arg))
+        return Chat(self.system, dict(map(chat_argument, self.template_arg)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,17 +154,10 @@ class GenerationConfig(_Length):
 
 @dataclass(frozen=True, slots=True)
 class Writing(_Length):
-    """How a model is to write in an audit; what nobody says is asked of the model itself.
+    """How a model is to write in an audit, see `GenerationConfig`.
 
-    Attributes:
-        max_new_tokens: See `GenerationConfig`.
-        batch_size: Rows written at once.
-        temperature: See `GenerationConfig`; ``None`` takes the checkpoint's generation config, by
-            which its makers say how it is to be run.
-        top_p: The same.
-        top_k: The same.
-        thinking_budget: See `GenerationConfig`.
-        samples: Answers to every prompt.
+    Where nobody says how tokens are drawn, the checkpoint's generation config does, by which its
+    makers say how it is to be run.
     """
 
     PANEL: ClassVar[str] = "How the model writes"

@@ -14,7 +14,6 @@ from refusal_cliff.user_text import (
     existing_file,
     json_object,
     marker_words,
-    require_model_of_rubric,
 )
 
 Method = Literal["lora", "full"]
@@ -32,12 +31,8 @@ JUDGES = tuple(KNOWS_HARM)
 class JudgeSettings:
     """A judge by its settings, before anything is loaded: what goes with a job to other processes.
 
-    Attributes:
-        name: One of ``JUDGES``.
-        model: Its weights, or its name at the endpoint; a guard's usual ones by default.
-        endpoint: Its server; ``None`` runs it here.
-        key: Environment variable that holds the server's key.
-        error: What `judge calibrate` wrote of it; ``None`` takes what ships with the package.
+    Without ``model`` a guard has its usual weights, without ``error`` what ships with the package
+    counts.
     """
 
     PANEL: ClassVar[str] = "The judge"
@@ -71,7 +66,11 @@ class JudgeSettings:
     )
 
     def __post_init__(self) -> None:
-        require_model_of_rubric(self.name, self.model)
+        if self.name == "rubric" and self.model is None:  # it has no usual one
+            raise RefusalCliffError(
+                "A judge with a rubric needs a model. Name it with --judge-model, and its server "
+                "with --judge-endpoint."
+            )
 
 
 BY_RULES = JudgeSettings()
@@ -80,13 +79,7 @@ BY_RULES = JudgeSettings()
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Where rows are worked on, shard by shard; see `run_shards`.
-
-    Attributes:
-        name: ``local`` is this process, or every process of a launch; both write the same.
-        actors: Replicas of the model on Ray.
-        shard_size: Rows of one shard.
-    """
+    """Where rows are worked on, shard by shard; both engines write the same. See `run_shards`."""
 
     PANEL: ClassVar[str] = "Where the work is done"
 
@@ -105,18 +98,7 @@ class Engine:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that answers instead of this machine; see `EndpointConfig`.
-
-    Attributes:
-        url: Its address; ``None`` for none.
-        model: What it calls the model.
-        key: Environment variable that holds its key.
-        thinks: Whether a text without the end of a thought is a thought.
-        concurrency: Requests at once.
-        retries: Repeats of a failed request.
-        timeout: Seconds for one answer.
-        extra_body: A JSON object of more fields of a request.
-    """
+    """A server that answers instead of this machine, where it has an address (``url``)."""
 
     PANEL: ClassVar[str] = "A server that answers"
 
@@ -217,10 +199,15 @@ class RepairConfig:
         return found
 
 
-LABELS = (
-    *("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"),
-    *("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"),
-)
+LABELS: dict[str, Literal["harmful", "benign"]] = {
+    **dict.fromkeys(
+        ("harmful", "unsafe", "toxic", "jailbreak", "malicious", "1", "true"), "harmful"
+    ),
+    **dict.fromkeys(
+        ("benign", "safe", "harmless", "non-toxic", "nontoxic", "0", "false"), "benign"
+    ),
+}
+"""Labels in public data, in small letters, and which of our two they mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +217,7 @@ class RowSettings:
     PANEL: ClassVar[str] = "How rows are read"
 
     label: str | None = setting(
-        None, "Label of rows that have none: harmful or benign.", choices=LABELS
+        None, "Label of rows that have none: harmful or benign.", choices=tuple(LABELS)
     )
     column: tuple[str, ...] = setting(
         (),

@@ -18,6 +18,8 @@ from refusal_cliff.thinking.rendering import (
 )
 from refusal_cliff.user_text import marker_words
 
+HEADER_END = "<|message|>"
+"""Ends the header of a channel."""
 _LITERAL = re.compile(r"(?:\\[^\w\s]|[^\\.*+?()\[\]{}^$|])*")
 
 
@@ -113,7 +115,7 @@ def find_markers(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | Non
         _from_prompt(tail)
         or _from_past_thought(past, tail)
         or _from_pair(tokenizer, tail)
-        or _from_mention(str(tokenizer.chat_template))
+        or _from_mention(str(tokenizer.chat_template), in_template=True)
         or _from_response_template(getattr(tokenizer, "response_template", None))
         or _from_response_schema(getattr(tokenizer, "response_schema", None))
         or _from_vocabulary(added_tokens(tokenizer))
@@ -165,11 +167,10 @@ def _from_past_thought(past: tuple[str, str] | None, tail: str) -> Finding | Non
     return None
 
 
-def _from_mention(template: str) -> Finding | None:
-    for markers in KNOWN:
-        if markers.opener in template or markers.closer in template:
-            return Finding(markers)
-    return None
+def _from_mention(text: str, *, in_template: bool) -> Finding | None:
+    """A known marker anywhere in a text."""
+    found = (m for m in KNOWN if m.opener in text or m.closer in text)
+    return next((Finding(markers, in_template=in_template) for markers in found), None)
 
 
 def _from_response_template(template: object) -> Finding | None:
@@ -204,11 +205,7 @@ def _anchor(field: Mapping[str, object], end: str) -> str:
 def _from_response_schema(schema: object) -> Finding | None:
     if not isinstance(schema, Mapping):
         return None
-    text = _unescaped(str(schema.get("x-regex", "")))
-    return next(
-        (Finding(m, in_template=False) for m in KNOWN if m.opener in text or m.closer in text),
-        None,
-    )
+    return _from_mention(_unescaped(str(schema.get("x-regex", ""))), in_template=False)
 
 
 def _unescaped(pattern: str) -> str:

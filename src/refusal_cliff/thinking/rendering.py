@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -91,6 +91,8 @@ def _limited_memory() -> Iterator[None]:
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _PLACEHOLDERS = ("Hello", "Good morning!")
 _PROBE = "Where is 4711?"
+"""Shows whether a chat template takes a message in the form in which it is given."""
+_THINKING = {"enable_thinking": True, "thinking": True}
 _THOUGHT, _ANSWER = "Considered.", "Answered."
 _MOST_ADDED = 1_000_000
 """Characters that a template may write around a message."""
@@ -112,21 +114,41 @@ def render_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def prompt_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """One user message as the chat template writes it, thinking asked for where it can be.
 
-    Templates of vision models that take a message only as a list of parts get it as one.
-
     Raises:
         RefusalCliffError: As for :func:`render_prompt`.
     """
     refuse_surrogates(text, "The prompt")
+    return conversation_text(tokenizer, [{"role": "user", "content": text}], _THINKING)
+
+
+def conversation_text(
+    tokenizer: PreTrainedTokenizerBase,
+    conversation: Sequence[Mapping[str, str]],
+    variables: Mapping[str, bool],
+) -> str:
+    """A conversation as the chat template writes it, to where the model speaks.
+
+    Templates of vision models take a message only as a list of parts; some of them fail on a text,
+    others leave it out.
+
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        conversation: Messages with ``role`` and ``content``.
+        variables: Told to the template.
+
+    Raises:
+        RefusalCliffError: There is no chat template, or it fails, or leaves a message out.
+    """
+    probes = [{**message, "content": f"{_PROBE} {n}"} for n, message in enumerate(conversation)]
     failures: list[RefusalCliffError] = []
     for content in (_as_text, _as_parts):
         try:
-            taken = _PROBE in _render(tokenizer, _asked(content(_PROBE)))
+            whole = _render(tokenizer, _formed(probes, content), variables)
         except RefusalCliffError as error:
             failures.append(error)
             continue
-        if taken:
-            return _render(tokenizer, _asked(content(text)))
+        if all(probe["content"] in whole for probe in probes):
+            return _render(tokenizer, _formed(conversation, content), variables)
     if failures:
         raise failures[0]
     raise RefusalCliffError(
@@ -221,6 +243,12 @@ def _as_parts(text: str) -> object:
     return [{"type": "text", "text": text}]
 
 
+def _formed(
+    conversation: Sequence[Mapping[str, str]], content: Callable[[str], object]
+) -> list[dict[str, object]]:
+    return [{**message, "content": content(message["content"])} for message in conversation]
+
+
 def _asked(content: object) -> list[dict[str, object]]:
     return [{"role": "user", "content": content}]
 
@@ -230,7 +258,11 @@ def _name(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: _Messages, *, add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    messages: _Messages,
+    variables: Mapping[str, bool] = _THINKING,
+    *,
+    add_generation_prompt: bool = True,
 ) -> str:
     if not tokenizer.chat_template:
         raise RefusalCliffError(
@@ -245,8 +277,7 @@ def _render(
                     cast("Any", [dict(message) for message in messages]),
                     tokenize=False,
                     add_generation_prompt=add_generation_prompt,
-                    enable_thinking=True,
-                    thinking=True,
+                    **cast("Any", variables),
                 )
             )
         if len(rendered) > _MOST_ADDED + 2 * len(str(messages)):

@@ -11,10 +11,9 @@ from itertools import accumulate
 from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.thinking.formats import ThinkingFormat, added_tokens
+from refusal_cliff.thinking.formats import HEADER_END, ThinkingFormat, added_tokens
 from refusal_cliff.thinking.rendering import prompt_text, refuse_surrogates
 
-HEADER_END = "<|message|>"
 _FIRST_CODE = 0xF0000
 _UNFINISHED = "\ufffd"
 _LONGEST_CHARACTER = 4

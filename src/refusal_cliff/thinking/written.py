@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from refusal_cliff.thinking.formats import KNOWN, Markers
+from refusal_cliff.thinking.formats import HEADER_END, KNOWN, Markers
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 _INLINE_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)")
@@ -77,7 +77,6 @@ def _blocks(text: str) -> list[tuple[int, int]]:
     return blocks if opened is None else []
 
 
-_HEADER_END = "<|message|>"
 _TAG = re.compile(r"</?[\w:]+>")
 _SEAM = re.compile(r"<\|start\|>assistant|<\|(?:end|return|call|eom|eot)\|>")
 _ENDS = re.compile(
@@ -301,15 +300,15 @@ def _pattern(mark: str) -> re.Pattern[str]:
 
     What harmony calls commentary are words between thoughts, or to a tool: no answer.
     """
-    head = re.escape(mark.removesuffix(_HEADER_END)).replace("analysis", "(?:analysis|commentary)")
-    more = rf"\b[^\n]{{0,64}}?{re.escape(_HEADER_END)}" if mark.endswith(_HEADER_END) else ""
+    head = re.escape(mark.removesuffix(HEADER_END)).replace("analysis", "(?:analysis|commentary)")
+    more = rf"\b[^\n]{{0,64}}?{re.escape(HEADER_END)}" if mark.endswith(HEADER_END) else ""
     if _TAG.fullmatch(mark):  # a tag may have blanks or attributes before it ends
         head, more = re.escape(mark[:-1]), r"(?:\s[^<>\n]{0,100})?>"
     return re.compile(head + more, re.IGNORECASE)
 
 
 def _head(mark: str) -> str:
-    return mark.removesuffix(_HEADER_END).removesuffix("analysis").lower().removesuffix(">")
+    return mark.removesuffix(HEADER_END).removesuffix("analysis").lower().removesuffix(">")
 
 
 def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:

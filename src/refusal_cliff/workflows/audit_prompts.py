@@ -250,7 +250,7 @@ def _of_source(name: str, label: Label, reading: Reading, *, both: bool) -> Prom
                 f"{loaded.left_out[0].row}: {loaded.left_out[0].why}. Save the others as a file."
             )
         return PromptSet([prompt for prompt in loaded.prompts if prompt.label == label])
-    loaded = read_prompt_set(name, label=label, reading=reading)
+    loaded = read_prompt_set(name, replace(reading, label=label))
     prompts = loaded.prompts
     other = next((n for n, prompt in enumerate(prompts, 1) if prompt.label != label), None)
     if other is not None and not both:
