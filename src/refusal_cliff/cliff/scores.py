@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import ProbeScores, Progress, capture
+from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans
 
@@ -57,11 +57,30 @@ def score_traces(
         probes: One probe per layer.
         progress: Called with (traces done, traces).
     """
-    weights = {probe.layer: (probe.weight, probe.bias) for probe in probes.probes}
+    return scores_of(traces, read_logits(subject, traces, probes.probes, progress=progress))
+
+
+def read_logits(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probes: Sequence[Probe],
+    *beside: Reader,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Score logits of every token of each trace, [probes, tokens], in one pass over the model.
+
+    Args:
+        subject: The model.
+        traces: Closed or not.
+        probes: By rising layer, of one read point.
+        beside: Readers of other things in the same pass.
+        progress: Called with (traces done, traces).
+    """
+    weights = {probe.layer: (probe.weight, probe.bias) for probe in probes}
     reader = ProbeScores(weights, len(traces))
-    tap = at_read_point(reader, subject, probes.read_point)
-    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
-    return scores_of(traces, [logits.astype(np.float32) for logits in reader.logits])
+    tap = at_read_point(reader, subject, probes[0].read_point)
+    capture(subject, [trace.token_ids for trace in traces], [tap, *beside], progress=progress)
+    return reader.logits
 
 
 def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[TraceScores]:
