@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.heads.effects import Floats
-from refusal_cliff.model.capture import Batch, HeadContributions, capture, head_vectors
+from refusal_cliff.model.capture import Batch, HeadContributions, Reader, capture, head_vectors
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import balanced, fit_logistic, standardised
 from refusal_cliff.probe.fit import Probe
@@ -94,14 +94,12 @@ def output_norms(subject: Subject, traces: Sequence[Trace]) -> Floats:
     return reader.values
 
 
-class _OutputNorms:
+class _OutputNorms(Reader):
     """``‖W_O[l][:, i] z[l, i]‖`` at one position of each trace, as the block adds it.
 
     Attributes:
         values: [traces, layers, heads].
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(self, subject: Subject, positions: Sequence[int]) -> None:
         blocks = [block for block in subject.blocks if block.n_heads and block.attention]
@@ -110,9 +108,6 @@ class _OutputNorms:
         shape = (len(positions), subject.n_layers, subject.n_heads)
         self.values: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._positions = positions
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch

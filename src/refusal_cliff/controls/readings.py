@@ -20,7 +20,7 @@ from refusal_cliff.cliff.verdict import (
 )
 from refusal_cliff.controls.table import Cell, group_share_cell, mean_cell
 from refusal_cliff.data.traces import Trace, closed_spans
-from refusal_cliff.model.capture import Batch, Progress, capture
+from refusal_cliff.model.capture import Batch, Progress, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Direction, cross_validate, fit_logistic, standardised
@@ -76,14 +76,12 @@ class Line:
         return states @ self.weight + self.bias
 
 
-class Reduced(Generic[T]):
+class Reduced(Reader, Generic[T]):
     """What a function makes of each trace's states after one block; the states are dropped.
 
     Attributes:
         values: For each trace, what the function gave.
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, layer: int, reduce: Callable[[int, Floats], T]) -> None:
         """``reduce`` is given the number of a trace and its states, [tokens, d]."""
@@ -96,11 +94,6 @@ class Reduced(Generic[T]):
         found = states.float().cpu().numpy()
         for place, row, length in batch.items():
             self.values[row] = self._reduce(row, found[place, :length])
-
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
 
 
 def reduced(

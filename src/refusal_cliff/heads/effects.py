@@ -28,6 +28,7 @@ from refusal_cliff.model.capture import (
     Batch,
     HeadContributions,
     Progress,
+    Reader,
     capture,
     head_vectors,
 )
@@ -72,14 +73,12 @@ def direct_contributions(
     return Direct(closing.values, plateau.values)
 
 
-class _SpanContributions:
+class _SpanContributions(Reader):
     """What each head adds to a probe's logit, mean over a span of tokens of each trace.
 
     Attributes:
         values: [traces, layers, heads]; zero after the probe's layer.
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(self, subject: Subject, spans: Sequence[tuple[int, int]], probe: Probe) -> None:
         self._vectors = head_vectors(subject, probe.weight, probe.layer)
@@ -87,9 +86,6 @@ class _SpanContributions:
         shape = (len(spans), subject.n_layers, subject.n_heads)
         self.values: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
         self._spans = spans
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch

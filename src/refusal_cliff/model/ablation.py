@@ -17,7 +17,7 @@ import torch
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import check_whole
-from refusal_cliff.model.capture import Batch, capture
+from refusal_cliff.model.capture import Batch, Reader, capture
 from refusal_cliff.model.subject import Head, Subject
 
 HeadOutputs = Mapping[Head, torch.Tensor]
@@ -221,13 +221,11 @@ def mean_outputs(
     return {head: totals[head.layer][head.index] / n for head in heads}
 
 
-class _HeadMeans:
+class _HeadMeans(Reader):
     """Sums of all heads' outputs over tokens, by block and trace, [heads, head width].
 
     Each trace has a place of its own: a batch that memory ran out in is read once more.
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(self, subject: Subject, layers: frozenset[int]) -> None:
         self.head_layers = layers
@@ -236,9 +234,6 @@ class _HeadMeans:
             layer: (subject.blocks[layer - 1].n_heads, subject.head_width(layer))
             for layer in layers
         }
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch

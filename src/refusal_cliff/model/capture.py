@@ -11,7 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,20 +46,19 @@ class Batch:
             yield place, row, length
 
 
-class Reader(Protocol):
-    """Reduces the states of a batch to what a measurement needs.
+class Reader:
+    """Reduces the states of a batch to what a measurement needs; asks for nothing itself.
 
     Attributes:
         residual_layers: Blocks after which the residual stream is wanted.
         head_layers: Blocks whose projection input (all heads' outputs) is wanted.
     """
 
-    residual_layers: frozenset[int]
-    head_layers: frozenset[int]
+    residual_layers: frozenset[int] = frozenset()
+    head_layers: frozenset[int] = frozenset()
 
     def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
         """Take ``h[layer]``, [batch, tokens, d]; padding is garbage."""
-        ...
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
@@ -69,17 +68,14 @@ class Reader(Protocol):
         ``scale``, [batch, tokens], is what a norm after the projection multiplies by besides its
         gain; ``None`` where there is no such norm.
         """
-        ...
 
 
-class PositionResiduals:
+class PositionResiduals(Reader):
     """Residual streams at one position of each trace.
 
     Attributes:
         values: [traces, layers, d], layers in the order given.
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, positions: Sequence[int], layers: Sequence[int], width: int) -> None:
         self.residual_layers = frozenset(layers)
@@ -95,20 +91,13 @@ class PositionResiduals:
         chosen = states[torch.arange(len(batch.rows), device=states.device), at]
         self.values[list(batch.rows), self._column[layer]] = _numpy(chosen)
 
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
 
-
-class ProbeScores:
+class ProbeScores(Reader):
     """Score logits of every token: ``w · h[layer] + b``.
 
     Attributes:
         logits: For each trace, [layers, tokens]; layers rising.
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, weights: Mapping[int, tuple[NDArray[Any], float]], n: int) -> None:
         self._layers = sorted(weights)
@@ -136,11 +125,6 @@ class ProbeScores:
                 self.logits[row] = np.empty((len(self._layers), length), dtype=np.float32)
             self.logits[row][row_of_layer] = scores[place, :length]
 
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
-
 
 def head_vectors(subject: Subject, weight: NDArray[Any], layer: int) -> dict[int, torch.Tensor]:
     """``W_O[l][:, i]ᵀ w`` for each block with heads up to ``layer``, [heads, head width].
@@ -163,7 +147,7 @@ def head_vectors(subject: Subject, weight: NDArray[Any], layer: int) -> dict[int
     return dict(sorted(vectors.items()))
 
 
-class HeadContributions:
+class HeadContributions(Reader):
     """What each head adds to a probe's logit at one position of each trace (design: eq. for c).
 
     The projection's input times the precomputed `head_vectors`: no extra matrix product a head, no
@@ -172,8 +156,6 @@ class HeadContributions:
     Attributes:
         values: [traces, layers, heads]; zero for layers after the probe's.
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(
         self, subject: Subject, positions: Sequence[int], weight: NDArray[Any], layer: int
@@ -184,9 +166,6 @@ class HeadContributions:
             (len(positions), subject.n_layers, subject.n_heads), dtype=np.float32
         )
         self._positions = positions
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
@@ -201,14 +180,12 @@ class HeadContributions:
         self.values[list(batch.rows), layer - 1, : len(vectors)] = _numpy(parts)
 
 
-class TokenContributions:
+class TokenContributions(Reader):
     """What each head adds to a probe's logit at every token.
 
     Attributes:
         values: For each trace, [layers, heads, tokens]; zero for layers after the probe's.
     """
-
-    residual_layers: frozenset[int] = frozenset()
 
     def __init__(
         self, subject: Subject, lengths: Sequence[int], weight: NDArray[Any], layer: int
@@ -217,9 +194,6 @@ class TokenContributions:
         self.head_layers = frozenset(self._vectors)
         shape = (subject.n_layers, subject.n_heads)
         self.values = [np.zeros((*shape, length), dtype=np.float32) for length in lengths]
-
-    def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
-        """Not asked for."""
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch

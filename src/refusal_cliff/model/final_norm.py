@@ -18,15 +18,13 @@ from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 
 
-class AfterFinalNorm:
+class AfterFinalNorm(Reader):
     """Hands a reader of the last block ``norm(h)`` instead of ``h``.
 
     Attributes:
         residual_layers: Those of the reader: the last block alone.
         head_layers: None; heads add to the residual stream, not to its norm.
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, reader: Reader, subject: Subject) -> None:
         if reader.residual_layers != {subject.n_layers} or reader.head_layers:
@@ -38,11 +36,6 @@ class AfterFinalNorm:
     def read_residual(self, layer: int, states: torch.Tensor, batch: Batch) -> None:
         """Normalise, and hand on."""
         self._reader.read_residual(layer, self._norm(states), batch)
-
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
 
 
 def at_read_point(reader: Reader, subject: Subject, read_point: str) -> Reader:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
 from refusal_cliff.cliff.scores import read_logits, scores_of
 from refusal_cliff.data.traces import Trace
-from refusal_cliff.model.capture import Batch
+from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.strategies import Candidate, has_refusal_words
@@ -22,14 +22,12 @@ STATE_WIDTH = 64
 """Numbers kept of a state: distances survive a random projection (Johnson and Lindenstrauss)."""
 
 
-class ThoughtStates:
+class ThoughtStates(Reader):
     """Mean of ``h[layer]`` over the thinking of each trace, projected to ``STATE_WIDTH`` numbers.
 
     Attributes:
         values: [traces, STATE_WIDTH].
     """
-
-    head_layers: frozenset[int] = frozenset()
 
     def __init__(self, spans: Sequence[Spans], layer: int, width: int) -> None:
         self.residual_layers = frozenset({layer})
@@ -48,11 +46,6 @@ class ThoughtStates:
         weights = weights.to(states)
         means = torch.bmm(weights[:, None], states)[:, 0].float() @ self._onto.to(states.device)
         self.values[list(batch.rows)] = means.cpu().numpy()
-
-    def read_heads(
-        self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
-    ) -> None:
-        """Not asked for."""
 
 
 def measure(
