@@ -61,23 +61,8 @@ class Observer(Protocol):
         ...
 
 
-class Silent:
+class Silent(Observer):
     """An observer that ignores everything."""
-
-    def planned(self, names: Sequence[str]) -> None:
-        """Ignore."""
-
-    def stage_started(self, name: str) -> None:
-        """Ignore."""
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Ignore."""
-
-    def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
-        """Ignore."""
-
-    def stage_skipped(self, name: str, headline: Headline) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True, slots=True)
