@@ -40,7 +40,7 @@ MIN_REFUSED = 5
 
 def measure(study: Study, job: Job) -> ControlTable:
     """`by_source` of the test traces."""
-    cliffs = read_cliffs(job.input(study.path("cliff.parquet")))
+    cliffs = read_cliffs(study.input(job, "cliff.parquet"))
     return by_source(study.traces(job, "test"), cliffs, study.seed)
 
 
