@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from refusal_cliff.answers.evaluate import perplexity, rates
+from refusal_cliff.answers.evaluate import answered_texts, perplexity, rates
 from refusal_cliff.cliff.curves import cliffs_of, read_cliffs, write_cliffs
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import (
-    Trace,
     closed,
     complies,
     read_prompts,
     read_traces,
+    verdict_groups,
     write_traces,
 )
 from refusal_cliff.io import read_as, write_as, write_json
@@ -37,28 +36,20 @@ POOL, BENIGN = "prompts/pool.jsonl", "prompts/benign.jsonl"
 _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
 
-@dataclass(frozen=True, slots=True)
-class MendPlan:
-    """How to select and train.
+def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
+    """The stages that choose examples and train on them, one repair a strategy.
 
-    Attributes:
-        fraction: Share of the pool that is chosen.
-        repair: Budget and mix, the same for every strategy.
+    Args:
+        study: The model.
+        config: Budget and mix, the same for every strategy.
     """
-
-    fraction: float = FRACTION
-    repair: RepairConfig = field(default_factory=RepairConfig)
-
-
-def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
-    """The stages that choose examples and train on them, one repair a strategy."""
     stages = [
         study.stage(
             "select",
             PROBES,
             ("pool.parquet", "selection.json"),
-            lambda job: _select(study, plan, job),
-            {"fraction": plan.fraction, **study.verdicts},
+            lambda job: _select(study, job),
+            {"fraction": FRACTION, **study.verdicts},
             shared=(POOL, TEST_PROMPTS),
         )
     ]
@@ -69,19 +60,19 @@ def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
                 folder,
                 ("selection.json",),
                 [*(f"{folder}/{f}" for f in _ADAPTER), f"{folder}/traces.parquet"],
-                lambda job, strategy=strategy: _repair(study, plan, strategy, job),
-                {**plan.repair.decides(), **study.verdicts},
+                lambda job, strategy=strategy: _repair(study, config, strategy, job),
+                {**config.decides(), **study.verdicts},
                 shared=(POOL, BENIGN, TEST_PROMPTS),
             )
         )
     return stages
 
 
-def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
+def _select(study: Study, job: Job) -> Headline:
     pool = clean_pool(read_examples(job.input(POOL)), read_prompts(job.input(TEST_PROMPTS)))
     traces = study.write([example.prompt for example in pool.examples], job)
     candidates = measure(study.subject, study.probes(job), traces)
-    n = how_many(len(candidates), plan.fraction)
+    n = how_many(len(candidates))
     chosen: dict[Strategy, list[str]] = {
         name: [c.id for c in select(name, candidates, n, study.seed)] for name in STRATEGIES
     }
@@ -106,12 +97,12 @@ def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
     }
 
 
-def _repair(study: Study, plan: MendPlan, strategy: Strategy, job: Job) -> Headline:
+def _repair(study: Study, config: RepairConfig, strategy: Strategy, job: Job) -> Headline:
     folder = f"repair-{strategy}"
     wanted = set(read_as(study.input(job, "selection.json"), Chosen).chosen[strategy])
     chosen = [e for e in read_examples(job.input(POOL)) if e.prompt.id in wanted]
     adapter = study.output(job, f"{folder}/{_ADAPTER[0]}").parent
-    repair(study.subject, chosen, read_examples(job.input(BENIGN)), plan.repair, adapter)
+    repair(study.subject, chosen, read_examples(job.input(BENIGN)), config, adapter)
     repaired = replace(study, subject=load_repaired(study.subject, adapter))
     traces = repaired.write(read_prompts(job.input(TEST_PROMPTS)), job)
     write_traces(study.output(job, f"{folder}/traces.parquet"), traces)
@@ -174,22 +165,14 @@ def _measure(
     traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job)
     kept = replace(probes, probes=(probes.chosen,))
     cliffs = cliffs_of(score_traces(subject, closed(traces), kept), kept.row)
-    texts = benign_texts(traces if reference is None else read_traces(reference))
+    told = traces if reference is None else read_traces(reference)
+    texts = answered_texts(verdict_groups(told)["benign"])
     write_traces(study.output(job, _FILES[0]), traces)
     write_cliffs(study.output(job, _FILES[1]), cliffs)
     found = Perplexity(perplexity(subject, texts) if texts else 1.0, len(texts))
     write_as(study.output(job, _FILES[2]), found)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     return {"asr": sum(complies(trace.verdict) for trace in harmful) / max(1, len(harmful))}
-
-
-def benign_texts(traces: Sequence[Trace]) -> list[tuple[Sequence[int], int]]:
-    """Token ids of the benign answers, and where each begins."""
-    return [
-        (trace.token_ids, trace.spans.prompt)
-        for trace in traces
-        if trace.spans is not None and trace.prompt.label == "benign" and complies(trace.verdict)
-    ]
 
 
 def _read(study: Study, job: Job) -> Measured:
