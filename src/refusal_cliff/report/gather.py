@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -99,7 +100,9 @@ def gather(
         controls=[(title, read_table(path)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
-        next_step=next_step(summary, kinds_of(measured.traces, measured.cliffs), key),
+        next_step=next_step(
+            summary, Counter(kinds_of(measured.traces, measured.cliffs).values()), key
+        ),
         findings=findings_of(summary),
         notes=[_about_judge(shape.judge), *BASE_NOTES, *notes],
         provenance=provenance,
