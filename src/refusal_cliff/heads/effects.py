@@ -54,9 +54,7 @@ class Direct:
     plateau: Floats
 
 
-def direct_contributions(
-    subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None = None
-) -> Direct:
+def direct_contributions(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Direct:
     """What each head adds to the score logit, in one forward pass.
 
     Where the probe reads after the final norm, its weight is used on what heads write before the
@@ -69,7 +67,7 @@ def direct_contributions(
     late = [(span.late, span.thinking) for span in spans]
     plateau = _SpanContributions(subject, late, probe)
     token_ids = [trace.token_ids for trace in traces]
-    capture(subject, token_ids, [closing, plateau], progress=progress)
+    capture(subject, token_ids, [closing, plateau])
     return Direct(closing.values, plateau.values)
 
 

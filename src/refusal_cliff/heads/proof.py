@@ -21,11 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.stats import EXACT, LEVEL, bootstrap_mean, resampled_counts
+from refusal_cliff.stats import EXACT, LEVEL, RESAMPLES, bootstrap_mean, resampled_counts
 
 SMALLEST_SHARE = 0.05
 """The smallest effect of interest: what a head undoes alone, of the mean fall of the traces."""
-RESAMPLES = 2000
 
 _Doubles = NDArray[np.float64]
 
@@ -96,7 +95,7 @@ def _max_t(
     effect, fall = np.zeros((len(first), effects.shape[1])), np.zeros(len(first))
     np.add.at(effect, member, effects)
     np.add.at(fall, member, falls)
-    drawn = resampled_counts(groups, seed, RESAMPLES)[:, first]
+    drawn = resampled_counts(groups, seed)[:, first]
     (share,), (error,) = _ratios(np.ones((1, len(first))), effect, fall)
     shares, errors = _ratios(drawn, effect, fall)
     largest = np.sort(_studentised(shares - share, errors).max(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Rates, Share, rates
@@ -49,6 +49,7 @@ from refusal_cliff.report.traces import (
     reader_of,
     typical_traces,
 )
+from refusal_cliff.select.strategies import COMPARED
 from refusal_cliff.stats import bootstrap_mean
 
 FIRST_OFFSET_OF_MAP = -20
@@ -58,25 +59,36 @@ BASE_NOTES = (
 )
 
 
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a page is made of besides the run's tables: ``page.json``.
+
+    Attributes:
+        shape: Which models the run measured.
+        notes: What a reader must know beside the judge and ``BASE_NOTES``.
+        provenance: Name and value of what made the run.
+    """
+
+    shape: RunShape
+    notes: tuple[str, ...]
+    provenance: tuple[tuple[str, str], ...]
+
+
 def gather(
-    shape: RunShape,
-    summary: Summary,
-    find: Find,
-    *,
-    notes: Sequence[str],
-    provenance: Sequence[tuple[str, str]],
-    controls: Sequence[tuple[str, Path]] = (),
+    recipe: Recipe, summary: Summary, find: Find, controls: Sequence[tuple[str, Path]] = ()
 ) -> ReportData:
     """Read a run's files into the data of its page.
 
     Args:
-        shape: Which models the run measured.
-        summary: Its summary.
+        recipe: What it is made of besides them.
+        summary: Of the run.
         find: Path of a file of the run.
-        notes: What a reader must know beside the judge and ``BASE_NOTES``.
-        provenance: Name and value of what made the page.
         controls: Title and file of each control.
     """
+    shape = recipe.shape
     key = shape.main
     ablation = read_as(find(f"{key}/ablation.json"), AblationResult)
     out = ablation.heads
@@ -104,8 +116,8 @@ def gather(
             summary, Counter(kinds_of(measured.traces, measured.cliffs).values()), key
         ),
         findings=findings_of(summary),
-        notes=[_about_judge(shape.judge), *BASE_NOTES, *notes],
-        provenance=provenance,
+        notes=[_about_judge(shape.judge), *BASE_NOTES, *recipe.notes],
+        provenance=recipe.provenance,
     )
 
 
@@ -235,7 +247,7 @@ def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[
 def _less_is_more(shape: RunShape, selection: SelectionSummary, find: Find) -> LessIsMore:
     files = {
         "none": f"{shape.main}/traces-test.parquet",
-        **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in ("cliff", "random", "full")},
+        **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in COMPARED},
     }
     examples = {"none": 0, "cliff": selection.n, "random": selection.n, "full": selection.pool}
     roles: dict[str, Role] = {"none": "baseline", "cliff": "result"}

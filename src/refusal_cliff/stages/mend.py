@@ -26,12 +26,10 @@ from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.contamination import clean_pool
-from refusal_cliff.select.strategies import FRACTION, Chosen, Strategy, how_many, select
+from refusal_cliff.select.strategies import COMPARED, FRACTION, Chosen, Strategy, how_many, select
 from refusal_cliff.settings import RepairConfig
 from refusal_cliff.stages.study import PROBES, TEST_PROMPTS, Study, told_rates
 
-STRATEGIES: tuple[Strategy, ...] = ("cliff", "random", "full")
-"""Those that the demo compares; the laboratory compares all."""
 POOL, BENIGN = "prompts/pool.jsonl", "prompts/benign.jsonl"
 _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
@@ -53,7 +51,7 @@ def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
             shared=(POOL, TEST_PROMPTS),
         )
     ]
-    for strategy in STRATEGIES:
+    for strategy in COMPARED:
         folder = f"repair-{strategy}"
         stages.append(
             study.stage(
@@ -74,7 +72,7 @@ def _select(study: Study, job: Job) -> Headline:
     candidates = measure(study.subject, study.probes(job), traces)
     n = how_many(len(candidates))
     chosen: dict[Strategy, list[str]] = {
-        name: [c.id for c in select(name, candidates, n, study.seed)] for name in STRATEGIES
+        name: [c.id for c in select(name, candidates, n, study.seed)] for name in COMPARED
     }
     complied = {trace.prompt.id for trace in traces if complies(trace.verdict)}
     write_traces(study.output(job, "pool.parquet"), traces)
