@@ -13,7 +13,6 @@ from refusal_cliff.controls.table import (
     Cell,
     ControlTable,
     cell_text,
-    group_share_cell,
     mean_cell,
     share_cell,
 )
@@ -92,7 +91,7 @@ def _row(
         mean_cell([cliff.plateau for cliff in complied], groups, seed),
         mean_cell([cliff.final for cliff in complied], groups, seed),
         mean_cell([cliff.cliff for cliff in complied], groups, seed),
-        group_share_cell(with_cliff, groups if known else []),
+        share_cell(Share.of(with_cliff, groups if known else [])),
         share_cell(Share(answered, len(benign))),
     )
 

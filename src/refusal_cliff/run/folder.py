@@ -104,7 +104,13 @@ class RunFolder:
             RefusalCliffError: The file is missing or cannot be read.
         """
         if name not in self._hashes:
-            self._hashes[name] = self._read_hash(name)
+            try:
+                self._hashes[name] = sha256_file(self.path / name)
+            except OSError as error:
+                raise RefusalCliffError(
+                    f"Could not read {self.path / name}: {error.strerror}. It is written by an "
+                    "earlier step of the same run folder: run that step first, then this one again."
+                ) from error
         return self._hashes[name]
 
     def is_intact(self, record: StageRecord) -> bool:
@@ -160,15 +166,6 @@ class RunFolder:
         """Remove the journals of stages that were begun with other settings."""
         for file in self.path.glob(f"{JOURNAL_PREFIX}*"):
             remove_quietly(file)
-
-    def _read_hash(self, name: str) -> str:
-        try:
-            return sha256_file(self.path / name)
-        except OSError as error:
-            raise RefusalCliffError(
-                f"Could not read {self.path / name}: {error.strerror}. It is written by an earlier "
-                "step of the same run folder: run that step first, then this one again."
-            ) from error
 
 
 @contextmanager
