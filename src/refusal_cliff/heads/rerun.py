@@ -24,6 +24,7 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.model.ablation import ablated_rows, ablated_tokens
 from refusal_cliff.model.blocks import decoder_of
+from refusal_cliff.model.capture import padded
 from refusal_cliff.model.final_norm import find_final_norm, logits_of
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
@@ -160,13 +161,13 @@ class Rerun:
         if kept is None:
             self._thoughts: _States = []
             self._starts = thinking
-            ids, mask = _padded(whole, subject.device)
+            ids, mask = padded(whole, subject.device)
             self._calls = _recorded(subject, ids, {"attention_mask": mask, "use_cache": False})
             again = whole
         else:
             cache, mask, self._thoughts = kept
             again = [ids[n:] for ids, n in zip(whole, thinking, strict=True)]
-            ids, closing_mask = _padded(again, subject.device)
+            ids, closing_mask = padded(again, subject.device)
             first = torch.tensor(thinking, device=subject.device)
             arguments = {
                 "attention_mask": torch.cat([mask, closing_mask], 1),
@@ -323,7 +324,7 @@ def _thoughts(
     subject: Subject, prefixes: Sequence[Sequence[int]]
 ) -> tuple[Any, torch.Tensor, _States] | None:
     """The cache after the thinking, its mask, its keys and values; ``None`` if there is more."""
-    ids, mask = _padded(prefixes, subject.device, left=True)  # the newest keys end in one place
+    ids, mask = padded(prefixes, subject.device, left=True)  # the newest keys end in one place
     output = decoder_of(subject.model)(
         input_ids=ids,
         attention_mask=mask,
@@ -365,16 +366,3 @@ def _copied(value: Any, batch: int, copies: int) -> Any:
     if isinstance(value, tuple):
         return tuple(_copied(part, batch, copies) for part in value)
     return value
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], device: torch.device, *, left: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [rows, longest row]."""
-    ids = torch.zeros(len(rows), max(len(row) for row in rows), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row in enumerate(rows):
-        start = ids.shape[1] - len(row) if left else 0
-        ids[place, start : start + len(row)] = torch.tensor(row)
-        mask[place, start : start + len(row)] = 1
-    return ids.to(device), mask.to(device)

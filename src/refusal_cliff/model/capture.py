@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import Block, decoder_of
@@ -275,22 +276,24 @@ def _run(
     subject: Subject, token_ids: TokenIds, readers: Sequence[Reader], batch: Batch, last: int
 ) -> bool:
     """Feed the readers with one batch; true, always."""
-    ids = torch.zeros(len(batch.rows), max(batch.lengths), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for place, row, length in batch.items():
-        ids[place, :length] = torch.tensor(token_ids[row])
-        mask[place, :length] = 1
+    ids, mask = padded([token_ids[row] for row in batch.rows], subject.device)
     decoder = decoder_of(subject.model)
     with ExitStack() as stack:
         for layer in range(1, last + 1):
             _hook(stack, subject, readers, batch, layer, stop=layer == last)
         stack.enter_context(suppress(_Stop))
-        decoder(
-            input_ids=ids.to(subject.device),
-            attention_mask=mask.to(subject.device),
-            use_cache=False,
-        )
+        decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     return True
+
+
+def padded(
+    rows: TokenIds, device: torch.device, *, left: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and attention mask, both [rows, longest row]; padding is 0, right or left."""
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
+    side = "left" if left else "right"
+    pad = partial(pad_sequence, batch_first=True, padding_side=side)
+    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def _hook(

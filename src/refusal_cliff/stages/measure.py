@@ -1,4 +1,4 @@
-"""tokens: the text of every token of the test traces, and what each head adds there."""
+"""generate → judge → probe → trace → cliff; then what a page shows of thoughts and tokens."""
 
 from __future__ import annotations
 
