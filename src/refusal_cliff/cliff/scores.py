@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.data.traces import Trace, Verdict, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
@@ -84,10 +84,10 @@ def read_logits(
 
 
 def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[TraceScores]:
-    """What was read at every token of some traces, of those that closed their thinking.
+    """What was read at every token of some traces.
 
     Args:
-        traces: The traces.
+        traces: Closed traces, see `traces.closed`.
         logits: Of each, [rows, tokens].
     """
     return [
@@ -96,11 +96,10 @@ def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[T
             trace.prompt.group,
             trace.prompt.label,
             trace.verdict,
-            trace.spans,
+            closed_spans(trace),
             found,
         )
         for trace, found in zip(traces, logits, strict=True)
-        if trace.spans is not None
     ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, closed_spans, verdict_groups
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import PositionResiduals, Progress, capture
 from refusal_cliff.model.final_norm import at_read_point
@@ -93,7 +93,7 @@ def closing_states(
         read_point: Where probes read.
         progress: Called with (traces done, traces).
     """
-    positions = [trace.spans.last_closing for trace in traces if trace.spans is not None]
+    positions = [closed_spans(trace).last_closing for trace in traces]
     reader = PositionResiduals(positions, probed_layers(subject, read_point), subject.width)
     tap = at_read_point(reader, subject, read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
 from refusal_cliff.cliff.scores import read_logits, scores_of
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
@@ -67,8 +67,7 @@ def measure(
     if not scored:
         return found
     probe = probes.chosen
-    spans = [trace.spans for trace in scored if trace.spans is not None]
-    states = ThoughtStates(spans, probe.layer, subject.width)
+    states = ThoughtStates([closed_spans(trace) for trace in scored], probe.layer, subject.width)
     scores = scores_of(scored, read_logits(subject, scored, [probe], states))
     for row, one, state in zip(rows, scores, states.values, strict=True):
         cliff = cliff_of(one, 0, pool)

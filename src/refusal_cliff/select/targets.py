@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from refusal_cliff.cliff.scores import read_logits
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.generate import answer
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Subject
@@ -70,25 +70,24 @@ def _peaks(subject: Subject, probes: ProbeSet, traces: Sequence[Trace]) -> list[
         return []
     peaks: list[list[int]] = []
     for trace, logits in zip(traces, read_logits(subject, traces, [probes.chosen]), strict=True):
-        assert trace.spans is not None  # see has_thinking
-        start = trace.spans.late
-        falling = np.argsort(-logits[0, start : trace.spans.thinking], kind="stable")
+        spans = closed_spans(trace)
+        start = spans.late
+        falling = np.argsort(-logits[0, start : spans.thinking], kind="stable")
         peaks.append([start + int(place) for place in falling[:TRIES]])
     return peaks
 
 
 def _cut(trace: Trace, at: int) -> list[int]:
     """The trace up to a token of its thinking, closed as it was closed."""
-    assert trace.spans is not None  # see has_thinking
-    closing = trace.token_ids[trace.spans.thinking : trace.spans.closing]
+    spans = closed_spans(trace)
+    closing = trace.token_ids[spans.thinking : spans.closing]
     return [*trace.token_ids[: at + 1], *closing]
 
 
 def _trace(subject: Subject, before: Trace, prefix: list[int], written: list[int]) -> Trace | None:
     """The new trace; ``None`` where the model goes on thinking and closes once more."""
-    assert before.spans is not None  # see has_thinking
     tokenizer, token_ids = subject.tokenizer, [*prefix, *written]
-    spans = split_spans(token_ids, before.spans.prompt, tokenizer, subject.format)
+    spans = split_spans(token_ids, closed_spans(before).prompt, tokenizer, subject.format)
     if spans is None or spans.thinking >= len(prefix):
         return None
     return replace(
