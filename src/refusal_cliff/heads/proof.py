@@ -95,7 +95,7 @@ def _max_t(
     effect, fall = np.zeros((len(first), effects.shape[1])), np.zeros(len(first))
     np.add.at(effect, member, effects)
     np.add.at(fall, member, falls)
-    drawn = resampled_counts(groups, seed)[:, first]
+    drawn = resampled_counts(groups, seed, RESAMPLES)[:, first]
     (share,), (error,) = _ratios(np.ones((1, len(first))), effect, fall)
     shares, errors = _ratios(drawn, effect, fall)
     largest = np.sort(_studentised(shares - share, errors).max(1))
