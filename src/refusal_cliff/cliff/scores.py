@@ -17,7 +17,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import ProbeScores, Progress, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.fit import Probe, ProbeSet
+from refusal_cliff.probe.fit import Probe, ProbeSet, ReadPoint
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans
 
@@ -57,13 +57,15 @@ def score_traces(
         probes: One probe per layer.
         progress: Called with (traces done, traces).
     """
-    return scores_of(traces, read_logits(subject, traces, probes.probes, progress=progress))
+    at = probes.read_point
+    return scores_of(traces, read_logits(subject, traces, probes.probes, at, progress=progress))
 
 
 def read_logits(
     subject: Subject,
     traces: Sequence[Trace],
     probes: Sequence[Probe],
+    read_point: ReadPoint,
     *beside: Reader,
     progress: Progress | None = None,
 ) -> list[NDArray[np.float32]]:
@@ -72,13 +74,14 @@ def read_logits(
     Args:
         subject: The model.
         traces: Closed or not.
-        probes: By rising layer, of one read point.
+        probes: By rising layer.
+        read_point: Where they read.
         beside: Readers of other things in the same pass.
         progress: Called with (traces done, traces).
     """
     weights = {probe.layer: (probe.weight, probe.bias) for probe in probes}
     reader = ProbeScores(weights, len(traces))
-    tap = at_read_point(reader, subject, probes[0].read_point)
+    tap = at_read_point(reader, subject, read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap, *beside], progress=progress)
     return reader.logits
 

@@ -147,7 +147,7 @@ def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
     NaN where a trace has neither thinking nor a closing token before the last: no plateau.
     """
     found = np.full(len(traces), np.nan)
-    scores = scores_of(traces, read_logits(subject, traces, [probe]))
+    scores = scores_of(traces, read_logits(subject, traces, [probe], probe.read_point))
     for row, one in enumerate(scores):
         if one.spans.last_closing > one.spans.prompt:
             cliff = cliff_of(one, 0)
@@ -157,7 +157,7 @@ def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
 
 def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator[tuple[int, Rerun]]:
     """The traces a few at a time, ready to be run again, and the number of the first."""
-    logits = read_logits(subject, traces, [probe])
+    logits = read_logits(subject, traces, [probe], probe.read_point)
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
         closing = Rerun(subject, chosen, score_readout(subject, probe))

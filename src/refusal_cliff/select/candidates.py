@@ -68,7 +68,7 @@ def measure(
         return found
     probe = probes.chosen
     states = ThoughtStates([closed_spans(trace) for trace in scored], probe.layer, subject.width)
-    scores = scores_of(scored, read_logits(subject, scored, [probe], states))
+    scores = scores_of(scored, read_logits(subject, scored, [probe], probes.read_point, states))
     for row, one, state in zip(rows, scores, states.values, strict=True):
         cliff = cliff_of(one, 0, pool)
         found[row] = replace(

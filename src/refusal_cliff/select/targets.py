@@ -69,7 +69,9 @@ def _peaks(subject: Subject, probes: ProbeSet, traces: Sequence[Trace]) -> list[
     if not traces:
         return []
     peaks: list[list[int]] = []
-    for trace, logits in zip(traces, read_logits(subject, traces, [probes.chosen]), strict=True):
+    for trace, logits in zip(
+        traces, read_logits(subject, traces, [probes.chosen], probes.read_point), strict=True
+    ):
         spans = closed_spans(trace)
         start = spans.late
         falling = np.argsort(-logits[0, start : spans.thinking], kind="stable")
