@@ -13,7 +13,7 @@ from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, Verdict
 from refusal_cliff.data.traces import SafetyExample, complies
 from refusal_cliff.heads.find import FoundHeads
-from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.heads.table import METHODS, HeadRow
 from refusal_cliff.io import fields_of
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.report.chart import Chart
@@ -197,7 +197,7 @@ class Heads(View, FoundHeads):
 
     def table(self) -> list[dict[str, Cell]]:
         """One row a head, the strongest causal effect first; effects in score logits."""
-        return [self._row(row) for row in sorted(self.rows, key=_causal, reverse=True)]
+        return [self._row(row) for row in sorted(self.rows, key=METHODS["causal"], reverse=True)]
 
     def _row(self, row: HeadRow) -> dict[str, Cell]:
         return {
@@ -290,7 +290,3 @@ def _curve_chart(
     if not curves:
         return Chart.of(title, bar_chart("cliff", "no group has three traces", [], width=WIDTH))
     return Chart.of(title, cliff_panel("cliff", curves, closing, marks, width=WIDTH))
-
-
-def _causal(row: HeadRow) -> float:
-    return row.causal.mean

@@ -131,7 +131,7 @@ def _columns(
     rows: Sequence[HeadRow], size: int, planted: Collection[Head]
 ) -> Mapping[str, Callable[[Floats], float]]:
     """What is computed of each ranking, from one score a head."""
-    acting = np.array([bool(row.causal.mean or row.direct.mean) for row in rows])
+    acting = np.array([row.acts for row in rows])
     others = {name: np.array([METHODS[name](row) for row in rows]) for name in PROBE_METHODS}
     others["causal, unsigned"] = np.abs(others["causal"])
     guilty = np.array([row.head in planted for row in rows])

@@ -8,7 +8,13 @@ import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff, read_cliffs
-from refusal_cliff.cliff.verdict import Yardstick, yardstick
+from refusal_cliff.cliff.verdict import (
+    Yardstick,
+    benign_rows,
+    complied_rows,
+    refused_rows,
+    yardstick,
+)
 from refusal_cliff.controls.table import (
     Cell,
     ControlTable,
@@ -78,7 +84,7 @@ def _row(
     mine = [trace for trace in traces if source_of(trace.prompt) == name]
     ids = {trace.prompt.id for trace in mine if trace.prompt.label == "harmful"}
     harmful = [cliff for cliff in cliffs if cliff.trace_id in ids]
-    complied = [cliff for cliff in harmful if complies(cliff.verdict)]
+    complied = complied_rows(harmful)
     groups = [cliff.group for cliff in complied]
     known = rule.ceiling is not None and rule.floor is not None
     with_cliff = [rule.kind(cliff) == "cliff" for cliff in complied] if known else []
@@ -86,7 +92,7 @@ def _row(
     benign = [trace for trace in mine if trace.prompt.label == "benign"]
     answered = sum(complies(trace.verdict) for trace in benign)
     return (
-        _auroc([cliff for cliff in harmful if cliff.verdict == "refused"], cliffs, seed),
+        _auroc(refused_rows(harmful), cliffs, seed),
         share_cell(Share(attacks, len(ids))),
         mean_cell([cliff.plateau for cliff in complied], groups, seed),
         mean_cell([cliff.final for cliff in complied], groups, seed),
@@ -97,7 +103,7 @@ def _row(
 
 
 def _auroc(refused: Sequence[TraceCliff], cliffs: Sequence[TraceCliff], seed: int) -> Cell:
-    benign = [cliff for cliff in cliffs if cliff.label == "benign" and complies(cliff.verdict)]
+    benign = [cliff for cliff in benign_rows(cliffs) if complies(cliff.verdict)]
     if len(refused) < MIN_REFUSED or len(benign) < MIN_REFUSED:
         return Cell(None, None, len(refused))
     rows = [*refused, *benign]
