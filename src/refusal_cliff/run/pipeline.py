@@ -42,23 +42,18 @@ class Observer(Protocol):
 
     def planned(self, names: Sequence[str]) -> None:
         """The run begins; these stages will be run or skipped, in this order."""
-        ...
 
     def stage_started(self, name: str) -> None:
         """A stage begins to work."""
-        ...
 
     def progress(self, name: str, done: int, total: int) -> None:
         """A stage that is at work has done this much of its total."""
-        ...
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """A stage's outputs are in place and recorded."""
-        ...
 
     def stage_skipped(self, name: str, headline: Headline) -> None:
         """A stage was finished by an earlier run, and nothing that it depends on has changed."""
-        ...
 
 
 class Silent(Observer):

@@ -138,7 +138,8 @@ def _probe(study: Study, job: Job) -> Headline:
         progress=job.progress,
     )
     main = fitted[0]
-    write_probes(*(study.output(job, name) for name in PROBES), main)
+    weights, description = (study.output(job, name) for name in PROBES)
+    write_probes(weights, description, main)
     write_json(
         study.output(job, "probe-rules.json"),
         {_name(probes): _quality(probes, main.row) for probes in fitted},

@@ -135,7 +135,8 @@ class Study:
 
     def probes(self, job: Job) -> ProbeSet:
         """Its probes, as a stage reads them; an error where they are of another model."""
-        return read_probes(*(self.input(job, name) for name in PROBES), self.subject)
+        weights, description = (self.input(job, name) for name in PROBES)
+        return read_probes(weights, description, self.subject)
 
     def heads(self, job: Job) -> list[HeadRow]:
         """All its heads as measured; an error where they are of another model."""
