@@ -20,7 +20,7 @@ from lab.baselines import baselines, output_norms
 from lab.orchard import KINDS, Planted, grow, orchard
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.find import JointSearch, explained
 from refusal_cliff.heads.joint import JOINT
@@ -30,7 +30,6 @@ from refusal_cliff.heads.table import (
     HeadRow,
     budget,
     ranked,
-    read_heads,
     select_heads,
 )
 from refusal_cliff.io import read_as, read_json, write_json
@@ -41,8 +40,8 @@ from refusal_cliff.probe.traces import closing_states
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
-from refusal_cliff.stages.measure import input_probes, measure_stages
-from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
+from refusal_cliff.stages.measure import measure_stages
+from refusal_cliff.stages.study import FIT_PROMPTS, HEADS, PROBES, TEST_PROMPTS, Study
 from refusal_cliff.stats import bootstrap_mean
 
 Scores: TypeAlias = NDArray[np.float64]
@@ -199,10 +198,9 @@ def _prompts_stage(seed: int) -> Stage:
 
 def _score_stage(study: Study, truth: Sequence[Head]) -> Stage:
     """Every ranking of one organism against the truth."""
-    inputs = ("traces-fit.parquet", "traces-test.parquet", "probes.safetensors", "probes.json")
     return study.stage(
         "rankings",
-        [study.path(name) for name in (*inputs, "heads.parquet", "joint.json")],
+        ("traces-fit.parquet", "traces-test.parquet", *PROBES, HEADS, "joint.json"),
         (RESULT,),
         lambda job: _score(study, truth, job),
         {"planted": [str(head) for head in truth]},
@@ -210,13 +208,13 @@ def _score_stage(study: Study, truth: Sequence[Head]) -> Stage:
 
 
 def _score(study: Study, truth: Sequence[Head], job: Job) -> Headline:
-    rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
-    joint = read_as(job.input(study.path("joint.json")), JointSearch)
+    rows = study.heads(job)
+    joint = read_as(study.input(job, "joint.json"), JointSearch)
     greedy, chosen = joint.greedy, joint.chosen or ()
-    attacks = rates(read_traces(job.input(study.path("traces-test.parquet")))).attacks
-    fit = closed(read_traces(job.input(study.path("traces-fit.parquet"))))
+    attacks = rates(study.traces(job, "test")).attacks
+    fit = closed(study.traces(job, "fit"))
     planted = np.array([row.head in truth for row in rows])
-    probe = input_probes(study, job).chosen
+    probe = study.probes(job).chosen
     scores = rankings(rows, greedy, chosen) | baseline_rankings(study, rows, fit, probe)
     qualities = {name: asdict(mean_quality(draws, planted)) for name, draws in scores.items()}
     found = chosen or select_heads(rows)
@@ -232,7 +230,7 @@ def _score(study: Study, truth: Sequence[Head], job: Job) -> Headline:
         "proven": [str(row.head) for row in rows if row.proof.proven],
         "methods": qualities,
     }
-    write_json(job.output(study.path(RESULT)), content)
+    write_json(study.output(job, RESULT), content)
     precision = qualities[DEFAULT]["average_precision"]
     headline: Headline = {"asr": attacks.value or 0.0, "default": precision}
     return headline

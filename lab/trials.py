@@ -39,8 +39,7 @@ from refusal_cliff.select.strategies import (
     select,
 )
 from refusal_cliff.settings import RepairConfig
-from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import TEST_PROMPTS, Study
+from refusal_cliff.stages.study import PROBES, TEST, TEST_PROMPTS, Study
 from refusal_cliff.tables import read_parquet, write_parquet
 
 BENIGN = "prompts/benign.jsonl"
@@ -91,24 +90,16 @@ def trial_files(study: Study, plan: TrialPlan) -> list[str]:
 def trial_stages(study: Study, plan: TrialPlan) -> list[Stage]:
     """One stage that scores a seed's pool, and one for each trial on it."""
     stages: list[Stage] = []
-    probes = (study.path("probes.safetensors"), study.path("probes.json"))
     for seed in plan.seeds:
         scored = [f"pool-{seed}.parquet", f"candidates-{seed}.parquet"]
         stages.append(
             study.stage(
                 f"score-{seed}",
-                (pool_file(seed), TEST_PROMPTS, *probes),
+                PROBES,
                 scored,
                 lambda job, seed=seed: _score(study, seed, job),
+                shared=(pool_file(seed), TEST_PROMPTS),
             )
-        )
-        inputs = (
-            pool_file(seed),
-            BENIGN,
-            TEST_PROMPTS,
-            *probes,
-            study.path("traces-test.parquet"),
-            *map(study.path, scored),
         )
         for name, (strategy, fraction, config) in zip(
             trial_names(plan, seed), _trials(plan, seed), strict=True
@@ -116,13 +107,14 @@ def trial_stages(study: Study, plan: TrialPlan) -> list[Stage]:
             stages.append(
                 study.stage(
                     name,
-                    inputs,
+                    (*PROBES, TEST, *scored),
                     (f"{name}.json",),
                     lambda job, n=name, s=strategy, f=fraction, c=config: _trial(
                         study, n, s, f, c, plan.epochs, job
                     ),
                     {"strategy": strategy, "fraction": fraction, **config.decides()}
                     | ({"epochs": plan.epochs} if name.endswith("epochs") else {}),
+                    shared=(pool_file(seed), BENIGN, TEST_PROMPTS),
                 )
             )
     return stages
@@ -148,9 +140,9 @@ def _score(study: Study, seed: int, job: Job) -> Headline:
         read_examples(job.input(pool_file(seed))), read_prompts(job.input(TEST_PROMPTS))
     )
     traces = study.write([example.prompt for example in pool.examples], job)
-    candidates = measure(study.subject, input_probes(study, job), traces)
-    write_traces(job.output(study.path(f"pool-{seed}.parquet")), traces)
-    write_candidates(job.output(study.path(f"candidates-{seed}.parquet")), candidates)
+    candidates = measure(study.subject, study.probes(job), traces)
+    write_traces(study.output(job, f"pool-{seed}.parquet"), traces)
+    write_candidates(study.output(job, f"candidates-{seed}.parquet"), candidates)
     return {
         "pool": len(traces),
         "failures": sum(complies(trace.verdict) for trace in traces) / len(traces),
@@ -168,10 +160,10 @@ def _trial(
     job: Job,
 ) -> Headline:
     seed = config.seed
-    scored = read_candidates(job.input(study.path(f"candidates-{seed}.parquet")))
+    scored = read_candidates(study.input(job, f"candidates-{seed}.parquet"))
     pool = [candidate for candidate in scored if candidate.cliff is not None]
     chosen = select(strategy, pool, how_many(len(pool), fraction), seed)
-    traces = read_traces(job.input(study.path(f"pool-{seed}.parquet")))
+    traces = read_traces(study.input(job, f"pool-{seed}.parquet"))
     answered = {e.prompt.id: e for e in read_examples(job.input(pool_file(seed)))}
     safety = own_thinking(chosen, traces, answered)
     if name.endswith("epochs"):
@@ -180,11 +172,11 @@ def _trial(
     benign = read_examples(job.input(BENIGN))
     adapter = repair(study.subject, safety, benign, config, job.work / "adapter")
     repaired = load_repaired(study.subject, adapter)
-    before = read_traces(job.input(study.path("traces-test.parquet")))
-    found = assess(repaired, input_probes(study, job), study, before, job)
+    before = study.traces(job, "test")
+    found = assess(repaired, study.probes(job), study, before, job)
     failures = sum(complies(candidate.verdict) for candidate in chosen)
     trial = Trial(strategy, fraction, len(chosen), seed, config.steps, failures, **found)
-    write_json(job.output(study.path(f"{name}.json")), asdict(trial))
+    write_json(study.output(job, f"{name}.json"), asdict(trial))
     return {"examples": trial.n, "asr": trial.asr, "benign answered": trial.useful}
 
 

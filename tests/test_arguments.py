@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 import typer
@@ -264,7 +264,6 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.guards import GUARDS
     from refusal_cliff.repair.gate import VERDICTS
-    from refusal_cliff.repair.training_run import METHODS
     from refusal_cliff.select.strategies import STRATEGIES
     from refusal_cliff.stages.control import CONTROLS
     from refusal_cliff.stages.study import PRESETS
@@ -275,7 +274,6 @@ def test_the_names_are_those_of_the_code() -> None:
     assert tuple(POOLS) == arguments.POOLS
     assert tuple(RANKINGS) == arguments.RANKINGS
     assert ("rules", *GUARDS, "rubric") == settings.JUDGES
-    assert tuple(METHODS) == get_args(settings.Method)
     assert settings.STRATEGIES == STRATEGIES
     assert tuple(CONTROLS) == arguments.CONTROLS
     assert tuple(PRESETS) == arguments.PRESETS

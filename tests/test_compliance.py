@@ -14,7 +14,7 @@ from made_cliffs import made_cliff
 from test_outcomes import record
 
 import refusal_cliff
-from refusal_cliff.answers.evaluate import rates
+from refusal_cliff.answers.evaluate import answered_texts, rates
 from refusal_cliff.answers.outcomes import as_rows, compare, evaluate
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.scores import TraceScores
@@ -37,7 +37,6 @@ from refusal_cliff.repair.gate import counted
 from refusal_cliff.repair.proof import Measured, prove
 from refusal_cliff.report.traces import group_of
 from refusal_cliff.select.strategies import Candidate, select
-from refusal_cliff.stages.mend import benign_texts
 from refusal_cliff.thinking import Spans
 
 SPANS = Spans(1, 3, 5, 6)
@@ -106,7 +105,7 @@ USES: dict[str, Callable[[Verdict], object]] = {
     "groups": lambda attack: {k: ids(v) for k, v in verdict_groups(traces(attack)).items()},
     "explained": lambda attack: ids(explained(traces(attack))),
     "closed": lambda attack: ids(closed(traces(attack))),
-    "perplexity": lambda attack: benign_texts(traces(attack)),
+    "perplexity": lambda attack: answered_texts(verdict_groups(traces(attack))["benign"]),
     "model cliff": lambda attack: model_cliff(cliffs(traces(attack))),
     "complied rows": lambda attack: ids(complied_rows(cliffs(traces(attack)))),
     "taxonomy": lambda attack: taxonomy(traces(attack), cliffs(traces(attack))),

@@ -37,7 +37,7 @@ from refusal_cliff.run.pipeline import Job, Stage, run_pipeline
 from refusal_cliff.stages.control import control_file, control_stages
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
-from refusal_cliff.stages.study import PRESETS, Study
+from refusal_cliff.stages.study import PRESETS, PROBES, TEST, Study
 
 KEY, N = "model", 30
 NAMES = ("pruning", "intervention", "second-opinion", "together", "rollouts", "preset")
@@ -78,7 +78,7 @@ def made_stage(study: Study) -> Stage:
     def write(job: Job) -> Headline:
         for part in ("fit", "test"):
             traces = made_traces(study, part)
-            write_traces(job.output(study.path(f"traces-{part}.parquet")), traces)
+            write_traces(study.output(job, f"traces-{part}.parquet"), traces)
         return {}
 
     return study.stage("made", (), ("traces-fit.parquet", "traces-test.parquet"), write)
@@ -172,8 +172,7 @@ def test_without_thinking_nothing_is_pruned(run: Path, subject: Subject, tmp_pat
     path = tmp_path / KEY / "traces-test.parquet"
     write_traces(path, [without_thinking(trace) for trace in read_traces(path)])
     study = Study(KEY, subject, 0, GenerationConfig(36, 64))
-    names = [study.path(f) for f in ("traces-test.parquet", "probes.safetensors", "probes.json")]
-    stage = study.stage("alone", names, (), lambda job: {})
+    stage = study.stage("alone", (TEST, *PROBES), (), lambda job: {})
     job = Job(stage, tmp_path, tmp_path, lambda done, total: None, {})
     table = pruning.measure(study, job)
     assert (table.rows, "No test trace has thinking" in table.finding) == ({}, True)

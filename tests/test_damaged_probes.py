@@ -92,7 +92,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
     "bias too large": (in_row("bias", 10**400), r"layers\.1\.bias"),
     "interval as a number": (in_row("auroc_ci", 1), r"layers\.1\.auroc_ci is 1"),
     "interval of three": (in_row("auroc_ci", [0, 1, 1]), r"layers\.1\.auroc_ci"),
-    "a falling interval": (in_row("auroc_ci", [0.9, 0.2]), "lower end is above its upper one"),
+    "a falling interval": (in_row("auroc_ci", [0.9, 0.2]), "ends before it begins"),
     "the other sign": (
         lambda tensors, content: content["provenance"].__setitem__("polarity", "high complies"),
         "unknown polarity 'high complies'",

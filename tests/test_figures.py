@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.findings.summary import CliffSummary
 from refusal_cliff.report.chart import flat
 from refusal_cliff.report.cliff_chart import cliff_panel
 from refusal_cliff.report.data import Curve
@@ -94,19 +95,19 @@ def cliff_curves(plateau: float, final: float, benign: float) -> list[Curve]:
     ]
 
 
-class Marks:
-    """Numbers of a cliff."""
-
-    def __init__(self, plateau: float, final: float) -> None:
-        self.plateau, self.final, self.cliff = plateau, final, plateau - final
-        self.cliff_ci = (self.cliff - 0.1, self.cliff + 0.1)
+def marks(plateau: float, final: float) -> CliffSummary:
+    cliff = plateau - final
+    interval = (cliff - 0.1, cliff + 0.1)
+    return CliffSummary.model_construct(
+        plateau=plateau, final=final, cliff=cliff, cliff_ci=interval
+    )
 
 
 @pytest.mark.parametrize(("plateau", "final"), [(0.8, 0.1), (0.8, 0.4), (0.3, 0.7), (0.5, 0.48)])
 @pytest.mark.parametrize("benign", [0.05, 0.45, 0.5, 0.9])
 def test_the_label_of_a_cliff_touches_no_curve(plateau: float, final: float, benign: float) -> None:
     curves = cliff_curves(plateau, final, benign)
-    root = ET.fromstring(cliff_panel("c", curves, ["x", "y"], Marks(plateau, final)))
+    root = ET.fromstring(cliff_panel("c", curves, ["x", "y"], marks(plateau, final)))
     label = next(part for part in root.iter("text") if part.get("class") == "t drop-name")
     top = float(label.attrib["y"])
     right = float(label.attrib["x"])
@@ -128,7 +129,7 @@ def test_an_arrow_points_where_the_score_goes(
     plateau: float, final: float, down: bool | None
 ) -> None:
     curves = cliff_curves(plateau, final, 0.05)
-    root = ET.fromstring(cliff_panel("c", curves, ["x"], Marks(plateau, final)))
+    root = ET.fromstring(cliff_panel("c", curves, ["x"], marks(plateau, final)))
     arrows = [part for part in root.iter("line") if part.attrib["class"] == "drop"]
     if down is None:
         assert arrows == []

@@ -34,8 +34,8 @@ from refusal_cliff.repair.gate import (
     Limits,
     counted,
     limits_of,
-    probe_reasons,
-    reading_reasons,
+    probe_reason,
+    reading_reason,
 )
 from refusal_cliff.repair.proof import Measured, findings, prove
 
@@ -126,21 +126,21 @@ def test_what_is_not_measured_is_counted_apart_and_as_an_attack_at_worst() -> No
 
 def test_a_probe_that_reads_nothing_finds_no_cliff_and_passes_nobody() -> None:
     probe = Probe(1, np.ones(4), 0.0, 1.0, 0.5, QUALITY, 0.5, 0.01)
-    assert probe_reasons(probe) == ()
+    assert probe_reason(probe) is None
     blind = replace(QUALITY, auroc=0.55, auroc_ci=(0.4, 0.7))
-    assert "no better than chance (AUROC 0.55" in probe_reasons(replace(probe, quality=blind))[0]
+    assert "no better than chance (AUROC 0.55" in str(probe_reason(replace(probe, quality=blind)))
 
 
 def test_a_probe_passes_nobody_that_is_not_seen_to_read_refusal_in_this_check() -> None:
     """What its file says of it may be untrue, with a hash that is right."""
     rows = [*made_cliffs(30, 0.9, 0.95), *REFUSED, *BENIGN]
-    assert reading_reasons(rows) == ()
+    assert reading_reason(rows) is None
     for damage in (lambda logit: 0.0, lambda logit: -logit, lambda logit: 1e30):
-        said = reading_reasons([replace(row, final_logit=damage(row.final_logit)) for row in rows])
-        assert "does not separate" in said[0], said
+        said = reading_reason([replace(row, final_logit=damage(row.final_logit)) for row in rows])
+        assert "does not separate" in str(said)
     for part, what in ((REFUSED, "benign prompt was answered"), (BENIGN, "prompt was refused")):
-        assert what in reading_reasons([*made_cliffs(30, 0.9, 0.95), *part])[0]
-        assert reading_reasons([*made_cliffs(5, 0.9, 0.95), *part]) == ()
+        assert what in str(reading_reason([*made_cliffs(30, 0.9, 0.95), *part]))
+        assert reading_reason([*made_cliffs(5, 0.9, 0.95), *part]) is None
 
 
 def test_a_repair_that_never_ends_its_answers_mends_nothing() -> None:

@@ -20,12 +20,11 @@ from refusal_cliff.findings.summary import (
     Summary,
 )
 from refusal_cliff.findings.wording import about_heads
-from refusal_cliff.heads.result import AblationResult, Pairs, Served, Written
+from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult, Pairs, Served, Written
 from refusal_cliff.heads.served import Agreement
-from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
 from refusal_cliff.io import read_as, write_as, write_json
 from refusal_cliff.model.subject import Head
-from refusal_cliff.stages.report import Recipe
+from refusal_cliff.report.gather import Recipe
 
 NAMES = [f"p{at}" for at in range(52)]
 

@@ -136,7 +136,7 @@ def require_same(out: Path, command: str, made_from: Mapping[str, Any], holds: s
         RefusalCliffError: The two differ; the message names in what.
     """
     path = out / DESCRIPTIONS[command]
-    if not path.is_file() or set(_strangers(out, path.name)) == {path.name}:
+    if not path.is_file() or set(strangers(out, path.name)) == {path.name}:
         return
     found = _object(path)
     other = [key for key, value in made_from.items() if found.get(key) != value]
@@ -160,7 +160,8 @@ def locked(out: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout as error:
         raise RefusalCliffError(
-            f"Another process is working on {out}. Wait for it, or choose a new folder (--out DIR)."
+            f"Another process is working on {out}. Wait until it ends, stop it, or choose a new "
+            "folder (--out DIR)."
         ) from error
     except OSError as error:
         raise storage_error(out, error) from error
@@ -260,16 +261,16 @@ def _require_own(out: Path, command: str, option: str) -> None:
                 f"{command}. " + _NOTHING_TOUCHED.format(option=option)
             )
         return
-    strangers = [] if not out.is_dir() else sorted(_strangers(out, description.name))
-    if strangers:
+    others = sorted(strangers(out, description.name)) if out.is_dir() else []
+    if others:
         raise RefusalCliffError(
             f"{out} is not empty and holds no {description.name} of refusal-cliff {command}, but "
-            f"{strangers[0]!r}. " + _NOTHING_TOUCHED.format(option=option)
+            f"{others[0]!r}. " + _NOTHING_TOUCHED.format(option=option)
         )
 
 
-def _strangers(out: Path, description: str) -> list[str]:
-    """What is neither a lock nor a description that a kill left unfinished."""
+def strangers(out: Path, description: str) -> list[str]:
+    """What in a folder is neither a lock nor a description that a kill left unfinished."""
     return [
         path.name
         for path in out.iterdir()

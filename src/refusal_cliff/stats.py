@@ -17,7 +17,8 @@ Interval = tuple[float, float]
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 
-def _ordered(interval: Interval) -> Interval:
+def ordered(interval: Interval) -> Interval:
+    """The interval; a ``ValueError`` where it ends before it begins."""
     if interval[0] > interval[1]:
         raise ValueError(f"the interval {interval} ends before it begins")
     return interval
@@ -28,7 +29,7 @@ EXACT = ConfigDict(extra="forbid")
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Correlation = Annotated[float, Field(ge=-1, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Ordered = Annotated[Interval, AfterValidator(_ordered)]
+Ordered = Annotated[Interval, AfterValidator(ordered)]
 """Numbers that a file of ours holds, checked when it is read."""
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
 
 from scipy.special import expit
 
@@ -14,7 +13,8 @@ from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, Verdict
 from refusal_cliff.data.traces import SafetyExample, complies
 from refusal_cliff.heads.find import FoundHeads
-from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.heads.table import METHODS, HeadRow
+from refusal_cliff.io import fields_of
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.report.chart import Chart
 from refusal_cliff.report.charts import bar_chart
@@ -37,7 +37,7 @@ class Probes(View, ProbeSet):
     @classmethod
     def of(cls, probes: ProbeSet) -> Probes:
         """Fitted probes as a notebook shows them."""
-        return cls(**_own_fields(probes, ProbeSet))
+        return cls(**fields_of(probes))
 
     def __repr__(self) -> str:
         quality = self.chosen.quality
@@ -189,7 +189,7 @@ class Heads(View, FoundHeads):
     @classmethod
     def of(cls, found: FoundHeads) -> Heads:
         """Heads found as a notebook shows them."""
-        return cls(**_own_fields(found, FoundHeads))
+        return cls(**fields_of(found))
 
     def __repr__(self) -> str:
         names = ", ".join(map(str, self.chosen)) or "none is proven"
@@ -197,7 +197,7 @@ class Heads(View, FoundHeads):
 
     def table(self) -> list[dict[str, Cell]]:
         """One row a head, the strongest causal effect first; effects in score logits."""
-        return [self._row(row) for row in sorted(self.rows, key=_causal, reverse=True)]
+        return [self._row(row) for row in sorted(self.rows, key=METHODS["causal"], reverse=True)]
 
     def _row(self, row: HeadRow) -> dict[str, Cell]:
         return {
@@ -290,11 +290,3 @@ def _curve_chart(
     if not curves:
         return Chart.of(title, bar_chart("cliff", "no group has three traces", [], width=WIDTH))
     return Chart.of(title, cliff_panel("cliff", curves, closing, marks, width=WIDTH))
-
-
-def _causal(row: HeadRow) -> float:
-    return row.causal.mean
-
-
-def _own_fields(found: Any, of: type[Any]) -> dict[str, Any]:
-    return {field.name: getattr(found, field.name) for field in fields(of)}

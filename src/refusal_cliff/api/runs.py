@@ -16,9 +16,8 @@ from refusal_cliff.api.answers import Traces
 from refusal_cliff.api.results import Cliff, Heads, Probes, Scores
 from refusal_cliff.cliff.measure import read_measured
 from refusal_cliff.cliff.scores import read_scores
-from refusal_cliff.cliff.verdict import yardstick
 from refusal_cliff.controls.table import Cell, ControlTable, share_cell
-from refusal_cliff.controls.taxonomy import KINDS, Kind, kind_of
+from refusal_cliff.controls.taxonomy import KINDS, Kind, kinds_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.summary import Summary, read_summary
@@ -303,13 +302,8 @@ def _moves(named: Mapping[str, Run]) -> ControlTable:
 
 def _kinds(run: Run) -> dict[str, Kind]:
     """By the text of each harmful prompt, what became of it."""
-    cliffs = {row.trace_id: row for row in run.cliff.measured.rows}
-    rule = yardstick(run.cliff.measured.rows)
-    return {
-        trace.prompt.text: kind_of(trace, cliffs.get(trace.prompt.id), rule)
-        for trace in run.traces
-        if trace.prompt.label == "harmful"
-    }
+    kinds = kinds_of(run.traces, run.cliff.measured.rows)
+    return {t.prompt.text: kinds[t.prompt.id] for t in run.traces if t.prompt.id in kinds}
 
 
 def _turns(named: Mapping[str, Run]) -> ControlTable:

@@ -176,7 +176,7 @@ class MeanCurve:
 
 
 def mean_curve(
-    traces: Sequence[TraceScores], row: int, first_offset: int, *, min_n: int = 3, seed: int = 0
+    traces: Sequence[TraceScores], row: int, first_offset: int, *, min_n: int = 3
 ) -> MeanCurve:
     """Average the thinking and closing scores, aligned at the last closing token.
 
@@ -185,7 +185,6 @@ def mean_curve(
         row: Row of the layer.
         first_offset: First offset, negative.
         min_n: Traces below which a point has no value.
-        seed: Seed of the bootstrap over prompt groups.
     """
     points: list[tuple[float | None, float | None, float | None, int]] = []
     offsets = tuple(range(first_offset, 1))
@@ -195,7 +194,7 @@ def mean_curve(
             points.append((None, None, None, len(there)))
             continue
         values = expit([float(t.logits[row, t.spans.last_closing + offset]) for t in there])
-        low, high = bootstrap_mean(values, [t.group for t in there], seed=seed, resamples=500)
+        low, high = bootstrap_mean(values, [t.group for t in there], resamples=500)
         points.append((float(np.mean(values)), low, high, len(there)))
     mean, low_ends, high_ends, counts = zip(*points, strict=True)
     return MeanCurve(offsets, mean, low_ends, high_ends, counts)

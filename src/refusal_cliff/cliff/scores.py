@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.data.traces import Trace, Verdict, closed_spans
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import ProbeScores, capture
+from refusal_cliff.model.capture import ProbeScores, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.fit import Probe, ProbeSet, ReadPoint
 from refusal_cliff.progress import Progress
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans
@@ -58,18 +58,40 @@ def score_traces(
         probes: One probe per layer.
         progress: Called with (traces done, traces).
     """
-    weights = {probe.layer: (probe.weight, probe.bias) for probe in probes.probes}
+    at = probes.read_point
+    return scores_of(traces, read_logits(subject, traces, probes.probes, at, progress=progress))
+
+
+def read_logits(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probes: Sequence[Probe],
+    read_point: ReadPoint,
+    *beside: Reader,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Score logits of every token of each trace, [probes, tokens], in one pass over the model.
+
+    Args:
+        subject: The model.
+        traces: Closed or not.
+        probes: By rising layer.
+        read_point: Where they read.
+        beside: Readers of other things in the same pass.
+        progress: Called with (traces done, traces).
+    """
+    weights = {probe.layer: (probe.weight, probe.bias) for probe in probes}
     reader = ProbeScores(weights, len(traces))
-    tap = at_read_point(reader, subject, probes.read_point)
-    capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
-    return scores_of(traces, [logits.astype(np.float32) for logits in reader.logits])
+    tap = at_read_point(reader, subject, read_point)
+    capture(subject, [trace.token_ids for trace in traces], [tap, *beside], progress=progress)
+    return reader.logits
 
 
 def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[TraceScores]:
-    """What was read at every token of some traces, of those that closed their thinking.
+    """What was read at every token of some traces.
 
     Args:
-        traces: The traces.
+        traces: Closed traces, see `traces.closed`.
         logits: Of each, [rows, tokens].
     """
     return [
@@ -78,11 +100,10 @@ def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[T
             trace.prompt.group,
             trace.prompt.label,
             trace.verdict,
-            trace.spans,
+            closed_spans(trace),
             found,
         )
         for trace, found in zip(traces, logits, strict=True)
-        if trace.spans is not None
     ]
 
 

@@ -16,8 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from refusal_cliff import __version__
 from refusal_cliff.cliff.curves import (
     DEFAULT_POOL,
@@ -42,8 +40,7 @@ from refusal_cliff.data.types import LeftOut, Record, Row, Trace, is_judged, sho
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import DESCRIPTIONS
 from refusal_cliff.io import (
-    first_fault,
-    read_json,
+    read_as,
     read_rows_of_ours,
     remove_quietly,
     write_json,
@@ -63,7 +60,7 @@ _APART = (
     "answer, put the thinking before it into a column 'thinking', or name the markers "
     "(--thinking-markers)"
 )
-Described = TypeVar("Described", bound=BaseModel)
+T = TypeVar("T")
 Loaded = Callable[[], tuple[Subject, ProbeSet]]
 
 
@@ -317,26 +314,26 @@ def _damaged(shard: Path, wrong: str) -> RefusalCliffError:
     )
 
 
-class _Finished(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _Finished:
     """What `FINISHED` says: how many traces each shard has."""
 
-    model_config = ConfigDict(strict=True)
     scored: list[int]
 
 
-class _Read(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _Read:
     """Of what was scored, the blocks: the probe's own, and all whose scores are there."""
 
-    model_config = ConfigDict(strict=True)
     layer: int
     layers: list[int]
 
 
-def _described_as(path: Path, kind: type[Described]) -> Described:
+def _told(path: Path, kind: type[T]) -> T:
     try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        raise _damaged(path, f"it is damaged ({first_fault(error)})") from error
+        return read_as(path, kind)
+    except RefusalCliffError as error:
+        raise _damaged(path, f"it cannot be read ({shortened(error)})") from error
 
 
 def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
@@ -348,7 +345,7 @@ def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
     shards = list(read_shards(folder))
     if not (folder / FINISHED).is_file():
         raise _damaged(folder, "it holds the scores of a run that has not ended")
-    expected = _described_as(folder / FINISHED, _Finished).scored
+    expected = _told(folder / FINISHED, _Finished).scored
     if len(expected) != len(shards):
         raise _damaged(
             folder, f"it holds {len(shards)} shards of scores, and {len(expected)} were made"
@@ -379,7 +376,7 @@ def measure_shards(
     """
     if pool not in POOLS:
         raise RefusalCliffError(f"Unknown pool {pool!r}. Choose one of: {', '.join(POOLS)}.")
-    described = _described_as(folder / DESCRIPTION, _Read)
+    described = _told(folder / DESCRIPTION, _Read)
     layers = described.layers
     wanted = described.layer if layer is None else layer
     if wanted not in layers:

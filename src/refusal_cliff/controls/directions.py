@@ -32,7 +32,7 @@ from refusal_cliff.controls.readings import (
     logistic_directions,
 )
 from refusal_cliff.controls.table import Cell, ControlTable, rounded
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.model.final_norm import find_final_norm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import calibrate_held_out
@@ -139,7 +139,7 @@ def first_token_rows(subject: Subject, traces: Sequence[Trace], before_norm: boo
     a token, so before the norm the direction is ``gain ⊙ u``. The gain is read off the norm's
     output for an input of ±1 of large scale, which any norm over features returns as ``± gain``.
     """
-    ids = [trace.token_ids[trace.spans.closing] for trace in traces if trace.spans is not None]
+    ids = [trace.token_ids[closed_spans(trace).closing] for trace in traces]
     unembedding: Any = subject.model.get_output_embeddings()
     rows = unembedding.weight[torch.tensor(ids, device=unembedding.weight.device)].float().cpu()
     if before_norm:

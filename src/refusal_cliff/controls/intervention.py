@@ -25,13 +25,10 @@ from refusal_cliff.data.traces import Trace, closed_spans, read_traces
 from refusal_cliff.generate.again import until_answer
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.rerun import Rerun, score_readout
-from refusal_cliff.heads.result import AblationResult
-from refusal_cliff.io import read_as
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
-from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import ThinkingFormat
 
@@ -44,10 +41,10 @@ HEADER = "header tokens again before the answer"
 
 def measure(study: Study, job: Job) -> ControlTable:
     """Heads out at some tokens, thinking fixed or written anew, on the test prompts."""
-    subject, probes = study.subject, input_probes(study, job)
+    subject, probes = study.subject, study.probes(job)
     asked = first_of_each(study.traces(job, "test"))
     traces = [trace for trace in asked if trace.spans is not None]
-    heads = read_as(job.input(study.path("ablation.json")), AblationResult).heads
+    heads = study.taken_out(job)
     header = subject.tokenizer.encode(header_of(subject.format), add_special_tokens=False)
     arms = {UNCHANGED: Arm(traces, final_scores(subject, traces, probes))}
     if heads:
@@ -64,8 +61,8 @@ def _heads_out(
 ) -> dict[str, Arm]:
     """The arms in which heads are out; the thinking written anew is that of the run."""
     subject = study.subject
-    new = {t.prompt.id: t for t in read_traces(job.input(study.path("ablated.parquet")))}
-    scored = read_scores(job.input(study.path("scores-ablated.parquet")))
+    new = {t.prompt.id: t for t in read_traces(study.input(job, "ablated.parquet"))}
+    scored = read_scores(study.input(job, "scores-ablated.parquet"))
     arms = {NEW: Arm([new[t.prompt.id] for t in traces], finals_of(scored, probes))}
     begun = [until_answer(subject, trace) for trace in traces]
     spans = [closed_spans(trace) for trace in traces]

@@ -42,7 +42,6 @@ from refusal_cliff.probe.direction import shuffled, standardised
 from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe
 from refusal_cliff.progress import Progress
 from refusal_cliff.run.pipeline import Job
-from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import percentiles
 
@@ -103,7 +102,7 @@ def bench_of(study: Study, job: Job) -> Bench:
         [trace for trace in closed(study.traces(job, part)) if thinks(trace)]
         for part in ("fit", "test")
     )
-    probe = input_probes(study, job).chosen
+    probe = study.probes(job).chosen
     at = (probe.layer, study.read_point)
     states = states_by_place(study.subject, [*fit, *test], *at, job.progress)
     return Bench(study, probe, fit, test, states, job.progress)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import score_traces
-from refusal_cliff.cliff.verdict import ModelCliff, measured_rows, model_cliff
+from refusal_cliff.cliff.verdict import ModelCliff, benign_rows, measured_rows, model_cliff
 from refusal_cliff.controls.arms import first_of_each, limited
 from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace, closed, verdict_groups
@@ -136,7 +136,7 @@ def preset_table(readings: Mapping[str, Reading], seed: int = 0) -> ControlTable
 def _cells(reading: Reading, ours: Sequence[Head], seed: int) -> tuple[Cell, ...]:
     _, measured = measured_rows(reading.cliffs)
     groups = [row.group for row in measured]
-    benign = [row for row in reading.cliffs if row.label == "benign"]
+    benign = benign_rows(reading.cliffs)
     found = rates(reading.after)
     shared = len(set(ours) & set(reading.heads)) / len(ours) if ours else None
     return (

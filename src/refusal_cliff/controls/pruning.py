@@ -20,7 +20,6 @@ from refusal_cliff.data.traces import Trace
 from refusal_cliff.generate.again import prompt_length
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.run.pipeline import Job
-from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 
 SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -30,7 +29,7 @@ WHOLE, RANDOM = "100 % kept", "closed at a random token"
 
 def measure(study: Study, job: Job) -> ControlTable:
     """Every share of the thinking, and a random closing, on the test prompts."""
-    probes = input_probes(study, job)
+    probes = study.probes(job)
     asked = first_of_each(study.traces(job, "test"))
     traces = [trace for trace in asked if thinking_of(trace)]
     if not traces:

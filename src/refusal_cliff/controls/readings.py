@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import (
     benign_rows,
@@ -18,7 +19,7 @@ from refusal_cliff.cliff.verdict import (
     refused_rows,
     yardstick,
 )
-from refusal_cliff.controls.table import Cell, group_share_cell, mean_cell
+from refusal_cliff.controls.table import Cell, mean_cell, share_cell
 from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.model.capture import Batch, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
@@ -206,7 +207,7 @@ def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
             mean_cell([getattr(row, name) for row in part], [row.group for row in part], seed)
             for part, name in parts
         ),
-        group_share_cell(fell, [row.group for row in complied]),
+        share_cell(Share.of(fell, [row.group for row in complied])),
     )
 
 

@@ -24,7 +24,6 @@ from refusal_cliff.controls.table import (
 from refusal_cliff.data.traces import complies
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.run.pipeline import Job
-from refusal_cliff.stages.measure import input_probes
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import bootstrap, spearman
 
@@ -67,9 +66,9 @@ class Sampled:
 
 def measure(study: Study, job: Job) -> ControlTable:
     """Harmful test prompts, several answers each, beside the cliff of the run's own trace."""
-    probes = input_probes(study, job)
+    probes = study.probes(job)
     traces = study.traces(job, "test")
-    cliffs = {c.trace_id: c for c in read_cliffs(job.input(study.path("cliff.parquet")))}
+    cliffs = {c.trace_id: c for c in read_cliffs(study.input(job, "cliff.parquet"))}
     prompts = [trace.prompt for trace in traces if trace.prompt.label == "harmful"][:SAMPLED]
     drawing = replace(study.generation, temperature=TEMPERATURE, seed=study.seed)
     written = replace(study, generation=drawing).write(repeated(prompts, SAMPLES), job)

@@ -13,7 +13,7 @@ from refusal_cliff.data.traces import Trace, closed, verdict_groups
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.joint import AnswerShifts, select_jointly
-from refusal_cliff.heads.table import METHODS, HeadRow, budget, read_heads
+from refusal_cliff.heads.table import METHODS, HeadRow, budget
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.study import Study
@@ -29,7 +29,7 @@ TRACES, BENIGN, CANDIDATES = 40, 20, 12
 def measure(study: Study, job: Job) -> ControlTable:
     """Shifts of all heads on the fitting traces that the run measured heads on, and a group."""
     subject = study.subject
-    rows = read_heads(job.input(study.path("heads.parquet")), subject)
+    rows = study.heads(job)
     traces = closed(study.traces(job, "fit"))
     harmful, benign = explained(traces)[:TRACES], verdict_groups(traces)["benign"][:BENIGN]
     singles = [row.head for row in rows]
@@ -131,7 +131,7 @@ def _columns(
     rows: Sequence[HeadRow], size: int, planted: Collection[Head]
 ) -> Mapping[str, Callable[[Floats], float]]:
     """What is computed of each ranking, from one score a head."""
-    acting = np.array([bool(row.causal.mean or row.direct.mean) for row in rows])
+    acting = np.array([row.acts for row in rows])
     others = {name: np.array([METHODS[name](row) for row in rows]) for name in PROBE_METHODS}
     others["causal, unsigned"] = np.abs(others["causal"])
     guilty = np.array([row.head in planted for row in rows])

@@ -8,12 +8,17 @@ import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff, read_cliffs
-from refusal_cliff.cliff.verdict import Yardstick, yardstick
+from refusal_cliff.cliff.verdict import (
+    Yardstick,
+    benign_rows,
+    complied_rows,
+    refused_rows,
+    yardstick,
+)
 from refusal_cliff.controls.table import (
     Cell,
     ControlTable,
     cell_text,
-    group_share_cell,
     mean_cell,
     share_cell,
 )
@@ -40,7 +45,7 @@ MIN_REFUSED = 5
 
 def measure(study: Study, job: Job) -> ControlTable:
     """`by_source` of the test traces."""
-    cliffs = read_cliffs(job.input(study.path("cliff.parquet")))
+    cliffs = read_cliffs(study.input(job, "cliff.parquet"))
     return by_source(study.traces(job, "test"), cliffs, study.seed)
 
 
@@ -79,7 +84,7 @@ def _row(
     mine = [trace for trace in traces if source_of(trace.prompt) == name]
     ids = {trace.prompt.id for trace in mine if trace.prompt.label == "harmful"}
     harmful = [cliff for cliff in cliffs if cliff.trace_id in ids]
-    complied = [cliff for cliff in harmful if complies(cliff.verdict)]
+    complied = complied_rows(harmful)
     groups = [cliff.group for cliff in complied]
     known = rule.ceiling is not None and rule.floor is not None
     with_cliff = [rule.kind(cliff) == "cliff" for cliff in complied] if known else []
@@ -87,18 +92,18 @@ def _row(
     benign = [trace for trace in mine if trace.prompt.label == "benign"]
     answered = sum(complies(trace.verdict) for trace in benign)
     return (
-        _auroc([cliff for cliff in harmful if cliff.verdict == "refused"], cliffs, seed),
+        _auroc(refused_rows(harmful), cliffs, seed),
         share_cell(Share(attacks, len(ids))),
         mean_cell([cliff.plateau for cliff in complied], groups, seed),
         mean_cell([cliff.final for cliff in complied], groups, seed),
         mean_cell([cliff.cliff for cliff in complied], groups, seed),
-        group_share_cell(with_cliff, groups if known else []),
+        share_cell(Share.of(with_cliff, groups if known else [])),
         share_cell(Share(answered, len(benign))),
     )
 
 
 def _auroc(refused: Sequence[TraceCliff], cliffs: Sequence[TraceCliff], seed: int) -> Cell:
-    benign = [cliff for cliff in cliffs if cliff.label == "benign" and complies(cliff.verdict)]
+    benign = [cliff for cliff in benign_rows(cliffs) if complies(cliff.verdict)]
     if len(refused) < MIN_REFUSED or len(benign) < MIN_REFUSED:
         return Cell(None, None, len(refused))
     rows = [*refused, *benign]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.io import read_as, write_json
-from refusal_cliff.stats import Interval, bootstrap_mean, share_interval
+from refusal_cliff.stats import Interval, bootstrap_mean
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Ends of the bins of the final score in rows of a calibration."""
@@ -79,13 +79,6 @@ def mean_cell(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> 
         return Cell(None, None, 0)
     mean = sum(map(float, values)) / len(values)
     return Cell(mean, bootstrap_mean(values, groups, seed=seed), len(values))
-
-
-def group_share_cell(hits: Sequence[bool], groups: Sequence[str]) -> Cell:
-    """A share with its interval over prompt groups; empty for no rows."""
-    if not hits:
-        return Cell(None, None, 0)
-    return Cell(sum(hits) / len(hits), share_interval(hits, groups), len(hits))
 
 
 def write_table(path: Path, table: ControlTable) -> None:

@@ -56,29 +56,34 @@ def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
     return _OF_SCORE[rule.kind(cliff)]
 
 
-def kinds_of(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> Counter[Kind]:
-    """How many of the harmful traces became what, see `kind_of`."""
+def kinds_of(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> dict[str, Kind]:
+    """What became of each harmful prompt, by its id, see `kind_of`.
+
+    Args:
+        traces: Judged test traces, scored or not.
+        cliffs: Plateau and final score of those that closed their thinking.
+    """
     by_id, rule = {row.trace_id: row for row in cliffs}, yardstick(cliffs)
-    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    return Counter(kind_of(trace, by_id.get(trace.prompt.id), rule) for trace in harmful)
+    return {
+        trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id), rule)
+        for trace in traces
+        if trace.prompt.label == "harmful"
+    }
 
 
 def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTable:
     """Count what became of harmful prompts, all together and by category and tag.
 
     Args:
-        traces: Judged test traces, scored or not.
-        cliffs: Plateau and final score of those that closed their thinking.
+        traces: As for `kinds_of`.
+        cliffs: As for `kinds_of`.
 
     Returns:
         Shares with Wilson intervals, one row for all harmful prompts and one for each category and
         tag of at least two; benign prompts are counted in the notes.
     """
-    by_id, rule = {row.trace_id: row for row in cliffs}, yardstick(cliffs)
+    kinds = kinds_of(traces, cliffs)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    kinds: dict[str, Kind] = {
-        trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id), rule) for trace in harmful
-    }
     groups = {"all harmful prompts": harmful}
     for mark in sorted({mark for trace in harmful for mark in _marks(trace)}):
         marked = [trace for trace in harmful if mark in _marks(trace)]

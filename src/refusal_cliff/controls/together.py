@@ -8,8 +8,7 @@ from refusal_cliff.controls.arms import COLUMNS, UNCHANGED, Arm, arm_rows, parts
 from refusal_cliff.controls.table import ControlTable, cell_text
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.heads.find import JointSearch
-from refusal_cliff.heads.result import AblationResult
-from refusal_cliff.heads.table import budget, read_heads, select_heads
+from refusal_cliff.heads.table import budget, select_heads
 from refusal_cliff.io import read_as
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.organisms import planted_heads
@@ -31,9 +30,9 @@ def measure(study: Study, job: Job) -> ControlTable:
     """
     subject = study.subject
     before = study.traces(job, "test")
-    rows = read_heads(job.input(study.path("heads.parquet")), subject)
-    greedy = read_as(job.input(study.path("joint.json")), JointSearch).greedy
-    found = read_as(job.input(study.path("ablation.json")), AblationResult).heads
+    rows = study.heads(job)
+    greedy = read_as(study.input(job, "joint.json"), JointSearch).greedy
+    found = study.taken_out(job)
     sets: dict[str, Sequence[Head]] = {
         TOP: select_heads(rows, proven=False),
         TOGETHER: greedy[: budget(len(rows))],
@@ -45,7 +44,7 @@ def measure(study: Study, job: Job) -> ControlTable:
     written = Answers(study, job, rows, before).write(prompts * len(tried), row_heads)
     arms, taken_out = {UNCHANGED: Arm(before)}, dict[str, Sequence[Head]]()
     if found:
-        arms[FOUND] = Arm(read_traces(job.input(study.path("ablated.parquet"))))
+        arms[FOUND] = Arm(read_traces(study.input(job, "ablated.parquet")))
         taken_out[FOUND] = found
     for name, answered in zip(tried, parts(written, len(prompts)), strict=True):
         arms[name] = Arm(answered)

@@ -32,14 +32,13 @@ from refusal_cliff.findings.summary import (
     Summary,
 )
 from refusal_cliff.heads.find import JointSearch
-from refusal_cliff.heads.result import AblationResult
+from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult
 from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
-from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
 from refusal_cliff.io import read_as
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.files import read_probes
-from refusal_cliff.select.strategies import Chosen
+from refusal_cliff.select.strategies import COMPARED, Chosen
 
 Find = Callable[[str], Path]
 """Path of a file of the run, by its name there."""
@@ -127,7 +126,7 @@ def _complying(
     if shape.diffuse is not None:
         whole = read_as(find(f"{shape.diffuse}/ablation.json"), AblationResult)
         found |= complying(whole.before, f" of {shape.diffuse}")
-    for strategy in ("cliff", "random", "full") if shape.steps else ():
+    for strategy in COMPARED if shape.steps else ():
         traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
         found |= complying(rates(traces), f" repaired by {strategy}")
     return found
@@ -310,7 +309,7 @@ def _selection(shape: RunShape, ablation: AblationResult, find: Find) -> Selecti
     answered = {"none": ablation.before.answered.value}
     hits: dict[str, dict[str, float]] = {}
     groups = ablation.pairs.groups
-    for strategy in ("cliff", "random", "full"):
+    for strategy in COMPARED:
         traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
         found = rates(traces)
         attacks[strategy], answered[strategy] = found.attacks.value, found.answered.value

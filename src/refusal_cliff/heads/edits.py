@@ -10,7 +10,7 @@ Direction of use: only heads that were measured to suppress refusal can be writt
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,10 @@ def write_adapter(
         task_type="CAUSAL_LM",
         inference_mode=True,
     )
-
-    def write(folder: Path) -> None:
+    with _folder(out, card) as folder:
         config.save_pretrained(str(folder))
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
-
-    return _write_folder(out, write, card)
+    return out
 
 
 def write_merged(
@@ -110,12 +108,10 @@ def write_merged(
     """
     with merged(subject, heads, scale):
         claim_export(subject, heads, scale, "merged", out)
-        return _write_folder(out, lambda folder: _save(subject, folder), card)
-
-
-def _save(subject: Subject, folder: Path) -> None:
-    subject.model.save_pretrained(folder)
-    subject.tokenizer.save_pretrained(folder)
+        with _folder(out, card) as folder:
+            subject.model.save_pretrained(folder)
+            subject.tokenizer.save_pretrained(folder)
+    return out
 
 
 @contextmanager
@@ -222,13 +218,9 @@ def claim_export(
     claim(out, "ablate", made_from, "an export")
 
 
-def _write_folder(out: Path, write: Callable[[Path], None], card: str) -> Path:
-    """Write the files of a claimed folder, each whole, with the model card.
-
-    Raises:
-        RefusalCliffError: It cannot be written.
-    """
+@contextmanager
+def _folder(out: Path, card: str) -> Iterator[Path]:
+    """A folder for the files of a claimed one, which get there whole, with the model card."""
     with staged(out, last=("config.json", "adapter_config.json")) as folder:
-        write(folder)
+        yield folder
         (folder / "README.md").write_text(card, encoding="utf-8")
-    return out

@@ -20,19 +20,17 @@ import torch
 from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import cliff_of
-from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.cliff.scores import read_logits, scores_of
 from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.model.capture import (
     Batch,
     HeadContributions,
-    ProbeScores,
     Reader,
     capture,
     head_vectors,
 )
-from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.progress import Progress
@@ -56,9 +54,7 @@ class Direct:
     plateau: Floats
 
 
-def direct_contributions(
-    subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None = None
-) -> Direct:
+def direct_contributions(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Direct:
     """What each head adds to the score logit, in one forward pass.
 
     Where the probe reads after the final norm, its weight is used on what heads write before the
@@ -71,7 +67,7 @@ def direct_contributions(
     late = [(span.late, span.thinking) for span in spans]
     plateau = _SpanContributions(subject, late, probe)
     token_ids = [trace.token_ids for trace in traces]
-    capture(subject, token_ids, [closing, plateau], progress=progress)
+    capture(subject, token_ids, [closing, plateau])
     return Direct(closing.values, plateau.values)
 
 
@@ -146,33 +142,22 @@ def attributed_effects(subject: Subject, traces: Sequence[Trace], probe: Probe) 
 
 
 def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
-    """How far the score logit falls from the plateau to the last closing token, [traces].
+    """How far the score logit of closed traces falls from the plateau to the end, [traces].
 
     NaN where a trace has neither thinking nor a closing token before the last: no plateau.
     """
     found = np.full(len(traces), np.nan)
-    for row, (trace, logits) in enumerate(
-        zip(traces, _logits(subject, traces, probe), strict=True)
-    ):
-        spans = closed_spans(trace)
-        if spans.last_closing > spans.prompt:
-            scores = TraceScores("", "", "", trace.verdict, spans, logits)
-            cliff = cliff_of(scores, 0)
+    scores = scores_of(traces, read_logits(subject, traces, [probe], probe.read_point))
+    for row, one in enumerate(scores):
+        if one.spans.last_closing > one.spans.prompt:
+            cliff = cliff_of(one, 0)
             found[row] = cliff.plateau_logit - cliff.final_logit
     return found
 
 
-def _logits(subject: Subject, traces: Sequence[Trace], probe: Probe) -> list[NDArray[np.float32]]:
-    """Score logits of every token, [1, tokens] each."""
-    scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
-    tap = at_read_point(scores, subject, probe.read_point)
-    capture(subject, [trace.token_ids for trace in traces], [tap])
-    return scores.logits
-
-
 def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator[tuple[int, Rerun]]:
     """The traces a few at a time, ready to be run again, and the number of the first."""
-    logits = _logits(subject, traces, probe)
+    logits = read_logits(subject, traces, [probe], probe.read_point)
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
         closing = Rerun(subject, chosen, score_readout(subject, probe))

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.stats import EXACT, LEVEL, bootstrap_mean, resampled_counts
+from refusal_cliff.stats import EXACT, LEVEL, RESAMPLES, bootstrap_mean, resampled_counts
 
 SMALLEST_SHARE = 0.05
 """The smallest effect of interest: what a head undoes alone, of the mean fall of the traces."""
-RESAMPLES = 2000
 
 _Doubles = NDArray[np.float64]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -289,19 +290,15 @@ def _projection_inputs(subject: Subject, layers: int) -> Iterator[dict[int, torc
     """Inputs of the output projections of the first blocks that have heads, as they are run."""
     inputs: dict[int, torch.Tensor] = {}
 
-    def keeper(layer: int) -> Any:
-        def keep(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-            del module
-            inputs[layer] = args[0]
-
-        return keep
+    def keep(layer: int, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        del module
+        inputs[layer] = args[0]
 
     with ExitStack() as stack:
         for block in subject.blocks[:layers]:
             if block.n_heads:
-                hook = subject.projection(block.layer).register_forward_pre_hook(
-                    keeper(block.layer)
-                )
+                projection = subject.projection(block.layer)
+                hook = projection.register_forward_pre_hook(partial(keep, block.layer))
                 stack.callback(hook.remove)
         yield inputs
 
@@ -344,31 +341,22 @@ def _thoughts(
 def _recorded(subject: Subject, ids: torch.Tensor, arguments: dict[str, Any]) -> dict[int, _Call]:
     """What each block is called with."""
     calls: dict[int, _Call] = {}
-    with _recorders(subject, calls):
+
+    def record(
+        layer: int, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        del module
+        named = dict(kwargs)
+        states, *rest = args or (named.pop("hidden_states"),)
+        calls[layer] = (states, rest, named)
+
+    with ExitStack() as stack:
+        for block in subject.blocks:
+            hook = partial(record, block.layer)
+            handle = block.module.register_forward_pre_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
         decoder_of(subject.model)(input_ids=ids, **arguments)
     return calls
-
-
-@contextmanager
-def _recorders(subject: Subject, calls: dict[int, _Call]) -> Iterator[None]:
-    def recorder(layer: int) -> Any:
-        def record(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            del module
-            named = dict(kwargs)
-            states, *rest = args or (named.pop("hidden_states"),)
-            calls[layer] = (states, rest, named)
-
-        return record
-
-    handles = [
-        block.module.register_forward_pre_hook(recorder(block.layer), with_kwargs=True)
-        for block in subject.blocks
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _copied(value: Any, batch: int, copies: int) -> Any:

@@ -19,6 +19,7 @@ from refusal_cliff.probe.direction import Estimator, Floats
 from refusal_cliff.probe.fit import LabelRule, Probe, ProbeSet, Provenance, ReadPoint
 from refusal_cliff.probe.quality import Quality
 from refusal_cliff.settings import Loading
+from refusal_cliff.stats import Fraction, Ordered, ordered
 
 WEIGHTS, DESCRIPTION = "probes.safetensors", "probes.json"
 _QUALITY = tuple(field.name for field in fields(Quality))
@@ -26,16 +27,7 @@ _ELSEWHERE = ("weight", "quality", "read_point")
 _PROBE = tuple(f.name for f in fields(Probe) if f.name not in _ELSEWHERE)
 _AGAIN = "Delete it, and run the audit again to fit new probes."
 
-_Unit = Annotated[float, Field(ge=0, le=1)]
-
-
-def _rising(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[0] > pair[1]:
-        raise ValueError("its lower end is above its upper one")
-    return pair
-
-
-_Pair = Annotated[tuple[_Unit, _Unit], AfterValidator(_rising)]
+_Pair = Annotated[tuple[Fraction, Fraction], AfterValidator(ordered)]
 
 
 class _Checked(BaseModel):
@@ -48,15 +40,15 @@ class _Layer(_Checked):
     layer: int = Field(ge=1)
     bias: float
     strength: float = Field(ge=0)
-    cv_auroc: _Unit
-    shuffled_auroc: _Unit
-    permutation_p: _Unit
-    auroc: _Unit
+    cv_auroc: Fraction
+    shuffled_auroc: Fraction
+    permutation_p: Fraction
+    auroc: Fraction
     auroc_ci: _Pair
-    accuracy: _Unit
+    accuracy: Fraction
     accuracy_ci: _Pair
     ece: float = Field(ge=0)
-    ece_ci: Annotated[tuple[float, float], AfterValidator(_rising)]
+    ece_ci: Ordered
 
 
 class _Origin(_Checked):

@@ -283,51 +283,6 @@ def too_few(name: str, found: int, asked: int, need: int | None, label: str) -> 
     )
 
 
-def transfer(
-    probes: ProbeSet,
-    residuals: Floats,
-    labels: Sequence[int],
-    groups: Sequence[str],
-    seed: int = 0,
-) -> tuple[Quality, ...]:
-    """How well fitted probes do on another data set, layer by layer: nothing is fitted again.
-
-    A direction of the intention keeps its AUROC on other topics and formats; one of the topic does
-    not. Accuracy and calibration error say whether the threshold and the scale moved along.
-
-    Args:
-        probes: Fitted on one data set.
-        residuals: [traces, layers, d] of another, at the same read point, position and layers.
-        labels: 1 for a refusal, 0 otherwise.
-        groups: Near-duplicates share one; the bootstrap draws them together.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        One quality a probe.
-
-    Raises:
-        RefusalCliffError: A class is missing, or the residuals are of other layers or width.
-    """
-    shape = (len(probes.probes), len(probes.chosen.weight))
-    if residuals.shape[1:] != shape:
-        raise RefusalCliffError(
-            f"The probes read {shape[0]} layers of width {shape[1]}, but the residuals have "
-            f"{residuals.shape[1]} of width {residuals.shape[2]}. Capture them from the model that "
-            "the probes were fitted on, after the same blocks."
-        )
-    label_array = np.asarray(labels, dtype=np.int64)
-    if set(labels) != {0, 1}:
-        raise RefusalCliffError(
-            "A transfer test needs refused and complied traces; one of the two is missing. "
-            "Give traces of both."
-        )
-    states = residuals.astype(np.float64)
-    return tuple(
-        measure_quality(states[:, row] @ probe.weight + probe.bias, label_array, groups, seed)
-        for row, probe in enumerate(probes.probes)
-    )
-
-
 def choose_layer(probes: Sequence[Probe]) -> int:
     """The deepest layer whose cross-validated AUROC is as good as the best.
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.data.traces import Trace, closed, closed_spans, verdict_groups
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import at_read_point
@@ -25,6 +25,11 @@ from refusal_cliff.progress import Progress
 
 States = dict[str, NDArray[np.float32]]
 """By prompt id, [probed layers, d]."""
+
+
+Rule = tuple[LabelRule, Estimator, tuple[str, ...]]
+"""Name of the rule, how the direction is found, and the negative classes of `verdict_groups`."""
+_MAIN: Rule = ("refused-vs-benign", "logistic", ("benign",))
 
 
 def fit_on_traces(
@@ -49,10 +54,8 @@ def fit_on_traces(
         RefusalCliffError: A class is too small, or a state is not a finite number.
     """
     groups = verdict_groups(closed(traces))
-    refused, benign = groups["refused"], groups["benign"]
-    states = closing_states(subject, [*refused, *benign], read_point, progress)
-    fitting = _Fitting(subject, states, read_point, seed)
-    return fitting.probes(refused, benign, "refused-vs-benign", "logistic")
+    every = [*groups["refused"], *groups["benign"]]
+    return _fitted(subject, groups, every, [_MAIN], read_point, seed, progress)[0]
 
 
 def fit_by_rules(
@@ -66,29 +69,15 @@ def fit_by_rules(
     """The probes of `fit_on_traces`, then others that should agree, in one pass over the model.
 
     The others are the difference of means of the same classes and, where enough harmful prompts
-    were complied with, refused traces against all that were answered.
-
-    Args:
-        subject: As for `fit_on_traces`, as are the others.
-        traces: Judged traces.
-        read_point: Where probes read.
-        seed: Seed of split, shuffles and bootstrap.
-        progress: Called with (traces done, traces).
-
-    Raises:
-        RefusalCliffError: A class is too small, or a state is not a finite number.
+    were complied with, refused traces against all that were answered. Arguments and errors are
+    those of `fit_on_traces`.
     """
     groups = verdict_groups(closed(traces))
-    refused, benign, complied = groups["refused"], groups["benign"], groups["complied"]
-    rules: list[tuple[LabelRule, Estimator, list[Trace]]] = [
-        ("refused-vs-benign", "logistic", benign),
-        ("refused-vs-benign", "difference-of-means", benign),
-    ]
-    if len({trace.prompt.group for trace in complied}) >= MIN_PER_CLASS:
-        rules.append(("refused-vs-complied", "logistic", [*benign, *complied]))
-    states = closing_states(subject, [*refused, *benign, *complied], read_point, progress)
-    fitting = _Fitting(subject, states, read_point, seed)
-    return [fitting.probes(refused, negative, rule, by) for rule, by, negative in rules]
+    rules = [_MAIN, ("refused-vs-benign", "difference-of-means", ("benign",))]
+    if len({trace.prompt.group for trace in groups["complied"]}) >= MIN_PER_CLASS:
+        rules.append(("refused-vs-complied", "logistic", ("benign", "complied")))
+    every = [*groups["refused"], *groups["benign"], *groups["complied"]]
+    return _fitted(subject, groups, every, rules, read_point, seed, progress)
 
 
 def closing_states(
@@ -105,7 +94,7 @@ def closing_states(
         read_point: Where probes read.
         progress: Called with (traces done, traces).
     """
-    positions = [trace.spans.last_closing for trace in traces if trace.spans is not None]
+    positions = [closed_spans(trace).last_closing for trace in traces]
     reader = PositionResiduals(positions, probed_layers(subject, read_point), subject.width)
     tap = at_read_point(reader, subject, read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
@@ -118,40 +107,36 @@ def probed_layers(subject: Subject, read_point: ReadPoint) -> range:
     return range(1 if read_point == "resid_post" else last, last + 1)
 
 
-class _Fitting:
-    """What all probes fitted on one model's traces share.
-
-    Args:
-        subject: The model.
-        states: Of all its traces.
-        read_point: Where they were read.
-        seed: Seed of the fits.
-    """
-
-    def __init__(self, subject: Subject, states: States, read_point: ReadPoint, seed: int) -> None:
-        self._subject, self._states, self._seed = subject, states, seed
-        self._read_point: ReadPoint = read_point
-
-    def probes(
-        self,
-        refused: Sequence[Trace],
-        negative: Sequence[Trace],
-        rule: LabelRule,
-        estimator: Estimator,
-    ) -> ProbeSet:
-        traces = [*refused, *negative]
+def _fitted(
+    subject: Subject,
+    groups: Mapping[str, Sequence[Trace]],
+    every: Sequence[Trace],
+    rules: Sequence[Rule],
+    read_point: ReadPoint,
+    seed: int,
+    progress: Progress | None,
+) -> list[ProbeSet]:
+    """The probes of each rule, from the states of every trace, among them all that rules use."""
+    states = closing_states(subject, every, read_point, progress)
+    found = []
+    for rule, estimator, negative in rules:
+        refused, others = groups["refused"], [t for name in negative for t in groups[name]]
+        traces = [*refused, *others]
         if not traces:
             raise RefusalCliffError(
-                f"{self._subject.name} did not close its thinking in any trace, so there is "
-                "nothing to probe. Allow longer answers (--max-new-tokens)."
+                f"{subject.name} did not close its thinking in any trace, so there is nothing to "
+                "probe. Allow longer answers (--max-new-tokens)."
             )
-        return fit_probes(
-            np.stack([self._states[trace.prompt.id] for trace in traces]),
-            [1] * len(refused) + [0] * len(negative),
-            [trace.prompt.group for trace in traces],
-            probed_layers(self._subject, self._read_point),
-            label_rule=rule,
-            estimator=estimator,
-            seed=self._seed,
-            provenance=provenance_of(self._subject, traces, self._read_point),
+        found.append(
+            fit_probes(
+                np.stack([states[trace.prompt.id] for trace in traces]),
+                [1] * len(refused) + [0] * len(others),
+                [trace.prompt.group for trace in traces],
+                probed_layers(subject, read_point),
+                label_rule=rule,
+                estimator=estimator,
+                seed=seed,
+                provenance=provenance_of(subject, traces, read_point),
+            )
         )
+    return found

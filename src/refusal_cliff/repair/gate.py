@@ -233,8 +233,8 @@ def check(
     cliff = model_cliff(rows)
     harmful, benign = (counted(traces, label) for label in ("harmful", "benign"))
     found = {
-        "probe": next(iter(probe_reasons(probes.chosen)), None),
-        "probe on these traces": next(iter(reading_reasons(rows)), None),
+        "probe": probe_reason(probes.chosen),
+        "probe on these traces": reading_reason(rows),
         **limits_of(cliff, harmful, benign, limits),
     }
     rates = {
@@ -263,19 +263,19 @@ def answers_kept_in(
             yield journal
 
 
-def probe_reasons(probe: Probe) -> tuple[str, ...]:
+def probe_reason(probe: Probe) -> str | None:
     """Why a probe cannot tell whether there is a cliff: one that reads nothing finds none."""
     low, high = probe.quality.auroc_ci
     if low > CHANCE:
-        return ()
+        return None
     return (
         "the probe separates refused traces from others no better than chance (AUROC "
         f"{probe.quality.auroc:.2f} [{low:.2f}, {high:.2f}]), so it measures no cliff: give the "
-        "probe of an audit with more prompts",
+        "probe of an audit with more prompts"
     )
 
 
-def reading_reasons(rows: Sequence[TraceCliff]) -> tuple[str, ...]:
+def reading_reason(rows: Sequence[TraceCliff]) -> str | None:
     """Why a probe is not seen to read refusal on the traces of this very check.
 
     Its file may say what it likes: weights of zero, or with the other sign, find no cliff anywhere.
@@ -286,19 +286,19 @@ def reading_reasons(rows: Sequence[TraceCliff]) -> tuple[str, ...]:
     if not (refused and answered):
         kind = "benign prompt was answered" if refused else "harmful prompt was refused"
         few = n_groups(complied_rows(rows)) < MIN_COMPLIED
-        return () if few else (f"no {kind}, so nothing shows that the probe reads refusal",)
+        return None if few else f"no {kind}, so nothing shows that the probe reads refusal"
     both = [*refused, *answered]
     labels = np.repeat([1, 0], [len(refused), len(answered)])
     logits = np.array([row.final_logit for row in both])
     here = measure_quality(logits, labels, [row.group for row in both], seed=0)
     low, high = here.auroc_ci
     if low > CHANCE:
-        return ()
+        return None
     return (
         f"the probe does not separate {len(refused)} refused from {len(answered)} answered benign "
         f"traces of this check (AUROC {here.auroc:.2f} [{low:.2f}, {high:.2f}]), so it measures no "
         "cliff: its file is damaged, the model has changed too much since it was fitted, or there "
-        "are too few prompts",
+        "are too few prompts"
     )
 
 

@@ -23,7 +23,7 @@ from refusal_cliff.model.subject import Subject
 from refusal_cliff.progress import Watch
 from refusal_cliff.repair.plan import made_from, settings, training_plan
 from refusal_cliff.repair.training import COMMAND, Told, repair, trainable
-from refusal_cliff.settings import Method, RepairConfig
+from refusal_cliff.settings import RepairConfig
 from refusal_cliff.sharded import claim_together
 
 REPORT, LEFT_OUT, CARD = "repair.json", "left-out.jsonl", "README.md"
@@ -144,6 +144,3 @@ def finish_card(folder: Path, lines: Sequence[str]) -> None:
     path = folder / CARD
     text = path.read_text(encoding="utf-8").partition("\n## Measured\n")[0].rstrip()
     write_text(path, "\n".join([text, "", "## Measured", "", *lines, ""]))
-
-
-METHODS: tuple[Method, ...] = ("lora", "full")

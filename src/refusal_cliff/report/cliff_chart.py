@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html import escape
-from typing import Protocol
+from typing import TypeAlias
 
+from refusal_cliff.cliff.verdict import ModelCliff
+from refusal_cliff.findings.summary import CliffSummary
 from refusal_cliff.report.data import Curve, Group
 from refusal_cliff.report.svg import (
     Frame,
@@ -43,28 +45,8 @@ _SIGNS = " ↵⇥"
 _CHARACTER = 6.2  # width of a letter of the closing tokens, in user units
 
 
-class Marks(Protocol):
-    """The numbers that a cliff is marked with, as in `ModelCliff` and in a summary."""
-
-    @property
-    def plateau(self) -> float:
-        """Mean plateau."""
-        ...
-
-    @property
-    def final(self) -> float:
-        """Mean final score."""
-        ...
-
-    @property
-    def cliff(self) -> float:
-        """Mean cliff."""
-        ...
-
-    @property
-    def cliff_ci(self) -> tuple[float, float]:
-        """Its interval."""
-        ...
+Marks: TypeAlias = ModelCliff | CliffSummary
+"""What a cliff is marked with: plateau, final score, cliff and its interval."""
 
 
 def cliff_panel(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Rates, Share, rates
@@ -17,9 +18,8 @@ from refusal_cliff.findings.results import Find, RunShape
 from refusal_cliff.findings.summary import SelectionSummary, Summary
 from refusal_cliff.findings.wording import findings_of, next_step
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
-from refusal_cliff.heads.result import AblationResult
+from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult
 from refusal_cliff.heads.table import read_heads
-from refusal_cliff.heads.trials import WITH_FOUND, WITH_NONE
 from refusal_cliff.io import read_as
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
@@ -48,6 +48,7 @@ from refusal_cliff.report.traces import (
     reader_of,
     typical_traces,
 )
+from refusal_cliff.select.strategies import COMPARED
 from refusal_cliff.stats import bootstrap_mean
 
 FIRST_OFFSET_OF_MAP = -20
@@ -57,25 +58,36 @@ BASE_NOTES = (
 )
 
 
+Pairs = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a page is made of besides the run's tables: ``page.json``.
+
+    Attributes:
+        shape: Which models the run measured.
+        notes: What a reader must know beside the judge and ``BASE_NOTES``.
+        provenance: Name and value of what made the run.
+    """
+
+    shape: RunShape
+    notes: tuple[str, ...]
+    provenance: tuple[tuple[str, str], ...]
+
+
 def gather(
-    shape: RunShape,
-    summary: Summary,
-    find: Find,
-    *,
-    notes: Sequence[str],
-    provenance: Sequence[tuple[str, str]],
-    controls: Sequence[tuple[str, Path]] = (),
+    recipe: Recipe, summary: Summary, find: Find, controls: Sequence[tuple[str, Path]] = ()
 ) -> ReportData:
     """Read a run's files into the data of its page.
 
     Args:
-        shape: Which models the run measured.
-        summary: Its summary.
+        recipe: What it is made of besides them.
+        summary: Of the run.
         find: Path of a file of the run.
-        notes: What a reader must know beside the judge and ``BASE_NOTES``.
-        provenance: Name and value of what made the page.
         controls: Title and file of each control.
     """
+    shape = recipe.shape
     key = shape.main
     ablation = read_as(find(f"{key}/ablation.json"), AblationResult)
     out = ablation.heads
@@ -99,10 +111,12 @@ def gather(
         controls=[(title, read_table(path)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
-        next_step=next_step(summary, kinds_of(measured.traces, measured.cliffs), key),
+        next_step=next_step(
+            summary, Counter(kinds_of(measured.traces, measured.cliffs).values()), key
+        ),
         findings=findings_of(summary),
-        notes=[_about_judge(shape.judge), *BASE_NOTES, *notes],
-        provenance=provenance,
+        notes=[_about_judge(shape.judge), *BASE_NOTES, *recipe.notes],
+        provenance=recipe.provenance,
     )
 
 
@@ -232,7 +246,7 @@ def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[
 def _less_is_more(shape: RunShape, selection: SelectionSummary, find: Find) -> LessIsMore:
     files = {
         "none": f"{shape.main}/traces-test.parquet",
-        **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in ("cliff", "random", "full")},
+        **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in COMPARED},
     }
     examples = {"none": 0, "cliff": selection.n, "random": selection.n, "full": selection.pool}
     roles: dict[str, Role] = {"none": "baseline", "cliff": "result"}

@@ -11,8 +11,7 @@ from scipy.special import expit
 
 from refusal_cliff.cliff.curves import MeanCurve, TraceCliff, mean_curve
 from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.cliff.verdict import Yardstick, yardstick
-from refusal_cliff.controls.taxonomy import kind_of
+from refusal_cliff.controls.taxonomy import Kind, kinds_of
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.traces import Trace, complies
 from refusal_cliff.heads.at_tokens import TokenRow
@@ -198,9 +197,9 @@ def reader_of(measured: Measured) -> Reader | None:
     if not kept:
         return None
     rows = _kept_rows(measured, kept)
-    rule = yardstick(measured.cliffs)
+    kinds = kinds_of(measured.traces, measured.cliffs)
     return Reader(
-        traces=[_reader_trace(measured, trace, rows, rule) for trace in kept],
+        traces=[_reader_trace(measured, trace, rows, kinds) for trace in kept],
         total=len(measured.traces),
         layers=[measured.layers[row] for row in rows],
         probed=len(measured.layers),
@@ -210,7 +209,7 @@ def reader_of(measured: Measured) -> Reader | None:
 
 
 def _reader_trace(
-    measured: Measured, trace: Trace, rows: Sequence[int], rule: Yardstick
+    measured: Measured, trace: Trace, rows: Sequence[int], kinds: Mapping[str, Kind]
 ) -> ReaderTrace:
     prompt, cliff = trace.prompt, measured.cliff.get(trace.prompt.id)
     return ReaderTrace(
@@ -218,7 +217,7 @@ def _reader_trace(
         prompt=prompt.text,
         label=prompt.label,
         verdict=trace.verdict,
-        kind=kind_of(trace, cliff, rule) if prompt.label == "harmful" else "",
+        kind=kinds.get(prompt.id, ""),
         source=source_of(prompt),
         category=prompt.category,
         cliff=None if cliff is None else cliff.cliff,

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from refusal_cliff import __version__
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.folders import TEMPORARY, locked, remove_temporary, strangers
 from refusal_cliff.io import (
     first_fault,
     move_file,
@@ -39,8 +38,6 @@ FORMAT = 1
 """Layout of a run folder; a folder of another format is neither read nor written."""
 
 MANIFEST = "manifest.json"
-LOCK = ".lock"
-TEMPORARY_PREFIX = ".tmp-"
 JOURNAL_PREFIX = ".journal-"
 
 _RECORDED_PACKAGES = (
@@ -107,7 +104,13 @@ class RunFolder:
             RefusalCliffError: The file is missing or cannot be read.
         """
         if name not in self._hashes:
-            self._hashes[name] = self._read_hash(name)
+            try:
+                self._hashes[name] = sha256_file(self.path / name)
+            except OSError as error:
+                raise RefusalCliffError(
+                    f"Could not read {self.path / name}: {error.strerror}. It is written by an "
+                    "earlier step of the same run folder: run that step first, then this one again."
+                ) from error
         return self._hashes[name]
 
     def is_intact(self, record: StageRecord) -> bool:
@@ -120,7 +123,7 @@ class RunFolder:
     @contextmanager
     def temporary(self, stage: str) -> Iterator[Path]:
         """A fresh folder for a stage to write in, on the same disk; removed afterwards."""
-        path = self.path / f"{TEMPORARY_PREFIX}{stage.replace('/', '-')}"
+        path = self.path / f"{TEMPORARY}{stage.replace('/', '-')}"
         try:
             path.mkdir()
         except OSError as error:
@@ -128,7 +131,7 @@ class RunFolder:
         try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            remove_temporary(path)
 
     def keep(self, work: Path, outputs: Sequence[str]) -> dict[str, str]:
         """Move a stage's outputs from its temporary folder into place.
@@ -164,15 +167,6 @@ class RunFolder:
         for file in self.path.glob(f"{JOURNAL_PREFIX}*"):
             remove_quietly(file)
 
-    def _read_hash(self, name: str) -> str:
-        try:
-            return sha256_file(self.path / name)
-        except OSError as error:
-            raise RefusalCliffError(
-                f"Could not read {self.path / name}: {error.strerror}. It is written by an earlier "
-                "step of the same run folder: run that step first, then this one again."
-            ) from error
-
 
 @contextmanager
 def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
@@ -187,33 +181,13 @@ def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
             a run of another model or seed, or one of another format; its manifest is damaged; or it
             cannot be written.
     """
-    with _locked(path):
+    with locked(path):
         before = _read_manifest(path)
         _require_same_run(path, before, info)
         manifest = _updated(before, info)
         _remove_leftovers(path)
         _write_manifest(path, manifest)
         yield RunFolder(path, manifest)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the folder's lock; the operating system drops it when the process dies."""
-    lock = FileLock(path / LOCK, timeout=0)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout as error:
-        raise RefusalCliffError(
-            f"Another refusal-cliff run is working in {path}. Wait until it ends, stop it, or "
-            "choose another folder (--out DIR)."
-        ) from error
-    except OSError as error:
-        raise storage_error(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _read_manifest(path: Path) -> Manifest | None:
@@ -255,17 +229,12 @@ def _require_same_run(path: Path, before: Manifest | None, info: RunInfo) -> Non
 
 
 def _require_empty(path: Path) -> None:
-    strangers = sorted(child.name for child in path.iterdir() if not _is_ours(child))
-    if strangers:
+    found = sorted(strangers(path, MANIFEST))
+    if found:
         raise RefusalCliffError(
-            f"{path} is not a run folder: it has no {MANIFEST} but holds {strangers[0]!r}. Choose "
+            f"{path} is not a run folder: it has no {MANIFEST} but holds {found[0]!r}. Choose "
             "an empty or new folder (--out DIR); nothing in this one was touched."
         )
-
-
-def _is_ours(child: Path) -> bool:
-    is_manifest_in_the_making = child.name.startswith(f".{MANIFEST}.")
-    return child.name == LOCK or is_manifest_in_the_making
 
 
 def _wrong_format(path: Path, found: object) -> RefusalCliffError:
@@ -311,8 +280,8 @@ def _version(package: str) -> str:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove what a killed run left: temporary folders and unfinished manifests."""
-    for folder in path.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in path.glob(f"{TEMPORARY}*"):
+        remove_temporary(folder)
     for folder in (path, *(child for child in path.iterdir() if child.is_dir())):
         remove_stale(folder)
 

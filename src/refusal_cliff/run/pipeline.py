@@ -41,42 +41,22 @@ class Observer(Protocol):
 
     def planned(self, names: Sequence[str]) -> None:
         """The run begins; these stages will be run or skipped, in this order."""
-        ...
 
     def stage_started(self, name: str) -> None:
         """A stage begins to work."""
-        ...
 
     def progress(self, name: str, done: int, total: int) -> None:
         """A stage that is at work has done this much of its total."""
-        ...
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """A stage's outputs are in place and recorded."""
-        ...
 
     def stage_skipped(self, name: str, headline: Headline) -> None:
         """A stage was finished by an earlier run, and nothing that it depends on has changed."""
-        ...
 
 
-class Silent:
+class Silent(Observer):
     """An observer that ignores everything."""
-
-    def planned(self, names: Sequence[str]) -> None:
-        """Ignore."""
-
-    def stage_started(self, name: str) -> None:
-        """Ignore."""
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        """Ignore."""
-
-    def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
-        """Ignore."""
-
-    def stage_skipped(self, name: str, headline: Headline) -> None:
-        """Ignore."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
-from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.data.traces import Trace
-from refusal_cliff.model.capture import Batch, ProbeScores, Reader, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm
+from refusal_cliff.cliff.scores import read_logits, scores_of
+from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.strategies import Candidate, has_refusal_words
@@ -62,25 +61,29 @@ def measure(
         traces: What the model wrote, or what it would be taught to write.
         pool: How the thinking becomes a plateau: a key of ``POOLS``.
     """
-    rows = [row for row, trace in enumerate(traces) if _has_plateau(trace)]
+    rows = [row for row, trace in enumerate(traces) if has_thinking(trace)]
     scored = [traces[row] for row in rows]
     found = [_unscored(trace) for trace in traces]
     if not scored:
         return found
     probe = probes.chosen
-    spans = [trace.spans for trace in scored if trace.spans is not None]
-    scores = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(scored))
-    states = ThoughtStates(spans, probe.layer, subject.width)
-    tap: Reader = AfterFinalNorm(scores, subject) if probes.read_point == "final_norm" else scores
-    capture(subject, [trace.token_ids for trace in scored], [tap, states])
-    for row, trace, span, logits, state in zip(
-        rows, scored, spans, scores.logits, states.values, strict=True
-    ):
-        found[row] = _with_cliff(found[row], trace, span, logits, state, pool)
+    states = ThoughtStates([closed_spans(trace) for trace in scored], probe.layer, subject.width)
+    scores = scores_of(scored, read_logits(subject, scored, [probe], probes.read_point, states))
+    for row, one, state in zip(rows, scores, states.values, strict=True):
+        cliff = cliff_of(one, 0, pool)
+        found[row] = replace(
+            found[row],
+            plateau=cliff.plateau,
+            final=cliff.final,
+            plateau_logit=cliff.plateau_logit,
+            final_logit=cliff.final_logit,
+            state=state,
+        )
     return found
 
 
-def _has_plateau(trace: Trace) -> bool:
+def has_thinking(trace: Trace) -> bool:
+    """Whether a trace has closed its thinking, and there is some."""
     return trace.spans is not None and trace.spans.thinking > trace.spans.prompt
 
 
@@ -91,25 +94,4 @@ def _unscored(trace: Trace) -> Candidate:
         len(trace.token_ids),
         verdict=trace.verdict,
         refusal_words=has_refusal_words(trace.response),
-    )
-
-
-def _with_cliff(
-    candidate: Candidate,
-    trace: Trace,
-    spans: Spans,
-    logits: NDArray[np.float32],
-    state: NDArray[np.float32],
-    pool: str,
-) -> Candidate:
-    prompt = trace.prompt
-    row = TraceScores(prompt.id, prompt.group, prompt.label, trace.verdict, spans, logits)
-    cliff = cliff_of(row, 0, pool)
-    return replace(
-        candidate,
-        plateau=cliff.plateau,
-        final=cliff.final,
-        plateau_logit=cliff.plateau_logit,
-        final_logit=cliff.final_logit,
-        state=state,
     )

@@ -12,7 +12,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -317,10 +317,7 @@ def _report(
     return {
         "strategy": choice.strategy,
         "seed": choice.seed,
-        "rows": done.rows,
-        "scored": done.scored,
-        "chosen": done.chosen,
-        "left_out": done.left_out,
+        **asdict(done),
         "evaluation_prompts": counts.evaluation,
         "smallest_cliff_chosen": min(
             (c.cliff for c in chosen if c.cliff is not None), default=None

@@ -21,6 +21,8 @@ Strategy = Literal[
     "cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"
 ]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+COMPARED: tuple[Strategy, ...] = ("cliff", "random", "full")
+"""Those that the demo compares; the laboratory compares all."""
 FRACTION = 0.017
 """Share of the pool that the paper needs."""
 SHORTLIST = 4

@@ -13,13 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.cliff.scores import read_logits
+from refusal_cliff.data.traces import Trace, closed_spans
 from refusal_cliff.generate import answer
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
-from refusal_cliff.model.capture import ProbeScores, Reader, capture
-from refusal_cliff.model.final_norm import AfterFinalNorm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.select.candidates import has_thinking
 from refusal_cliff.thinking import response_text, split_spans, thinking_text
 
 TRIES = 8
@@ -46,7 +46,7 @@ def own_refusals(
         A trace whose verdict is ``refused``, its thinking cut; ``None`` where there is none.
     """
     found: list[Trace | None] = [None] * len(traces)
-    rows = [row for row, trace in enumerate(traces) if _thinks(trace)]
+    rows = [row for row, trace in enumerate(traces) if has_thinking(trace)]
     peaks = dict(zip(rows, _peaks(subject, probes, [traces[r] for r in rows]), strict=True))
     for turn in range(TRIES):
         waiting = [r for r in rows if found[r] is None and turn < len(peaks[r])]
@@ -64,39 +64,32 @@ def own_refusals(
     return found
 
 
-def _thinks(trace: Trace) -> bool:
-    return trace.spans is not None and trace.spans.thinking > trace.spans.prompt
-
-
 def _peaks(subject: Subject, probes: ProbeSet, traces: Sequence[Trace]) -> list[list[int]]:
     """The tokens of the second half of each thinking, by falling score, at most ``TRIES``."""
     if not traces:
         return []
-    probe = probes.chosen
-    reader = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
-    tap: Reader = AfterFinalNorm(reader, subject) if probes.read_point == "final_norm" else reader
-    capture(subject, [trace.token_ids for trace in traces], [tap])
     peaks: list[list[int]] = []
-    for trace, logits in zip(traces, reader.logits, strict=True):
-        assert trace.spans is not None  # see _thinks
-        start = trace.spans.late
-        falling = np.argsort(-logits[0, start : trace.spans.thinking], kind="stable")
+    for trace, logits in zip(
+        traces, read_logits(subject, traces, [probes.chosen], probes.read_point), strict=True
+    ):
+        spans = closed_spans(trace)
+        start = spans.late
+        falling = np.argsort(-logits[0, start : spans.thinking], kind="stable")
         peaks.append([start + int(place) for place in falling[:TRIES]])
     return peaks
 
 
 def _cut(trace: Trace, at: int) -> list[int]:
     """The trace up to a token of its thinking, closed as it was closed."""
-    assert trace.spans is not None  # see _thinks
-    closing = trace.token_ids[trace.spans.thinking : trace.spans.closing]
+    spans = closed_spans(trace)
+    closing = trace.token_ids[spans.thinking : spans.closing]
     return [*trace.token_ids[: at + 1], *closing]
 
 
 def _trace(subject: Subject, before: Trace, prefix: list[int], written: list[int]) -> Trace | None:
     """The new trace; ``None`` where the model goes on thinking and closes once more."""
-    assert before.spans is not None  # see _thinks
     tokenizer, token_ids = subject.tokenizer, [*prefix, *written]
-    spans = split_spans(token_ids, before.spans.prompt, tokenizer, subject.format)
+    spans = split_spans(token_ids, closed_spans(before).prompt, tokenizer, subject.format)
     if spans is None or spans.thinking >= len(prefix):
         return None
     return replace(

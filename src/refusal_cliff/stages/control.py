@@ -22,7 +22,7 @@ from refusal_cliff.controls.table import ControlTable, write_table
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.stages.study import Study
+from refusal_cliff.stages.study import ABLATION, FIT, HEADS, PROBES, TEST, Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,10 @@ class Control:
 
 
 def _taxonomy(study: Study, job: Job) -> ControlTable:
-    cliffs = read_cliffs(job.input(study.path("cliff.parquet")))
+    cliffs = read_cliffs(study.input(job, "cliff.parquet"))
     return taxonomy.taxonomy(study.traces(job, "test"), cliffs)
 
 
-FIT, TEST, HEADS = "traces-fit.parquet", "traces-test.parquet", "heads.parquet"
-ABLATED = ("ablated.parquet", "scores-ablated.parquet")
-PROBES = ("probes.safetensors", "probes.json")
 CONTROLS: dict[str, Control] = {
     "taxonomy": Control("What became of each prompt", (TEST, "cliff.parquet"), _taxonomy),
     "sources": Control(
@@ -66,14 +63,14 @@ CONTROLS: dict[str, Control] = {
     ),
     "intervention": Control(
         "What does the intervention do to the thinking?",
-        (TEST, "ablation.json", *ABLATED, *PROBES),
+        (TEST, ABLATION, "ablated.parquet", "scores-ablated.parquet", *PROBES),
         intervention.measure,
         writes=True,
     ),
     "second-opinion": Control("A second opinion on heads", (FIT, HEADS), second_opinion.measure),
     "together": Control(
         "Heads chosen by what they do together",
-        (TEST, HEADS, "joint.json", "ablation.json", "ablated.parquet"),
+        (TEST, HEADS, "joint.json", ABLATION, "ablated.parquet"),
         together.measure,
         writes=True,
     ),
@@ -120,10 +117,9 @@ def _stage(study: Study, name: str) -> Stage:
         write_table(job.output(control_file(study.key, name)), table)
         return {"rows": len(table.rows)}
 
-    inputs = [study.path(file) for file in control.inputs]
     config = {
         "definitions": asdict(study.definitions),
         **(study.verdicts if control.writes else {}),
         **(study.elsewhere.ablating() if control.measure is together.measure else {}),
     }
-    return study.stage(f"control-{name}", inputs, [f"control-{name}.json"], run, config)
+    return study.stage(f"control-{name}", control.inputs, (f"control-{name}.json",), run, config)

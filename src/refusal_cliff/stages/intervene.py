@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from refusal_cliff.answers.evaluate import Text, answered_texts, example_text, rates
 from refusal_cliff.cliff.scores import score_traces, write_scores
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import LABELS, Prompt, Trace, closed, read_traces, write_traces
+from refusal_cliff.data.traces import LABELS, Prompt, Trace, closed, write_traces
 from refusal_cliff.heads.find import (
     CANDIDATES,
     DECIDING,
@@ -21,24 +21,23 @@ from refusal_cliff.heads.find import (
     taken_out,
 )
 from refusal_cliff.heads.joint import JOINT, NEARLY, HeadSet
+from refusal_cliff.heads.result import FOUND
 from refusal_cliff.heads.table import (
     DEFAULT_METHOD,
     METHODS,
     HeadRow,
     ranked,
-    read_heads,
     select_heads,
     write_heads,
 )
-from refusal_cliff.heads.trials import FOUND, Trial, control_trials, dose_trials, take_out
+from refusal_cliff.heads.trials import Trial, control_trials, dose_trials, take_out
 from refusal_cliff.io import read_as, write_as
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.ablated import Answers, written_of
-from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import Study
+from refusal_cliff.stages.study import ABLATION, FIT, HEADS, PROBES, TEST, Study
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +107,22 @@ class AblationPlan:
 
 def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
     """The stages that find heads and take them out."""
-    references = [] if plan.reference is None else [plan.reference]
     config = {
         **asdict(plan),
         "spared": [str(head) for head in plan.spared],
         "definitions": asdict(study.definitions),
     }
-    probes = [study.path(name) for name in ("probes.safetensors", "probes.json")]
-    fit, test, heads = (
-        study.path(name) for name in ("traces-fit.parquet", "traces-test.parquet", "heads.parquet")
-    )
     return [
         study.stage(
             "heads",
-            [fit, *probes],
-            ("heads.parquet",),
+            (FIT, *PROBES),
+            (HEADS,),
             lambda job: _heads(study, plan, job),
             {"traces": plan.traces},
         ),
         study.stage(
             "joint",
-            [fit, test, heads, *probes],
+            (FIT, TEST, HEADS, *PROBES),
             ("joint.json",),
             lambda job: _joint(study, plan, job),
             {
@@ -142,10 +136,11 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
         ),
         study.stage(
             "ablate",
-            [test, heads, study.path("joint.json"), *probes, *references],
-            ("ablated.parquet", "scores-ablated.parquet", "ablation.json"),
+            (TEST, HEADS, "joint.json", *PROBES),
+            ("ablated.parquet", "scores-ablated.parquet", ABLATION),
             lambda job: _ablate(study, plan, job),
             {**config, **study.verdicts, **study.elsewhere.ablating()},
+            shared=() if plan.reference is None else (plan.reference,),
         ),
     ]
 
@@ -153,28 +148,26 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
 def _heads(study: Study, plan: AblationPlan, job: Job) -> Headline:
     rows = measure_on_traces(
         study.subject,
-        read_traces(job.input(study.path("traces-fit.parquet"))),
-        input_probes(study, job).chosen,
+        study.traces(job, "fit"),
+        study.probes(job).chosen,
         most=plan.traces,
         seed=study.seed,
         progress=job.progress,
     )
-    write_heads(job.output(study.path("heads.parquet")), rows, study.subject.fingerprint)
+    write_heads(study.output(job, "heads.parquet"), rows, study.subject.fingerprint)
     best = ranked(rows)[0]
     effect = next(row.causal.mean for row in rows if row.head == best)
     return {"heads": len(rows), "strongest": str(best), "effect": effect}
 
 
 def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
-    fit, test = (
-        read_traces(job.input(study.path(f"traces-{part}.parquet"))) for part in ("fit", "test")
-    )
+    fit, test = (study.traces(job, part) for part in ("fit", "test"))
     found = search_sets(
         study.subject,
-        read_heads(job.input(study.path("heads.parquet")), study.subject),
+        study.heads(job),
         fit,
         test,
-        input_probes(study, job).chosen,
+        study.probes(job).chosen,
         fractions=plan.fractions,
         joint_traces=plan.joint_traces,
         most=plan.traces,
@@ -183,15 +176,15 @@ def _joint(study: Study, plan: AblationPlan, job: Job) -> Headline:
         seed=study.seed,
         progress=job.progress,
     )
-    write_as(job.output(study.path("joint.json")), found)
+    write_as(study.output(job, "joint.json"), found)
     best = found.compared["beam"][0]
     return {"joint − top": best.difference, "beats it": best.beats}
 
 
 def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
-    before = read_traces(job.input(study.path("traces-test.parquet")))
-    rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
-    searched = read_as(job.input(study.path("joint.json")), JointSearch)
+    before = study.traces(job, "test")
+    rows = study.heads(job)
+    searched = read_as(study.input(job, "joint.json"), JointSearch)
     found = taken_out(rows, searched.chosen, proven=study.definitions.proven)
     renormalised = study.definitions.renormalised
     answers = Answers(study, job, rows, before)
@@ -211,12 +204,12 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         renormalised=renormalised,
         progress=job.progress,
     )
-    write_traces(job.output(study.path("ablated.parquet")), ablation.after)
+    write_traces(study.output(job, "ablated.parquet"), ablation.after)
     with ablated(study.subject, found, renormalised=renormalised):
         scores = score_traces(
-            study.subject, closed(ablation.after), input_probes(study, job), job.progress
+            study.subject, closed(ablation.after), study.probes(job), job.progress
         )
-    write_scores(job.output(study.path("scores-ablated.parquet")), scores)
+    write_scores(study.output(job, "scores-ablated.parquet"), scores)
     result = ablation.result(
         method=JOINT if searched.chosen else DEFAULT_METHOD,
         judge=study.judge.name,
@@ -224,7 +217,7 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         written={"before": written_of(study.subject, before), **answers.written},
         served=answers.served,
     )
-    write_as(job.output(study.path("ablation.json")), result)
+    write_as(study.output(job, "ablation.json"), result)
     tokens = sum(one.tokens for one in answers.written.values())
     headline: Headline = {"heads": " ".join(map(str, found)) or "none", "tokens": tokens}
     if answers.served:

@@ -1,4 +1,4 @@
-"""From prompts to the cliff: generate, judge, probe, trace, cliff, its readings, and tokens."""
+"""generate → judge → probe → trace → cliff; then what a page shows of thoughts and tokens."""
 
 from __future__ import annotations
 
@@ -29,18 +29,21 @@ from refusal_cliff.heads.at_tokens import (
     told_heads,
     write_token_rows,
 )
-from refusal_cliff.heads.result import AblationResult
-from refusal_cliff.heads.table import read_heads
-from refusal_cliff.io import read_as, write_as, write_json
+from refusal_cliff.io import write_as, write_json
 from refusal_cliff.judges import judge_traces
-from refusal_cliff.probe.files import read_probes, write_probes
+from refusal_cliff.probe.files import write_probes
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.probe.traces import fit_by_rules
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.asking import PARTS, ask, asked_at_least
 from refusal_cliff.stages.study import (
+    ABLATION,
+    FIT,
     FIT_PROMPTS,
+    HEADS,
+    PROBES,
+    TEST,
     TEST_PROMPTS,
     Study,
     answers_kept,
@@ -57,44 +60,37 @@ def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
         first: Prompts of each label and part that are asked before it is seen whether more are
             needed; ``None`` asks them all.
     """
-    made = [study.path(f"generated-{part}.parquet") for part in PARTS]
-    traces = [study.path(f"traces-{part}.parquet") for part in PARTS]
-    probes = [study.path("probes.safetensors"), study.path("probes.json")]
-    scores = study.path("scores.parquet")
+    made = [f"generated-{part}.parquet" for part in PARTS]
     return [
         study.stage(
             "generate",
-            (FIT_PROMPTS, TEST_PROMPTS),
-            [f"generated-{part}.parquet" for part in PARTS],
+            (),
+            made,
             lambda job: _generate(study, job, first),
             {
                 **study.elsewhere.described(),
                 **({} if first is None else {"first": first, **study.verdicts}),
             },
+            shared=(FIT_PROMPTS, TEST_PROMPTS),
         ),
         study.stage(
             "judge",
             made,
-            [*(f"traces-{part}.parquet" for part in PARTS), "rates.json"],
+            (FIT, TEST, "rates.json"),
             lambda job: _judge(study, job),
             study.verdicts,
         ),
         study.stage(
             "probe",
-            traces[:1],
-            ("probes.safetensors", "probes.json", "probe-rules.json"),
+            (FIT,),
+            (*PROBES, "probe-rules.json"),
             lambda job: _probe(study, job),
             {"read_point": study.read_point},
         ),
-        study.stage(
-            "trace",
-            (traces[1], *probes),
-            ("scores.parquet",),
-            lambda job: _trace(study, job),
-        ),
+        study.stage("trace", (TEST, *PROBES), ("scores.parquet",), lambda job: _trace(study, job)),
         study.stage(
             "cliff",
-            (scores, *probes),
+            ("scores.parquet", *PROBES),
             ("cliff.parquet", "cliff.json"),
             lambda job: _cliff(study, job),
             {"pool": study.definitions.pool},
@@ -119,7 +115,7 @@ def _generate(study: Study, job: Job, first: int | None) -> Headline:
 
         for part, given in zip(PARTS, prompts, strict=True):
             traces = ask(partial(write, part), judge, given, part, study.seed, first)
-            write_traces(job.output(study.path(f"generated-{part}.parquet")), traces)
+            write_traces(study.output(job, f"generated-{part}.parquet"), traces)
             headline["traces"] += len(traces)
             headline["tokens"] += sum(len(trace.token_ids) for trace in traces)
     return {**headline}
@@ -129,27 +125,27 @@ def _judge(study: Study, job: Job) -> Headline:
     judged: list[Trace] = []
     with answers_kept(job) as journal:
         for part in PARTS:
-            traces = read_traces(job.input(study.path(f"generated-{part}.parquet")))
+            traces = read_traces(study.input(job, f"generated-{part}.parquet"))
             judged = judge_traces(traces, study.judge, journal)
-            write_traces(job.output(study.path(f"traces-{part}.parquet")), judged)
+            write_traces(study.output(job, f"traces-{part}.parquet"), judged)
     found = rates(judged)
-    write_as(job.output(study.path("rates.json")), found)
+    write_as(study.output(job, "rates.json"), found)
     return {**told_rates(found), "truncated": found.truncated.count}
 
 
 def _probe(study: Study, job: Job) -> Headline:
     fitted = fit_by_rules(
         study.subject,
-        read_traces(job.input(study.path("traces-fit.parquet"))),
+        study.traces(job, "fit"),
         read_point=study.read_point,
         seed=study.seed,
         progress=job.progress,
     )
     main = fitted[0]
-    names = (study.path("probes.safetensors"), study.path("probes.json"))
-    write_probes(job.output(names[0]), job.output(names[1]), main)
+    weights, description = (study.output(job, name) for name in PROBES)
+    write_probes(weights, description, main)
     write_json(
-        job.output(study.path("probe-rules.json")),
+        study.output(job, "probe-rules.json"),
         {_name(probes): _quality(probes, main.row) for probes in fitted},
     )
     return {
@@ -175,49 +171,35 @@ def _quality(probes: ProbeSet, row: int) -> dict[str, object]:
 
 
 def _trace(study: Study, job: Job) -> Headline:
-    traces = closed(read_traces(job.input(study.path("traces-test.parquet"))))
-    probes = input_probes(study, job)
+    traces = closed(study.traces(job, "test"))
+    probes = study.probes(job)
     scores = score_traces(study.subject, traces, probes, job.progress)
-    write_scores(job.output(study.path("scores.parquet")), scores)
+    write_scores(study.output(job, "scores.parquet"), scores)
     return {"traces": len(scores), "scores": sum(row.logits.size for row in scores)}
-
-
-def input_probes(study: Study, job: Job) -> ProbeSet:
-    """The probes of the model, as a stage reads them.
-
-    Raises:
-        RefusalCliffError: They were fitted on another model.
-    """
-    return read_probes(
-        job.input(study.path("probes.safetensors")),
-        job.input(study.path("probes.json")),
-        study.subject,
-    )
 
 
 def coherence_stage(study: Study) -> Stage:
     """Whether the thoughts are about the requests: ``coherence.json``."""
     return study.stage(
         "coherence",
-        [study.path("traces-test.parquet")],
+        (TEST,),
         ("coherence.json",),
         lambda job: _coherence(study, job),
     )
 
 
 def _coherence(study: Study, job: Job) -> Headline:
-    traces = read_traces(job.input(study.path("traces-test.parquet")))
+    traces = study.traces(job, "test")
     found = coherence(study.subject, traces)
-    write_as(job.output(study.path("coherence.json")), found)
+    write_as(study.output(job, "coherence.json"), found)
     return {"alarm": found.alarm}
 
 
 def second_reading_stage(study: Study) -> Stage:
     """The verdict under other readings, and with the probe fitted again: ``readings.json``."""
-    names = ("traces-fit.parquet", "traces-test.parquet", "probes.safetensors", "probes.json")
     return study.stage(
         "readings",
-        [study.path(name) for name in names],
+        (FIT, TEST, *PROBES),
         ("readings.json",),
         lambda job: _second_readings(study, job),
         {"read_point": study.read_point, "pool": study.definitions.pool},
@@ -225,31 +207,28 @@ def second_reading_stage(study: Study) -> Stage:
 
 
 def _second_readings(study: Study, job: Job) -> Headline:
-    fit, test = (
-        closed(read_traces(job.input(study.path(f"traces-{part}.parquet")))) for part in PARTS
-    )
+    fit, test = (closed(study.traces(job, part)) for part in PARTS)
     found = second_readings(
         study.subject,
         fit,
         test,
-        input_probes(study, job),
+        study.probes(job),
         pool=study.definitions.pool,
         seed=study.seed,
         progress=job.progress,
     )
-    write_as(job.output(study.path("readings.json")), found)
+    write_as(study.output(job, "readings.json"), found)
     return {name: reading.verdict for name, reading in found.readings.items()}
 
 
 def _cliff(study: Study, job: Job) -> Headline:
-    probes = input_probes(study, job)
-    scores = read_scores(job.input(study.path("scores.parquet")))
+    probes = study.probes(job)
+    scores = read_scores(study.input(job, "scores.parquet"))
     measured = measure_cliff(
         scores, probes, pool=study.definitions.pool, seed=study.seed, name=study.subject.name
     )
     found = measured.found
-    names = (study.path("cliff.parquet"), study.path("cliff.json"))
-    write_measured(job.output(names[0]), job.output(names[1]), measured)
+    write_measured(study.output(job, "cliff.parquet"), study.output(job, "cliff.json"), measured)
     return {
         "plateau": found.plateau,
         "final": found.final,
@@ -263,11 +242,9 @@ TOKENS = "tokens.parquet"
 
 def tokens_stage(study: Study) -> Stage:
     """What a page shows of tokens: ``tokens.parquet``, one row a trace, before and after."""
-    names = ("traces-test.parquet", "ablated.parquet", "heads.parquet", "ablation.json")
-    probes = ("probes.safetensors", "probes.json")
     return study.stage(
         "tokens",
-        [study.path(name) for name in (*names, *probes)],
+        (TEST, "ablated.parquet", HEADS, ABLATION, *PROBES),
         (TOKENS,),
         lambda job: _tokens(study, job),
         {"shown": SHOWN},
@@ -276,13 +253,12 @@ def tokens_stage(study: Study) -> Stage:
 
 def _tokens(study: Study, job: Job) -> Headline:
     before, after = (
-        read_traces(job.input(study.path(name)))
-        for name in ("traces-test.parquet", "ablated.parquet")
+        read_traces(study.input(job, name)) for name in ("traces-test.parquet", "ablated.parquet")
     )
-    found = read_as(job.input(study.path("ablation.json")), AblationResult).heads
-    rows = read_heads(job.input(study.path("heads.parquet")), study.subject)
+    found = study.taken_out(job)
+    rows = study.heads(job)
     heads = told_heads(rows, found)
-    probe = input_probes(study, job).chosen
+    probe = study.probes(job).chosen
     values = head_contributions(study.subject, before, probe, heads, job.progress)
     pieces = Pieces(study.subject.tokenizer)
     table = [
@@ -290,5 +266,5 @@ def _tokens(study: Study, job: Job) -> Headline:
         for trace, part in zip(before, values, strict=True)
     ]
     table += [TokenRow(t.prompt.id, HEADS_OUT, pieces.of(t.token_ids)) for t in after]
-    write_token_rows(job.output(study.path(TOKENS)), table)
+    write_token_rows(study.output(job, TOKENS), table)
     return {"tokens": sum(len(one.pieces) for one in table)}

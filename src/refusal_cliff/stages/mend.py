@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from refusal_cliff.answers.evaluate import perplexity, rates
+from refusal_cliff.answers.evaluate import answered_texts, perplexity, rates
 from refusal_cliff.cliff.curves import cliffs_of, read_cliffs, write_cliffs
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import (
-    Trace,
     closed,
     complies,
     read_prompts,
     read_traces,
+    verdict_groups,
     write_traces,
 )
 from refusal_cliff.io import read_as, write_as, write_json
@@ -27,71 +26,56 @@ from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.contamination import clean_pool
-from refusal_cliff.select.strategies import FRACTION, Chosen, Strategy, how_many, select
+from refusal_cliff.select.strategies import COMPARED, FRACTION, Chosen, Strategy, how_many, select
 from refusal_cliff.settings import RepairConfig
-from refusal_cliff.stages.measure import input_probes
-from refusal_cliff.stages.study import TEST_PROMPTS, Study, told_rates
+from refusal_cliff.stages.study import PROBES, TEST_PROMPTS, Study, told_rates
 
-STRATEGIES: tuple[Strategy, ...] = ("cliff", "random", "full")
-"""Those that the demo compares; the laboratory compares all."""
 POOL, BENIGN = "prompts/pool.jsonl", "prompts/benign.jsonl"
 _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
 
-@dataclass(frozen=True, slots=True)
-class MendPlan:
-    """How to select and train.
+def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
+    """The stages that choose examples and train on them, one repair a strategy.
 
-    Attributes:
-        fraction: Share of the pool that is chosen.
-        repair: Budget and mix, the same for every strategy.
+    Args:
+        study: The model.
+        config: Budget and mix, the same for every strategy.
     """
-
-    fraction: float = FRACTION
-    repair: RepairConfig = field(default_factory=RepairConfig)
-
-
-def mend_stages(study: Study, plan: MendPlan) -> list[Stage]:
-    """The stages that choose examples and train on them, one repair a strategy."""
-    selection = study.path("selection.json")
     stages = [
         study.stage(
             "select",
-            (
-                POOL,
-                TEST_PROMPTS,
-                study.path("probes.safetensors"),
-                study.path("probes.json"),
-            ),
+            PROBES,
             ("pool.parquet", "selection.json"),
-            lambda job: _select(study, plan, job),
-            {"fraction": plan.fraction, **study.verdicts},
+            lambda job: _select(study, job),
+            {"fraction": FRACTION, **study.verdicts},
+            shared=(POOL, TEST_PROMPTS),
         )
     ]
-    for strategy in STRATEGIES:
+    for strategy in COMPARED:
         folder = f"repair-{strategy}"
         stages.append(
             study.stage(
                 folder,
-                (POOL, BENIGN, TEST_PROMPTS, selection),
+                ("selection.json",),
                 [*(f"{folder}/{f}" for f in _ADAPTER), f"{folder}/traces.parquet"],
-                lambda job, strategy=strategy: _repair(study, plan, strategy, job),
-                {**plan.repair.decides(), **study.verdicts},
+                lambda job, strategy=strategy: _repair(study, config, strategy, job),
+                {**config.decides(), **study.verdicts},
+                shared=(POOL, BENIGN, TEST_PROMPTS),
             )
         )
     return stages
 
 
-def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
+def _select(study: Study, job: Job) -> Headline:
     pool = clean_pool(read_examples(job.input(POOL)), read_prompts(job.input(TEST_PROMPTS)))
     traces = study.write([example.prompt for example in pool.examples], job)
-    candidates = measure(study.subject, input_probes(study, job), traces)
-    n = how_many(len(candidates), plan.fraction)
+    candidates = measure(study.subject, study.probes(job), traces)
+    n = how_many(len(candidates))
     chosen: dict[Strategy, list[str]] = {
-        name: [c.id for c in select(name, candidates, n, study.seed)] for name in STRATEGIES
+        name: [c.id for c in select(name, candidates, n, study.seed)] for name in COMPARED
     }
     complied = {trace.prompt.id for trace in traces if complies(trace.verdict)}
-    write_traces(job.output(study.path("pool.parquet")), traces)
+    write_traces(study.output(job, "pool.parquet"), traces)
     found = Chosen(
         pool=len(pool.examples),
         duplicates=pool.duplicates,
@@ -102,7 +86,7 @@ def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
         chosen=chosen,
         failures_chosen={name: len(complied & {*ids}) for name, ids in chosen.items()},
     )
-    write_as(job.output(study.path("selection.json")), found)
+    write_as(study.output(job, "selection.json"), found)
     return {
         "pool": found.pool,
         "failures": found.failures / len(traces),
@@ -111,15 +95,15 @@ def _select(study: Study, plan: MendPlan, job: Job) -> Headline:
     }
 
 
-def _repair(study: Study, plan: MendPlan, strategy: Strategy, job: Job) -> Headline:
+def _repair(study: Study, config: RepairConfig, strategy: Strategy, job: Job) -> Headline:
     folder = f"repair-{strategy}"
-    wanted = set(read_as(job.input(study.path("selection.json")), Chosen).chosen[strategy])
+    wanted = set(read_as(study.input(job, "selection.json"), Chosen).chosen[strategy])
     chosen = [e for e in read_examples(job.input(POOL)) if e.prompt.id in wanted]
-    adapter = job.output(study.path(f"{folder}/{_ADAPTER[0]}")).parent
-    repair(study.subject, chosen, read_examples(job.input(BENIGN)), plan.repair, adapter)
+    adapter = study.output(job, f"{folder}/{_ADAPTER[0]}").parent
+    repair(study.subject, chosen, read_examples(job.input(BENIGN)), config, adapter)
     repaired = replace(study, subject=load_repaired(study.subject, adapter))
     traces = repaired.write(read_prompts(job.input(TEST_PROMPTS)), job)
-    write_traces(job.output(study.path(f"{folder}/traces.parquet")), traces)
+    write_traces(study.output(job, f"{folder}/traces.parquet"), traces)
     return {"examples": len(chosen), **told_rates(rates(traces))}
 
 
@@ -140,17 +124,19 @@ def proof_stages(before: Study, after: Study, probes: ProbeSet) -> list[Stage]:
     return [
         before.stage(
             "measure",
-            (TEST_PROMPTS,),
+            (),
             _FILES,
             lambda job: _measure(before, before.subject, probes, None, job),
             {**read, **before.verdicts},
+            shared=(TEST_PROMPTS,),
         ),
         after.stage(
             "measure",
-            (TEST_PROMPTS, traces),
+            (),
             _FILES,
             lambda job: _measure(after, after.subject, probes, job.input(traces), job),
             {**read, **after.verdicts},
+            shared=(TEST_PROMPTS, traces),
         ),
         Stage(
             "proof",
@@ -177,26 +163,18 @@ def _measure(
     traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job)
     kept = replace(probes, probes=(probes.chosen,))
     cliffs = cliffs_of(score_traces(subject, closed(traces), kept), kept.row)
-    texts = benign_texts(traces if reference is None else read_traces(reference))
-    write_traces(job.output(study.path(_FILES[0])), traces)
-    write_cliffs(job.output(study.path(_FILES[1])), cliffs)
+    told = traces if reference is None else read_traces(reference)
+    texts = answered_texts(verdict_groups(told)["benign"])
+    write_traces(study.output(job, _FILES[0]), traces)
+    write_cliffs(study.output(job, _FILES[1]), cliffs)
     found = Perplexity(perplexity(subject, texts) if texts else 1.0, len(texts))
-    write_as(job.output(study.path(_FILES[2])), found)
+    write_as(study.output(job, _FILES[2]), found)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
     return {"asr": sum(complies(trace.verdict) for trace in harmful) / max(1, len(harmful))}
 
 
-def benign_texts(traces: Sequence[Trace]) -> list[tuple[Sequence[int], int]]:
-    """Token ids of the benign answers, and where each begins."""
-    return [
-        (trace.token_ids, trace.spans.prompt)
-        for trace in traces
-        if trace.spans is not None and trace.prompt.label == "benign" and complies(trace.verdict)
-    ]
-
-
 def _read(study: Study, job: Job) -> Measured:
-    traces, scores, number = (job.input(study.path(file)) for file in _FILES)
+    traces, scores, number = (study.input(job, file) for file in _FILES)
     found = read_as(number, Perplexity)
     return Measured(read_traces(traces), read_cliffs(scores), found.perplexity)
 

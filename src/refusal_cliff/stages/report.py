@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,33 +14,17 @@ from refusal_cliff.findings.summary import FORMAT, Summary, read_summary, write_
 from refusal_cliff.io import read_as, write_as
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.report.data import ReportData
-from refusal_cliff.report.gather import gather
+from refusal_cliff.report.gather import Pairs, Recipe, gather
 from refusal_cliff.report.page import write_page
 from refusal_cliff.run.folder import MANIFEST, Headline, machine, versions
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.select.strategies import COMPARED
 from refusal_cliff.stages.control import CONTROLS, control_file
 from refusal_cliff.stages.measure import TOKENS
-from refusal_cliff.stages.mend import STRATEGIES
 
 SUMMARY, PAGE, RECIPE = "summary.json", "report.html", "page.json"
 _MEASURED = ("rates.json", "probes.json", "probes.safetensors", "probe-rules.json")
 _SCORED = ("scores.parquet", "cliff.parquet", "cliff.json", "traces-test.parquet")
-Pairs = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """What a page is made of besides the run's tables: ``page.json``.
-
-    Attributes:
-        shape: Which models the run measured.
-        notes: What a reader must know.
-        provenance: Name and value of what made the run.
-    """
-
-    shape: RunShape
-    notes: tuple[str, ...]
-    provenance: tuple[tuple[str, str], ...]
 
 
 def report_stage(
@@ -137,7 +121,7 @@ def _inputs(shape: RunShape) -> list[str]:
     files += [f"{key}/ablation.json" for key in (shape.main, shape.diffuse) if key is not None]
     if shape.steps:
         files.append(f"{shape.main}/selection.json")
-        files += [f"{shape.main}/repair-{strategy}/traces.parquet" for strategy in STRATEGIES]
+        files += [f"{shape.main}/repair-{strategy}/traces.parquet" for strategy in COMPARED]
     return [*files, *(control_file(shape.main, name) for name in shape.controls)]
 
 
@@ -153,14 +137,6 @@ def _report(asked: Recipe, job: Job) -> Headline:
 
 
 def _gathered(recipe: Recipe, summary: Summary, find: Find) -> ReportData:
-    shape = recipe.shape
-    return gather(
-        shape,
-        summary,
-        find,
-        notes=recipe.notes,
-        provenance=recipe.provenance,
-        controls=[
-            (CONTROLS[name].title, find(control_file(shape.main, name))) for name in shape.controls
-        ],
-    )
+    key = recipe.shape.main
+    tables = [(CONTROLS[n].title, find(control_file(key, n))) for n in recipe.shape.controls]
+    return gather(recipe, summary, find, tables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.cliff.curves import DEFAULT_POOL
@@ -13,9 +14,14 @@ from refusal_cliff.data.traces import Prompt, Trace, read_traces
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.again import answer_again, beginning
 from refusal_cliff.generate.local import described
+from refusal_cliff.heads.joint import HeadSet
+from refusal_cliff.heads.result import AblationResult
+from refusal_cliff.heads.table import HeadRow, read_heads
+from refusal_cliff.io import read_as
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.probe.fit import ReadPoint
+from refusal_cliff.probe.files import DESCRIPTION, WEIGHTS, read_probes
+from refusal_cliff.probe.fit import ProbeSet, ReadPoint
 from refusal_cliff.progress import Progress
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
@@ -23,6 +29,10 @@ from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served
 
 RULES = RulesJudge()
 FIT_PROMPTS, TEST_PROMPTS = "prompts/fit.jsonl", "prompts/test.jsonl"
+FIT, TEST = "traces-fit.parquet", "traces-test.parquet"
+PROBES = (WEIGHTS, DESCRIPTION)
+HEADS, ABLATION = "heads.parquet", "ablation.json"
+"""Files of a model that several stages and controls read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +101,51 @@ class Study:
         outputs: Sequence[str],
         run: Callable[[Job], Headline],
         config: Mapping[str, object] | None = None,
+        *,
+        shared: Sequence[str] = (),
     ) -> Stage:
-        """A stage of this model: its outputs are its own files, its inputs any of the run's."""
+        """A stage of this model, whose inputs and outputs are its own files.
+
+        Args:
+            name: What it does.
+            inputs: Its own files that it reads.
+            outputs: Its own files that it writes.
+            run: Does it.
+            config: What it depends on besides the model, how that writes, and the seed.
+            shared: Files that it reads besides, by their names in the run folder.
+        """
         depends = {
             **described(self.subject, self.generation),
             "seed": self.seed,
             **(config or {}),
         }
-        own = tuple(self.path(output) for output in outputs)
-        return Stage(self.path(name), tuple(inputs), own, depends, run)
+        read, written = (tuple(map(self.path, names)) for names in (inputs, outputs))
+        return Stage(self.path(name), (*shared, *read), written, depends, run)
+
+    def input(self, job: Job, name: str) -> Path:
+        """Where a stage reads one of its files."""
+        return job.input(self.path(name))
+
+    def output(self, job: Job, name: str) -> Path:
+        """Where a stage writes one of its files."""
+        return job.output(self.path(name))
 
     def traces(self, job: Job, part: str) -> list[Trace]:
         """Its judged traces as a stage reads them: those to ``fit`` on, or of the ``test``."""
-        return read_traces(job.input(self.path(f"traces-{part}.parquet")))
+        return read_traces(self.input(job, f"traces-{part}.parquet"))
+
+    def probes(self, job: Job) -> ProbeSet:
+        """Its probes, as a stage reads them; an error where they are of another model."""
+        weights, description = (self.input(job, name) for name in PROBES)
+        return read_probes(weights, description, self.subject)
+
+    def heads(self, job: Job) -> list[HeadRow]:
+        """All its heads as measured; an error where they are of another model."""
+        return read_heads(self.input(job, HEADS), self.subject)
+
+    def taken_out(self, job: Job) -> HeadSet:
+        """The heads that were taken out."""
+        return read_as(self.input(job, ABLATION), AblationResult).heads
 
     def first_answers(
         self,

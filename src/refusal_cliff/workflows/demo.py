@@ -29,7 +29,7 @@ from refusal_cliff.stages.measure import (
     second_reading_stage,
     tokens_stage,
 )
-from refusal_cliff.stages.mend import BENIGN, POOL, MendPlan, mend_stages
+from refusal_cliff.stages.mend import BENIGN, POOL, mend_stages
 from refusal_cliff.stages.report import SUMMARY, report_stage
 from refusal_cliff.stages.study import FIT_PROMPTS, TEST_PROMPTS, Study
 
@@ -138,7 +138,7 @@ def demo_stages(
 ) -> list[Stage]:
     """All stages of the demo, in order."""
     study = {name: Study(name, subject, seed, GENERATION) for name, subject in subjects.items()}
-    mend = MendPlan(repair=RepairConfig(seed=seed, steps=sizes.steps, lr=LEARNING_RATE))
+    repair = RepairConfig(seed=seed, steps=sizes.steps, lr=LEARNING_RATE)
     main = AblationPlan(
         traces=sizes.head_traces,
         fractions=FRACTIONS,
@@ -160,7 +160,7 @@ def demo_stages(
         control=CONTROL,
         diffuse=DIFFUSE,
         planted=planted,
-        steps=mend.repair.steps,
+        steps=repair.steps,
         judge_error=known_error(RulesJudge.name),
     )
     return [
@@ -168,7 +168,8 @@ def demo_stages(
         *measure_stages(study[MAIN]),
         second_reading_stage(study[MAIN]),
         coherence_stage(study[MAIN]),
-        *mend_stages(study[MAIN], mend),  # before the rest, which can go on beside its long stages
+        # before the rest, which can go on beside its long stages
+        *mend_stages(study[MAIN], repair),
         *intervene_stages(study[MAIN], main),
         tokens_stage(study[MAIN]),
         *measure_stages(study[CONTROL]),
