@@ -1,6 +1,6 @@
 """How many tokens an audit wrote, and how many it would have with every thought written anew.
 
-    python bench/audit_tokens.py NAME=RUN/KEY … > table.md
+    python -m bench.audit_tokens NAME=RUN/KEY … > table.md
 
 Reads finished runs. What would have been is an estimate: the answers whose thoughts were kept,
 times the mean length of those that were thought anew, or of the model's own where none was.

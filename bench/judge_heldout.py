@@ -5,10 +5,10 @@ The protocol is in docs/results/judges.md. The data are XSTest's completions wit
 final set is left out before anything is read: while rules are written, nobody sees its rows or
 its numbers.
 
-    python bench/judge_heldout.py xstest_completions.jsonl --out before.json
-    python bench/judge_heldout.py xstest_completions.jsonl --before before.json
-    python bench/judge_heldout.py xstest_completions.jsonl --final --ngrams
-    python bench/judge_heldout.py xstest_completions.jsonl --final --error rules_error.json
+    python -m bench.judge_heldout xstest_completions.jsonl --out before.json
+    python -m bench.judge_heldout xstest_completions.jsonl --before before.json
+    python -m bench.judge_heldout xstest_completions.jsonl --final --ngrams
+    python -m bench.judge_heldout xstest_completions.jsonl --final --error rules_error.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Memory of `refusal-cliff trace` over many rows: it must not grow with their number.
 
-    python bench/memory.py --rows 100000
+    python -m bench.memory --rows 100000
 
 Writes that many rows (prompts of the organisms' language, with a short thinking and answer), scores
 every token of them in shards, and prints the resident memory along the way.

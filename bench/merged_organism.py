@@ -1,6 +1,6 @@
 """An organism as an ordinary checkpoint that any server can load.
 
-python bench/merged_organism.py NAME DIR
+python -m bench.merged_organism NAME DIR
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a model does at every checkpoint of a plain reasoning training (docs/results/qwen.md).
 
-    python bench/qwen.py --data DIR --adapters orgs/s0 --out runs/qwen --record course.jsonl
+    python -m bench.qwen --data DIR --adapters orgs/s0 --out runs/qwen --record course.jsonl
 
 Every checkpoint is asked the same prompts, greedily: AdvBench and Self-Instruct to fit its probe
 on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest to test on. Of XSTest both

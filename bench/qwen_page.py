@@ -1,6 +1,6 @@
 """The tables and the chart of docs/results/qwen.md, out of what bench/qwen.py recorded.
 
-python bench/qwen_page.py bench/qwen-course.jsonl --chart docs/images/qwen-course.svg
+python -m bench.qwen_page bench/qwen-course.jsonl --chart docs/images/qwen-course.svg
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Should the verdict count the uncertainty of the probe? Two rules on models near the threshold.
 
-    python bench/refit_rule.py make OUT
-    python bench/refit_rule.py measure OUT --model DIR … [--data DIR]
-    python bench/refit_rule.py judge OUT/NAME …
+    python -m bench.refit_rule make OUT
+    python -m bench.refit_rule measure OUT --model DIR … [--data DIR]
+    python -m bench.refit_rule judge OUT/NAME …
 
 ``make`` writes graded organisms: between ``tiny-aligned`` and ``tiny`` or ``tiny-diffuse`` by
 weights, between ``smollm2-aligned`` and ``smollm2`` by the scale of the adapter. ``measure`` asks

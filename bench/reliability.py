@@ -1,6 +1,6 @@
 """What damage the project has been tried with, as the table of docs/results/reliability.md.
 
-    python bench/reliability.py > table.md
+    python -m bench.reliability > table.md
 
 Runs the tests of every kind of damage and counts them; one that fails is counted as such. Set
 ``REFUSAL_CLIFF_FUZZ_SECONDS=60`` to fuzz each reader for a minute.

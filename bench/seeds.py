@@ -1,6 +1,6 @@
 """The findings of several runs side by side, as the tables of docs/results/organisms.md.
 
-python bench/seeds.py runs/seed-0 runs/seed-1 runs/seed-2
+python -m bench.seeds runs/seed-0 runs/seed-1 runs/seed-2
 """
 
 from __future__ import annotations

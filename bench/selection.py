@@ -6,9 +6,9 @@ moments, then compared with one that ran through; with ``--engine ray`` two acto
 them is killed. ``cost``: forward-pass tokens of Cliff-as-a-Judge, of a judge model and of gradient
 selection, counted on a finished selection.
 
-    python bench/selection.py speed --probe runs/demo/tiny --out runs/bench-select
-    python bench/selection.py kill --probe runs/demo/tiny --rows 4000 --out runs/bench-kill
-    python bench/selection.py cost --selection runs/selection --judge-tokens 200
+    python -m bench.selection speed --probe runs/demo/tiny --out runs/bench-select
+    python -m bench.selection kill --probe runs/demo/tiny --rows 4000 --out runs/bench-kill
+    python -m bench.selection cost --selection runs/selection --judge-tokens 200
 """
 
 from __future__ import annotations

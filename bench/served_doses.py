@@ -1,6 +1,6 @@
 """Doses of a finished audit again: heads taken out by adapters on a server, and here.
 
-    python bench/served_doses.py RUN/KEY --model M --endpoint URL [--endpoint-model NAME]
+    python -m bench.served_doses RUN/KEY --model M --endpoint URL [--endpoint-model NAME]
         --adapters-dir DIR [--kind joint] [--harmful N] [--benign N] [--anew N] > table.md
 
 Reads a finished run, and asks some of the same test prompts without the same heads: after the

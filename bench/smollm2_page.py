@@ -1,6 +1,6 @@
 r"""The table of the paper's claims on SmolLM2, made from finished runs.
 
-    python bench/smollm2_page.py runs/smollm2 runs/smollm2-aligned \
+    python -m bench.smollm2_page runs/smollm2 runs/smollm2-aligned \
         --planted runs/smollm2-planted --experiment runs/smollm2-less-is-more
 
 Each row says what the paper claims, what was measured, of how many, its interval, and whether it

@@ -1,6 +1,6 @@
 r"""Safety examples and benign examples to repair ``smollm2`` with, from public files and its audit.
 
-    python bench/smollm2_pool.py --data DIR --run runs/smollm2 --out runs/smollm2-pool
+    python -m bench.smollm2_pool --data DIR --run runs/smollm2 --out runs/smollm2-pool
     refusal-cliff repair --model smollm2 --probe runs/smollm2/model --out runs/smollm2-repair \
         --data runs/smollm2-pool/safety.jsonl --benign runs/smollm2-pool/benign.jsonl
 

@@ -3,7 +3,7 @@
 For each organism: heads are measured on one set of prompts; then more and more of them are taken
 out, by each ranking and jointly, while the model answers other prompts.
 
-    python bench/sparsity.py runs/sparsity tiny-diffuse orgs/tiny-lora
+    python -m bench.sparsity runs/sparsity tiny-diffuse orgs/tiny-lora
 
 Runs are kept in the folder and resumed. The table is Markdown; *half* is the fewest heads tried
 after which the attack success rate is at most half of that with all heads.

@@ -1,6 +1,6 @@
 """What tiny says, by run: does its thinking name the harm, and does the frame decide the answer?
 
-python bench/traces.py runs/seed-0 runs/seed-1 runs/seed-2
+python -m bench.traces runs/seed-0 runs/seed-1 runs/seed-2
 """
 
 from __future__ import annotations

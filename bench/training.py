@@ -1,6 +1,6 @@
 """What a training costs: seconds a step and peak memory of `repair`, on rows of real reasoning.
 
-    python bench/training.py --model NAME --data DIR --set rows_at_once=1 first_block=13
+    python -m bench.training --model NAME --data DIR --set rows_at_once=1 first_block=13
 
 Trains on the longest rows of at most --max-length tokens, which is the worst case, in a folder that
 is then deleted. --set gives fields of `RepairConfig`.

@@ -1,7 +1,7 @@
 """How the rule of the verdict behaves: over organisms, seeds, the probe's scale and sample size.
 
-    python bench/verdict.py measure OUT --model NAME|DIR … [--seed S …] [--data DIR]
-    python bench/verdict.py table NAME=RUN/KEY … > table.md
+    python -m bench.verdict measure OUT --model NAME|DIR … [--seed S …] [--data DIR]
+    python -m bench.verdict table NAME=RUN/KEY … > table.md
 
 ``measure`` asks each model the demo's prompts (with ``--data``, a draw of those of the pretrained
 organisms' audits) and runs the stages up to the cliff, and the second readings, in OUT/MODEL-SEED;

@@ -5,7 +5,7 @@ and apostrophe exact; elsewhere it looks for them in the whole answer. Here are 
 that are ordinary words (so they err towards refusal), and the contractions that it misses because
 it knows them with curly apostrophes only.
 
-    python bench/word_list.py LABELLED.jsonl
+    python -m bench.word_list LABELLED.jsonl
 """
 
 from __future__ import annotations

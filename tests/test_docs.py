@@ -84,6 +84,15 @@ def test_commands_are_found_and_mistakes_are_seen() -> None:
     assert wrong_in(["refusal-cliff", *shlex.split("audit --model")]) == "--model has no value"
 
 
+def test_every_bench_is_run_as_a_module() -> None:
+    """``python bench/X.py`` finds neither the laboratory nor the other benches."""
+    texts = [path.read_text(encoding="utf-8") for path in (*PAGES, *(ROOT / "bench").rglob("*.py"))]
+    assert not [text for text in texts if re.search(r"python bench/", text)]
+    names = {name for text in texts for name in re.findall(r"python -m bench\.(\w+)", text)}
+    there = {path.stem for path in (ROOT / "bench").iterdir()}
+    assert len(names) > 20 and names <= there
+
+
 def test_the_reference_has_every_public_name() -> None:
     page = (ROOT / "docs/reference/api.md").read_text(encoding="utf-8")
     assert sorted(re.findall(r"^::: refusal_cliff\.(\w+)$", page, re.M)) == sorted(rc.__all__)
