@@ -108,7 +108,7 @@ def head_claims(found: Summary, name: str) -> list[Claim]:
         Claim(
             f"sparse heads ({name})",
             "a few heads in deep layers push it down",
-            f"{heads.ablated} of {heads.total} ({heads.fraction:.1%}) taken out, by {heads.method}: "
+            f"{heads.ablated} of {heads.total} ({heads.fraction:.1%}) out, by {heads.method}: "
             + ", ".join(heads.names),
             f"{heads.total} heads",
             0 < heads.fraction <= FEW + 0.5 / heads.total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED
 from refusal_cliff.data.traces import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.probe.fit import MIN_PER_CLASS
 from refusal_cliff.stages.asking import PILOT, ask, asked_at_least, prompts_needed
 from refusal_cliff.stages.study import counter
@@ -36,7 +38,7 @@ class Model:
         ]
 
     def _said(self, prompt: Prompt) -> str:
-        number = int(prompt.id[1:])
+        number = int(prompt.id[1:].split("#")[0])
         if prompt.label == "benign":
             return YES if number % self.answers == 0 else NO
         return NO if number % self.refuses == 0 else YES
@@ -89,7 +91,7 @@ def test_a_quick_audit_draws_more_of_the_kind_that_is_short() -> None:
 def test_progress_is_of_the_prompts_that_are_asked(first: int | None, refuses: int) -> None:
     """A quick audit of a thousand prompts said "16 of 1123" and asked 160."""
     model, every = Model(refuses), prompts(400, 300)
-    least = asked_at_least(every, first)
+    least = sum(asked_at_least(every, 0, first).values())
     ask(model, judge_all, every, "fit", 0, first)
     asked = sum(map(len, model.batches))
     assert asked == least if refuses == 2 else asked > least
@@ -101,6 +103,17 @@ def test_progress_is_of_the_prompts_that_are_asked(first: int | None, refuses: i
     total = asked
     count(asked - 80)
     assert told == [(80, 80), (asked, asked)]
+
+
+@pytest.mark.parametrize("first", [None, 30])
+def test_every_prompt_that_is_asked_has_all_its_samples(first: int | None) -> None:
+    """``--quick --samples 4`` asked 40 rows of each label: 40 prompts, most of them once."""
+    model, every = Model(2), repeated(prompts(60, 50), 4)
+    asked = Counter(trace.prompt.text for trace in ask(model, judge_all, every, "fit", 0, first))
+    assert set(asked.values()) == {4}
+    assert sum(asked.values()) == sum(asked_at_least(every, 0, first).values())
+    if first is not None:
+        assert asked_at_least(every, 0, first) == {"harmful": 120, "benign": 120}
 
 
 def test_complied_traces_are_short_only_while_it_is_open_whether_it_complies() -> None:

@@ -21,6 +21,7 @@ _NEEDED: dict[str, dict[str, int]] = {
 }
 _LABEL: dict[str, Label] = {"refused": "harmful", "complied": "harmful", "benign": "benign"}
 
+_Waiting = dict[Label, list[list[Prompt]]]
 Write = Callable[[Sequence[Prompt]], list[Trace]]
 Judged = Callable[[Sequence[Trace]], list[Trace]]
 
@@ -41,9 +42,9 @@ def ask(
         prompts: All that may be asked.
         part: ``fit`` or ``test``: which classes are needed, and how many traces of each.
         seed: Seed of the order in which prompts are drawn.
-        first: Prompts of each label in the first batch; then half as many more of a label, as
-            long as one of its classes is too small. ``None`` asks all of them; of those to fit on
-            a batch first, which shows whether they can be enough.
+        first: Prompts of each label in the first batch, with all their samples; then half as many
+            more of a label, as long as one of its classes is too small. ``None`` asks all of them;
+            of those to fit on a batch first, which shows whether they can be enough.
 
     Returns:
         Traces of the prompts that were asked, in their order.
@@ -52,9 +53,7 @@ def ask(
         RefusalCliffError: The prompts to fit on leave, or can only leave, too few traces of a
             class; it says how many it would take.
     """
-    waiting: dict[Label, list[Prompt]] = {
-        label: _shuffled(prompts, label, seed) for label in LABELS
-    }
+    waiting: _Waiting = {label: _shuffled(prompts, label, seed) for label in LABELS}
     pilot = PILOT if part == "fit" else len(prompts)
     found = write(_next(waiting, LABELS, first or pilot))
     if part == "fit":
@@ -71,11 +70,19 @@ def ask(
     return sorted(found, key=lambda trace: place[trace.prompt.id])
 
 
-def asked_at_least(prompts: Sequence[Prompt], first: int | None) -> int:
-    """How many of the prompts `ask` asks in any case."""
-    if first is None:
-        return len(prompts)
-    return sum(min(first, sum(one.label == label for one in prompts)) for label in LABELS)
+def asked_at_least(prompts: Sequence[Prompt], seed: int, first: int | None) -> dict[Label, int]:
+    """How many answers `ask` asks for in any case, by label."""
+    drawn = {label: _shuffled(prompts, label, seed)[:first] for label in LABELS}
+    return {label: sum(map(len, found)) for label, found in drawn.items()}
+
+
+def by_prompt(prompts: Sequence[Prompt], label: Label) -> list[list[Prompt]]:
+    """The prompts of a label; the samples of one prompt, which have its text, together."""
+    found: dict[str, list[Prompt]] = {}
+    for prompt in prompts:
+        if prompt.label == label:
+            found.setdefault(prompt.text, []).append(prompt)
+    return list(found.values())
 
 
 def short_of(part: str, judged: Sequence[Trace]) -> list[Label]:
@@ -106,13 +113,13 @@ def prompts_needed(found: int, asked: int, wanted: int) -> int | None:
     return math.ceil(wanted / low) if low > 0 else None
 
 
-def _require(traces: Sequence[Trace], waiting: dict[Label, list[Prompt]]) -> None:
+def _require(traces: Sequence[Trace], waiting: _Waiting) -> None:
     """Refuse prompts to fit on that leave too few traces of a class, whatever those left give."""
     groups = _groups(traces)
     for name, least in _NEEDED["fit"].items():
         label, found = _LABEL[name], len(groups[name])
         asked = len({trace.prompt.group for trace in traces if trace.prompt.label == label})
-        left = len({prompt.group for prompt in waiting[label]})
+        left = len({prompt.group for samples in waiting[label] for prompt in samples})
         most = wilson(found, asked)[1] if asked else 1.0
         if found + most * left < least:
             raise too_few(name, found, asked, prompts_needed(found, asked, least), label)
@@ -131,16 +138,16 @@ def _rarely_complies(judged: Sequence[Trace]) -> bool:
     return bool(said) and share_interval(said, [t.prompt.group for t in harmful])[1] <= RARE
 
 
-def _shuffled(prompts: Sequence[Prompt], label: Label, seed: int) -> list[Prompt]:
-    mine = [prompt for prompt in prompts if prompt.label == label]
+def _shuffled(prompts: Sequence[Prompt], label: Label, seed: int) -> list[list[Prompt]]:
+    mine = by_prompt(prompts, label)
     random.Random(f"asked:{label}:{seed}").shuffle(mine)
     return mine
 
 
-def _next(waiting: dict[Label, list[Prompt]], labels: Sequence[Label], n: int) -> list[Prompt]:
-    """Take up to n prompts of each label out of those that wait."""
+def _next(waiting: _Waiting, labels: Sequence[Label], n: int) -> list[Prompt]:
+    """Take up to n prompts of each label, with their samples, out of those that wait."""
     taken: list[Prompt] = []
     for label in labels:
-        taken += waiting[label][:n]
+        taken += [prompt for samples in waiting[label][:n] for prompt in samples]
         del waiting[label][:n]
     return taken

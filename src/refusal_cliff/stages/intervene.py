@@ -37,6 +37,7 @@ from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.ablated import Answers, written_of
+from refusal_cliff.stages.asking import by_prompt
 from refusal_cliff.stages.study import ABLATION, FIT, HEADS, PROBES, TEST, Study
 
 
@@ -93,7 +94,7 @@ class AblationPlan:
             everywhere: Whether doses have the heads out while kept thoughts are read, too.
         """
         harmful, benign = (
-            [prompt for prompt in prompts if prompt.label == label] for label in LABELS
+            [samples[0] for samples in by_prompt(prompts, label)] for label in LABELS
         )
         some = [*harmful[: self.dose_prompts], *benign[: self.dose_benign]]
         greedy = [joint[: n + 1] for n in range(len(joint))]

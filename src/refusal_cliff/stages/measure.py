@@ -100,7 +100,7 @@ def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
 
 def _generate(study: Study, job: Job, first: int | None) -> Headline:
     prompts = [read_prompts(job.input(name)) for name in (FIT_PROMPTS, TEST_PROMPTS)]
-    least = [asked_at_least(given, first) for given in prompts]
+    least = [sum(asked_at_least(given, study.seed, first).values()) for given in prompts]
     begun: dict[str, int] = dict.fromkeys(PARTS, 0)
     count = counter(job.progress, lambda: sum(map(max, least, begun.values())))
     headline: dict[str, int] = dict.fromkeys(("traces", "tokens"), 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from refusal_cliff.generate.again import ANSWER_TOKENS
 from refusal_cliff.generate.local import answer
 from refusal_cliff.heads.trials import sizes
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.stages.asking import asked_at_least
 from refusal_cliff.stages.intervene import AblationPlan
 from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import render_prompt
@@ -85,10 +85,10 @@ def audit_cost(
         first: Prompts of each label and part of a quick audit, which asks more only where a class
             is short; ``None`` for all.
     """
-    parts = (_asked(prompts.fit, first), _asked(prompts.test, first))
-    asked = sum(part[0] + part[1] for part in parts)
+    fit, test = (asked_at_least(part, study.seed, first) for part in (prompts.fit, prompts.test))
+    asked = sum((*fit.values(), *test.values()))
     given = sum(prompt.id in prompts.given for prompt in (*prompts.fit, *prompts.test))
-    harmful, benign = parts[1]
+    harmful, benign = test["harmful"], test["benign"]
     heads = len(study.subject.heads())
     rankings = len(plan.methods) + 1  # and jointly
     doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
@@ -108,13 +108,6 @@ def audit_cost(
         tuple(prompts.test),
         None if adapters is None else adapters.folder,
     )
-
-
-def _asked(prompts: Sequence[Prompt], first: int | None) -> tuple[int, int]:
-    """Harmful and benign prompts that are asked, of a quick audit at the first."""
-    harmful = sum(prompt.label == "harmful" for prompt in prompts)
-    counts = (harmful, len(prompts) - harmful)
-    return counts if first is None else (min(counts[0], first), min(counts[1], first))
 
 
 def cost_lines(cost: AuditCost) -> list[str]:
