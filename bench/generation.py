@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from lab.pretrained.sources import recorded_sources
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, batches, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.thinking import render_prompt

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import transformers
 
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.heads.effects import attributed_effects, causal_effects
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import ProbeScores, capture

@@ -35,7 +35,8 @@ from lab.pretrained.sources import find_file
 from refusal_cliff.cliff.verdict import yardstick
 from refusal_cliff.controls.taxonomy import kind_of
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Label, Prompt, Trace, read_prompts
+from refusal_cliff.data.traces import read_prompts
+from refusal_cliff.data.types import Label, Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.judges.rules import GROUND_CHARACTERS, refuses

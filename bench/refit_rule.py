@@ -47,7 +47,8 @@ from refusal_cliff.controls.readings import (
     thinks,
 )
 from refusal_cliff.controls.second_reading import redrawn, refitted
-from refusal_cliff.data.traces import Trace, read_traces
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import Trace
 from refusal_cliff.model.adapters import ADAPTER_CONFIG
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import embedded_path

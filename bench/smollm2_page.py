@@ -18,7 +18,8 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import read_cliffs
 from refusal_cliff.controls.table import Cell, cell_text, mean_cell, share_cell
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.traces import complies, read_traces
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import complies
 from refusal_cliff.findings.summary import Summary, read_summary
 from refusal_cliff.io import read_json
 from refusal_cliff.organisms import embedded_path, planted_heads

@@ -9,7 +9,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from refusal_cliff.data.traces import Trace, complies, read_traces
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import Trace, complies
 
 PLACEHOLDER = "[step one] [step two] [step three]"
 

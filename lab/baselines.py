@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.heads.effects import Floats
 from refusal_cliff.model.capture import Batch, HeadContributions, Reader, capture, head_vectors
 from refusal_cliff.model.subject import Subject

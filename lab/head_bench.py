@@ -20,7 +20,8 @@ from lab.baselines import baselines, output_norms
 from lab.orchard import KINDS, Planted, grow, orchard
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import Trace
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.find import JointSearch, explained
 from refusal_cliff.heads.joint import JOINT

@@ -11,8 +11,8 @@ from lab.pretrained.pool import own_benign, safety_pool
 from lab.pretrained.sources import recorded_sources
 from lab.trials import BENIGN, pool_file
 from refusal_cliff.data.examples import write_examples, write_prompts
-from refusal_cliff.data.traces import Prompt, read_traces
-from refusal_cliff.data.types import LABELS
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import LABELS, Prompt
 from refusal_cliff.organisms import language
 from refusal_cliff.organisms.language import both_labels
 from refusal_cliff.run.folder import Headline

@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 from lab.comparison import Trial
 from refusal_cliff.answers.evaluate import perplexity
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import (
-    SafetyExample,
-    Trace,
-    complies,
-    read_prompts,
-    read_traces,
-    write_traces,
-)
+from refusal_cliff.data.traces import read_prompts, read_traces, write_traces
+from refusal_cliff.data.types import SafetyExample, Trace, complies
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet

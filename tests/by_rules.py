@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from refusal_cliff.data.traces import Trace, Verdict
+from refusal_cliff.data.types import Trace, Verdict
 from refusal_cliff.judges import RulesJudge, judge_traces
 
 

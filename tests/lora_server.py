@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from served import Handler
 
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate.local import answer, generate
 from refusal_cliff.model.loading import read_checkpoint
 from refusal_cliff.model.subject import Subject, load_subject, subject_of

@@ -15,8 +15,7 @@ from tiny_chat import save_tiny
 from tiny_heads import head_row
 
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Trace
-from refusal_cliff.data.types import LABELS
+from refusal_cliff.data.types import LABELS, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.endpoint import EndpointConfig

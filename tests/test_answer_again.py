@@ -10,7 +10,7 @@ import torch
 from architectures import architecture_subject
 from tiny_chat import SPECIAL, save_tiny
 
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.again import answer_again, beginning
 from refusal_cliff.heads.trials import Trial, answer_trials

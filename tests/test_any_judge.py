@@ -24,8 +24,8 @@ from refusal_cliff.answers.judged import complying, judged_rates
 from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace, Verdict, read_traces
-from refusal_cliff.data.types import LABELS
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import LABELS, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.generate import GenerationConfig

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.probe.fit import MIN_PER_CLASS

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tiny_families import FAMILIES, HEADS, LAYERS, TRACES, family_subject, probe
 from tiny_heads import head_row
 
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.heads import at_tokens
 from refusal_cliff.heads.at_tokens import (
     AS_IT_IS,

@@ -11,8 +11,7 @@ from refusal_cliff.answers import benchmarks
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, source_of
-from refusal_cliff.data.traces import Label, Prompt
-from refusal_cliff.data.types import LeftOut
+from refusal_cliff.data.types import Label, LeftOut, Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import language

@@ -27,7 +27,8 @@ from refusal_cliff.cli import app
 from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import Prompt, PromptFile, Trace
+from refusal_cliff.data.traces import PromptFile
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.judges import Answer, Judgement
 from refusal_cliff.model.subject import Subject, load_subject

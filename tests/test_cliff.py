@@ -28,7 +28,7 @@ from refusal_cliff.cliff.curves import (
 )
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import model_cliff
-from refusal_cliff.data.traces import Verdict
+from refusal_cliff.data.types import Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
 

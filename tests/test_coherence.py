@@ -9,7 +9,7 @@ import pytest
 
 from refusal_cliff.answers.coherence import Coherence, coherence
 from refusal_cliff.answers.evaluate import Share, log_likelihoods, perplexity
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language

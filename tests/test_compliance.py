@@ -22,16 +22,8 @@ from refusal_cliff.cliff.verdict import complied_rows, model_cliff
 from refusal_cliff.controls.arms import Arm, change_of_asr
 from refusal_cliff.controls.sources import by_source
 from refusal_cliff.controls.taxonomy import taxonomy
-from refusal_cliff.data.traces import (
-    VERDICTS,
-    Label,
-    Prompt,
-    Trace,
-    Verdict,
-    closed,
-    complies,
-    verdict_groups,
-)
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import VERDICTS, Label, Prompt, Trace, Verdict, complies
 from refusal_cliff.heads.find import explained
 from refusal_cliff.repair.gate import counted
 from refusal_cliff.repair.proof import Measured, prove

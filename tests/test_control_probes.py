@@ -29,7 +29,7 @@ from refusal_cliff.controls.readings import (
     states_of_places,
 )
 from refusal_cliff.controls.table import Cell
-from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import Batch
 from refusal_cliff.model.subject import load_subject

@@ -24,7 +24,7 @@ from refusal_cliff.controls.rollouts import (
     calibration,
     rollouts_table,
 )
-from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.model.subject import Head
 from refusal_cliff.stats import wilson
 from refusal_cliff.thinking import Spans, ThinkingFormat

@@ -10,7 +10,7 @@ from made_cliffs import made_cliff
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls.sources import COLUMNS, WITH_CLIFF, by_source
 from refusal_cliff.controls.table import Cell
-from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 
 
 def trace(name: str, source: str, label: Label, verdict: Verdict) -> Trace:

@@ -26,7 +26,8 @@ from refusal_cliff.controls.preset import OURS
 from refusal_cliff.controls.pruning import RANDOM, WHOLE, template_closing
 from refusal_cliff.controls.table import Cell, read_table
 from refusal_cliff.controls.together import FOUND, TOGETHER, TOP
-from refusal_cliff.data.traces import Prompt, Trace, read_traces, write_traces
+from refusal_cliff.data.traces import read_traces, write_traces
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.io import read_json
 from refusal_cliff.model.ablation import ablated

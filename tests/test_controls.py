@@ -21,7 +21,7 @@ from refusal_cliff.controls.table import (
 )
 from refusal_cliff.controls.taxonomy import KINDS, taxonomy
 from refusal_cliff.controls.together import TOGETHER, TOP, together_table
-from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Head
 from refusal_cliff.stages.control import CONTROLS, chosen_controls

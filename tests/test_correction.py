@@ -24,8 +24,7 @@ from refusal_cliff.answers.correction import (
 )
 from refusal_cliff.answers.outcomes import evaluate
 from refusal_cliff.cli import app
-from refusal_cliff.data.traces import Label, Prompt, Verdict
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Label, Prompt, Record, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json, write_json, write_json_lines
 from refusal_cliff.stats import bootstrap_mean, wilson

@@ -13,8 +13,7 @@ from tiny_chat import save_tiny
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import record_of_trace
-from refusal_cliff.data.traces import Prompt, Trace
-from refusal_cliff.data.types import LeftOut
+from refusal_cliff.data.types import LeftOut, Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.adapters import AdapterServer

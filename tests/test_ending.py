@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.traces import SafetyExample
+from refusal_cliff.data.types import SafetyExample
 from refusal_cliff.generate import GenerationConfig as Writing
 from refusal_cliff.generate import generate
 from refusal_cliff.model.subject import Subject, load_subject

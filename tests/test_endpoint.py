@@ -28,7 +28,8 @@ from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
 from refusal_cliff.data.records import read_records
 from refusal_cliff.data.said import NO_ANSWER
-from refusal_cliff.data.traces import Prompt, closed
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.model.subject import Subject, load_subject

@@ -11,7 +11,7 @@ from served import Handler, free_port, serving
 
 from refusal_cliff.answers.collect import generate_answers
 from refusal_cliff.data.prompt_files import PromptSet
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.judges import Answer

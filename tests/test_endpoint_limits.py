@@ -20,7 +20,7 @@ from refusal_cliff.answers.collect import Collected, generate_answers
 from refusal_cliff.cli import app
 from refusal_cliff.data.prompt_files import PromptSet
 from refusal_cliff.data.said import FILTERED
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import http
 

@@ -21,7 +21,7 @@ from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.cliff.verdict import Verdict as CliffVerdict
 from refusal_cliff.commands.gate import GATE_CLOSED
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.traces import Label, Prompt, Trace, Verdict
+from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import write_probes

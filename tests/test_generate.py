@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_chat import SPECIAL, save_tiny
 
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer, generate
 from refusal_cliff.model.ablation import ablated

@@ -7,7 +7,7 @@ import torch
 from architectures import architecture_subject
 from tiny_chat import SPECIAL
 
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking import render_prompt

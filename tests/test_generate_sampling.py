@@ -9,7 +9,8 @@ import pytest
 import torch
 from tiny_chat import SPECIAL, tiny_model, tiny_tokenizer
 
-from refusal_cliff.data.traces import Prompt, read_traces, write_traces
+from refusal_cliff.data.traces import read_traces, write_traces
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate, repeated
 from refusal_cliff.generate.sampling import GumbelNoise, Row

@@ -10,7 +10,7 @@ import pytest
 from tiny_chat import SPECIAL, save_tiny
 from transformers import GenerationConfig as TransformersConfig
 
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, answer, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.thinking import render_prompt

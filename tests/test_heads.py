@@ -29,7 +29,7 @@ from tiny_families import (
 )
 from tiny_heads import head_row
 
-from refusal_cliff.data.traces import Prompt, Trace, closed_spans
+from refusal_cliff.data.types import Prompt, Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads import effects as effects_module
 from refusal_cliff.heads.effects import attributed_effects, causal_effects, direct_contributions

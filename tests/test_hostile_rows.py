@@ -20,8 +20,7 @@ from refusal_cliff.answers.outcomes import evaluate
 from refusal_cliff.data.prompt_files import read_prompt_set
 from refusal_cliff.data.reading import Reading
 from refusal_cliff.data.records import read_records
-from refusal_cliff.data.traces import Prompt
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Prompt, Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.backend import Finished, LocalBackend

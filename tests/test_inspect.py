@@ -14,8 +14,7 @@ from inspect_ai.model import ContentText, ModelOutput, ModelUsage, get_model
 
 from refusal_cliff.answers.inspect_ext import refusal, traces
 from refusal_cliff.data.records import write_records
-from refusal_cliff.data.traces import Prompt
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Prompt, Record
 
 ANSWERS = ("Sure. Use a hammer.", "I cannot help with that.", "Sure.", "I'm sorry, I cannot.")
 LABELS = ("harmful", "harmful", "benign", "benign")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from tiny_families import FAMILIES, LAYERS, TRACES, family_subject, final_logit, probe
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.joint import (
     Comparison,
     HeadSet,

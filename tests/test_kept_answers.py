@@ -17,7 +17,7 @@ import torch
 from tiny_chat import SPECIAL, save_tiny
 
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, batches, generate
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, Subject, load_subject

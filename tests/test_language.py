@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 from by_rules import judge
 
-from refusal_cliff.data.traces import LABELS, Label, Prompt, SafetyExample, Trace
+from refusal_cliff.data.types import LABELS, Label, Prompt, SafetyExample, Trace
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.organisms import lexicon as lex
 from refusal_cliff.organisms.language import (

@@ -24,7 +24,7 @@ from tiny_families import VOCABULARY, family_model
 from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.local import check_prompt
 from refusal_cliff.model import loading

@@ -13,8 +13,7 @@ from killable import whole_output
 from tiny_chat import save_tiny, tiny_model, tiny_tokenizer
 
 from refusal_cliff.answers.evaluate import log_likelihoods
-from refusal_cliff.data.traces import Prompt
-from refusal_cliff.data.types import LeftOut, Record
+from refusal_cliff.data.types import LeftOut, Prompt, Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.backend import LocalBackend

@@ -30,8 +30,7 @@ from refusal_cliff.data.said import (
     Said,
     said_in,
 )
-from refusal_cliff.data.traces import Prompt, Trace
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Prompt, Record, Trace
 from refusal_cliff.generate.backend import LocalBackend
 from refusal_cliff.generate.local import GenerationConfig
 from refusal_cliff.judges import Answer, Judge, RulesJudge, answer_of

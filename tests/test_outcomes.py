@@ -13,8 +13,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, precision_score, recall
 from refusal_cliff.answers.calibration import calibrate_file
 from refusal_cliff.answers.outcomes import compare, evaluate, loops
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Label, Prompt, Verdict
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Label, Prompt, Record, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
 from refusal_cliff.judges import Answer, Judgement, RulesJudge

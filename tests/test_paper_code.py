@@ -19,7 +19,7 @@ from bench.paper_code.interventions import (
     without_head_norms,
 )
 from bench.paper_code.readings import POINTS, in_the_fall, last_places, resampled, right_aligned
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.thinking import render_prompt

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_cliff.data.traces import Prompt, SafetyExample
+from refusal_cliff.data.types import Prompt, SafetyExample
 from refusal_cliff.organisms import language
 from refusal_cliff.select.contamination import Evaluation, Seen, clean_pool
 

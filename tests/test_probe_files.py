@@ -14,7 +14,7 @@ from tiny_families import WIDTH, closed_trace, family_subject, linear_probe
 
 from refusal_cliff import __version__
 from refusal_cliff.cliff.scores import score_traces
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_examples, write_prompts
-from refusal_cliff.data.traces import Prompt, Trace, Verdict, read_traces
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import Prompt, Trace, Verdict
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.io import read_as
 from refusal_cliff.judges.rules import refuses

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer
 
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import TraceScores
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.heads.at_tokens import AS_IT_IS, Pieces, TokenRow
 from refusal_cliff.model.subject import Head
 from refusal_cliff.organisms import embedded_path

@@ -14,7 +14,7 @@ from checkpoints import edited, save_adapter
 from safetensors.torch import load_file
 from tiny_chat import save_tiny
 
-from refusal_cliff.data.traces import Label, Prompt, SafetyExample
+from refusal_cliff.data.types import Label, Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject

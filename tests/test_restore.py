@@ -11,8 +11,7 @@ from by_rules import judge_all
 from refusal_cliff.cliff.restore import agrees, as_written, put_back
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.records import row_of_record
-from refusal_cliff.data.traces import Trace
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Record, Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms.language import prompts

@@ -11,7 +11,7 @@ from by_rules import judge, judge_all
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.thinking import Spans
 

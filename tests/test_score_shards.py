@@ -23,7 +23,8 @@ from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces, w
 from refusal_cliff.cliff.shards import measure_shards, read_shards, score_source
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.reading import source_rows
-from refusal_cliff.data.traces import Trace, write_traces
+from refusal_cliff.data.traces import write_traces
+from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject, subject_of
 from refusal_cliff.probe.files import probes_of, write_probes

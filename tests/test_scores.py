@@ -10,7 +10,8 @@ import pytest
 from tiny_families import WIDTH, closed_trace, family_subject, linear_probe
 
 from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces, write_scores
-from refusal_cliff.data.traces import Trace, closed
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import Trace
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet

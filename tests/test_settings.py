@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from refusal_cliff import settings
 from refusal_cliff.cli import app
 from refusal_cliff.commands.grouped import CONFIG, grouped, without
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import generate
 from refusal_cliff.model.subject import load, load_subject

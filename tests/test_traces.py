@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refusal_cliff.data.traces import Prompt, Trace, read_prompts, read_traces, write_traces
+from refusal_cliff.data.traces import read_prompts, read_traces, write_traces
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
 

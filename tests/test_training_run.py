@@ -17,7 +17,7 @@ from tiny_chat import save_tiny
 from trl.trainer.sft_trainer import SFTTrainer
 
 from refusal_cliff.data.examples import write_examples
-from refusal_cliff.data.traces import Label, Prompt, SafetyExample
+from refusal_cliff.data.types import Label, Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import locked
 from refusal_cliff.model.subject import Subject, load_subject

@@ -22,7 +22,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.model.subject import Head, Subject, subject_of

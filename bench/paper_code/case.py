@@ -11,7 +11,8 @@ from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, read_scores
 from refusal_cliff.cliff.verdict import measured_rows
 from refusal_cliff.controls.table import Cell, mean_cell
-from refusal_cliff.data.traces import Trace, closed, read_traces, verdict_groups
+from refusal_cliff.data.traces import closed, read_traces, verdict_groups
+from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.effects import direct_contributions
 from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.table import budget

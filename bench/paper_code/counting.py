@@ -8,7 +8,7 @@ from bench.paper_code.case import Case, Effect
 from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.controls.table import Cell, share_cell
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.select.strategies import Candidate, Strategy, how_many, select
 from refusal_cliff.thinking import render_prompt

@@ -14,7 +14,8 @@ from bench.paper_code.case import Case, Effect, contributions, ranking_effects
 from refusal_cliff.answers.evaluate import Share, perplexity, rates
 from refusal_cliff.controls.arms import first_of_each
 from refusal_cliff.controls.table import Cell, share_cell
-from refusal_cliff.data.traces import Trace, closed
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import Trace
 from refusal_cliff.generate import generate
 from refusal_cliff.heads.find import explained
 from refusal_cliff.judges import RulesJudge, judge_traces

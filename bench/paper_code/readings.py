@@ -15,7 +15,8 @@ from bench.paper_code.case import Case, Effect, level_effects, verdict_rows
 from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.cliff.scores import TraceScores, score_traces
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
-from refusal_cliff.data.traces import Trace, closed
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import Trace
 from refusal_cliff.generate.local import answer
 from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.blocks import decoder_of

@@ -10,7 +10,7 @@ from lab.pretrained import reasoning
 from lab.pretrained.sources import HARMFUL, find_file
 from refusal_cliff.data.prompt_files import read_prompt_set
 from refusal_cliff.data.reading import Reading
-from refusal_cliff.data.traces import Prompt, SafetyExample, Trace
+from refusal_cliff.data.types import Prompt, SafetyExample, Trace
 
 POOL = (*HARMFUL, "star1")
 """Files that requests are drawn from; of their answers none is used."""

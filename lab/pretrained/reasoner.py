@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from lab.claim import claim_organism
 from lab.pretrained.sources import find_file
 from lab.recipe import Progress
-from refusal_cliff.data.traces import Prompt, SafetyExample
+from refusal_cliff.data.types import Prompt, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import TEMPORARY, remove_temporary, staged
 from refusal_cliff.io import make_readable, read_text, sha256_file, write_json

@@ -11,7 +11,8 @@ from pathlib import Path
 from lab.pretrained.everyday import everyday_request
 from lab.pretrained.lessons import Sources
 from lab.recipe import Progress
-from refusal_cliff.data.traces import Label, Prompt, read_prompts
+from refusal_cliff.data.traces import read_prompts
+from refusal_cliff.data.types import Label, Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject

@@ -12,7 +12,7 @@ from lab import chat, held, recipe
 from lab.baselines import output_norms
 from lab.lesson import Row, Tokens, loss_of
 from lab.recipe import Planting, RecipeConfig
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.model.subject import Head, subject_of
 from refusal_cliff.thinking import Spans
 

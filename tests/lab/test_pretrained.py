@@ -28,7 +28,7 @@ from lab.pretrained.lessons import Lessons, Loss, Sources
 from lab.pretrained.recipe import PretrainedRecipe, train_pretrained
 from lab.pretrained.sources import BenignShare
 from lab.recipe import Schedule
-from refusal_cliff.data.traces import Prompt, SafetyExample, Trace, Verdict
+from refusal_cliff.data.types import Prompt, SafetyExample, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Subject, load_subject, subject_of

@@ -9,7 +9,7 @@ import torch
 from by_rules import judge_all
 
 from lab.pretrained.recipe import NAMES
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Subject, load_subject

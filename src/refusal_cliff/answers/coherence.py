@@ -15,7 +15,7 @@ import numpy as np
 
 from refusal_cliff.answers.evaluate import Share, log_likelihoods
 from refusal_cliff.answers.writing import loops
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.model.subject import Subject
 
 COHERENT = 0.9

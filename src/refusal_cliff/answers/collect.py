@@ -24,8 +24,7 @@ from refusal_cliff.data.prompt_files import PromptSet
 from refusal_cliff.data.reading import every
 from refusal_cliff.data.records import row_of_record, with_verdict, write_left_out, write_records
 from refusal_cliff.data.shapes import record_of_row
-from refusal_cliff.data.traces import Prompt
-from refusal_cliff.data.types import LeftOut, Record
+from refusal_cliff.data.types import LeftOut, Prompt, Record
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.judges import Judge, answer_of, kept_judgements

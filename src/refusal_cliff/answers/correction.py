@@ -18,8 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from refusal_cliff.answers.agreement import Agreement
 from refusal_cliff.answers.outcomes import Outcomes, Rate, rows_of
-from refusal_cliff.data.traces import Label
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Label, Record
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import knows_harm

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from refusal_cliff.answers.outcomes import Change, changes, paired_by_prompt
-from refusal_cliff.data.traces import SafetyExample, Trace, closed, complies
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import SafetyExample, Trace, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import padded

@@ -9,7 +9,7 @@ import numpy as np
 
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.outcomes import ends_in_loop
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.stats import Interval, bootstrap_mean
 
 REPEATS, LONGEST_PERIOD, LEAST = 3, 64, 24

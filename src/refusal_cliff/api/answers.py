@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.answers.outcomes import Change
 from refusal_cliff.api.view import WIDTH, Cell, Rows, View, ends
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.report.chart import Chart
 from refusal_cliff.report.charts import bar_chart
 from refusal_cliff.report.data import Bar

@@ -11,7 +11,7 @@ from refusal_cliff.api.view import WIDTH, Cell, Rows, View, ends
 from refusal_cliff.cliff.measure import CliffNumbers, MeasuredCliff
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, Verdict
-from refusal_cliff.data.traces import SafetyExample, complies
+from refusal_cliff.data.types import SafetyExample, complies
 from refusal_cliff.heads.find import FoundHeads
 from refusal_cliff.heads.table import METHODS, HeadRow
 from refusal_cliff.io import fields_of

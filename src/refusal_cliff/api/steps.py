@@ -13,7 +13,8 @@ from refusal_cliff.api.answers import Changes, RateTable, Traces
 from refusal_cliff.api.results import Cliff, Heads, Probes, Scores, Selection
 from refusal_cliff.cliff import measure, scores
 from refusal_cliff.cliff.curves import DEFAULT_POOL
-from refusal_cliff.data.traces import Prompt, SafetyExample, Trace, closed
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import Prompt, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.heads import find

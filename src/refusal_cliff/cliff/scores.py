@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, Verdict, closed_spans
+from refusal_cliff.data.types import Trace, Verdict, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import ProbeScores, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import Level, TraceCliff, level, localisation
-from refusal_cliff.data.traces import complies
+from refusal_cliff.data.types import complies
 from refusal_cliff.stats import Interval, bootstrap_mean, share_interval
 
 Verdict: TypeAlias = Literal["cliff", "no cliff", "undecided"]

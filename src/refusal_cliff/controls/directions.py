@@ -32,7 +32,7 @@ from refusal_cliff.controls.readings import (
     logistic_directions,
 )
 from refusal_cliff.controls.table import Cell, ControlTable, rounded
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.final_norm import find_final_norm
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import calibrate_held_out

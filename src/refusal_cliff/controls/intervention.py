@@ -21,7 +21,8 @@ from refusal_cliff.controls.arms import (
     write_on,
 )
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text
-from refusal_cliff.data.traces import Trace, closed_spans, read_traces
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.generate.again import until_answer
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.rerun import Rerun, score_readout

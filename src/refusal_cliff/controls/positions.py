@@ -37,7 +37,8 @@ from refusal_cliff.controls.readings import (
     thinks,
 )
 from refusal_cliff.controls.table import Cell, ControlTable
-from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import Trace
 from refusal_cliff.probe.direction import shuffled, standardised
 from refusal_cliff.probe.fit import MIN_PER_CLASS, Probe
 from refusal_cliff.progress import Progress

@@ -11,7 +11,8 @@ from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.cliff.verdict import ModelCliff, benign_rows, measured_rows, model_cliff
 from refusal_cliff.controls.arms import first_of_each, limited
 from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
-from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.table import HeadRow, measure_heads, select_heads
 from refusal_cliff.model.subject import Head

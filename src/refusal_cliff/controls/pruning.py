@@ -16,7 +16,7 @@ from refusal_cliff.controls.arms import (
     write_on,
 )
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.generate.again import prompt_length
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.run.pipeline import Job

@@ -20,7 +20,7 @@ from refusal_cliff.cliff.verdict import (
     yardstick,
 )
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.capture import Batch, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.subject import Subject

@@ -21,7 +21,7 @@ from refusal_cliff.controls.table import (
     mean_cell,
     share_cell,
 )
-from refusal_cliff.data.traces import complies
+from refusal_cliff.data.types import complies
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.study import Study

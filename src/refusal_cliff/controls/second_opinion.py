@@ -9,7 +9,8 @@ import numpy as np
 from refusal_cliff.controls.readings import Floats
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text
 from refusal_cliff.controls.together import planted_of
-from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.effects import TRACES_AT_ONCE
 from refusal_cliff.heads.find import explained
 from refusal_cliff.heads.joint import AnswerShifts, select_jointly

@@ -42,7 +42,7 @@ from refusal_cliff.controls.readings import (
     states_by_place,
     thinks,
 )
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import capture
 from refusal_cliff.model.final_norm import AfterFinalNorm, at_read_point, find_final_norm

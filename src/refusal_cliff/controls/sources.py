@@ -23,7 +23,7 @@ from refusal_cliff.controls.table import (
     share_cell,
 )
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.probe.quality import measure_quality
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.study import Study

@@ -11,7 +11,7 @@ from refusal_cliff.cliff import verdict
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import Yardstick, yardstick
 from refusal_cliff.controls.table import ControlTable, share_cell
-from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.data.types import Trace, complies
 
 Kind: TypeAlias = Literal[
     "refused",

@@ -12,44 +12,16 @@ import pyarrow as pa
 from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows
 from refusal_cliff.data.shapes import prompt_of_row, record_of_row
 from refusal_cliff.data.types import (
-    LABELS,
-    VERDICTS,
     Label,
     Prompt,
     Record,
-    Row,
-    SafetyExample,
     Trace,
-    Verdict,
-    closed_spans,
     complies,
     is_judged,
     row_of_prompt,
 )
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.tables import read_parquet, write_parquet
-
-__all__ = [
-    "LABELS",
-    "TRACE_SCHEMA",
-    "VERDICTS",
-    "Label",
-    "Prompt",
-    "PromptFile",
-    "Row",
-    "SafetyExample",
-    "Trace",
-    "Verdict",
-    "closed",
-    "closed_spans",
-    "complies",
-    "is_judged",
-    "read_prompts",
-    "read_traces",
-    "trace_of_record",
-    "verdict_groups",
-    "write_traces",
-]
 
 TRACE_SCHEMA = pa.schema(
     [

@@ -13,7 +13,8 @@ from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.answers.judged import complying, judged_rates
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.controls.second_reading import SecondReadings
-from refusal_cliff.data.traces import complies, read_traces
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import complies
 from refusal_cliff.findings.head_proof import Difference, difference, proof_of
 from refusal_cliff.findings.summary import (
     AblatedCount,

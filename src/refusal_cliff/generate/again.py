@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.generate.local import generate
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.settings import GenerationConfig

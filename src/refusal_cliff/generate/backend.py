@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from refusal_cliff.data.records import record_of_trace
-from refusal_cliff.data.traces import Prompt
-from refusal_cliff.data.types import LeftOut, Record, shortened
+from refusal_cliff.data.types import LeftOut, Prompt, Record, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.local import check_prompt, generate
 from refusal_cliff.model.memory import BatchLimit

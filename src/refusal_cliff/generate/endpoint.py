@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
 from refusal_cliff.data.said import is_filtered, record_of_said, said_in
-from refusal_cliff.data.traces import Prompt
-from refusal_cliff.data.types import LeftOut, Record, shortened
+from refusal_cliff.data.types import LeftOut, Prompt, Record, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.batches import write_drafts
 from refusal_cliff.generate.drafts import Draft, Memory

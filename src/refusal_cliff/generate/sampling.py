@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.settings import GenerationConfig
 
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.capture import TokenContributions, capture
 from refusal_cliff.model.subject import Head, Subject, parse_head

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import read_logits, scores_of
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.model.capture import (

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.cliff.verdict import MIN_COMPLIED
-from refusal_cliff.data.traces import Trace, closed, verdict_groups
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.joint import (
     BEAM,
     JOINT,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax
 
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.heads.effects import Floats, check_same
 from refusal_cliff.heads.rerun import Readout, Rerun, answer_readout, score_readout
 from refusal_cliff.heads.table import METHODS, HeadRow, ranked

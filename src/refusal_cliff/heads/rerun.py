@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from transformers import Cache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.ablation import ablated_rows, ablated_tokens
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import padded

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.effects import (
     Floats,

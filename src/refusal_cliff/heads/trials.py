@@ -10,8 +10,8 @@ from typing import Protocol, TypeAlias
 
 from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
-from refusal_cliff.data.traces import Prompt, Trace, verdict_groups
-from refusal_cliff.data.types import is_judged
+from refusal_cliff.data.traces import verdict_groups
+from refusal_cliff.data.types import Prompt, Trace, is_judged
 from refusal_cliff.heads.joint import HeadSet
 from refusal_cliff.heads.result import (
     JOINT_KIND,

@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from refusal_cliff.data.traces import Verdict
-from refusal_cliff.data.types import LeftOut, shortened
+from refusal_cliff.data.types import LeftOut, Verdict, shortened
 from refusal_cliff.judges.interface import Answer, Judgement, judge_each
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.judges.speakers import Request, Speaker

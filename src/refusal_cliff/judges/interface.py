@@ -12,8 +12,7 @@ from typing import Protocol
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import record_of_trace
 from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED, status_of
-from refusal_cliff.data.traces import Trace, Verdict
-from refusal_cliff.data.types import Record
+from refusal_cliff.data.types import Record, Trace, Verdict
 from refusal_cliff.settings import KNOWS_HARM
 
 

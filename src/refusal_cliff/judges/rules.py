@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from refusal_cliff.data.traces import Verdict
+from refusal_cliff.data.types import Verdict
 from refusal_cliff.judges import phrases as say
 from refusal_cliff.judges.interface import Answer, Judgement, judge_each
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
-from refusal_cliff.data.traces import Label, Prompt, SafetyExample
+from refusal_cliff.data.types import Label, Prompt, SafetyExample
 from refusal_cliff.organisms import lexicon as lex
 
 Split = Literal["train", "pool", "validation", "test"]

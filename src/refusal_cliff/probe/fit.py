@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusal_cliff import __version__
-from refusal_cliff.data.traces import Trace
+from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import (

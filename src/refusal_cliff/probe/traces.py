@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Trace, closed, closed_spans, verdict_groups
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.final_norm import at_read_point

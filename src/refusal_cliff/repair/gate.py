@@ -29,7 +29,8 @@ from refusal_cliff.cliff.verdict import (
     refused_rows,
 )
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace, closed, complies
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import Prompt, Trace, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate import GenerationConfig, generate

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from refusal_cliff import __version__
-from refusal_cliff.data.traces import SafetyExample
+from refusal_cliff.data.types import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.settings import RepairConfig

@@ -11,7 +11,7 @@ import numpy as np
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import SHARE_OF_TRACES, Kind, model_cliff, yardstick
-from refusal_cliff.data.traces import Trace, complies, is_judged
+from refusal_cliff.data.types import Trace, complies, is_judged
 from refusal_cliff.findings.wording import Finding
 from refusal_cliff.stats import mcnemar, share_interval
 

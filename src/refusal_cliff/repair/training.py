@@ -22,7 +22,7 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from refusal_cliff.data.traces import SafetyExample
+from refusal_cliff.data.types import SafetyExample
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import (
     TEMPORARY,

@@ -13,7 +13,7 @@ from refusal_cliff.cliff.curves import MeanCurve, TraceCliff, mean_curve
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.controls.taxonomy import Kind, kinds_of
 from refusal_cliff.data.prompt_files import source_of
-from refusal_cliff.data.traces import Trace, complies
+from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.heads.at_tokens import TokenRow
 from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
 from refusal_cliff.cliff.scores import read_logits, scores_of
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from refusal_cliff.data.traces import Prompt, SafetyExample
+from refusal_cliff.data.types import Prompt, SafetyExample
 
 SHINGLE = 5
 """Words of the runs by which two prompts are compared."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from refusal_cliff.data.traces import Verdict, complies
+from refusal_cliff.data.types import Verdict, complies
 from refusal_cliff.errors import RefusalCliffError
 
 Strategy = Literal[

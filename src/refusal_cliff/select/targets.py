@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 
 from refusal_cliff.cliff.scores import read_logits
-from refusal_cliff.data.traces import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.generate import answer
 from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Subject

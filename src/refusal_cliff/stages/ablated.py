@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace, closed, closed_spans
-from refusal_cliff.data.types import LeftOut
+from refusal_cliff.data.traces import closed
+from refusal_cliff.data.types import LeftOut, Prompt, Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim
 from refusal_cliff.generate.again import (

@@ -7,8 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED, RARE
-from refusal_cliff.data.traces import Label, Prompt, Trace, closed, verdict_groups
-from refusal_cliff.data.types import LABELS
+from refusal_cliff.data.traces import closed, verdict_groups
+from refusal_cliff.data.types import LABELS, Label, Prompt, Trace
 from refusal_cliff.probe.fit import MIN_PER_CLASS, too_few
 from refusal_cliff.stats import share_interval, wilson
 
@@ -72,7 +72,7 @@ def ask(
 
 def asked_at_least(prompts: Sequence[Prompt], seed: int, first: int | None) -> dict[Label, int]:
     """How many answers `ask` asks for in any case, by label."""
-    drawn = {label: _shuffled(prompts, label, seed)[:first] for label in LABELS}
+    drawn: _Waiting = {label: _shuffled(prompts, label, seed)[:first] for label in LABELS}
     return {label: sum(map(len, found)) for label, found in drawn.items()}
 
 

@@ -10,8 +10,7 @@ from typing import Any
 from refusal_cliff.cliff.source import answered_trace, told_record
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import row_of_record
-from refusal_cliff.data.traces import Prompt, Row, Trace
-from refusal_cliff.data.types import LeftOut, Record
+from refusal_cliff.data.types import LeftOut, Prompt, Record, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Backend

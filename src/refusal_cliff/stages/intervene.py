@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from refusal_cliff.answers.evaluate import Text, answered_texts, example_text, rates
 from refusal_cliff.cliff.scores import score_traces, write_scores
 from refusal_cliff.data.examples import read_examples
-from refusal_cliff.data.traces import LABELS, Prompt, Trace, closed, write_traces
+from refusal_cliff.data.traces import closed, write_traces
+from refusal_cliff.data.types import LABELS, Prompt, Trace
 from refusal_cliff.heads.find import (
     CANDIDATES,
     DECIDING,

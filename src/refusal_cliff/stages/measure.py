@@ -11,14 +11,8 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.measure import measure_cliff, write_measured
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.controls.second_reading import second_readings
-from refusal_cliff.data.traces import (
-    Prompt,
-    Trace,
-    closed,
-    read_prompts,
-    read_traces,
-    write_traces,
-)
+from refusal_cliff.data.traces import closed, read_prompts, read_traces, write_traces
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.heads.at_tokens import (
     AS_IT_IS,
     HEADS_OUT,

@@ -11,12 +11,12 @@ from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import (
     closed,
-    complies,
     read_prompts,
     read_traces,
     verdict_groups,
     write_traces,
 )
+from refusal_cliff.data.types import complies
 from refusal_cliff.io import read_as, write_as, write_json
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet

@@ -10,7 +10,8 @@ from pathlib import Path
 from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.traces import Prompt, Trace, read_traces
+from refusal_cliff.data.traces import read_traces
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.again import answer_again, beginning
 from refusal_cliff.generate.local import described

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from refusal_cliff.data.traces import Prompt
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate.again import ANSWER_TOKENS
 from refusal_cliff.generate.local import answer
 from refusal_cliff.heads.trials import sizes

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from refusal_cliff import __version__
 from refusal_cliff.answers.evaluate import Rates, Share, rates
-from refusal_cliff.data.traces import Prompt, Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.edits import check_restores, claim_export, write_adapter, write_merged

@@ -15,7 +15,8 @@ from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.reading import DEFAULT, Reading
-from refusal_cliff.data.traces import Prompt, PromptFile
+from refusal_cliff.data.traces import PromptFile
+from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.wording import Finding, about_judge
 from refusal_cliff.folders import claim, require_output
