@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refusal_cliff.data.arrow_rows import MAX_ROW_BYTES, sizes_of
+from refusal_cliff.data.arrow_rows import MAX_ROW_BYTES, rows_of_batches, sizes_of
 from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.rows import Found, chunks, read_rows, source_digest
 from refusal_cliff.data.types import LeftOut
@@ -100,6 +100,12 @@ def test_sizes_are_those_of_what_is_unpacked() -> None:
     assert sizes_of(plain.slice(2)).tolist() == [0, 100, 3]
     assert sizes_of(lists).tolist() == [3 + 2 + 16, 0, 0, 98]
     assert sizes_of(lists.slice(3)).tolist() == [98]
+    for indices in ([0, 2], [-1], [None, 7]):
+        beyond = pa.DictionaryArray.from_arrays(pa.array(indices), pa.array(["benign"]), safe=False)
+        with pytest.raises(pa.ArrowInvalid, match="outside the dictionary"):
+            list(rows_of_batches([pa.RecordBatch.from_arrays([beyond], ["label"])]))
+    nulls = pa.DictionaryArray.from_arrays(pa.array([None, None], pa.int32()), pa.array(["benign"]))
+    assert sizes_of(nulls).tolist() == [0, 0]
     assert sizes_of(pa.array([{"a": "xy", "b": ["z"]}, None])).tolist()[0] == 2 + 1 + 8
     assert sizes_of(pa.array([[("k", "v" * 9)]], pa.map_(pa.string(), pa.string())))[0] == 18
     fixed = pa.array([["a", "b"], ["cc", "d"]], pa.list_(pa.string(), 2))

@@ -39,6 +39,10 @@ def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | str]:
 
     Args:
         batches: Texts in them may be dictionary-encoded.
+
+    Raises:
+        pyarrow.ArrowInvalid: A dictionary lacks a value that a row names: the file is damaged, and
+            Arrow itself would read beyond the end of the dictionary.
     """
     for batch in batches:
         sizes = np.zeros(batch.num_rows, dtype=np.int64)
@@ -59,8 +63,11 @@ def sizes_of(array: Any) -> Sizes:
         return sizes_of(array.storage)
     if pa.types.is_dictionary(kind):
         of_values = np.append(sizes_of(array.dictionary), 0)  # the last is that of a null
-        places = pc.fill_null(array.indices.cast(pa.int64()), -1)
-        return of_values[places.to_numpy(zero_copy_only=False)]
+        places = array.indices.cast(pa.int64())
+        low, high = pc.min_max(places).as_py().values()  # both None where all are null
+        if high is not None and not 0 <= low <= high < len(array.dictionary):
+            raise pa.ArrowInvalid("a value is outside the dictionary of its column")
+        return of_values[pc.fill_null(places, -1).to_numpy(zero_copy_only=False)]
     if pa.types.is_struct(kind):
         fields = (sizes_of(array.field(i)) for i in range(kind.num_fields))
         return sum(fields, start=np.zeros(len(array), dtype=np.int64))
