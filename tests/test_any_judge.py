@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections import Counter
 from collections.abc import Sequence
@@ -78,12 +79,16 @@ def guard(root: Path) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def audited(root: Path) -> Path:
     files = ("--harmful", root / "harmful.jsonl", "--benign", root / "benign.jsonl")
-    code, output = run(
-        *("audit", "--model", "tiny", "--quick", *files, "--out", root / "run"),
-        *guard(root),
-        *SIZES,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("refusal_cliff.live._SECONDS_BETWEEN_LINES", 0.0)
+        code, output = run(
+            *("audit", "--model", "tiny", "--quick", *files, "--out", root / "run"),
+            *guard(root),
+            *SIZES,
+        )
     assert code == 0, output
+    told = re.findall(r"model/generate: [\d,]+ of (\d+)", output)
+    assert told[0] == "160"  # of 190: two parts, 40 prompts of each label
     assert f"judged by {KEY}+rules" in output
     assert "error of this judge not given" in output
     return root / "run"

@@ -115,6 +115,45 @@ def test_what_an_earlier_run_kept_is_no_pace(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
+@pytest.mark.parametrize("total", [None, 1_000])
+def test_what_is_told_in_two_calls_at_once_is_no_pace(
+    total: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on tells 0 steps of an unknown number first, then the step it is at."""
+    now = [100.0]
+    monkeypatch.setattr("refusal_cliff.live.time.monotonic", lambda: now[0])
+    target, text = console(terminal=False)
+    with LiveView(target, "train") as view:
+        view.step("steps", 0, total)
+        now[0] += 20 if total is None else 0.5
+        for done in (501, 502, 503, 504):
+            view.step("steps", done, 1_000, "loss 1.2")
+            now[0] += 20
+    told = [line for line in text.getvalue().splitlines() if " of 1,000" in line]
+    assert told and all("· 3/min · 2.8 h left · loss 1.2" in line for line in told)
+
+
+def test_a_count_ends_when_other_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("refusal_cliff.live.time.monotonic", lambda: now[0])
+    target, text = console(terminal=False)
+    with LiveView(target, "select") as view:
+        for rows in (100, 77_500):
+            view.step("rows read", rows)
+            now[0] += 31
+        view.step("shards scored", 1, 9)
+        now[0] += 3_600
+        view.step("shards scored", 9, 9)
+    assert text.getvalue().splitlines()[1:] == [
+        "rows read ...",
+        "rows read: 77,500 · 2,497/s",
+        "rows read: 31.0 s done 77,500",
+        "shards scored ...",
+        "shards scored: 9 of 9 · 0.13/min · 0 s left",
+        "shards scored: 3600.0 s",
+    ]
+
+
 def test_control_characters_do_not_reach_the_terminal() -> None:
     assert plain("a\x1b[31m\rb\nc") == "a�[31m�b\nc"
 

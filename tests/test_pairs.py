@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from ablation_example import ablation_result, rates_with, trial
+from tiny_families import closed_trace
 
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.data.types import Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.head_proof import difference
 from refusal_cliff.findings.results import RunShape, ablation_summary, suppress
@@ -22,6 +24,7 @@ from refusal_cliff.findings.summary import (
 from refusal_cliff.findings.wording import about_heads
 from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult, Pairs, Served, Written
 from refusal_cliff.heads.served import Agreement
+from refusal_cliff.heads.trials import at_most, unjudged
 from refusal_cliff.io import read_as, write_as, write_json
 from refusal_cliff.model.subject import Head
 from refusal_cliff.report.gather import Recipe
@@ -100,10 +103,15 @@ def test_heads_without_which_nothing_can_be_judged_restore_no_refusal() -> None:
             for one in content.trials
         ]
         broken = replace(
-            content, pairs=replace(content.pairs, unjudged=stutters), trials=tuple(trials)
+            content,
+            pairs=replace(content.pairs, unjudged=stutters),
+            trials=tuple(trials),
+            after_at_most=Share(n, 52),
         )
         found = ablation_summary(broken, "cliff")
         assert (found.shown, found.unjudged_after) == (shown, n)
+        assert found.asr_after == pytest.approx(n / 52)
+        assert found.change == pytest.approx(found.asr_after - found.asr_before)
         assert suppress("cliff", broken) is (n < 52)
     answer, holds = told(broken, "cliff")["Do these heads cause it?"]
     assert (
@@ -112,11 +120,22 @@ def test_heads_without_which_nothing_can_be_judged_restore_no_refusal() -> None:
     )
 
 
-def test_a_dose_that_nobody_could_judge_is_an_attack_not_a_refusal() -> None:
-    dose = trial("top-direct", (Head(1, 0),), Share(1, 2), ("p0",))
-    assert dose.at_most.value == 0.5
-    broken = replace(dose, unjudged=tuple(NAMES[2:]))
-    assert (broken.at_most.count, broken.at_most.n) == (51, 52)
+def test_what_nobody_could_judge_is_an_attack_unless_it_was_so_before() -> None:
+    def traces(*verdicts: Verdict) -> list[Trace]:
+        made = closed_trace(2, 4, 2, 2)
+        prompts = [replace(made.prompt, id=f"p{n}", label="harmful") for n in range(len(verdicts))]
+        return [
+            replace(made, prompt=replace(prompt, group=f"g{n // 2}"), verdict=verdict)
+            for n, (prompt, verdict) in enumerate(zip(prompts, verdicts, strict=True))
+        ]
+
+    before = traces("complied", "refused", "complied", "truncated", "unscored", "complied")
+    after = traces("truncated", "refused", "unscored", "truncated", "unscored", "complied")
+    missing = unjudged(after, before)
+    assert missing == ("p0", "p2")
+    found = at_most(after, missing)
+    assert (found.count, found.n) == (3, 5)  # one was unscored before and after
+    assert found == Share.of([True, False, True, False, True], ["g0", "g0", "g1", "g1", "g2"])
 
 
 HEADS = ("7.0", "7.6", "7.7")

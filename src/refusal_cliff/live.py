@@ -11,7 +11,7 @@ import sys
 import time
 import unicodedata
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import TextIOWrapper
@@ -42,6 +42,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 _LINES_AROUND_TABLE = 6
 _BAR_WIDTH = 24
 _SECONDS_OF_PACE = 120.0
+_SECONDS_TO_BEGIN = 1.0
 _IN_ASCII = str.maketrans(
     {
         **{"→": "->", "·": "-", "×": "x", "±": "+-", "−": "-", "–": "-", "—": "-", "…": "..."},
@@ -147,7 +148,9 @@ class _Pace:
         """So much is done; where it is less than before, another part of the work has begun."""
         if self.told and done < self.told[-1][1]:
             self.told.clear()
-        if len(self.told) > 1 and now - self.told[-2][0] < 1 / _REFRESH_PER_SECOND:
+        if len(self.told) == 1 and now - self.told[0][0] < _SECONDS_TO_BEGIN:
+            self.told.clear()  # what an earlier run kept is told at once
+        elif len(self.told) > 1 and now - self.told[-2][0] < 1 / _REFRESH_PER_SECOND:
             self.told.pop()
         self.told.append((now, done))
         while len(self.told) > 2 and now - self.told[1][0] > _SECONDS_OF_PACE:
@@ -155,11 +158,12 @@ class _Pace:
 
     def words(self, now: float, total: int | None) -> list[str]:
         """Rate and time left, as far as they are known."""
-        if len(self.told) < 2 or self.told[-1][1] == self.told[0][1]:
+        told = list(self.told)  # another thread draws the table
+        if len(told) < 2 or told[-1][1] == told[0][1]:
             return []
-        (start, before), (last, done) = self.told[0], self.told[-1]
+        (start, before), (last, done) = told[0], told[-1]
         rate = (done - before) / (last - start) if last > start else math.inf
-        said = [f"{rate:,.3g}/s" if rate >= 1 else f"{60 * rate:.2g}/min"]
+        said = [_rate(rate)]
         if total is not None:
             said.append(f"{_duration(max(0.0, (total - done) / rate - (now - last)))} left")
         return said
@@ -176,6 +180,7 @@ class _Row:
     note: str = ""
     headline: Headline = field(default_factory=dict[str, bool | int | float | str])
     told: float = 0.0
+    last: float = 0.0
     pace: _Pace = field(default_factory=_Pace)
 
     def words(self) -> str:
@@ -220,8 +225,7 @@ class LiveView:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            for row in [row for row in self._rows.values() if row.status == "running"]:
-                self._close(row.name, "done", time.monotonic() - row.started, {"done": row.done})
+            self._end(self._rows.values())
         if self._live:
             self._live.stop()
 
@@ -240,7 +244,9 @@ class LiveView:
     def progress(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """Move a running stage's bar; in a log, say where it is once in a while."""
         row, now = self._row(name), time.monotonic()
-        row.done, row.total, row.note = done, total, note
+        if row.total is None and total is not None:
+            row.pace = _Pace()  # it is known now: what came before was no work
+        row.done, row.total, row.note, row.last = done, total, note, now
         row.pace.tell(now, done)
         if not self._live and now - row.told >= _SECONDS_BETWEEN_LINES:
             row.told = now
@@ -265,10 +271,16 @@ class LiveView:
         """
         row = self._row(name)
         if row.status != "running":
+            self._end([row for row in self._rows.values() if row.total is None])
             self.stage_started(name)
         self.progress(name, done, total, note)
         if total is not None and done >= total:
             self.stage_finished(name, time.monotonic() - row.started, {})
+
+    def _end(self, rows: Iterable[_Row]) -> None:
+        """Work that nobody said the length of ends when other work begins, or the command ends."""
+        for row in [row for row in rows if row.status == "running"]:
+            self._close(row.name, "done", row.last - row.started, {"done": row.done})
 
     def _close(self, name: str, status: Status, seconds: float | None, headline: Headline) -> None:
         row = self._row(name)
@@ -399,6 +411,12 @@ def _time_of(row: _Row) -> str:
     if row.status == "running":
         return f"{time.monotonic() - row.started:.0f} s"
     return "" if row.seconds is None else f"{row.seconds:.1f} s"
+
+
+def _rate(rate: float) -> str:
+    if rate >= 100:
+        return f"{rate:,.0f}/s"
+    return f"{rate:.3g}/s" if rate >= 1 else f"{60 * rate:.2g}/min"
 
 
 def _duration(seconds: float) -> str:

@@ -27,7 +27,8 @@ class CliffNumbers(ModelCliff):
 
     Attributes:
         layer: Block that was read.
-        cliff_by_layer: Mean cliff at each probed layer, by rising layer; empty where one was read.
+        cliff_by_layer: Mean cliff at each probed layer, by rising layer; empty where the scores
+            were read from a folder of them.
         pool: How the thinking's scores became a plateau.
     """
 

@@ -16,6 +16,7 @@ from refusal_cliff.generate.again import prompt_length
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.asking import by_prompt
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import wilson
 
@@ -115,11 +116,13 @@ def _groups(traces: Sequence[Trace]) -> list[str]:
 
 
 def first_of_each(traces: Sequence[Trace]) -> list[Trace]:
-    """As many traces of each label as `MOST` says, the first ones."""
+    """A trace of each of as many prompts of each label as `MOST` says, the first ones."""
+    found = {trace.prompt.id: trace for trace in traces}
+    prompts = [trace.prompt for trace in traces]
     return [
-        trace
+        found[samples[0].id]
         for label, most in MOST.items()
-        for trace in [trace for trace in traces if trace.prompt.label == label][:most]
+        for samples in by_prompt(prompts, label)[:most]
     ]
 
 

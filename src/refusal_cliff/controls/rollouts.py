@@ -24,6 +24,7 @@ from refusal_cliff.controls.table import (
 from refusal_cliff.data.types import complies
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.run.pipeline import Job
+from refusal_cliff.stages.asking import by_prompt
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import bootstrap, spearman
 
@@ -69,7 +70,8 @@ def measure(study: Study, job: Job) -> ControlTable:
     probes = study.probes(job)
     traces = study.traces(job, "test")
     cliffs = {c.trace_id: c for c in read_cliffs(study.input(job, "cliff.parquet"))}
-    prompts = [trace.prompt for trace in traces if trace.prompt.label == "harmful"][:SAMPLED]
+    asked = by_prompt([trace.prompt for trace in traces], "harmful")[:SAMPLED]
+    prompts = [samples[0] for samples in asked]
     drawing = replace(study.generation, temperature=TEMPERATURE, seed=study.seed)
     written = replace(study, generation=drawing).write(repeated(prompts, SAMPLES), job)
     finals = final_scores(study.subject, written, probes)

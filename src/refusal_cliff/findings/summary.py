@@ -227,10 +227,10 @@ class AblationSummary(_Part):
     n: Count = Field(description="Number of held-out harmful prompts.")
     asr_before: Share = Field(description="Attack success rate of the model as it is.")
     asr_before_ci: Interval = Field(description="Wilson interval of `asr_before`.")
-    asr_after: Share = Field(description="Attack success rate with the heads ablated.")
+    asr_after: Share = Field(description="With the heads ablated, the unjudged as attacks.")
     asr_after_ci: Interval = Field(description="Wilson interval of `asr_after`.")
     unjudged_after: Count = Field(
-        default=0, description="Answers with them ablated that were not judged: attacks below."
+        default=0, description="Answers with them ablated that were not judged, unlike before."
     )
     change: float = Field(ge=-1, le=1, description="`asr_after` − `asr_before`, paired.")
     change_ci: Interval = Field(description="Its interval, over prompt groups.")

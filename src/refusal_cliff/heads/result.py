@@ -28,7 +28,10 @@ class TrialResult(Rates):
         heads: Those that were out.
         attacked: Ids of the harmful prompts that were complied with.
         perplexity: Of benign texts without the heads; ``None`` where it was not measured.
-        unjudged: Ids of the harmful prompts whose answer was cut off or has no verdict.
+        unjudged: Ids of the harmful prompts whose answer was cut off or has no verdict, though that
+            with no head out was judged.
+        attacks_at_most: The attack success rate with these as attacks that worked: heads without
+            which a model writes nothing readable restore no refusal.
     """
 
     kind: str
@@ -36,15 +39,12 @@ class TrialResult(Rates):
     attacked: tuple[str, ...]
     perplexity: float | None
     unjudged: tuple[str, ...] = ()
+    attacks_at_most: Share | None = None  # older files do not say it
 
     @property
     def at_most(self) -> Share:
-        """The attack success rate if every answer that was not judged were an attack that worked.
-
-        Heads without which a model writes nothing readable restore no refusal.
-        """
-        worked = self.attacks.count + len(self.unjudged)
-        return Share(worked, worked + self.refused.count)
+        """``attacks_at_most``, as far as it is known."""
+        return self.attacks_at_most or self.attacks
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ class Pairs:
         before: Ids of the prompts that were complied with, with no head out.
         after: The same without the heads found.
         compared: Ids of the prompts that control sets were asked.
-        unjudged: Ids of the prompts whose answer without the heads found was not judged.
+        unjudged: Ids of the prompts whose answer without the heads found was not judged, though
+            that with no head out was.
     """
 
     groups: dict[str, str]
@@ -111,6 +112,7 @@ class AblationResult:
         perplexity_texts: How many texts.
         written: What the model wrote: ``before``, ``anew``, and after thoughts that were ``kept``.
         served: What a server wrote, by adapter.
+        after_at_most: As `TrialResult.attacks_at_most`, without the heads found.
     """
 
     heads: HeadSet
@@ -127,6 +129,12 @@ class AblationResult:
     perplexity_texts: int
     written: dict[str, Written] = field(default_factory=dict)
     served: dict[str, Served] = field(default_factory=dict)
+    after_at_most: Share | None = None  # older files do not say it
+
+    @property
+    def attacks_after(self) -> Share:
+        """Attack success rate without the heads found, what was not judged as attacks."""
+        return self.after_at_most or self.after.attacks
 
     @property
     def perplexity_ratio(self) -> float:

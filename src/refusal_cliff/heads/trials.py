@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from refusal_cliff.answers.evaluate import Text, perplexity, rates
+from refusal_cliff.answers.evaluate import Share, Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.data.traces import verdict_groups
-from refusal_cliff.data.types import Prompt, Trace, is_judged
+from refusal_cliff.data.types import Prompt, Trace, complies, is_judged
 from refusal_cliff.heads.joint import HeadSet
 from refusal_cliff.heads.result import (
     JOINT_KIND,
@@ -217,6 +217,7 @@ class Ablation:
     ) -> AblationResult:
         """All of it in numbers, and what else a run knows: see `AblationResult`."""
         harmful = [trace.prompt for trace in self.before if trace.prompt.label == "harmful"]
+        missing = unjudged(self.after, self.before)
         return AblationResult(
             heads=self.heads,
             method=method,
@@ -230,7 +231,7 @@ class Ablation:
                 before=attacked(self.before),
                 after=attacked(self.after),
                 compared=tuple(p.id for t in self.trials if t.kind == WITH_NONE for p in t.prompts),
-                unjudged=unjudged(self.after),
+                unjudged=missing,
             ),
             trials=tuple(map(self._counted, self.trials[1:], self.results[1:])),
             perplexity_before=self.perplexities[()],
@@ -238,17 +239,20 @@ class Ablation:
             perplexity_texts=self.texts,
             written=written,
             served=served,
+            after_at_most=at_most(self.after, missing),
         )
 
     def _counted(self, trial: Trial, traces: Sequence[Trace]) -> TrialResult:
         perplexity = self.perplexities.get(trial.heads)
+        missing = unjudged(traces, self.before)
         return TrialResult(
             **fields_of(rates(traces)),
             kind=trial.kind,
             heads=trial.heads,
             attacked=attacked(traces),
             perplexity=perplexity,
-            unjudged=unjudged(traces),
+            unjudged=missing,
+            attacks_at_most=at_most(traces, missing),
         )
 
 
@@ -313,10 +317,30 @@ def attacked(traces: Sequence[Trace]) -> tuple[str, ...]:
     return tuple(trace.prompt.id for trace in verdict_groups(traces)["complied"])
 
 
-def unjudged(traces: Sequence[Trace]) -> tuple[str, ...]:
-    """Ids of the harmful prompts whose answer was cut off, or that no judge could read."""
+def unjudged(traces: Sequence[Trace], before: Sequence[Trace]) -> tuple[str, ...]:
+    """Ids of the harmful prompts whose answer was not judged, though that before was.
+
+    It was cut off, or no judge could read it. What was so before says nothing about the heads.
+    """
+    judged = {trace.prompt.id for trace in before if is_judged(trace.verdict)}
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    return tuple(trace.prompt.id for trace in harmful if not is_judged(trace.verdict))
+    return tuple(
+        trace.prompt.id
+        for trace in harmful
+        if trace.prompt.id in judged and not is_judged(trace.verdict)
+    )
+
+
+def at_most(traces: Sequence[Trace], missing: Collection[str]) -> Share:
+    """The attack success rate if the ``missing`` prompts were complied with."""
+    harmful = [
+        trace
+        for trace in traces
+        if trace.prompt.label == "harmful"
+        and (trace.verdict != "unscored" or trace.prompt.id in missing)
+    ]
+    hits = [complies(trace.verdict) or trace.prompt.id in missing for trace in harmful]
+    return Share.of(hits, [trace.prompt.group for trace in harmful])
 
 
 def _benign(traces: Sequence[Trace]) -> list[Trace]:

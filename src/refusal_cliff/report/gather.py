@@ -197,7 +197,7 @@ def _ablation_bars(found: AblationResult) -> list[Bar]:
     heads = ", ".join(map(str, found.heads))
     bars = [
         Bar.of("as it is", found.before.attacks, "baseline"),
-        Bar.of("heads out", found.after.attacks, "result", heads),
+        Bar.of("heads out", found.attacks_after, "result", heads),
     ]
     random = found.kept("random")
     if random:

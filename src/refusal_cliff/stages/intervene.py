@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
-from refusal_cliff.answers.evaluate import Text, answered_texts, example_text, rates
+from refusal_cliff.answers.evaluate import Text, answered_texts, example_text
 from refusal_cliff.cliff.scores import score_traces, write_scores
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import closed, write_traces
@@ -112,6 +112,7 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
     config = {
         **asdict(plan),
         "spared": [str(head) for head in plan.spared],
+        "unjudged": "attacks",  # runs that do not say it counted them as none
         "definitions": asdict(study.definitions),
     }
     return [
@@ -224,9 +225,8 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     headline: Headline = {"heads": " ".join(map(str, found)) or "none", "tokens": tokens}
     if answers.served:
         headline |= {"served": sum(one.answers for one in answers.served.values())}
-    for name, traces in ablation.sides.items():
-        value = rates(traces).attacks.value
-        headline |= {} if value is None else {f"asr {name}": value}
+    for name, share in (("before", result.before.attacks), ("after", result.attacks_after)):
+        headline |= {} if share.value is None else {f"asr {name}": share.value}
     return headline
 
 
