@@ -11,7 +11,7 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.writing import thinking_length
 from refusal_cliff.cliff.scores import TraceScores, score_traces
 from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
-from refusal_cliff.data.types import Trace, complies
+from refusal_cliff.data.types import Label, Trace, complies
 from refusal_cliff.generate.again import prompt_length
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import ProbeSet
@@ -20,7 +20,7 @@ from refusal_cliff.stages.asking import by_prompt
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import wilson
 
-MOST = {"harmful": 100, "benign": 40}
+MOST: dict[Label, int] = {"harmful": 100, "benign": 40}
 """Test prompts of each label that are answered again under every treatment."""
 UNCHANGED = "nothing changed"
 

@@ -64,7 +64,7 @@ def sizes_of(array: Any) -> Sizes:
     if pa.types.is_dictionary(kind):
         of_values = np.append(sizes_of(array.dictionary), 0)  # the last is that of a null
         places = array.indices.cast(pa.int64())
-        low, high = pc.min_max(places).as_py().values()  # both None where all are null
+        low, high = pc.call_function("min_max", [places]).as_py().values()  # None if all are null
         if high is not None and not 0 <= low <= high < len(array.dictionary):
             raise pa.ArrowInvalid("a value is outside the dictionary of its column")
         return of_values[pc.fill_null(places, -1).to_numpy(zero_copy_only=False)]

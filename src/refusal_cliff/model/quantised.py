@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from refusal_cliff.data.types import shortened
 from refusal_cliff.errors import RefusalCliffError
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
@@ -51,8 +52,8 @@ def require_floats(file: Path, kinds: Mapping[str, str]) -> None:
     if odd:
         raise RefusalCliffError(
             f"{file} holds {len(odd)} weights that are not ordinary floating-point numbers, such "
-            f"as {odd[0]} ({weights[odd[0]]}), and config.json names no quantisation that explains "
-            f"them. {REMEDY}"
+            f"as {shortened(odd[0])} ({shortened(weights[odd[0]], 40)}), and config.json names no "
+            f"quantisation that explains them. {REMEDY}"
         )
 
 
