@@ -231,8 +231,8 @@ def _do_they_cause_it(ablation: AblationSummary, verdict: str) -> Finding:
         f"{ablation.asr_before_random:.0%} before, {ablation.asr_random_heads:.0%} without "
         f"{ablation.random_sets} random sets of the same number of heads (change "
         f"{_signed(ablation.random_change)} {_points(ablation.random_change_ci)}), "
-        f"{_signed(ablation.against_random)} {_points(ablation.against_random_ci)} points more "
-        f"without the heads found{_unjudged(ablation)}",
+        f"without the heads found {_signed(ablation.against_random)} "
+        f"{_points(ablation.against_random_ci)} points against these{_unjudged(ablation)}",
         ablation.shown,
         "under 10 %, and lower than without random heads on the same prompts",
     )
