@@ -133,6 +133,17 @@ def test_what_is_told_in_two_calls_at_once_is_no_pace(
     assert told and all("· 3/min · 2.8 h left · loss 1.2" in line for line in told)
 
 
+def test_work_that_is_told_often_has_a_pace_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("refusal_cliff.live.time.monotonic", lambda: now[0])
+    target, text = console(terminal=False)
+    with LiveView(target, "train") as view:
+        for done in range(400):
+            view.step("steps", done, 10_000)
+            now[0] += 0.1
+    assert "steps: 301 of 10,000 · 10/s · 16 min left" in text.getvalue()
+
+
 def test_a_count_ends_when_other_work_begins(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("refusal_cliff.live.time.monotonic", lambda: now[0])

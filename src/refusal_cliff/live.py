@@ -143,12 +143,14 @@ class _Pace:
     """How fast work goes now: by the last two minutes, since what a run kept took no time."""
 
     told: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+    begun: float = 0.0
 
     def tell(self, now: float, done: int) -> None:
         """So much is done; where it is less than before, another part of the work has begun."""
-        if self.told and done < self.told[-1][1]:
+        if not self.told or done < self.told[-1][1]:
             self.told.clear()
-        if len(self.told) == 1 and now - self.told[0][0] < _SECONDS_TO_BEGIN:
+            self.begun = now
+        if now - self.begun < _SECONDS_TO_BEGIN:
             self.told.clear()  # what an earlier run kept is told at once
         elif len(self.told) > 1 and now - self.told[-2][0] < 1 / _REFRESH_PER_SECOND:
             self.told.pop()
