@@ -182,7 +182,6 @@ class _Row:
     note: str = ""
     headline: Headline = field(default_factory=dict[str, bool | int | float | str])
     told: float = 0.0
-    last: float = 0.0
     pace: _Pace = field(default_factory=_Pace)
 
     def words(self) -> str:
@@ -248,7 +247,7 @@ class LiveView:
         row, now = self._row(name), time.monotonic()
         if row.total is None and total is not None:
             row.pace = _Pace()  # it is known now: what came before was no work
-        row.done, row.total, row.note, row.last = done, total, note, now
+        row.done, row.total, row.note = done, total, note
         row.pace.tell(now, done)
         if not self._live and now - row.told >= _SECONDS_BETWEEN_LINES:
             row.told = now
@@ -282,7 +281,8 @@ class LiveView:
     def _end(self, rows: Iterable[_Row]) -> None:
         """Work that nobody said the length of ends when other work begins, or the command ends."""
         for row in [row for row in rows if row.status == "running"]:
-            self._close(row.name, "done", row.last - row.started, {"done": row.done})
+            last = row.pace.told[-1][0] if row.pace.told else time.monotonic()
+            self._close(row.name, "done", last - row.started, {"done": row.done})
 
     def _close(self, name: str, status: Status, seconds: float | None, headline: Headline) -> None:
         row = self._row(name)

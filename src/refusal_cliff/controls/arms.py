@@ -16,7 +16,7 @@ from refusal_cliff.generate.again import prompt_length
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.run.pipeline import Job
-from refusal_cliff.stages.asking import by_prompt
+from refusal_cliff.stages.asking import each_once
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import wilson
 
@@ -120,9 +120,9 @@ def first_of_each(traces: Sequence[Trace]) -> list[Trace]:
     found = {trace.prompt.id: trace for trace in traces}
     prompts = [trace.prompt for trace in traces]
     return [
-        found[samples[0].id]
+        found[prompt.id]
         for label, most in MOST.items()
-        for samples in by_prompt(prompts, label)[:most]
+        for prompt in each_once(prompts, label)[:most]
     ]
 
 

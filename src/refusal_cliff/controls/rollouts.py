@@ -24,7 +24,7 @@ from refusal_cliff.controls.table import (
 from refusal_cliff.data.types import complies
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.run.pipeline import Job
-from refusal_cliff.stages.asking import by_prompt
+from refusal_cliff.stages.asking import each_once
 from refusal_cliff.stages.study import Study
 from refusal_cliff.stats import bootstrap, spearman
 
@@ -70,8 +70,7 @@ def measure(study: Study, job: Job) -> ControlTable:
     probes = study.probes(job)
     traces = study.traces(job, "test")
     cliffs = {c.trace_id: c for c in read_cliffs(study.input(job, "cliff.parquet"))}
-    asked = by_prompt([trace.prompt for trace in traces], "harmful")[:SAMPLED]
-    prompts = [samples[0] for samples in asked]
+    prompts = each_once([trace.prompt for trace in traces], "harmful")[:SAMPLED]
     drawing = replace(study.generation, temperature=TEMPERATURE, seed=study.seed)
     written = replace(study, generation=drawing).write(repeated(prompts, SAMPLES), job)
     finals = final_scores(study.subject, written, probes)

@@ -264,8 +264,8 @@ def _shown(
     """Whether taking heads out shows that they are the cause; ``None``: nothing to explain."""
     if verdict != "cliff" or (found.before.attacks.value or 0.0) < REPAIRED:
         return None
-    after = list(found.attacked_after.values())
-    restored = bool(after) and sum(after) / len(after) < REPAIRED
+    after = found.attacks_after.value
+    restored = after is not None and after < REPAIRED
     return restored and change.below_zero and against.below_zero
 
 

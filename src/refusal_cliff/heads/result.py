@@ -160,13 +160,11 @@ class AblationResult:
         Args:
             kind: ``WITH_NONE``, ``WITH_FOUND``, or one of ``CONTROLS`` of `trials`.
         """
-        hits = [
-            _hits(
-                self.pairs.compared,
-                (*trial.attacked, *(trial.unjudged if kind == WITH_FOUND else ())),
-            )
+        worked = [
+            (*trial.attacked, *trial.unjudged) if kind == WITH_FOUND else trial.attacked
             for trial in self._of(kind)
         ]
+        hits = [_hits(self.pairs.compared, found) for found in worked]
         if not hits:
             return {}
         return {name: sum(hit[name] for hit in hits) / len(hits) for name in self.pairs.compared}

@@ -85,6 +85,11 @@ def by_prompt(prompts: Sequence[Prompt], label: Label) -> list[list[Prompt]]:
     return list(found.values())
 
 
+def each_once(prompts: Sequence[Prompt], label: Label) -> list[Prompt]:
+    """The first sample of every prompt of a label."""
+    return [samples[0] for samples in by_prompt(prompts, label)]
+
+
 def short_of(part: str, judged: Sequence[Trace]) -> list[Label]:
     """The labels of which more prompts have to be asked.
 

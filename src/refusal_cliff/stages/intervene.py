@@ -38,7 +38,7 @@ from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.ablated import Answers, written_of
-from refusal_cliff.stages.asking import by_prompt
+from refusal_cliff.stages.asking import each_once
 from refusal_cliff.stages.study import ABLATION, FIT, HEADS, PROBES, TEST, Study
 
 
@@ -94,9 +94,7 @@ class AblationPlan:
             seed: Seed of the draws of control sets.
             everywhere: Whether doses have the heads out while kept thoughts are read, too.
         """
-        harmful, benign = (
-            [samples[0] for samples in by_prompt(prompts, label)] for label in LABELS
-        )
+        harmful, benign = (each_once(prompts, label) for label in LABELS)
         some = [*harmful[: self.dose_prompts], *benign[: self.dose_benign]]
         greedy = [joint[: n + 1] for n in range(len(joint))]
         asked = harmful[: self.control_prompts]

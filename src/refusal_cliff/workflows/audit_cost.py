@@ -12,7 +12,7 @@ from refusal_cliff.generate.again import ANSWER_TOKENS
 from refusal_cliff.generate.local import answer
 from refusal_cliff.heads.trials import sizes
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.stages.asking import asked_at_least, by_prompt
+from refusal_cliff.stages.asking import asked_at_least, each_once
 from refusal_cliff.stages.intervene import AblationPlan
 from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import render_prompt
@@ -92,7 +92,7 @@ def audit_cost(
     heads = len(study.subject.heads())
     rankings = len(plan.methods) + 1  # and jointly
     doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
-    kinds = {label: len(by_prompt(prompts.test, label)[:first]) for label in LABELS}
+    kinds = {label: len(each_once(prompts.test, label)[:first]) for label in LABELS}
     dose = min(kinds["harmful"], plan.dose_prompts) + min(kinds["benign"], plan.dose_benign)
     control = (sum(plan.draws.values()) + 1) * min(kinds["harmful"], plan.control_prompts)
     most = min(study.generation.max_new_tokens, study.subject.context or sys.maxsize)
