@@ -11,6 +11,12 @@ Peak memory is measured in a process of its own for each way.
 
 TransformerLens and nnsight take part where they are installed. With ``--blocks K`` only the first K
 blocks have a probe, and ours and `bare` end after them; the paper's way cannot.
+
+What a forward pass costs does not depend on the weights, so that a model of a known shape with
+random ones tells it without a download. On a GPU the arithmetic is compared with what a large
+matrix product reaches there:
+
+    python -m bench.capture --shape qwen2.5-7b --dtype bfloat16 --n 8 --shortest 4096 --longest 4096
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
+from bench.shapes import SHAPES, arithmetic, matrix_rate, of_shape
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import (
     Batch,
@@ -55,8 +62,10 @@ class Task:
     """A model, random traces of mixed length, and a random direction for each block."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.subject: Subject = load_subject(
-            options.model, dtype=options.dtype, device=options.device
+        self.subject: Subject = (
+            of_shape(options.shape, options.dtype, options.device)
+            if options.shape
+            else load_subject(options.model, dtype=options.dtype, device=options.device)
         )
         rng = np.random.default_rng(0)
         lengths = np.exp(rng.uniform(np.log(options.shortest), np.log(options.longest), options.n))
@@ -231,9 +240,17 @@ def difference(found: Scores, expected: Scores) -> float:
     return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)) / size
 
 
-def peak_memory(name: str) -> float:
-    """MiB that one way needs above the loaded model, in a process of its own."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--peak", name]
+def peak_memory(name: str, task: Task) -> float:
+    """MiB that one way needs above the loaded model.
+
+    On a GPU its allocator tells; elsewhere it is measured in a process of its own.
+    """
+    if task.subject.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        WAYS[name](task)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    command = [sys.executable, "-m", "bench.capture", *sys.argv[1:], "--peak", name]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
@@ -270,6 +287,7 @@ def parsed() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="tiny", help="folder, embedded or Hugging Face name")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, no --model")
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--n", type=int, default=32, help="traces")
@@ -316,14 +334,22 @@ def main() -> None:
     )
     print(f"{task.layers} blocks probed")
     print(f"{len(task.batches())} batches of up to {task.token_budget} tokens with padding\n")
-    print("| way | tokens/s | time / bare | from … to | peak memory, MiB | difference |")
-    print("|---|---|---|---|---|---|")
+    on_gpu = subject.device.type == "cuda"
+    rate = matrix_rate(subject) if on_gpu else None
+    work = sum(arithmetic(subject, len(ids), task.layers) for ids in task.token_ids)
+    if rate is not None:
+        print(
+            f"{work / 1e12:.0f} · 10¹² operations; a matrix product runs at {rate / 1e12:.0f}/s\n"
+        )
+    print("| way | tokens/s | of the matrix rate | time / bare | from … to | ", end="")
+    print("peak memory, MiB | difference |\n|---|---|---|---|---|---|---|")
     for name in ways:
         ratios = [t / b for t, b in zip(times[name], times["bare"], strict=True)]
         error = "" if errors[name] is None else f"{errors[name]:.0e}"
+        share = "" if rate is None else f"{work / median(times[name]) / rate:.2f}"
         print(
-            f"| {name} | {tokens / median(times[name]):.0f} | {median(ratios):.3f} | "
-            f"{min(ratios):.3f} … {max(ratios):.3f} | {peak_memory(name):.0f} | {error} |"
+            f"| {name} | {tokens / median(times[name]):.0f} | {share} | {median(ratios):.3f} | "
+            f"{min(ratios):.3f} … {max(ratios):.3f} | {peak_memory(name, task):.0f} | {error} |"
         )
 
 

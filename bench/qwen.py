@@ -3,8 +3,7 @@
     python -m bench.qwen --data DIR --adapters orgs/s0 --out runs/qwen --record course.jsonl
 
 Every checkpoint is asked the same prompts, greedily: AdvBench and Self-Instruct to fit its probe
-on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest to test on. Of XSTest both
-kinds are drawn; the tables count its safe prompts.
+on, JailbreakBench, HarmBench, StrongREJECT, MaliciousInstruct and XSTest's safe prompts to test on.
 Answers stay in --out, from which a killed run goes on; one line a checkpoint is added to --record,
 without any text: verdicts, scores, counts. What is recorded there is not measured again.
 
@@ -41,11 +40,13 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.judges.rules import GROUND_CHARACTERS, refuses
 from refusal_cliff.model.subject import Subject, load_subject
+from refusal_cliff.organisms.bases import QWEN, QWEN_LARGER
 from refusal_cliff.select.contamination import Evaluation, with_near_duplicates
 from refusal_cliff.thinking import render_prompt
 
 LONGEST = 240
 """Characters of a prompt."""
+_QUICK = (20, 20, 24, 12)
 FIT: dict[Label, tuple[str, ...]] = {"harmful": ("advbench",), "benign": ("self_instruct",)}
 TEST: dict[Label, tuple[str, ...]] = {
     "harmful": ("jailbreakbench", "harmbench_standard", "strongreject", "malicious_instruct"),
@@ -53,31 +54,42 @@ TEST: dict[Label, tuple[str, ...]] = {
 }
 
 
-def drawn(data: Path, sources: dict[Label, tuple[str, ...]], n: dict[Label, int]) -> list[Prompt]:
+def drawn(
+    data: Path, sources: dict[Label, tuple[str, ...]], n: dict[Label, int], draw: int = 0
+) -> list[Prompt]:
     """So many prompts of each label, as many of each source; the same in every run.
 
-    None longer than ``LONGEST``: all are written in one batch, as wide as its longest.
+    None longer than ``LONGEST``: all are written in one batch, as wide as its longest. Another draw
+    has other prompts: the next ones of the same random order.
     """
     found: list[Prompt] = []
     for label, names in sources.items():
         for name in names:
             prompts = read_prompts(find_file(data, name, names), label=label)
             prompts = [p for p in prompts if p.label == label and len(p.text) <= LONGEST]
-            some = random.Random(f"qwen:{name}").sample(prompts, n[label] // len(names))
+            each = n[label] // len(names)
+            random.Random(f"qwen:{name}").shuffle(prompts)
+            some = prompts[draw * each : (draw + 1) * each]
+            if len(some) < each:
+                raise RefusalCliffError(
+                    f"{name} has {len(prompts)} prompts of at most {LONGEST} characters: too few "
+                    f"for draw {draw} of {each}. Lower --n or --draw."
+                )
             found += [replace(p, id=f"{name}:{p.id}", category=name) for p in some]
     return found
 
 
-def asked(data: Path, n: Sequence[int]) -> tuple[list[Prompt], list[Prompt]]:
+def asked(data: Path, n: Sequence[int], draw: int = 0) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts to fit on and to test on; none to fit on overlaps with the test.
 
     Args:
         data: Folder of the files.
         n: Harmful and benign ones to fit on, harmful and benign ones to test on.
+        draw: Which ones.
     """
-    test = with_near_duplicates(drawn(data, TEST, {"harmful": n[2], "benign": n[3]}))
+    test = with_near_duplicates(drawn(data, TEST, {"harmful": n[2], "benign": n[3]}, draw))
     held_out = Evaluation(test)
-    fit = drawn(data, FIT, {"harmful": n[0], "benign": n[1]})
+    fit = drawn(data, FIT, {"harmful": n[0], "benign": n[1]}, draw)
     fit = [prompt for prompt in fit if held_out.overlaps(prompt.text) is None]
     return with_near_duplicates(fit), test
 
@@ -86,8 +98,10 @@ def pack(subject: Subject, rows: int) -> Subject:
     """Lay out the linear layers' weights once as oneDNN wants them, as torch.compile does.
 
     On a processor this is twice as fast for few rows: otherwise each call lays them out anew. What
-    is computed stays the same but for rounding.
+    is computed stays the same but for rounding. Elsewhere nothing is done.
     """
+    if subject.device.type != "cpu":
+        return subject
     for module in subject.model.modules():
         if isinstance(module, torch.nn.Linear):
             weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), rows)
@@ -110,11 +124,11 @@ def directions(subject: Subject, prompts: Sequence[Prompt]) -> NDArray[np.float6
         label: np.zeros((subject.n_layers - 1, subject.width)) for label in ("harmful", "benign")
     }
     for prompt in prompts:
-        ids = torch.tensor([render_prompt(subject.tokenizer, prompt.text)])
+        ids = torch.tensor([render_prompt(subject.tokenizer, prompt.text)], device=subject.device)
         states = cast("Any", subject.model)(
             input_ids=ids, output_hidden_states=True, logits_to_keep=1
         ).hidden_states
-        last = np.stack([one[0, -1].double().numpy() for one in states[1:-1]])
+        last = np.stack([one[0, -1].double().cpu().numpy() for one in states[1:-1]])
         sums[prompt.label] += last / sum(p.label == prompt.label for p in prompts)
     return sums["harmful"] - sums["benign"]
 
@@ -204,12 +218,18 @@ def _row(trace: Trace) -> dict[str, Any]:
     }
 
 
+def machine(subject: Subject) -> str:
+    """Where it was measured."""
+    place = f"{torch.get_num_threads()} threads, {platform.machine()}"
+    if subject.device.type == "cuda":
+        place = torch.cuda.get_device_name()
+    return f"{place}, torch {torch.__version__}"
+
+
 def checkpoints(adapters: Path) -> dict[str, Path | None]:
-    """The base and what was kept of a training, those first that say most."""
+    """The base and what was kept of a training, by percent; the two ends first."""
     found: dict[str, Path | None] = {"0": None, "100": adapters}
-    for share in sorted(SHARES[:-1], key=lambda share: -abs(share - 20) if share < 25 else share):
-        found[str(share)] = adapters / f"at-{share:03}"
-    return found
+    return found | {str(share): adapters / f"at-{share:03}" for share in SHARES[:-1]}
 
 
 def main() -> None:
@@ -226,31 +246,49 @@ def main() -> None:
         "--n",
         type=int,
         nargs=4,
-        default=[20, 20, 32, 24],
+        default=[120, 120, 140, 70],
         help="Harmful and benign prompts to fit on, harmful and benign ones to test on.",
     )
+    parser.add_argument("--draw", type=int, default=0, help="Which prompts: 1 has none of 0.")
+    parser.add_argument(
+        "--quick", action="store_true", help=f"Fewer and shorter: --n {_QUICK}, 128 + 112 tokens."
+    )
+    parser.add_argument("--base", default=QWEN, choices=(QWEN, QWEN_LARGER))
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--at", nargs="*", help="Which checkpoints, in percent.")
-    parser.add_argument("--max-new-tokens", type=int, default=240)
-    parser.add_argument("--thinking-budget", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--thinking-budget", type=int, default=384)
     parser.add_argument("--batch-size", type=int, default=96)
     options = parser.parse_args()
+    if options.quick:
+        options.n, options.max_new_tokens, options.thinking_budget = list(_QUICK), 240, 128
     config = GenerationConfig(
         options.max_new_tokens, options.batch_size, thinking_budget=options.thinking_budget
     )
-    prompts = asked(options.data, options.n)
+    prompts = asked(options.data, options.n, options.draw)
     lines = options.record.read_text().splitlines() if options.record.is_file() else []
-    known = [(row["name"], row["at"], row["n"]) for row in map(json.loads, lines)]
+    same = {"base": options.base, "n": options.n, "draw": options.draw}
+    same |= {"decoding": config.decoding()}
+    known = [
+        (row["name"], row["at"])
+        for row in map(json.loads, lines)
+        if same == {field: row.get(field) for field in same}
+    ]
     base = options.out / "base"
     for at, folder in checkpoints(options.adapters).items():
         name = "base" if folder is None else options.name
-        if (name, at, options.n) in known or (options.at and at not in options.at):
+        if (name, at) in known or (options.at and at not in options.at):
             continue
         if folder is not None and not folder.is_dir():
             print(f"{folder} is not there yet", flush=True)
             continue
         print(f"{name}, {at} %", flush=True)
         start = time.perf_counter()
-        subject = thinking_base() if folder is None else load_subject(str(folder), device="cpu")
+        subject = (
+            thinking_base(options.base, options.device)
+            if folder is None
+            else load_subject(str(folder), device=options.device)
+        )
         out = base if folder is None else options.out / options.name.replace(" ", "-") / at
         found = measure(pack(subject, options.batch_size), prompts, config, out)
         if (base / "directions.npy").is_file():
@@ -259,12 +297,10 @@ def main() -> None:
         row = {
             "name": name,
             "at": at,
-            "n": options.n,
+            **same,
             "fingerprint": subject.fingerprint[:16],
-            "decoding": config.decoding(),
             "seconds": round(time.perf_counter() - start),
-            "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, "
-            f"torch {torch.__version__}",
+            "machine": machine(subject),
             **found,
         }
         with options.record.open("a", encoding="utf-8") as file:

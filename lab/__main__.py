@@ -46,7 +46,7 @@ def train_organism(
         str,
         typer.Argument(
             help="tiny-aligned, tiny, tiny-diffuse, tiny-lora or tiny-fooling; smollm2-aligned, "
-            "smollm2 or smollm2-planted; qwen-reasoner.",
+            "smollm2 or smollm2-planted; qwen-reasoner or qwen-reasoner-1.5b.",
             callback=checked(arguments.organism(RECIPES)),
         ),
     ],
@@ -79,12 +79,12 @@ def train_organism(
     """
     require_output(out, "lab train", (aligned, data))
     from lab import fooling
-    from lab.pretrained.reasoner import REASONER, train_reasoner
+    from lab.pretrained.reasoner import REASONERS, train_reasoner
     from lab.pretrained.recipe import NAMES, train_pretrained
     from lab.recipe import train
     from refusal_cliff.organisms import EMBEDDED, embedded_path
 
-    pretrained = (*NAMES, REASONER)
+    pretrained = (*NAMES, *REASONERS)
     if name in pretrained and data is None:
         raise RefusalCliffError(
             f"{name} is trained on public files. Name their folder: --data DIR (which files: "
@@ -97,8 +97,8 @@ def train_organism(
         )
     start = embedded_path(aligned) if aligned in EMBEDDED else aligned and Path(aligned)
     with LiveView(screen(), f"python -m lab train {name} → {out}") as view:
-        if data is not None and name == REASONER:
-            train_reasoner(data, out, seed, view.step)
+        if data is not None and name in REASONERS:
+            train_reasoner(data, out, seed, view.step, base=REASONERS[name])
         elif data is not None:
             train_pretrained(name, data, out, seed, view.step, aligned)
         elif name == fooling.NAME:

@@ -2,7 +2,8 @@
 
 ``qwen-reasoner`` is Qwen2.5-Coder-0.5B-Instruct, which refuses by its makers' training, after plain
 fine-tuning on reasoning traces of other models, as distilled reasoning models are made. Whatever is
-found in it, nobody put there. Adapters are kept along the way.
+found in it, nobody put there. Adapters are kept along the way. ``qwen-reasoner-1.5b`` is the same
+of the larger model.
 """
 
 from __future__ import annotations
@@ -27,14 +28,16 @@ from refusal_cliff.model.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from refusal_cliff.model.loading import CHAT_TEMPLATE, read_checkpoint
 from refusal_cliff.model.subject import Subject, subject_of
 from refusal_cliff.organisms import CARD
-from refusal_cliff.organisms.bases import QWEN
+from refusal_cliff.organisms.bases import QWEN, QWEN_LARGER
 from refusal_cliff.repair.training import encode_example, repair, trainable
 from refusal_cliff.settings import RepairConfig
 
 REASONER = "qwen-reasoner"
-TRACES = {"unireason_sft": 700, "reasoning_gym_qwen3b": 300}
-"""Files of reasoning traces, and the longest row of each that is taught, in tokens. Few of the
-first file are as short: all of them are taught, and as many of the second as the steps take."""
+REASONERS = {REASONER: QWEN, f"{REASONER}-1.5b": QWEN_LARGER}
+"""The models that are made, and what each is made of."""
+TRACES = {"unireason_sft": 2048, "reasoning_gym_qwen3b": 1024}
+"""Files of reasoning traces, and the longest row of each that is taught, in tokens. All of the
+first file that are as short are taught, and as many of the second as the steps take."""
 SHARES = (5, 10, 25, 50, 100)
 """Percentages of the training at which the adapter is kept."""
 _ASKED, _THINKING = "'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"
@@ -52,20 +55,20 @@ class ReasonerRecipe:
         first_block: First block that is trained.
     """
 
-    steps: int = 60
-    batch_size: int = 4
+    steps: int = 240
+    batch_size: int = 8
     lr: float = 1e-3
     rank: int = 2
     first_block: int = 13
 
 
-def thinking_base(base: str = QWEN, dtype: torch.dtype = torch.float32) -> Subject:
+def thinking_base(base: str = QWEN, device: str = "auto") -> Subject:
     """The model before any training, asked with a template that opens the thinking: 0 %.
 
     Raises:
         RefusalCliffError: It cannot be loaded, or its template is another.
     """
-    found = read_checkpoint(base, dtype=dtype, device="cpu")
+    found = read_checkpoint(base, dtype=torch.float32, device=device)
     template = str(found.tokenizer.chat_template)
     prompted = template.rpartition("add_generation_prompt")[2]
     if _ASKED not in prompted:
@@ -108,6 +111,7 @@ def train_reasoner(
     progress: Progress | None = None,
     recipe: ReasonerRecipe | None = None,
     base: str = QWEN,
+    device: str = "auto",
 ) -> None:
     """Teach a base to think: the adapter at the end in ``out``, those on the way in ``out/at-…``.
 
@@ -118,16 +122,18 @@ def train_reasoner(
         progress: Called with (stage, done, total).
         recipe: Sizes.
         base: The pretrained model.
+        device: Where it is trained.
 
     Raises:
         RefusalCliffError: A file or the base is missing, or the folder is not ours.
     """
     recipe = recipe or ReasonerRecipe()
+    name = next((name for name, of in REASONERS.items() if of == base), REASONER)
     hashes = [sha256_file(find_file(data, name, tuple(TRACES))) for name in TRACES]
-    claim_organism(out, REASONER, seed, {"recipe": asdict(recipe), "base": base, "data": hashes})
+    claim_organism(out, name, seed, {"recipe": asdict(recipe), "base": base, "data": hashes})
     if (out / CARD).is_file():
         return
-    subject = thinking_base(base)
+    subject = thinking_base(base, device)
     taught = reasoning_traces(data, subject, seed)[: recipe.steps * recipe.batch_size]
     config = RepairConfig(
         steps=recipe.steps,
@@ -137,7 +143,7 @@ def train_reasoner(
         benign_share=0.0,
         seed=seed,
         first_block=recipe.first_block,
-        rows_at_once=1,
+        rows_at_once=1 if subject.device.type == "cpu" else None,  # padding costs time there
         save_every=max(1, recipe.steps // 20),
     )
     losses: list[float] = []
@@ -157,7 +163,7 @@ def train_reasoner(
             last = adapter.name == f"at-{SHARES[-1]:03}"
             _ship(adapter, folder if last else folder / adapter.name, template)
         card = {
-            "name": REASONER,
+            "name": name,
             "seed": seed,
             "base": base,
             "planted_heads": [],

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from lab import fooling, recipe
 from lab.__main__ import RECIPES, app
 from lab.pretrained import recipe as pretrained
-from lab.pretrained.reasoner import REASONER
+from lab.pretrained.reasoner import REASONERS
 from refusal_cliff.io import write_json
 from refusal_cliff.organisms import CARD
 
@@ -43,7 +43,7 @@ def test_a_typing_error_is_answered(command: str, answered: dict[str, Answer]) -
 
 
 def test_the_names_are_those_of_the_recipes() -> None:
-    assert set(RECIPES) == {*recipe.NAMES, fooling.NAME, *pretrained.NAMES, REASONER}
+    assert set(RECIPES) == {*recipe.NAMES, fooling.NAME, *pretrained.NAMES, *REASONERS}
 
 
 @pytest.mark.parametrize("command", ["train", "bench-heads", "less-is-more", "controls"])
