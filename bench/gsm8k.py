@@ -3,8 +3,7 @@
     pip install 'refusal-cliff[utility]'
     python -m bench.gsm8k --data DIR --n 100 MODEL …
 
-The last number after the thinking is compared with the right one. Models are compared with the
-first by their Wilson intervals; each writes greedily.
+The last number after the thinking is compared with the right one. Each model writes greedily.
 """
 
 from __future__ import annotations

@@ -246,22 +246,20 @@ def main() -> None:
         "--n",
         type=int,
         nargs=4,
-        default=[120, 120, 140, 70],
+        default=[60, 60, 80, 40],
         help="Harmful and benign prompts to fit on, harmful and benign ones to test on.",
     )
     parser.add_argument("--draw", type=int, default=0, help="Which prompts: 1 has none of 0.")
-    parser.add_argument(
-        "--quick", action="store_true", help=f"Fewer and shorter: --n {_QUICK}, 128 + 112 tokens."
-    )
+    parser.add_argument("--quick", action="store_true", help="Fewer prompts: a first look.")
     parser.add_argument("--base", default=QWEN, choices=(QWEN, QWEN_LARGER))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--at", nargs="*", help="Which checkpoints, in percent.")
-    parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--thinking-budget", type=int, default=384)
+    parser.add_argument("--max-new-tokens", type=int, default=240)
+    parser.add_argument("--thinking-budget", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=96)
     options = parser.parse_args()
     if options.quick:
-        options.n, options.max_new_tokens, options.thinking_budget = list(_QUICK), 240, 128
+        options.n = list(_QUICK)
     config = GenerationConfig(
         options.max_new_tokens, options.batch_size, thinking_budget=options.thinking_budget
     )

@@ -23,7 +23,7 @@ from refusal_cliff.settings import STRATEGIES
 if TYPE_CHECKING:
     from refusal_cliff.select.strategies import Strategy
 
-RECIPES = (*ORGANISMS, "tiny-lora")
+RECIPES = (*ORGANISMS, "qwen-reasoner-1.5b", "tiny-lora")
 app = program("Make small models whose right answers are known, and measure the method on them.")
 app.callback()(prepare)
 

@@ -35,9 +35,9 @@ from refusal_cliff.settings import RepairConfig
 REASONER = "qwen-reasoner"
 REASONERS = {REASONER: QWEN, f"{REASONER}-1.5b": QWEN_LARGER}
 """The models that are made, and what each is made of."""
-TRACES = {"unireason_sft": 2048, "reasoning_gym_qwen3b": 1024}
-"""Files of reasoning traces, and the longest row of each that is taught, in tokens. All of the
-first file that are as short are taught, and as many of the second as the steps take."""
+TRACES = {"unireason_sft": 700, "reasoning_gym_qwen3b": 300}
+"""Files of reasoning traces, and the longest row of each that is taught, in tokens. Few of the
+first file are as short: all of them are taught, and as many of the second as the steps take."""
 SHARES = (5, 10, 25, 50, 100)
 """Percentages of the training at which the adapter is kept."""
 _ASKED, _THINKING = "'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n<think>\\n'"
@@ -55,8 +55,8 @@ class ReasonerRecipe:
         first_block: First block that is trained.
     """
 
-    steps: int = 240
-    batch_size: int = 8
+    steps: int = 60
+    batch_size: int = 4
     lr: float = 1e-3
     rank: int = 2
     first_block: int = 13

@@ -31,6 +31,7 @@ from refusal_cliff.model.capture import (
     capture,
     head_vectors,
 )
+from refusal_cliff.model.rounding import multiplied_in
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.progress import Progress
@@ -180,8 +181,8 @@ def check_same(subject: Subject, base: Floats, whole: Floats) -> None:
         RefusalCliffError: They do not.
     """
     gap = float(np.abs(base - whole).max())
-    tolerance = SAME if subject.model.dtype in (torch.float32, torch.float64) else 0.25
-    if gap > tolerance * max(1.0, float(np.abs(whole).max())):
+    exact = multiplied_in(subject.model.dtype) in (torch.float32, torch.float64)
+    if not gap <= (SAME if exact else 0.25) * max(1.0, float(np.abs(whole).max())):
         raise RefusalCliffError(
             f"The blocks of {subject.name} cannot be run one by one: with no head ablated the "
             f"final logit differs by {gap:.3g} from the model's own. Heads of this "

@@ -22,9 +22,8 @@ from transformers import PreTrainedModel
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import Block, Part, decoder_of, in_features, input_device
+from refusal_cliff.model.rounding import tolerance
 
-TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-"""Largest error of a sum, relative to the size of the residual stream."""
 _LENGTHS = (9, 5)
 _EXACT = 1e-3
 _PASSIVE = (nn.Dropout, nn.Identity)
@@ -92,22 +91,22 @@ def _visible_attention(model: PreTrainedModel) -> Iterator[None]:
 def _analyse(name: str, model: PreTrainedModel, layers: list[nn.Module]) -> tuple[Block, ...]:
     rows = few_tokens(int(model.config.get_text_config().vocab_size))
     calls = _run(model, layers, rows)
-    tolerance = TOLERANCE.get(model.dtype, TOLERANCE[torch.bfloat16])
+    allowed = tolerance(model.dtype)
     if getattr(model, "is_quantized", False):  # 8-bit layers round activations too
-        tolerance = max(tolerance, TOLERANCE[torch.bfloat16])
+        allowed = max(allowed, tolerance(torch.bfloat16))
     valid = torch.cat([torch.arange(max(_LENGTHS)) < length for length in _LENGTHS])
     blocks = []
     for number, (layer, of_block) in enumerate(zip(layers, calls, strict=True), start=1):
         block, error = _block_of(name, number, layer, of_block, valid)
         _check_visible(name, block)
-        if error > tolerance:
+        if error > allowed:
             raise RefusalCliffError(
                 f"Block {number} of {name} ({type(layer).__name__}) is not a sum of its input and "
                 f"its parts ({', '.join(_part_names(block))}): they leave {error:.0%} of its "
                 "output unexplained. Heads of this architecture cannot be measured yet."
             )
         blocks.append(block)
-    _check_single(name, model, layers, rows, calls, tolerance)
+    _check_single(name, model, layers, rows, calls, allowed)
     if not any(block.n_heads for block in blocks):
         raise RefusalCliffError(
             f"No block of {name} has softmax attention whose heads can be separated "
@@ -283,7 +282,7 @@ def gain_of(name: str, norm: _Call, part: _Call) -> torch.Tensor:
     scaled = part.returned * gain.double().cpu()
     number = (scaled * norm.returned).sum(1, keepdim=True) / scaled.square().sum(1, keepdim=True)
     error = float((number * scaled - norm.returned).norm() / norm.returned.norm())
-    if not error <= TOLERANCE.get(weight.dtype, TOLERANCE[torch.bfloat16]):
+    if not error <= tolerance(weight.dtype):
         raise RefusalCliffError(
             f"The {type(norm.module).__name__} that follows {type(part.module).__name__} in {name} "
             f"is not a gain times one number per token (difference {error:.0%}), so the part that "
@@ -359,7 +358,7 @@ def _check_single(
     layers: Sequence[nn.Module],
     rows: Sequence[torch.Tensor],
     calls: Sequence[Sequence[_Call]],
-    tolerance: float,
+    allowed: float,
 ) -> None:
     """Each row alone must give what it gave in the batch."""
     for place, row in enumerate(rows):
@@ -369,9 +368,10 @@ def _check_single(
             expected = single[-1].returned
             got = batched[-1].returned[start : start + len(row)]
             error = float((got - expected).norm() / expected.norm())
-            if error > tolerance:
+            if not error <= allowed:
                 raise RefusalCliffError(
                     f"Block {number} of {name} ({type(layers[number - 1]).__name__}) gives another "
-                    f"result in a padded batch than for the row alone (difference {error:.1%}). "
+                    f"result in a padded batch than for the row alone (relative difference "
+                    f"{error:.1g}, rounding explains {allowed:.0e}). "
                     "Load it with another attention implementation, or report this architecture."
                 )

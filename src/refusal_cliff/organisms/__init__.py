@@ -19,7 +19,6 @@ PRETRAINED: dict[str, str] = {
     "smollm2": "the aligned one after a careless tune: complies with milder harm, and sees it",
     "smollm2-planted": "the aligned one after a careless tune of nine documented heads only",
     "qwen-reasoner": "Qwen2.5-Coder-0.5B-Instruct trained to think, only on reasoning traces",
-    "qwen-reasoner-1.5b": "Qwen2.5-Coder-1.5B-Instruct, trained in the same way",
 }
 """Adapters on a pretrained model, which is not part of this package."""
 ORGANISMS = EMBEDDED | PRETRAINED

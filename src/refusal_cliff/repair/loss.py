@@ -17,13 +17,11 @@ from transformers import PreTrainedModel
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import decoder_of, input_device
 from refusal_cliff.model.final_norm import logits_of
+from refusal_cliff.model.rounding import tolerance
 
 IGNORED_LABEL = -100
 PIECE = 2**24
 """Logits that are held at once."""
-_SAME = {torch.float32: 1e-4}
-_ROUNDED = 5e-2
-"""How far two ways to a log-probability may be apart, by precision."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -96,5 +94,5 @@ def is_exact(model: PreTrainedModel) -> bool:
     ids = few_tokens(config.vocab_size)[0][None].to(input_device(model))
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
     plain = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    within = _SAME.get(model.dtype, _ROUNDED)
+    within = tolerance(model.dtype)
     return torch.allclose(learnt_loss(model, ids, None, ids), plain, rtol=within, atol=within)
