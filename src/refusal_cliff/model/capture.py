@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.attention import fused_attention
 from refusal_cliff.model.blocks import Block, decoder_of
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
@@ -282,6 +283,7 @@ def _run(
         for layer in range(1, last + 1):
             _hook(stack, subject, readers, batch, layer, stop=layer == last)
         stack.enter_context(suppress(_Stop))
+        stack.enter_context(fused_attention(subject.device))
         decoder(input_ids=ids, attention_mask=mask, use_cache=False)
     return True
 
