@@ -74,9 +74,14 @@ LINES: dict[str, tuple[str, Callable[[Answer], bool], str]] = {
 
 
 def labelled(row: dict[str, Any], label: str, part: str = "test") -> list[Answer]:
-    """Answers to prompts of one label; XSTest's harmful contrasts are no test of attack success."""
-    answers = [answer for answer in row[part] if answer["label"] == label]
-    return [a for a in answers if label == "benign" or not a["id"].startswith("xstest:")]
+    """Answers to prompts of one label."""
+    return [answer for answer in row[part] if answer["label"] == label]
+
+
+def named(row: dict[str, Any]) -> str:
+    """Which checkpoint, asked which prompts."""
+    other = "" if row["draw"] == 0 else ", other prompts"
+    return f"{row['name']}, {row['at']} %{other}"
 
 
 def share(answers: Sequence[Answer], test: Callable[[Answer], bool]) -> Share:
@@ -113,7 +118,7 @@ def behaviour(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
         lengths = [a["thinking_tokens"] for a in both if a["thinking_tokens"] is not None]
         table.append(
             [
-                f"{row['name']}, {row['at']} %",
+                named(row),
                 told(share(harmful, complied)),
                 corrected(harmful),
                 told(share(harmful, refused)),
@@ -131,7 +136,7 @@ def inside(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """What the probe reads, one line a checkpoint."""
     table = [["training", "probe: layer, AUROC", *_GROUPS, "cliff", "verdict"]]
     for row in rows:
-        name = f"{row['name']}, {row['at']} %"
+        name = named(row)
         if row["cliff"] is None:
             table.append([name, "–", "–", "–", "–", "–", row["unmeasured"].split(". ")[0]])
             continue
@@ -170,7 +175,7 @@ def kinds(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     names = sorted({name for count in counts for name in count})
     table = [["training", *names]]
     for row, count in zip(rows, counts, strict=True):
-        table.append([f"{row['name']}, {row['at']} %", *(str(count[name]) for name in names)])
+        table.append([named(row), *(str(count[name]) for name in names)])
     return table
 
 
@@ -181,18 +186,24 @@ def turns(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     table = [["training", *(f"block {block}" for block in blocks)]]
     for row in rows:
         found = row["cosine_to_base"]
-        table.append([f"{row['name']}, {row['at']} %", *(f"{found[b - 1]:.3f}" for b in blocks)])
+        table.append([named(row), *(f"{found[b - 1]:.3f}" for b in blocks)])
     return table
 
 
 def chart(rows: Sequence[dict[str, Any]]) -> str:
-    """What the model does over the training, as a whole SVG file."""
+    """What the models do over the training, as a whole SVG file; each seed is a line."""
     place = frame((0, 100), (0, 1), 50, 30, 520, _HEIGHT - 60)
-    drawn = [_series(place, rows, name, y) for y, name in enumerate(LINES)]
+    base = [row for row in rows if row["name"] == "base"]
+    seeds = sorted({row["name"] for row in rows} - {"base"})
+    courses = [[*base, *(row for row in rows if row["name"] == seed)] for seed in seeds]
+    drawn = [_legend(name, number) for number, name in enumerate(LINES)]
+    for number, course in enumerate(courses):
+        drawn += [_series(place, course, name, dashed=number > 0) for name in LINES]
     ticks = "".join(
         text(place.x(at), place.bottom + 18, f"{at:g}", "tick", "middle")
         for at in sorted({float(row["at"]) for row in rows})
     )
+    told = f"{seeds[0]} with intervals; dashed: {', '.join(seeds[1:])}" if seeds[1:] else ""
     svg = picture(
         "course",
         (_WIDTH, _HEIGHT),
@@ -202,13 +213,15 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
         tag("rect", width=_WIDTH, height=_HEIGHT, fill="#ffffff"),
         share_axis(place, 50, 520),
         ticks,
-        text(50, _HEIGHT - 20, "percent of the training", "axis-name"),
+        text(50, _HEIGHT - 8, "percent of the training", "axis-name"),
+        text(532, 50 + 20 * len(LINES), told, "tick"),
         *drawn,
     )
     return svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1) + "\n"
 
 
-def _series(place: Frame, rows: Sequence[dict[str, Any]], name: str, number: int) -> str:
+def _series(place: Frame, rows: Sequence[dict[str, Any]], name: str, *, dashed: bool) -> str:
+    """One line of one seed; intervals would hide each other, so that only the first has them."""
     label, test, ink = LINES[name]
     shares = {float(row["at"]): share(labelled(row, label), test) for row in rows}
     points = [place.point(at, found.value or 0) for at, found in sorted(shares.items())]
@@ -217,13 +230,13 @@ def _series(place: Frame, rows: Sequence[dict[str, Any]], name: str, number: int
         low, high = found.interval or (0.0, 1.0)
         bars += line((place.x(at), place.y(low)), (place.x(at), place.y(high)), "")
     dots = "".join(dot(x, y, 3, "") for x, y in points)
-    legend = tag("g", text(540, 50 + 20 * number, name), fill=ink)
-    return (
-        tag("g", bars + polyline(points, ""), stroke=ink)
-        + tag("g", dots, fill=ink)
-        + legend
-        + tag("g", dot(532, 46 + 20 * number, 4, ""), fill=ink)
-    )
+    drawn = tag("g", polyline(points, ""), stroke=ink, stroke_dasharray="5 4" if dashed else "none")
+    return drawn + tag("g", "" if dashed else bars, stroke=ink) + tag("g", dots, fill=ink)
+
+
+def _legend(name: str, number: int) -> str:
+    y = 50 + 20 * number
+    return tag("g", dot(532, y - 4, 4, "") + text(540, y, name), fill=LINES[name][2])
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
@@ -242,7 +255,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path)
     options = parser.parse_args()
     rows = [json.loads(one) for one in options.record.read_text(encoding="utf-8").splitlines()]
-    rows.sort(key=lambda row: (row["name"] != "base", row["name"], float(row["at"])))
+    rows.sort(key=lambda row: (row["draw"], row["name"] != "base", row["name"], float(row["at"])))
     for title, table in (
         ("What it does", behaviour(rows)),
         ("What the probe reads", inside(rows)),
@@ -250,10 +263,9 @@ def main() -> None:
         ("The direction of harm, against the base", turns(rows)),
     ):
         print(f"{title}\n\n{markdown(table)}\n")
-    print("seconds:", ", ".join(f"{r['name']} {r['at']} %: {r['seconds']:,}" for r in rows))
+    print("seconds:", "; ".join(f"{named(row)}: {row['seconds']:,}" for row in rows))
     if options.chart:
-        first = next((row["name"] for row in rows if row["name"] != "base"), "base")
-        write_text(options.chart, chart([r for r in rows if r["name"] in ("base", first)]))
+        write_text(options.chart, chart([row for row in rows if row["draw"] == 0]))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def of_shape(shape: str, dtype: str, device: str) -> Subject:
     with torch.device(device):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
-            Qwen2Config(**SHAPES[shape]), dtype=getattr(torch, dtype)
+            Qwen2Config.from_dict(SHAPES[shape]), dtype=getattr(torch, dtype)
         )
     tokenizer: Any = AutoTokenizer.from_pretrained(embedded_path("tiny"))
     return subject_of(shape, model, tokenizer)
@@ -69,14 +69,14 @@ def arithmetic(subject: Subject, tokens: int, blocks: int) -> float:
 
 def matrix_rate(subject: Subject, size: int = 8192, times: int = 20) -> float:
     """Operations a second of a large product of random matrices in the model's precision."""
-    left, right = (
-        torch.randn(size, size, device=subject.device, dtype=subject.model.dtype) for _ in range(2)
+    left, right, product = (
+        torch.randn(size, size, device=subject.device, dtype=subject.model.dtype) for _ in range(3)
     )
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     for turn in range(times + 3):
         if turn == 3:
             start.record()
-        left @ right
+        torch.mm(left, right, out=product)
     end.record()
     torch.cuda.synchronize()
     return 2.0 * size**3 * times / (start.elapsed_time(end) / 1000)

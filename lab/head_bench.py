@@ -7,7 +7,7 @@ that ranking. It is the one that is scored; the others are told beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +18,7 @@ from sklearn.metrics import average_precision_score
 
 from lab.baselines import baselines, output_norms
 from lab.orchard import KINDS, Planted, grow, orchard
+from lab.recipe import Progress
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.traces import closed, verdict_groups
@@ -46,7 +47,6 @@ from refusal_cliff.stages.study import FIT_PROMPTS, HEADS, PROBES, TEST_PROMPTS,
 from refusal_cliff.stats import bootstrap_mean
 
 Scores: TypeAlias = NDArray[np.float64]
-Step: TypeAlias = Callable[[str, int, int], None]
 
 KEY, RESULT = "model", "rankings.json"
 FIT, TEST = 80, 40
@@ -106,7 +106,7 @@ def mean_quality(draws: Scores, planted: NDArray[np.bool_]) -> Quality:
 
 
 def bench_heads(
-    out: Path, n: int, observer: Observer | None = None, step: Step | None = None
+    out: Path, n: int, observer: Observer | None = None, step: Progress | None = None
 ) -> dict[str, dict[str, list[Quality]]]:
     """Make, or continue, ``n`` planted organisms of each kind and score every ranking on each.
 
@@ -160,7 +160,9 @@ def _cells(kind: str, qualities: Sequence[Quality]) -> dict[str, str]:
     }
 
 
-def _of_organism(planted: Planted, observer: Observer | None, step: Step | None) -> dict[str, Any]:
+def _of_organism(
+    planted: Planted, observer: Observer | None, step: Progress | None
+) -> dict[str, Any]:
     checkpoint = grow(planted, step)
     subject = load_subject(str(checkpoint), device="cpu")
     study = Study(KEY, subject, planted.seed, GenerationConfig(110, 128))

@@ -7,14 +7,12 @@ before, lie in early blocks, spread over two or three, and are read several bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.recipe import Planting, RecipeConfig, Schedule, train
+from lab.recipe import Planting, Progress, RecipeConfig, Schedule, train
 from refusal_cliff.organisms import CARD, embedded_path
 
-Progress = Callable[[str, int, int], None]
 DAMAGE = {"free": Schedule(120, 32, 3e-3), "held": Schedule(120, 8, 5e-3)}
 """Less than a third of the shipped damage: enough for a cliff."""
 PLANTINGS = (

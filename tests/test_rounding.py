@@ -25,7 +25,7 @@ def tf32(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def coarse_in_a_batch() -> Any:
     """A model whose first block gives a little more in a batch than for a row alone."""
-    model = tiny_model()
+    model: Any = tiny_model()
     scale = 1 + 5e-4
 
     def coarser(module: torch.nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,10 @@ from typing import Protocol, TypeAlias
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called with (done, total), now and then, and at the end."""
+Count: TypeAlias = Callable[[int], None]
+"""Called with all that is done so far."""
+More: TypeAlias = Callable[[int], None]
+"""Called with how many were just done."""
 
 
 class Watch(Protocol):

@@ -41,6 +41,7 @@ from refusal_cliff.io import write_json
 from refusal_cliff.judges import Judge
 from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.model.subject import between, load
+from refusal_cliff.progress import Count
 from refusal_cliff.settings import Engine, GenerationConfig, JudgeSettings, Loading, Server
 from refusal_cliff.sharded import HERE, claim_together, shares
 from refusal_cliff.thinking.formats import KNOWN, Markers
@@ -48,7 +49,6 @@ from refusal_cliff.user_text import json_object
 
 RATES = "rates.json"
 NOT_NAMED = "not named in the file"
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ def ask_and_judge(
     source: str,
     engine: Engine = HERE,
     loaded: Callable[[], Backend] | None = None,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Evaluation | None:
     """Ask, judge and count; an interrupted run goes on where it was.
 
@@ -234,7 +234,7 @@ def judge_source(
     *,
     reading: Reading = DEFAULT,
     engine: Engine = HERE,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Evaluation | None:
     """Judge the answers in a file; rows that are not usable are listed beside the verdicts.
 
@@ -291,7 +291,7 @@ def _judged(
     records: list[Record],
     left_out: list[LeftOut],
     out: Path,
-    progress: Progress | None,
+    progress: Count | None,
 ) -> Evaluation:
     if not records:
         raise RefusalCliffError(

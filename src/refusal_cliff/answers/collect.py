@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -30,14 +30,13 @@ from refusal_cliff.generate.backend import Backend
 from refusal_cliff.judges import Judge, answer_of, kept_judgements
 from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.judges.interface import digest
+from refusal_cliff.progress import Count
 from refusal_cliff.settings import JudgeSettings
 
 GENERATE = "generate"
 ANSWERS = "answers.journal"
 LEFT_OUT = "left-out.jsonl"
 TRACES = "traces.jsonl"
-
-Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def generate_answers(
     out: Path,
     *,
     source: str,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> Collected:
     """Ask every prompt that has no answer in the folder yet.
 
@@ -85,7 +84,7 @@ def generate_answers(
 
 
 def _ask_missing(
-    backend: Backend, prompts: Sequence[Prompt], journal: Journal, progress: Progress | None
+    backend: Backend, prompts: Sequence[Prompt], journal: Journal, progress: Count | None
 ) -> list[LeftOut]:
     failed: list[LeftOut] = []
 
@@ -115,7 +114,7 @@ def judge_records(
     records: Sequence[Record],
     out: Path,
     *,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> list[Record]:
     """Judge every record that this judge has not given a verdict in the folder yet.
 

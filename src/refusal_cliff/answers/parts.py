@@ -18,6 +18,7 @@ from refusal_cliff.data.journal import Journal
 from refusal_cliff.folders import TEMPORARY, remove_temporary
 from refusal_cliff.io import write_text
 from refusal_cliff.judges.interface import digest
+from refusal_cliff.progress import Count
 from refusal_cliff.settings import Engine
 from refusal_cliff.sharded import Rank, Work, run_shards, workers
 
@@ -41,7 +42,7 @@ def in_parts(
     missing: Callable[[], Mapping[str, T]],
     start: Callable[[], Callable[[Part[T]], object]],
     engine: Engine,
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> bool:
     """Do this process's share of what is missing in a claimed folder; `join` is still to be called.
 

@@ -48,6 +48,7 @@ from refusal_cliff.io import (
 )
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.progress import Count
 from refusal_cliff.settings import Engine
 from refusal_cliff.sharded import HERE, Rank, Work, claim_together, run_shards
 
@@ -100,7 +101,7 @@ def score_source(
     every_layer: bool = False,
     engine: Engine = HERE,
     loaded: Loaded | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> Scored:
     """Score every token of every trace of a source; rows that cannot be scored are listed.
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.generate.local import generate
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.progress import More
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import render_prompt, response_text
 
@@ -27,7 +28,7 @@ def answer_again(
     everywhere: bool = False,
     renormalised: bool = False,
     journal: Journal | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: More | None = None,
 ) -> list[Trace]:
     """Write answers anew with heads out from the closing tokens on, the thinking left as it is.
 

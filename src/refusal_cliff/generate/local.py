@@ -12,12 +12,12 @@ from refusal_cliff.generate.batches import write_drafts
 from refusal_cliff.generate.drafts import Draft, Memory
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.progress import More
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import render_prompt, response_text, split_spans, thinking_text
 
 RowHeads = Sequence[Collection[Head]]
 RowTokens = Sequence[range]
-Progress = Callable[[int], None]
 
 
 def generate(
@@ -32,7 +32,7 @@ def generate(
     renormalised: bool = False,
     journal: Journal | None = None,
     limit: BatchLimit | None = None,
-    progress: Progress | None = None,
+    progress: More | None = None,
     finished: Callable[[Trace], None] | None = None,
 ) -> list[Trace]:
     """Let the model think and answer, one unjudged trace a prompt, in the order given.

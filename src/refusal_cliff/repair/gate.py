@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.files import DESCRIPTION, WEIGHTS, check_probes_fit, read_probes
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.quality import measure_quality
+from refusal_cliff.progress import More
 
 COMMAND, ANSWERS = "check", "answers.journal"
 JUNIT = "refusal-cliff check"
@@ -196,7 +197,7 @@ def check(
     judge: Judge | None = None,
     error: JudgeError | None = None,
     out: Path | None = None,
-    progress: Callable[[int], None] | None = None,
+    progress: More | None = None,
 ) -> Checked:
     """Measure a model with a probe of another checkpoint of it.
 

@@ -9,7 +9,7 @@ always those of the candidates beside them, and all others are kept.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from refusal_cliff.data.rows import chunks, source_digest
 from refusal_cliff.data.shapes import example_of_row
 from refusal_cliff.data.types import LeftOut, Prompt, SafetyExample
 from refusal_cliff.io import read_as, remove_quietly, write_json, write_json_lines
+from refusal_cliff.progress import Count
 from refusal_cliff.select.contamination import Evaluation, Seen
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import ThinkingFormat
@@ -85,7 +86,7 @@ def read_pool(
     own_thinking: bool,
     reading: Reading,
     shard_size: int = 256,
-    progress: Callable[[int], None] | None = None,
+    progress: Count | None = None,
 ) -> PoolCounts:
     """Read the data set once, in order; the first of several equal prompts stays.
 

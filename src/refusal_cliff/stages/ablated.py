@@ -37,6 +37,7 @@ from refusal_cliff.io import read_json
 from refusal_cliff.judges import judge_traces
 from refusal_cliff.model.adapters import ADAPTER_CONFIG
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.progress import More
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.elsewhere import Adapters, require_all, served
 from refusal_cliff.stages.study import Study, answers_kept, counter
@@ -54,7 +55,6 @@ whose model card says what it does.
 
 
 _CHECK = "check"
-_Told = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Answers:
     def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
         """Judged answers, thought anew."""
 
-        def asked(one: _OnServer, some: Sequence[int], told: _Told) -> list[Trace]:
+        def asked(one: _OnServer, some: Sequence[int], told: More) -> list[Trace]:
             mine = [prompts[row] for row in some]
             return served(one, self.study.subject, mine, one.journal, told, one.name)
 
@@ -96,7 +96,7 @@ class Answers:
     ) -> list[Trace]:
         """Judged beginnings of answers after thoughts that are kept."""
 
-        def asked(one: _OnServer, some: Sequence[int], told: _Told) -> list[Trace]:
+        def asked(one: _OnServer, some: Sequence[int], told: More) -> list[Trace]:
             return one.again([traces[row] for row in some], told)
 
         thought = [out if t.spans else () for t, out in zip(traces, heads, strict=True)]
@@ -115,7 +115,7 @@ class Answers:
     def _served(
         self,
         heads: Sequence[Sequence[Head]],
-        asked: Callable[[_OnServer, Sequence[int], _Told], list[Trace]],
+        asked: Callable[[_OnServer, Sequence[int], More], list[Trace]],
     ) -> dict[int, Trace]:
         """Judged answers of those rows whose heads a server may take out, set by set."""
         adapters, study, found = self.study.elsewhere.adapters, self.study, dict[int, Trace]()
@@ -182,7 +182,7 @@ class _OnServer:
         with self._ready():
             self._backend().answer(prompts, finished)
 
-    def again(self, traces: Sequence[Trace], told: _Told) -> list[Trace]:
+    def again(self, traces: Sequence[Trace], told: More) -> list[Trace]:
         """Unjudged beginnings of answers after thoughts that are kept."""
         begun = {trace.prompt.id: _begun(trace) for trace in traces}
         missing = {id_: ids for id_, ids in begun.items() if self._key(id_) not in self.said}
@@ -197,7 +197,7 @@ class _OnServer:
         written = self.said[self._key(trace.prompt.id)]["written"]
         return beginning(subject, answered_with(subject, trace, written[:room]))
 
-    def _continue(self, begun: Mapping[str, Sequence[int]], told: _Told) -> list[LeftOut]:
+    def _continue(self, begun: Mapping[str, Sequence[int]], told: More) -> list[LeftOut]:
         failed: list[LeftOut] = []
 
         def finished(name: str, written: list[int] | LeftOut) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.progress import More
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def served(
     subject: Subject,
     prompts: Sequence[Prompt],
     journal: Journal | None,
-    progress: Callable[[int], None] | None = None,
+    progress: More | None = None,
     name: str = "served",
 ) -> list[Trace]:
     """Ask a server, and read its answers as traces of the model; unjudged, in the order given.

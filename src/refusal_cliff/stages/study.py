@@ -23,7 +23,7 @@ from refusal_cliff.judges import Judge, RulesJudge, judge_traces
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.files import DESCRIPTION, WEIGHTS, read_probes
 from refusal_cliff.probe.fit import ProbeSet, ReadPoint
-from refusal_cliff.progress import Progress
+from refusal_cliff.progress import More, Progress
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served
@@ -152,7 +152,7 @@ class Study:
         self,
         prompts: Sequence[Prompt],
         journal: Journal | None,
-        progress: Callable[[int], None] | None = None,
+        progress: More | None = None,
     ) -> list[Trace]:
         """Unjudged traces of prompts, in their order: given, of a server, or written here."""
         known = self.elsewhere.known(prompts)
@@ -242,9 +242,7 @@ def answers_kept(job: Job | None) -> Iterator[Journal | None]:
         yield journal
 
 
-def counter(
-    progress: Progress | None, total: int | Callable[[], int]
-) -> Callable[[int], None] | None:
+def counter(progress: Progress | None, total: int | Callable[[], int]) -> More | None:
     """Turn (done, total) into a function that is told how many more are done.
 
     Args:
