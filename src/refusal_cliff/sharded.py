@@ -224,11 +224,15 @@ def _spread(
             told(shard)
         return actor
 
-    for shard in todo:
-        actor = free()
-        busy[actor.do.remote(shard)] = actor, shard
-    while any(shard is not None for _, shard in busy.values()):
-        free()
+    try:
+        for shard in todo:
+            actor = free()
+            busy[actor.do.remote(shard)] = actor, shard
+        while any(shard is not None for _, shard in busy.values()):
+            free()
+    finally:
+        for actor in pool:  # else they keep cores and GPUs from what a running cluster does next
+            ray.kill(actor)
 
 
 def _raise_if_failed(ray: Any, ended: Any) -> None:
