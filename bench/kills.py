@@ -32,6 +32,8 @@ from tests.served import transformers_serve
 
 IN_A_ROW = 3
 """Kills of one folder before the command is left alone."""
+ENDS = (0, 3)
+"""Exit statuses of a run that did its work; 3: a gate does not pass, or a proof fails."""
 DEADLINE = 1800
 """Seconds after which a run counts as hanging."""
 MODEL = "tiny"
@@ -43,7 +45,7 @@ def commands(inputs: Path, address: str) -> Mapping[str, Sequence[str]]:
     """The commands that are killed, without ``--out``; later ones read what `prepare` made."""
     audit = ["audit", "--model", MODEL, "--quick", "--max-new-tokens", "110"]
     audit += ["--harmful", f"{inputs}/harmful.jsonl", "--benign", f"{inputs}/benign.jsonl"]
-    probe = ["--model", MODEL, "--probe", f"{inputs}/audit/{MODEL}"]
+    probe = ["--model", MODEL, "--probe", f"{inputs}/audit/model"]
     asked = ["--prompts", f"{inputs}/asked.jsonl", "--model", MODEL, *LENGTH]
     served = ["--endpoint", address, "--endpoint-model", str(embedded_path(MODEL))]
     served += ["--temperature", "0"]
@@ -138,6 +140,8 @@ def try_command(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (seconds, status), (_, again) = (whole(command, folder / part) for part in ("a", "b"))
+    if status not in ENDS or again != status:
+        raise SystemExit(f"{name} ended with status {status} and {again}; see {folder}/a.log")
     first, second = hashes(folder / "a"), hashes(folder / "b")
     same = {path: found for path, found in first.items() if second.get(path) == found}
     done, faults = 0, []

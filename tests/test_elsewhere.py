@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tiny_chat import save_tiny
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import record_of_trace
-from refusal_cliff.data.types import LeftOut, Prompt, Trace
+from refusal_cliff.data.types import LeftOut, Prompt, Record, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.adapters import AdapterServer
@@ -77,19 +78,64 @@ def test_a_servers_answers_are_kept_and_none_is_lost(
     with Journal(tmp_path / "j") as journal:
         found = served(whole, subject, PROMPTS, journal)
     assert whole.asked == ["p1", "p3", "p4", "p5"]
-    assert [trace.token_ids for trace in found] == [written[p.id].token_ids for p in PROMPTS]
-    assert {trace.verdict for trace in found} == {"unscored"}
+    assert {name: t.token_ids for name, t in found.items()} == {
+        name: t.token_ids for name, t in written.items()
+    }
+    assert {trace.verdict for trace in found.values()} == {"unscored"}
+
+
+class Textual(Fake):
+    """A server that tells no token ids, and counted others than its text gives for some prompts."""
+
+    def __init__(self, traces: dict[str, Trace], unlike: set[str]) -> None:
+        super().__init__(traces)
+        self.unlike = unlike
+
+    def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
+        def without_ids(result: Record | LeftOut) -> None:
+            assert isinstance(result, Record)
+            counted = 99 if result.prompt.id in self.unlike else None
+            bare = {"token_ids": (), "spans": None, "closed": True, "tokens": counted}
+            finished(replace(result, thinking="So.", response="Yes.", complete=True, **bare))
+
+        super().answer(prompts, without_ids)
+
+
+def test_what_a_servers_text_does_not_give_back_is_written_here(
+    subject: Subject, written: dict[str, Trace], tmp_path: Path
+) -> None:
+    server = Textual(written, {"p1", "p4"})
+    study = Study("m", subject, 0, CONFIG, elsewhere=Elsewhere({}, {}, server))
+    done: list[int] = []
+    with Journal(tmp_path / "j") as journal:
+        found, here = study.first_answers(PROMPTS, journal, done.append)
+    assert (here, sum(done)) == (2, 6)
+    assert [trace.prompt.id for trace in found] == [prompt.id for prompt in PROMPTS]
+    assert {t.prompt.id for t in found if t.token_ids == written[t.prompt.id].token_ids} >= {
+        *server.unlike
+    }
+    with Journal(tmp_path / "j") as journal:  # killed after it: nobody is asked again
+        assert study.first_answers(PROMPTS, journal) == (found, here)
+    assert len(server.asked) == 6
+
+
+def test_a_server_of_another_model_is_no_accident(
+    subject: Subject, written: dict[str, Trace]
+) -> None:
+    server = Textual(written, {"p0", "p1", "p2", "p3"})
+    with pytest.raises(RefusalCliffError, match=r"4 of 6 answers .* p0: its text .*--model"):
+        served(server, subject, PROMPTS, None)
 
 
 def test_only_what_is_missing_is_asked(subject: Subject, written: dict[str, Trace]) -> None:
     server = Fake(written)
     some = {name: written[name] for name in ("p1", "p4")}
     study = Study("m", subject, 0, CONFIG, elsewhere=Elsewhere(some, {}, server))
-    found = study.first_answers(PROMPTS, None)
+    found, _ = study.first_answers(PROMPTS, None)
     assert server.asked == ["p0", "p2", "p3", "p5"]
     assert [trace.prompt.id for trace in found] == [prompt.id for prompt in PROMPTS]
     here = Study("m", subject, 0, CONFIG, elsewhere=Elsewhere(some))
-    assert here.first_answers(PROMPTS, None) == list(written.values())
+    assert here.first_answers(PROMPTS, None) == (list(written.values()), 4)
 
 
 def rows_of(path: Path, rows: Sequence[dict[str, Any]]) -> str:

@@ -80,9 +80,10 @@ class Answers:
     def write(self, prompts: Sequence[Prompt], heads: Sequence[Sequence[Head]]) -> list[Trace]:
         """Judged answers, thought anew."""
 
-        def asked(one: _OnServer, some: Sequence[int], told: More) -> list[Trace]:
+        def asked(one: _OnServer, some: Sequence[int], told: More) -> dict[int, Trace]:
             mine = [prompts[row] for row in some]
-            return served(one, self.study.subject, mine, one.journal, told, one.name)
+            found = served(one, self.study.subject, mine, one.journal, told, one.name)
+            return {row: found[prompts[row].id] for row in some if prompts[row].id in found}
 
         there = self._served(heads, asked)
         here = [row for row in range(len(prompts)) if row not in there]
@@ -96,8 +97,8 @@ class Answers:
     ) -> list[Trace]:
         """Judged beginnings of answers after thoughts that are kept."""
 
-        def asked(one: _OnServer, some: Sequence[int], told: More) -> list[Trace]:
-            return one.again([traces[row] for row in some], told)
+        def asked(one: _OnServer, some: Sequence[int], told: More) -> dict[int, Trace]:
+            return dict(zip(some, one.again([traces[row] for row in some], told), strict=True))
 
         thought = [out if t.spans else () for t, out in zip(traces, heads, strict=True)]
         there = self._served(thought, asked) if everywhere else {}
@@ -115,7 +116,7 @@ class Answers:
     def _served(
         self,
         heads: Sequence[Sequence[Head]],
-        asked: Callable[[_OnServer, Sequence[int], More], list[Trace]],
+        asked: Callable[[_OnServer, Sequence[int], More], dict[int, Trace]],
     ) -> dict[int, Trace]:
         """Judged answers of those rows whose heads a server may take out, set by set."""
         adapters, study, found = self.study.elsewhere.adapters, self.study, dict[int, Trace]()
@@ -131,10 +132,11 @@ class Answers:
             said = {} if journal is None else dict(journal.rows)
             for (out, some), folder in zip(sets.items(), folders, strict=True):
                 one = _OnServer(adapters, study, out, folder, self.before, journal, said)
-                traces = judge_traces(asked(one, some, told), study.judge, journal)
-                found |= dict(zip(some, traces, strict=True))
+                answered = asked(one, some, told)
+                judged = judge_traces([*answered.values()], study.judge, journal)
+                found |= dict(zip(answered, judged, strict=True))
                 so_far = self.served.get(one.name)
-                answers = len(some) + (0 if so_far is None else so_far.answers)
+                answers = len(answered) + (0 if so_far is None else so_far.answers)
                 self.served[one.name] = Served(out, answers, one.check)
         return found
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff.cliff.source import answered_trace, told_record
+from refusal_cliff.data.fields import BadRow
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.records import row_of_record
 from refusal_cliff.data.types import LeftOut, Prompt, Record, Row, Trace
@@ -16,6 +17,9 @@ from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.progress import More
+
+MOST_UNUSABLE = 0.5
+"""Share of a server's answers that may be unusable; more are no accident."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,11 @@ def served(
     journal: Journal | None,
     progress: More | None = None,
     name: str = "served",
-) -> list[Trace]:
-    """Ask a server, and read its answers as traces of the model; unjudged, in the order given.
+) -> dict[str, Trace]:
+    """Ask a server, and read its answers as unjudged traces of the model, by the id of the prompt.
+
+    An answer that cannot be measured is not among them: a server that tells no token ids may write
+    what its text does not give back. The model here is left to answer these prompts.
 
     Args:
         server: Who answers.
@@ -86,7 +93,7 @@ def served(
         name: What the answers are called in the journal.
 
     Raises:
-        RefusalCliffError: A prompt got no answer that can be used; the others are kept.
+        RefusalCliffError: A prompt got no answer, or most cannot be measured; all are kept.
     """
 
     def key(prompt: Prompt) -> str:
@@ -110,7 +117,20 @@ def served(
     if missing:
         server.answer(missing, finished)
     require_all(failed, len(prompts))
-    return [_trace(subject, prompt, said[key(prompt)]["served"]) for prompt in prompts]
+    found: dict[str, Trace] = {}
+    unusable: list[LeftOut] = []
+    for prompt in prompts:
+        try:
+            found[prompt.id] = _trace(subject, prompt, said[key(prompt)]["served"])
+        except BadRow as error:
+            unusable.append(LeftOut(prompt.id, None, str(error)))
+    if len(unusable) > MOST_UNUSABLE * len(prompts):
+        raise RefusalCliffError(
+            f"{len(unusable)} of {len(prompts)} answers of the server cannot be measured; the "
+            f"first, {unusable[0].id}: {unusable[0].why} If the server has another model or chat "
+            "template than --model, name the same for both."
+        )
+    return found
 
 
 def _trace(subject: Subject, prompt: Prompt, row: Row) -> Trace:

@@ -102,7 +102,10 @@ def _generate(study: Study, job: Job, first: int | None) -> Headline:
 
         def write(part: str, more: Sequence[Prompt]) -> list[Trace]:
             begun[part] += len(more)
-            return study.first_answers(more, journal, count)
+            traces, here = study.first_answers(more, journal, count)
+            if study.elsewhere.server is not None and here:
+                headline["written here"] = headline.get("written here", 0) + here
+            return traces
 
         def judge(written: Sequence[Trace]) -> list[Trace]:
             return judge_traces(written, study.judge, journal)

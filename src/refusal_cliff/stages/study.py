@@ -153,21 +153,26 @@ class Study:
         prompts: Sequence[Prompt],
         journal: Journal | None,
         progress: More | None = None,
-    ) -> list[Trace]:
-        """Unjudged traces of prompts, in their order: given, of a server, or written here."""
+    ) -> tuple[list[Trace], int]:
+        """Unjudged traces of prompts, in their order: given, of a server, or written here.
+
+        Returns:
+            The traces, and how many of them were written here.
+        """
         known = self.elsewhere.known(prompts)
-        missing = [prompt for prompt in prompts if prompt.id not in known]
         server = self.elsewhere.server
         if progress is not None and known:
             progress(len(known))
         if server is not None:
-            written = served(server, self.subject, missing, journal, progress)
-        else:
-            written = generate(
-                self.subject, missing, self.generation, journal=journal, progress=progress
-            )
+            missing = [prompt for prompt in prompts if prompt.id not in known]
+            known |= served(server, self.subject, missing, journal, progress)
+            progress = None  # it was told of all
+        missing = [prompt for prompt in prompts if prompt.id not in known]
+        written = generate(
+            self.subject, missing, self.generation, journal=journal, progress=progress
+        )
         known |= {trace.prompt.id: trace for trace in written}
-        return [known[prompt.id] for prompt in prompts]
+        return [known[prompt.id] for prompt in prompts], len(written)
 
     def write(
         self,
