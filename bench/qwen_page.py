@@ -29,6 +29,7 @@ from refusal_cliff.report.svg import (
     tag,
     text,
 )
+from refusal_cliff.stats import difference_interval, mcnemar
 
 Answer = dict[str, Any]
 _WIDTH, _HEIGHT = 760.0, 380.0
@@ -129,6 +130,26 @@ def behaviour(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
                 f"{mean(lengths):.0f}" if lengths else "–",
             ]
         )
+    return table
+
+
+def changes(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Each checkpoint against the base on the same prompts, paired."""
+    table = [["training", *(f"{name}: change, p (McNemar)" for name in LINES)]]
+    bases = {row["draw"]: row for row in rows if row["name"] == "base"}
+    for row in rows:
+        base = bases.get(row["draw"])
+        if base is None or base is row:
+            continue
+        cells = []
+        for label, test, _ in LINES.values():
+            before, after = ([test(a) for a in labelled(r, label)] for r in (base, row))
+            pairs = [float(a) - float(b) for b, a in zip(before, after, strict=True)]
+            low, high = difference_interval(pairs, [a["id"] for a in labelled(row, label)])
+            change = mean(pairs)
+            told = f"{change:+.2f} [{low:+.2f}, {high:+.2f}], {mcnemar(before, after):.1g}"
+            cells.append(told)
+        table.append([named(row), *cells])
     return table
 
 
@@ -258,6 +279,7 @@ def main() -> None:
     rows.sort(key=lambda row: (row["draw"], row["name"] != "base", row["name"], float(row["at"])))
     for title, table in (
         ("What it does", behaviour(rows)),
+        ("Against the base, on the same prompts", changes(rows)),
         ("What the probe reads", inside(rows)),
         ("What became of the harmful prompts", kinds(rows)),
         ("The direction of harm, against the base", turns(rows)),
