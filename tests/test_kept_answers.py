@@ -24,7 +24,7 @@ from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.run.folder import MANIFEST, Headline, RunInfo
 from refusal_cliff.run.forks import CAN_FORK
 from refusal_cliff.run.pipeline import Job, Stage, run_pipeline, stage_key
-from refusal_cliff.stages.report import SUMMARY
+from refusal_cliff.stages.report import PAGE, RECIPE, SUMMARY
 from refusal_cliff.stages.study import Study
 
 SCRIPT = Path(__file__).with_name("killed_audit.py")
@@ -213,7 +213,8 @@ def audit(folder: Path, call: int = 0, batch_size: int = 16) -> tuple[list[int],
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """All that a run leaves, the seconds that it took aside."""
+    """All that a run leaves, but for its seconds, its date and its place."""
+    told = dict(read_json(folder / RECIPE)["provenance"])
     summary = read_json(folder / SUMMARY)
     del summary["seconds"]
     found = {
@@ -221,4 +222,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file() and path.name not in (MANIFEST, SUMMARY, ".lock")
     }
+    for name in (PAGE, RECIPE):
+        for own in (told["finished"], str(folder.parent)):
+            found[name] = found[name].replace(own.encode(), b"")
     return {**found, SUMMARY: json.dumps(summary).encode()}
