@@ -224,7 +224,7 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
         text(place.x(at), place.bottom + 18, f"{at:g}", "tick", "middle")
         for at in sorted({float(row["at"]) for row in rows})
     )
-    told = f"{seeds[0]} with intervals; dashed: {', '.join(seeds[1:])}" if seeds[1:] else ""
+    told = f"line: {seeds[0]}; else {', '.join(seeds[1:])}" if seeds[1:] else ""
     svg = picture(
         "course",
         (_WIDTH, _HEIGHT),
@@ -251,7 +251,8 @@ def _series(place: Frame, rows: Sequence[dict[str, Any]], name: str, *, dashed: 
         low, high = found.interval or (0.0, 1.0)
         bars += line((place.x(at), place.y(low)), (place.x(at), place.y(high)), "")
     dots = "".join(dot(x, y, 3, "") for x, y in points)
-    drawn = tag("g", polyline(points, ""), stroke=ink, stroke_dasharray="5 4" if dashed else "none")
+    course = polyline(points, "") if len(points) > 2 else ""  # two ends are no course
+    drawn = tag("g", course, stroke=ink, stroke_dasharray="5 4" if dashed else "none")
     return drawn + tag("g", "" if dashed else bars, stroke=ink) + tag("g", dots, fill=ink)
 
 
