@@ -172,10 +172,13 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         tmp_path / name
         for name in (f".a.json.{dead.pid}.tmp", f".a.json.{os.getpid()}.tmp", ".mine.tmp")
     )
-    for file in (left, own, other):
+    below = tmp_path / "scores" / left.name
+    below.parent.mkdir()
+    for file in (left, own, other, below):
         file.touch()
     remove_stale(tmp_path)
     assert not left.exists()
+    assert not below.exists()
     assert own.exists()
     assert other.exists()
 

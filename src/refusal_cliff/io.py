@@ -88,12 +88,12 @@ def first_fault(error: ValidationError) -> str:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what `atomic_path` left in a folder when its process was killed.
+    """Remove what `atomic_path` left in a folder of ours, or below, when its process was killed.
 
     Only files that are named as it names them, by a process that is no more: another one may be
     writing its own at this moment.
     """
-    for file in folder.glob(".*.tmp"):
+    for file in folder.rglob(".*.tmp"):
         pid = file.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and not _is_alive(int(pid)):
             remove_quietly(file)

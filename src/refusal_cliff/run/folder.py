@@ -282,8 +282,7 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what a killed run left: temporary folders and unfinished manifests."""
     for folder in path.glob(f"{TEMPORARY}*"):
         remove_temporary(folder)
-    for folder in (path, *(child for child in path.iterdir() if child.is_dir())):
-        remove_stale(folder)
+    remove_stale(path)
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:
