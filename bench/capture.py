@@ -40,7 +40,7 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from bench.shapes import SHAPES, arithmetic, matrix_rate, of_shape
+from bench.shapes import add_model_options, arithmetic, chosen, matrix_rate
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import (
     Batch,
@@ -51,8 +51,7 @@ from refusal_cliff.model.capture import (
     default_token_budget,
     next_batch,
 )
-from refusal_cliff.model.subject import Subject, load_subject
-from refusal_cliff.settings import DTYPES
+from refusal_cliff.model.subject import Subject
 
 Scores = list[NDArray[np.float32]]
 Way = Callable[["Task"], Scores | None]
@@ -62,11 +61,7 @@ class Task:
     """A model, random traces of mixed length, and a random direction for each block."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self.subject: Subject = (
-            of_shape(options.shape, options.dtype, options.device)
-            if options.shape
-            else load_subject(options.model, dtype=options.dtype, device=options.device)
-        )
+        self.subject: Subject = chosen(options)
         rng = np.random.default_rng(0)
         lengths = np.exp(rng.uniform(np.log(options.shortest), np.log(options.longest), options.n))
         vocabulary = self.subject.vocabulary
@@ -286,10 +281,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="tiny", help="folder, embedded or Hugging Face name")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, no --model")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--device", default="auto")
+    add_model_options(parser, model="tiny", device="auto")
     parser.add_argument("--n", type=int, default=32, help="traces")
     parser.add_argument("--shortest", type=int, default=32, help="tokens of the shortest trace")
     parser.add_argument("--longest", type=int, default=512, help="tokens of the longest")
@@ -334,8 +326,7 @@ def main() -> None:
     )
     print(f"{task.layers} blocks probed")
     print(f"{len(task.batches())} batches of up to {task.token_budget} tokens with padding\n")
-    on_gpu = subject.device.type == "cuda"
-    rate = matrix_rate(subject) if on_gpu else None
+    rate = matrix_rate(subject) if subject.device.type == "cuda" else None
     work = sum(arithmetic(subject, len(ids), task.layers) for ids in task.token_ids)
     if rate is not None:
         print(

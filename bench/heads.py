@@ -13,7 +13,6 @@ With ``--shape`` a model of this shape with random weights: the cost does not de
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,17 +23,16 @@ import numpy as np
 import torch
 import transformers
 
-from bench.shapes import SHAPES, of_shape
+from bench.shapes import add_model_options, chosen, place
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.heads.effects import attributed_effects, causal_effects
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import ProbeScores, capture
-from refusal_cliff.model.subject import Head, Subject, load_subject
+from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.organisms import language
 from refusal_cliff.organisms.bases import SMOLLM2
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.quality import Quality
-from refusal_cliff.settings import DTYPES
 from refusal_cliff.thinking import Spans, render_prompt
 
 CLOSING = "\n</think>\n\n"
@@ -131,19 +129,12 @@ def by_whole_passes(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="The sweep against whole passes.")
-    parser.add_argument("--model", default=SMOLLM2)
+    add_model_options(parser, model=SMOLLM2, device="cpu")
     parser.add_argument("--traces", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=200, help="of each trace, at least")
     parser.add_argument("--timed", type=int, default=2, help="heads timed by whole passes")
-    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, no --model")
-    parser.add_argument("--dtype", default="float32", choices=DTYPES)
-    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    subject = (
-        of_shape(options.shape, options.dtype, options.device)
-        if options.shape
-        else load_subject(options.model, dtype=options.dtype, device=options.device)
-    )
+    subject = chosen(options)
     traces = made_traces(subject, options.traces, options.tokens)
     probe, heads = random_probe(subject), subject.heads()
     base = final_logits(subject, traces, probe)
@@ -173,16 +164,9 @@ def main() -> None:
     print(
         f"attribution     {slopes.token_blocks:,} token-blocks forward, {slopes.seconds:.1f} s; "
         f"correlation with the exact mean effects {np.corrcoef(mean)[0, 1]:.3f}\n"
-        f"machine         {place(subject)}, {platform.machine()}, {options.dtype}, "
+        f"machine         {place(subject)}, {options.dtype}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )
-
-
-def place(subject: Subject) -> str:
-    """What computed."""
-    if subject.device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} thread(s)"
 
 
 def show_traces(subject: Subject, traces: list[Trace]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import time
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 
 import refusal_cliff as rc
+from bench.shapes import place
 from lab.pretrained.reasoner import SHARES, thinking_base
 from lab.pretrained.sources import find_file
 from refusal_cliff.cliff.verdict import yardstick
@@ -218,14 +218,6 @@ def _row(trace: Trace) -> dict[str, Any]:
     }
 
 
-def machine(subject: Subject) -> str:
-    """Where it was measured."""
-    place = f"{torch.get_num_threads()} threads, {platform.machine()}"
-    if subject.device.type == "cuda":
-        place = torch.cuda.get_device_name()
-    return f"{place}, torch {torch.__version__}"
-
-
 def checkpoints(adapters: Path) -> dict[str, Path | None]:
     """The base and what was kept of a training, by percent; the two ends first."""
     found: dict[str, Path | None] = {"0": None, "100": adapters}
@@ -298,7 +290,7 @@ def main() -> None:
             **same,
             "fingerprint": subject.fingerprint[:16],
             "seconds": round(time.perf_counter() - start),
-            "machine": machine(subject),
+            "machine": f"{place(subject)}, torch {torch.__version__}",
             **found,
         }
         with options.record.open("a", encoding="utf-8") as file:

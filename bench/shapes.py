@@ -5,13 +5,16 @@ Time and memory do not depend on the weights, so that large models are measured 
 
 from __future__ import annotations
 
+import argparse
+import platform
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config
 
-from refusal_cliff.model.subject import Subject, subject_of
+from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.organisms import embedded_path
+from refusal_cliff.settings import DTYPES
 
 SHAPES: dict[str, dict[str, int]] = {
     "qwen2.5-1.5b": {
@@ -51,6 +54,28 @@ def of_shape(shape: str, dtype: str, device: str) -> Subject:
         )
     tokenizer: Any = AutoTokenizer.from_pretrained(embedded_path("tiny"))
     return subject_of(shape, model, tokenizer)
+
+
+def add_model_options(parser: argparse.ArgumentParser, model: str, device: str) -> None:
+    """Which model is measured, and where; both are the defaults."""
+    parser.add_argument("--model", default=model, help="folder, embedded or Hugging Face name")
+    parser.add_argument("--shape", choices=SHAPES, help="random weights of this shape, no --model")
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
+    parser.add_argument("--device", default=device)
+
+
+def chosen(options: argparse.Namespace) -> Subject:
+    """The model that the options of `add_model_options` name."""
+    if options.shape:
+        return of_shape(options.shape, options.dtype, options.device)
+    return load_subject(options.model, dtype=options.dtype, device=options.device)
+
+
+def place(subject: Subject) -> str:
+    """What computes: the name of the GPU, or the threads of the processor."""
+    if subject.device.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} thread(s), {platform.machine()}"
 
 
 def arithmetic(subject: Subject, tokens: int, blocks: int) -> float:
