@@ -24,7 +24,7 @@ from refusal_cliff.answers.correction import (
 )
 from refusal_cliff.answers.outcomes import evaluate
 from refusal_cliff.cli import app
-from refusal_cliff.data.types import Label, Prompt, Record, Verdict
+from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json, write_json, write_json_lines
 from refusal_cliff.stats import bootstrap_mean, wilson
@@ -34,9 +34,10 @@ sizes = st.integers(1, 10**6)
 PERFECT = Known(1.0, 10**9)
 
 
-def record(name: str, label: Label, verdict: Verdict, judge: str = "rules") -> Record:
+def record(name: str, label: Label, verdict: Verdict, judge: str = "rules") -> Trace:
     prompt = Prompt(name, name, label, name, "", ())
-    return Record(prompt, "", "text", True, verdict != "truncated", verdict=verdict, judge=judge)
+    ended = verdict != "truncated"
+    return Trace(prompt, (), None, "", "text", ended, verdict=verdict, judge=judge)
 
 
 @given(st.integers(0, 500), st.integers(1, 500), shares, sizes, shares, sizes)

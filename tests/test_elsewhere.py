@@ -13,8 +13,7 @@ from tiny_chat import save_tiny
 
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.records import record_of_trace
-from refusal_cliff.data.types import LeftOut, Prompt, Record, Trace
+from refusal_cliff.data.types import LeftOut, Prompt, Told, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.adapters import AdapterServer
@@ -60,7 +59,7 @@ class Fake:
         for prompt in prompts:
             self.asked.append(prompt.id)
             if prompt.id in self.traces:
-                finished(record_of_trace(self.traces[prompt.id]))
+                finished(self.traces[prompt.id])
             else:
                 finished(LeftOut(prompt.id, None, "the server is busy"))
 
@@ -92,11 +91,11 @@ class Textual(Fake):
         self.unlike = unlike
 
     def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
-        def without_ids(result: Record | LeftOut) -> None:
-            assert isinstance(result, Record)
+        def without_ids(result: Trace | LeftOut) -> None:
+            assert isinstance(result, Trace)
             counted = 99 if result.prompt.id in self.unlike else None
-            bare = {"token_ids": (), "spans": None, "closed": True, "tokens": counted}
-            finished(replace(result, thinking="So.", response="Yes.", complete=True, **bare))
+            text = Trace(result.prompt, (), None, "So.", "Yes.", complete=True)
+            finished(replace(text, told=Told(True, tokens=counted)))
 
         super().answer(prompts, without_ids)
 

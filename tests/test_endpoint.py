@@ -26,9 +26,8 @@ from refusal_cliff.cliff.shards import read_shards, score_source
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
-from refusal_cliff.data.records import read_records
-from refusal_cliff.data.said import NO_ANSWER
-from refusal_cliff.data.traces import closed
+from refusal_cliff.data.said import NO_ANSWER, told_of
+from refusal_cliff.data.traces import closed, read_answers
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
@@ -84,7 +83,7 @@ def test_text_and_ids_have_the_same_spans_and_scores(
     generate_answers(backend, PromptSet(list(ASKED)), answers, source="test")
     file = answers / "traces.jsonl"
     rows = rows_of(file)
-    records = read_records(file)[0]
+    records = read_answers(file)[0]
     assert [row["tokens"] for row in rows] == [len(trace.token_ids) for trace in local]
     told = [read_trace(file, number, row, subject) for number, row in enumerate(rows, start=1)]
     whole = [as_written(subject, trace, r) for trace, r in zip(told, records, strict=True)]
@@ -92,7 +91,7 @@ def test_text_and_ids_have_the_same_spans_and_scores(
         (trace.token_ids, trace.spans) for trace in local
     ]
     believed = [
-        agrees(t, r) and t.token_ids != w.token_ids
+        agrees(t, told_of(r)) and t.token_ids != w.token_ids
         for t, r, w in zip(told, records, whole, strict=True)
     ]
     assert any(believed) == (name == "tiny-fooling")  # as many tokens by chance, but others
@@ -179,15 +178,15 @@ def test_faults_on_the_way_lose_and_repeat_nothing(
     assert found.left_out == []
     assert answered == {prompt.text: 1 for prompt in ASKED}
     whole = read_prompt_set(through_endpoint / "traces.jsonl")
-    assert [prompt.id for prompt in whole.prompts] == [r.prompt.id for r in found.records]
+    assert [prompt.id for prompt in whole.prompts] == [r.prompt.id for r in found.traces]
     told = [row["response"] for row in rows_of(through_endpoint / "traces.jsonl")]
-    assert [record.response for record in found.records] == told
+    assert [record.response for record in found.traces] == told
 
 
 def test_a_truncated_answer_is_said(server: str, tmp_path: Path) -> None:
     short = EndpointConfig(server, str(TINY), max_new_tokens=5, timeout=120)
     prompt = Prompt("p", ASKED[0].text, "harmful")
     found = generate_answers(EndpointBackend(short), PromptSet([prompt]), tmp_path, source="test")
-    record = found.records[0]
-    assert (record.closed, record.complete, record.finish) == (False, False, "length")
+    record = found.traces[0]
+    assert (record.closed, record.complete, told_of(record).finish) == (False, False, "length")
     assert record.response == ""

@@ -11,6 +11,7 @@ from served import Handler, free_port, serving
 
 from refusal_cliff.answers.collect import generate_answers
 from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.said import told_of
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
@@ -72,7 +73,7 @@ def test_every_field_of_thinking_is_read_and_bad_rows_are_listed(
     monkeypatch.setattr("refusal_cliff.generate.endpoint._FIRST_PAUSE", 0.0)
     with serving(Answering) as address:
         found = generate_answers(backend(address), PROMPTS, tmp_path, source="test")
-    assert [(r.prompt.id, r.thinking, r.response) for r in found.records] == [
+    assert [(r.prompt.id, r.thinking, r.response) for r in found.traces] == [
         ("p0", "", "To Question 0: yes."),
         ("p1", "Hm.", "To Question 1: yes."),
         ("p2", "Well.", "To Question 2: yes."),
@@ -133,7 +134,9 @@ def test_token_ids_are_asked_for_until_the_server_refuses(
         found = generate_answers(one_by_one, PROMPTS, tmp_path, source="test")
     assert [row.id for row in found.left_out] == ["p0"]
     told = () if refuses else (11, 12, 13, 14, 15)
-    assert {(r.token_ids, r.tokens, r.prompt_tokens) for r in found.records} == {(told, 5, 3)}
+    assert {r.token_ids for r in found.traces} == {told}
+    counts = {(told_of(r).tokens, told_of(r).prompt_tokens) for r in found.traces}
+    assert counts == {(5, 3)}
     again = [True, False] if refuses else [True]
     assert Telling.asked == [True, False, *again, *[not refuses] * 4]
     rows = [json.loads(line) for line in (tmp_path / "answers.journal").read_text().splitlines()]
@@ -164,7 +167,7 @@ def test_an_answer_gets_what_the_context_of_the_server_leaves(
         short = backend(address, max_new_tokens=most)
         found = generate_answers(short, PROMPTS, tmp_path, source="test")
     assert not found.left_out
-    assert [record.complete for record in found.records] == [complete] * len(PROMPTS.prompts)
+    assert [record.complete for record in found.traces] == [complete] * len(PROMPTS.prompts)
 
 
 def test_a_server_that_is_down_stops_the_run(tmp_path: Path) -> None:

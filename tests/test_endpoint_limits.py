@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from refusal_cliff.answers.collect import Collected, generate_answers
 from refusal_cliff.cli import app
 from refusal_cliff.data.prompt_files import PromptSet
-from refusal_cliff.data.said import FILTERED
+from refusal_cliff.data.said import FILTERED, told_of
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import http
@@ -75,8 +75,8 @@ def test_usage_of_any_type_loses_no_answer(asked: Asking, number: str, tmp_path:
     for usage in (number, f'{{"total_tokens": {number}, "prompt_tokens": {number}}}'):
         out = tmp_path / str(len(usage))
         found = asked(f'{{"choices": [{choice}], "usage": {usage}}}'.encode(), out)
-        assert [record.response for record in found.records] == ["Yes."]
-        assert found.records[0].tokens in (None, 7)
+        assert [record.response for record in found.traces] == ["Yes."]
+        assert told_of(found.traces[0]).tokens in (None, 7)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_answer_of_another_shape_is_a_row_left_out(
     asked: Asking, body: bytes, tmp_path: Path
 ) -> None:
     found = asked(body, tmp_path)
-    assert len(found.records) + len(found.left_out) == 1
+    assert len(found.traces) + len(found.left_out) == 1
     for row in found.left_out:
         assert "stayed unreadable" in row.reason
     if b"out of memory" in body:
@@ -112,7 +112,7 @@ def test_an_answer_of_another_shape_is_a_row_left_out(
 
 def test_a_filter_that_leaves_no_message_is_no_answer(asked: Asking, tmp_path: Path) -> None:
     found = asked(b'{"choices": [{"index": 0, "finish_reason": "content_filter"}]}', tmp_path)
-    assert [record.status for record in found.records] == [FILTERED]
+    assert [told_of(record).status for record in found.traces] == [FILTERED]
 
 
 _WORDS = """
@@ -142,7 +142,7 @@ _CHOICES = st.fixed_dictionaries(
 def test_any_json_is_an_answer_or_a_row_left_out(asked: Asking, body: Any, tmp_path: Path) -> None:
     out = tmp_path / str(time.monotonic_ns())
     found = asked(json.dumps(body).encode(), out)
-    assert len(found.records) + len(found.left_out) == 1
+    assert len(found.traces) + len(found.left_out) == 1
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_key_with_a_line_end(
                 backend("http://localhost:1/v1")
             assert KEY not in str(raised.value)
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\n")
-    assert asked(json.dumps({"choices": [CHOICE]}).encode(), tmp_path).records
+    assert asked(json.dumps({"choices": [CHOICE]}).encode(), tmp_path).traces
 
 
 @pytest.mark.parametrize("escaped", [False, True])
@@ -181,7 +181,7 @@ def test_a_key_sent_back_is_in_no_file(asked: Asking, escaped: bool, tmp_path: P
     if escaped:
         body = body.replace("sk-", "\\u0073\\u006b-")
     found = asked(body.encode(), tmp_path)
-    record = found.records[0]
+    record = found.traces[0]
     assert (record.response, record.thinking) == ("Your key is [key].", "Bearer [key]?")
     assert record.token_ids == ()
     everything = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
@@ -193,7 +193,7 @@ def test_a_word_that_is_no_secret_is_not_taken_out(
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "Yes")
     found = asked(json.dumps({"choices": [CHOICE]}).encode(), tmp_path)
-    assert found.records[0].response == "Yes."
+    assert found.traces[0].response == "Yes."
 
 
 class Waiting(Handler):
@@ -227,7 +227,7 @@ def test_a_retry_after_of_anything_is_bounded_and_loses_no_row(
     begun = time.monotonic()
     with serving(Waiting) as address:
         found = generate_answers(backend(address, retries=1), ONE, tmp_path, source="test")
-    assert [record.response for record in found.records] == ["Yes."]
+    assert [record.response for record in found.traces] == ["Yes."]
     assert time.monotonic() - begun < 60
 
 
@@ -267,7 +267,7 @@ def test_a_body_without_end_is_given_up(
 def test_packed_bodies(asked: Asking, tmp_path: Path) -> None:
     body = json.dumps({"choices": [CHOICE]}).encode()
     packed = asked(gzip.compress(body), tmp_path / "a", {"Content-Encoding": "gzip"})
-    assert packed.records[0].response == "Yes."
+    assert packed.traces[0].response == "Yes."
     for name, kind in (("b", "gzip"), ("c", "br")):
         found = asked(body, tmp_path / name, {"Content-Encoding": kind})
         assert "packed" in found.left_out[0].reason

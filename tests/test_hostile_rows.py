@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_chat import tiny_model, tiny_tokenizer
 
-from refusal_cliff.answers.collect import generate_answers, judge_records
+from refusal_cliff.answers.collect import generate_answers, judge_answers
 from refusal_cliff.answers.outcomes import evaluate
 from refusal_cliff.data.prompt_files import read_prompt_set
 from refusal_cliff.data.reading import Reading
-from refusal_cliff.data.records import read_records
-from refusal_cliff.data.types import Prompt, Record
+from refusal_cliff.data.traces import read_answers
+from refusal_cliff.data.types import Prompt, Told, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.generate.backend import Finished, LocalBackend
@@ -70,7 +70,8 @@ class Echo:
     def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         for prompt in prompts:
             found = read_message(prompt.text, None)
-            finished(Record(prompt, found.thinking, found.response, found.closed, complete=True))
+            told = Told(found.closed)
+            finished(Trace(prompt, (), None, found.thinking, found.response, True, told=told))
 
 
 class EchoSpeaker:
@@ -91,14 +92,14 @@ def test_a_thousand_hostile_rows(tmp_path: Path) -> None:
     assert all(0 < len(row.reason) <= 310 for row in asked.left_out)
     assert len({row.row for row in asked.left_out} | {int(p.id[8:]) for p in asked.prompts}) == 1000
     found = generate_answers(Echo(), asked, tmp_path / "out", source="hostile")
-    assert [record.prompt for record in found.records] == asked.prompts
+    assert [record.prompt for record in found.traces] == asked.prompts
     assert len((tmp_path / "out" / "left-out.jsonl").read_text().splitlines()) == bad
-    judged = judge_records(RulesJudge(), found.records, tmp_path / "out")
-    assert len(judged) == len(found.records)
+    judged = judge_answers(RulesJudge(), found.traces, tmp_path / "out")
+    assert len(judged) == len(found.traces)
     evaluate(judged)
-    graded = judge_records(RubricJudge(EchoSpeaker()), found.records[:50], tmp_path / "rubric")
+    graded = judge_answers(RubricJudge(EchoSpeaker()), found.traces[:50], tmp_path / "rubric")
     assert {r.verdict for r in graded} <= {"unscored", "truncated"}
-    again, left_out = read_records(tmp_path / "out" / "traces.jsonl")
+    again, left_out = read_answers(tmp_path / "out" / "traces.jsonl")
     assert (again, left_out) == (judged, [])
 
 
@@ -109,7 +110,7 @@ def test_a_model_here_answers_what_fits_and_lists_the_rest(tmp_path: Path) -> No
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     backend = LocalBackend(subject, GenerationConfig(8, batch_size=4))
     found = generate_answers(backend, read_prompt_set(file), tmp_path / "out", source="hostile")
-    assert len(found.records) == len(TEXTS)
+    assert len(found.traces) == len(TEXTS)
     assert ["leaves no room for an answer" in row.reason for row in found.left_out] == [True]
 
 

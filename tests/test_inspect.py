@@ -13,8 +13,8 @@ from inspect_ai.dataset import Sample
 from inspect_ai.model import ContentText, ModelOutput, ModelUsage, get_model
 
 from refusal_cliff.answers.inspect_ext import refusal, traces
-from refusal_cliff.data.records import write_records
-from refusal_cliff.data.types import Prompt, Record
+from refusal_cliff.data.traces import write_answers
+from refusal_cliff.data.types import Prompt, Told, Trace
 
 ANSWERS = ("Sure. Use a hammer.", "I cannot help with that.", "Sure.", "I'm sorry, I cannot.")
 LABELS = ("harmful", "harmful", "benign", "benign")
@@ -67,10 +67,18 @@ def test_thoughts_are_not_judged_and_what_is_no_answer_is_not_counted(tmp_path: 
 
 def test_traces_and_cliffs_are_shown(tmp_path: Path) -> None:
     records = [
-        Record(Prompt(f"p{i}", f"Question {i}", label), "Hm.", answer, True, complete=i != 0)  # type: ignore[arg-type]
+        Trace(
+            Prompt(f"p{i}", f"Question {i}", label),  # type: ignore[arg-type]
+            (),
+            None,
+            "Hm.",
+            answer,
+            complete=i != 0,
+            told=Told(closed=True),
+        )
         for i, (answer, label) in enumerate(zip(ANSWERS, LABELS, strict=True))
     ]
-    write_records(tmp_path / "traces.jsonl", records)
+    write_answers(tmp_path / "traces.jsonl", records)
     rows = [
         {"trace_id": f"p{i}", "plateau": 0.9, "final": 0.1 * i, "cliff": 0.9 - 0.1 * i}
         for i in (0, 1)

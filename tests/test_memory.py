@@ -13,7 +13,7 @@ from killable import whole_output
 from tiny_chat import save_tiny, tiny_model, tiny_tokenizer
 
 from refusal_cliff.answers.evaluate import log_likelihoods
-from refusal_cliff.data.types import LeftOut, Prompt, Record
+from refusal_cliff.data.types import LeftOut, Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.generate.backend import LocalBackend
@@ -133,7 +133,7 @@ def test_memory_that_is_really_short(tmp_path: Path) -> None:
 
 def test_what_fits_is_learnt_once_by_a_command(subject: Subject, small: Any) -> None:
     tries = small(2, ON_CPU)
-    found: list[Record | LeftOut] = []
+    found: list[Trace | LeftOut] = []
     prompts = [Prompt(f"{row}", "q", "benign") for row in range(70)]
     LocalBackend(subject, CONFIG).answer(prompts, found.append)
     assert len(found) == 70

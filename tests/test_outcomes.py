@@ -13,7 +13,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, precision_score, recall
 from refusal_cliff.answers.calibration import calibrate_file
 from refusal_cliff.answers.outcomes import compare, evaluate, loops
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.types import Label, Prompt, Record, Verdict
+from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
 from refusal_cliff.judges import Answer, Judgement, RulesJudge
@@ -28,10 +28,10 @@ def record(
     group: str = "",
     category: str = "",
     **more: object,
-) -> Record:
+) -> Trace:
     prompt = Prompt(name, name, label, group, category, (f"from:{name[0]}",))
     fields = {"judge": "rules", **more}
-    return Record(prompt, "", "text", True, verdict != "truncated", verdict=verdict, **fields)  # type: ignore[arg-type]
+    return Trace(prompt, (), None, "", "text", verdict != "truncated", verdict=verdict, **fields)  # type: ignore[arg-type]
 
 
 def test_rates_by_source_and_category() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from by_rules import judge_all
 
 from refusal_cliff.cliff.restore import agrees, as_written, put_back
 from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.records import row_of_record
-from refusal_cliff.data.types import Record, Trace
+from refusal_cliff.data.said import told_of
+from refusal_cliff.data.traces import row_of_trace
+from refusal_cliff.data.types import Told, Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms.language import prompts
@@ -36,29 +38,27 @@ def trace(subject: Subject) -> Trace:
     return found
 
 
-def told(subject: Subject, trace: Trace) -> Record:
+def told(subject: Subject, trace: Trace) -> Trace:
     """What a server tells of it that strips thinking and answer and counts the tokens."""
     start = len(render_prompt(subject.tokenizer, trace.prompt.text))
-    return Record(
-        trace.prompt,
-        trace.thinking.strip(),
-        trace.response.strip(),
-        closed=True,
-        complete=True,
-        finish="stop",
-        tokens=len(trace.token_ids),
-        prompt_tokens=start,
-    )
+    counted = Told(True, finish="stop", tokens=len(trace.token_ids), prompt_tokens=start)
+    thinking, response = trace.thinking.strip(), trace.response.strip()
+    return Trace(trace.prompt, (), None, thinking, response, complete=True, told=counted)
 
 
-def read(subject: Subject, record: Record) -> Trace | None:
-    trace = read_trace(FILE, 1, row_of_record(record), subject)
-    return trace if agrees(trace, record) else put_back(subject, trace, record)
+def telling(told: Trace, **changes: Any) -> Trace:
+    """The same of a server that tells something else."""
+    return replace(told, told=replace(told_of(told), **changes))
+
+
+def read(subject: Subject, record: Trace) -> Trace | None:
+    trace = read_trace(FILE, 1, row_of_trace(record), subject)
+    return trace if agrees(trace, told_of(record)) else put_back(subject, trace, told_of(record))
 
 
 def whole(subject: Subject, trace: Trace, written: str) -> Trace | None:
     """The trace out of one text that has other blanks than the model wrote."""
-    return read(subject, replace(told(subject, trace), written=written))
+    return read(subject, telling(told(subject, trace), written=written))
 
 
 def test_blanks_come_back_where_the_model_wrote_them(subject: Subject, trace: Trace) -> None:
@@ -92,20 +92,19 @@ def test_long_answers_are_looked_at_in_pieces(
 def test_what_the_model_would_not_write_is_not_put_back(subject: Subject, trace: Trace) -> None:
     """Other words, another count, another prompt: no text is made up."""
     record = told(subject, trace)
-    assert record.tokens is not None
-    assert record.prompt_tokens is not None
+    n, start = told_of(record).tokens, told_of(record).prompt_tokens
+    assert n is not None and start is not None
     for other in (
         replace(record, response=record.response.replace("Sure", "No")),
         replace(record, thinking="Hm. " + record.thinking),
-        replace(record, tokens=record.tokens - 1),
-        replace(record, tokens=record.tokens + 6, prompt_tokens=record.prompt_tokens + 6),
+        telling(record, tokens=n - 1),
+        telling(record, tokens=n + 6, prompt_tokens=start + 6),
     ):
         assert read(subject, other) is None
 
 
 def test_token_ids_of_a_server_are_taken_as_they_are(subject: Subject, trace: Trace) -> None:
-    start = len(render_prompt(subject.tokenizer, trace.prompt.text))
-    record = replace(told(subject, trace), token_ids=trace.token_ids, prompt_tokens=start)
+    record = replace(told(subject, trace), token_ids=trace.token_ids)
     found = read(subject, record)
     assert found is not None
     assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
@@ -130,9 +129,9 @@ def test_a_word_gets_its_blank_back(fooling: Subject, begun: list[Trace]) -> Non
     by_chance = 0
     for trace in begun:
         record = told(fooling, trace)
-        text = read_trace(FILE, 1, row_of_record(record), fooling)
+        text = read_trace(FILE, 1, row_of_trace(record), fooling)
         assert text.token_ids != trace.token_ids
-        by_chance += agrees(text, record)
+        by_chance += agrees(text, told_of(record))
         found = as_written(fooling, text, record)
         assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)
     assert 0 < by_chance < len(begun)
@@ -150,10 +149,10 @@ def test_where_two_tokens_are_almost_level_the_count_decides(fooling: Subject) -
 def test_only_texts_that_were_counted_are_asked_for(fooling: Subject, begun: list[Trace]) -> None:
     record = told(fooling, begun[0])
     for other in (
-        replace(record, tokens=None),
+        telling(record, tokens=None),
         replace(record, token_ids=begun[0].token_ids[:-1]),
     ):
-        text = read_trace(FILE, 1, row_of_record(other), fooling)
+        text = read_trace(FILE, 1, row_of_trace(other), fooling)
         assert as_written(fooling, text, other) is text
 
 
@@ -161,9 +160,9 @@ def test_what_was_sampled_is_believed_as_it_is(subject: Subject) -> None:
     """Tokens that the model would not write greedily, but as many as the server counted."""
     sampled = generate(subject, ASKED, GenerationConfig(160, temperature=1.5, seed=1))[1]
     record = told(subject, sampled)
-    text = read_trace(FILE, 1, row_of_record(record), subject)
-    counted = replace(record, tokens=len(text.token_ids))
-    assert put_back(subject, text, counted) is None
+    text = read_trace(FILE, 1, row_of_trace(record), subject)
+    counted = telling(record, tokens=len(text.token_ids))
+    assert put_back(subject, text, told_of(counted)) is None
     assert as_written(subject, text, counted) is text
 
 
@@ -175,6 +174,6 @@ def test_other_tokens_of_the_same_text_become_those_of_the_model(
     letters = [subject.tokenizer.encode(letter)[0] for letter in trace.response]
     spelled = (*trace.token_ids[:start], *letters, end)
     assert len(spelled) > len(trace.token_ids)
-    found = put_back(subject, replace(trace, token_ids=spelled), record)
+    found = put_back(subject, replace(trace, token_ids=spelled), told_of(record))
     assert found is not None
     assert (found.token_ids, found.spans) == (trace.token_ids, trace.spans)

@@ -15,9 +15,9 @@ from refusal_cliff.cli import app
 from refusal_cliff.cliff.source import read_trace
 from refusal_cliff.data.fields import checked_label
 from refusal_cliff.data.reading import Reading, source_rows, usable
-from refusal_cliff.data.said import EMPTY, FILTERED, NO_ANSWER, REFUSAL_FIELD, TOOL_CALL
-from refusal_cliff.data.shapes import example_of_row, prompt_of_row, record_of_row
-from refusal_cliff.data.types import LeftOut, Record, SafetyExample
+from refusal_cliff.data.said import EMPTY, FILTERED, NO_ANSWER, REFUSAL_FIELD, TOOL_CALL, told_of
+from refusal_cliff.data.shapes import example_of_row, prompt_of_row, trace_of_row
+from refusal_cliff.data.types import LeftOut, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import Subject, subject_of
 from refusal_cliff.settings import LABELS
@@ -85,7 +85,7 @@ def subject() -> Subject:
 @pytest.mark.parametrize("row", SAME.values(), ids=SAME.keys())
 def test_all_shapes_say_the_same_everywhere(row: dict[str, Any], subject: Subject) -> None:
     assert prompt_of_row(FILE, 1, row, READING).text == ASKED
-    record = record_of_row(FILE, 1, row, READING)
+    record = trace_of_row(FILE, 1, row, READING)
     assert (record.prompt.text, record.thinking, record.response) == (ASKED, THOUGHT, SAID)
     example = example_of_row(FILE, 1, row, READING)
     assert (example.thinking, example.response) == (THOUGHT, SAID)
@@ -114,7 +114,7 @@ def test_no_other_judge_steps_in_for_one(subject: Subject) -> None:
 def test_what_is_no_answer_is_known(answer: dict[str, Any], finish: str, status: str) -> None:
     choice = {"message": {"role": "assistant", **answer}, "finish_reason": finish}
     row = {"prompt": ASKED, "response": {"body": {"choices": [choice]}}}
-    assert record_of_row(FILE, 1, row, READING).status == status
+    assert told_of(trace_of_row(FILE, 1, row, READING)).status == status
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,16 @@ def test_what_is_no_answer_is_known(answer: dict[str, Any], finish: str, status:
 )
 def test_what_stands_beside_an_empty_cell_is_read(beside: dict[str, Any], status: str) -> None:
     row = {"prompt": ASKED, "response": None, **beside}
-    record = record_of_row(FILE, 1, row, READING)
-    assert (record.status, record.complete) == (status, status != "" and status != FILTERED)
+    record = trace_of_row(FILE, 1, row, READING)
+    assert (told_of(record).status, record.complete) == (
+        status,
+        status != "" and status != FILTERED,
+    )
 
 
 def test_a_filter_that_leaves_no_message_is_known() -> None:
     row = {"prompt": ASKED, "response": {"choices": [{"finish_reason": "content_filter"}]}}
-    assert record_of_row(FILE, 1, row, READING).status == FILTERED
+    assert told_of(trace_of_row(FILE, 1, row, READING)).status == FILTERED
 
 
 @pytest.mark.parametrize(
@@ -151,15 +154,15 @@ def test_a_filter_that_leaves_no_message_is_known() -> None:
     ],
 )
 def test_a_cut_is_known_by_any_of_its_names(answer: dict[str, Any]) -> None:
-    assert not record_of_row(FILE, 1, {"prompt": ASKED, **answer}, READING).complete
+    assert not trace_of_row(FILE, 1, {"prompt": ASKED, **answer}, READING).complete
     ended = {"finish_reason": "stop", "stop_reason": "max_tokens"}  # a string that stopped it
-    assert record_of_row(FILE, 1, {"prompt": ASKED, "response": SAID, **ended}, READING).complete
+    assert trace_of_row(FILE, 1, {"prompt": ASKED, "response": SAID, **ended}, READING).complete
 
 
 @pytest.mark.parametrize("switch", ["on", "off"])
 def test_a_switch_of_reasoning_is_no_thought(switch: str) -> None:
     row = {"prompt": ASKED, "reasoning": switch, "output": f"<think>{THOUGHT}</think>{SAID}"}
-    record = record_of_row(FILE, 1, row, READING)
+    record = trace_of_row(FILE, 1, row, READING)
     assert (record.thinking, record.response) == (THOUGHT, SAID)
 
 
@@ -201,18 +204,18 @@ def test_labels_of_public_data_are_read() -> None:
 def test_columns_and_markers_that_a_user_names() -> None:
     reading = Reading("benign", {"text": "Goal", "response": "Said", "id": "key"})
     row = {"Goal": ASKED, "Said": "«Hm.»No.", "key": 7, "messages": [{"role": "user"}]}
-    record = record_of_row(FILE, 1, row, reading)
+    record = trace_of_row(FILE, 1, row, reading)
     assert (record.prompt.id, record.prompt.text, record.response) == ("7", ASKED, "«Hm.»No.")
     reading = Reading("benign", reading.columns, (markers_of("« »"), *KNOWN))
-    record = record_of_row(FILE, 1, row, reading)
+    record = trace_of_row(FILE, 1, row, reading)
     assert (record.thinking, record.response) == ("Hm.", "No.")
     with pytest.raises(RefusalCliffError, match=r"it has no column 'Goal'.*--column text=COLUMN"):
-        record_of_row(FILE, 1, {"prompt": "a"}, reading)
+        trace_of_row(FILE, 1, {"prompt": "a"}, reading)
 
 
 def read_case(file: Path, subject: Subject) -> dict[str, list[Any]]:
     makers = {
-        "judge": partial(record_of_row, file, reading=READING),
+        "judge": partial(trace_of_row, file, reading=READING),
         "select": partial(example_of_row, file, reading=READING.of_model(subject.format)),
         "trace": partial(read_trace, file, subject=subject, reading=READING),
     }
@@ -240,7 +243,7 @@ def test_the_thought_is_never_part_of_the_answer(name: str, subject: Subject) ->
     found = read_case(CASES / "shapes" / f"{name}.jsonl", subject)
     for row in (*found["judge"], *found["select"]):
         if not isinstance(row, LeftOut):
-            assert isinstance(row, Record | SafetyExample)
+            assert isinstance(row, Trace | SafetyExample)
             assert row.thinking.startswith("The request is to slash")
             assert row.response == "No, I will not help with that. It is damage to property."
 

@@ -41,14 +41,13 @@ from refusal_cliff.data.examples import read_examples, write_examples, write_pro
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.prompt_files import prompt_set
 from refusal_cliff.data.reading import Reading, source_rows, usable
-from refusal_cliff.data.records import row_of_record
 from refusal_cliff.data.shapes import (
     example_of_row,
     prompt_of_row,
-    record_of_row,
+    trace_of_row,
 )
-from refusal_cliff.data.traces import read_prompts, read_traces, trace_of_record, write_traces
-from refusal_cliff.data.types import LeftOut, Prompt, Record, Row, SafetyExample
+from refusal_cliff.data.traces import read_prompts, read_traces, row_of_trace, write_traces
+from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.generate.http import JsonServer, _Unpacking
@@ -96,7 +95,7 @@ def readers(folder: Path, subject: Subject) -> dict[str, Reader]:
 NAMES = (
     *(
         f"{kind} in {rows} row"
-        for kind in ("prompt", "record", "example", "trace")
+        for kind in ("prompt", "answer", "example", "trace")
         for rows in ("any", "almost right")
     ),
     *("rows as jsonl", "rows as csv", "rows as parquet", "lines of JSON"),
@@ -111,7 +110,7 @@ NAMES = (
 def _row_readers(folder: Path, subject: Subject) -> dict[str, Reader]:
     makers: dict[str, Callable[[int, Row], Any]] = {
         "prompt": partial(prompt_of_row, ROWS_FILE, reading=READING),
-        "record": partial(record_of_row, ROWS_FILE, reading=READING),
+        "answer": partial(trace_of_row, ROWS_FILE, reading=READING),
         "example": partial(example_of_row, ROWS_FILE, reading=READING.of_model(subject.format)),
         "trace": partial(read_trace, ROWS_FILE, subject=subject, reading=READING),
     }
@@ -130,11 +129,11 @@ def _check_row(folder: Path, make: Callable[[int, Row], Any], row: Row) -> None:
         assert 0 < len(found.reason) < 40, found
         assert 0 < len(found.detail) < 400, found
         write_json_lines(folder / "left-out.jsonl", [{"id": found.id, "why": found.why}])
-    elif isinstance(found, Record):
+    elif isinstance(found, Trace):
         RulesJudge().judge([answer_of(found)])
         path = folder / "traces.jsonl"
-        write_json_lines(path, [row_of_record(found)])
-        again = usable(path, source_rows(path), partial(record_of_row, path, reading=READING))
+        write_json_lines(path, [row_of_trace(found)])
+        again = usable(path, source_rows(path), partial(trace_of_row, path, reading=READING))
         assert [made for _, made in again] == [found]
 
 
@@ -193,8 +192,8 @@ def _files_of_rows(folder: Path) -> dict[str, Reader]:
     (folder / "rows.csv").write_text("\r\n".join(lines))
 
     def read(path: Path) -> None:
-        found = list(usable(path, source_rows(path), partial(record_of_row, path)))
-        assert all(isinstance(made, Record | LeftOut) for _, made in found)
+        found = list(usable(path, source_rows(path), partial(trace_of_row, path)))
+        assert all(isinstance(made, Trace | LeftOut) for _, made in found)
 
     paths = [folder / f"rows.{ending}" for ending in ("jsonl", "csv", "parquet")]
     found = {f"rows as {p.suffix[1:]}": _damaged_file(p, partial(read, p)) for p in paths}
@@ -206,7 +205,7 @@ def _check_lines(folder: Path, rows: Sequence[Any]) -> None:
     """As many rows in and out as lines, whatever stands in them."""
     path = folder / "lines.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = dict(usable(path, source_rows(path), partial(record_of_row, path)))
+    found = dict(usable(path, source_rows(path), partial(trace_of_row, path)))
     assert list(found) == [*range(1, len(rows) + 1)]
     asked = prompt_set(path, source_rows(path), READING)
     assert len(asked.prompts) + len(asked.left_out) == len(rows)
@@ -220,11 +219,8 @@ def _own_files(folder: Path) -> dict[str, Reader]:
     )
     write_prompts(prompts, asked)
     write_examples(examples, [SafetyExample(prompt, "Hm.", "No.") for prompt in asked])
-    records = (
-        Record(prompt, "Hm.", "No.", True, True, token_ids=(1, 2, 3, 4), spans=Spans(1, 2, 3, 4))
-        for prompt in asked
-    )
-    write_traces(traces, map(trace_of_record, records))
+    spans = Spans(1, 2, 3, 4)
+    write_traces(traces, [Trace(p, (1, 2, 3, 4), spans, "Hm.", "No.", True) for p in asked])
     error.write_bytes(SHIPPED.read_bytes())
     journal = folder / "journal.jsonl"
     with Journal(journal) as begun:
@@ -329,7 +325,7 @@ def _check_bodies(folder: Path, bodies: Sequence[tuple[int, str, bytes]]) -> Non
         return status, {"Retry-After": "nonsense"}, unpacked.text()
 
     prompts = [Prompt(f"p{n}", "Copy it", "benign") for n in range(len(bodies))]
-    found: list[Record | LeftOut] = []
+    found: list[Trace | LeftOut] = []
     with patch.object(JsonServer, "_once", once), _quick():
         config = EndpointConfig("http://localhost:1/v1", "m", concurrency=1, retries=0)
         try:
@@ -338,7 +334,7 @@ def _check_bodies(folder: Path, bodies: Sequence[tuple[int, str, bytes]]) -> Non
             assert KEY not in str(error)
         else:
             assert len(found) == len(prompts)
-    rows = [row_of_record(one) if isinstance(one, Record) else {"why": one.why} for one in found]
+    rows = [row_of_trace(one) if isinstance(one, Trace) else {"why": one.why} for one in found]
     write_json_lines(folder / "answers.jsonl", rows)
     assert KEY not in (folder / "answers.jsonl").read_text()
 

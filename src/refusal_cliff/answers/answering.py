@@ -14,7 +14,7 @@ from refusal_cliff.answers.collect import (
     GENERATE,
     LEFT_OUT,
     generate_answers,
-    judge_records,
+    judge_answers,
     made_from,
     unanswered,
     unjudged,
@@ -30,8 +30,8 @@ from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, e
 from refusal_cliff.answers.parts import Part, in_parts
 from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
 from refusal_cliff.data.reading import DEFAULT, Reading
-from refusal_cliff.data.records import read_records, write_left_out
-from refusal_cliff.data.types import LeftOut, Prompt, Record
+from refusal_cliff.data.traces import read_answers, write_left_out
+from refusal_cliff.data.types import LeftOut, Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
 from refusal_cliff.generate.backend import Backend, LocalBackend
@@ -206,7 +206,7 @@ def ask_and_judge(
         if not in_parts(out, partial(unanswered, prompts, out), start, engine, progress):
             return None
     found = generate_answers(backend, prompts, out, source=source, progress=progress)
-    return _judged(chosen, full_name(judge), found.records, found.left_out, out, None)
+    return _judged(chosen, full_name(judge), found.traces, found.left_out, out, None)
 
 
 def _asking(
@@ -217,14 +217,14 @@ def _asking(
     def ask(part: Part[Prompt]) -> None:
         prompts = PromptSet(list(part.items))
         found = generate_answers(backend, prompts, part.folder, source=source)
-        judging(Part(part.folder, tuple(found.records)))
+        judging(Part(part.folder, tuple(found.traces)))
 
     return ask
 
 
-def _judging(judge: JudgeSettings) -> Callable[[Part[Record]], object]:
+def _judging(judge: JudgeSettings) -> Callable[[Part[Trace]], object]:
     chosen = judge_of(judge)
-    return lambda part: judge_records(chosen, part.items, part.folder)
+    return lambda part: judge_answers(chosen, part.items, part.folder)
 
 
 def judge_source(
@@ -245,14 +245,14 @@ def judge_source(
         RefusalCliffError: The file cannot be read, or holds no answer.
     """
     require_output(out, "judge", (source,))
-    records, left_out = read_records(source, reading)
+    traces, left_out = read_answers(source, reading)
     claim_together(out, "judge", {"source": str(source)}, "verdicts")
     chosen = judge if shares(engine) else judge_of(judge)
     if shares(engine):
-        missing = partial(unjudged, full_name(judge), records, out)
+        missing = partial(unjudged, full_name(judge), traces, out)
         if not in_parts(out, missing, partial(_judging, judge), engine, progress):
             return None
-    found = _judged(chosen, full_name(judge), records, left_out, out, progress)
+    found = _judged(chosen, full_name(judge), traces, left_out, out, progress)
     write_left_out(out / LEFT_OUT, left_out)
     return found
 
@@ -276,29 +276,29 @@ def evaluate_files(
         RefusalCliffError: A file holds no judged answers, the two have no prompt in common, or the
             error is that of another judge.
     """
-    records, left_out = read_records(traces, reading)
-    earlier, left_before = ([], []) if before is None else read_records(before, reading)
-    changes = compare(earlier, records) if earlier else []
-    judge = ", ".join(sorted({record.judge or NOT_NAMED for record in records}))
+    judged, left_out = read_answers(traces, reading)
+    earlier, left_before = ([], []) if before is None else read_answers(before, reading)
+    changes = compare(earlier, judged) if earlier else []
+    judge = ", ".join(sorted({trace.judge or NOT_NAMED for trace in judged}))
     error = known_error(judge) if judge_error is None else read_error(judge_error)
-    found = _counted(judge, records, changes, left_out, error)
+    found = _counted(judge, judged, changes, left_out, error)
     return replace(found, left_out_before=left_before)
 
 
 def _judged(
     judge: Judge | JudgeSettings,
     name: str,
-    records: list[Record],
+    traces: list[Trace],
     left_out: list[LeftOut],
     out: Path,
     progress: Count | None,
 ) -> Evaluation:
-    if not records:
+    if not traces:
         raise RefusalCliffError(
             f"No prompt was answered; the reasons are in {out / LEFT_OUT}. The first: "
             f"{left_out[0].reason if left_out else 'there were no prompts'}"
         )
-    judged = judge_records(judge, records, out, progress=progress)
+    judged = judge_answers(judge, traces, out, progress=progress)
     found = _counted(name, judged, [], left_out, known_error(name))
     write_json(out / RATES, found.as_json())
     return found
@@ -306,13 +306,13 @@ def _judged(
 
 def _counted(
     judge: str,
-    records: Sequence[Record],
+    traces: Sequence[Trace],
     changes: list[Change],
     left_out: list[LeftOut],
     error: JudgeError | None,
 ) -> Evaluation:
-    outcomes = evaluate(records)
-    without = [] if error is None else corrected(records, outcomes, error)
+    outcomes = evaluate(traces)
+    without = [] if error is None else corrected(traces, outcomes, error)
     return Evaluation(judge, outcomes, changes, left_out, error=error, corrected=without)
 
 

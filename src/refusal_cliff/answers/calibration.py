@@ -13,8 +13,8 @@ from refusal_cliff.answers.agreement import Agreement, Measure, agreement
 from refusal_cliff.answers.correction import error_of
 from refusal_cliff.data.fields import bad, shown
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, used_and_left_out
-from refusal_cliff.data.shapes import record_of_row
-from refusal_cliff.data.types import LeftOut, Record, Row
+from refusal_cliff.data.shapes import trace_of_row
+from refusal_cliff.data.types import LeftOut, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import fields_of
 from refusal_cliff.judges import Judge, answer_of
@@ -94,7 +94,7 @@ def calibrate_file(
     """
     make = partial(_labelled, label_column, reading)
     labelled, left_out = used_and_left_out(path, source_rows(path, reading), make)
-    answers = [answer_of(record) for record, _ in labelled]
+    answers = [answer_of(trace) for trace, _ in labelled]
     verdicts = [said.verdict for said in judge.judge(answers)]
     labels = [label for _, label in labelled]
     truth = [_truth(label, positive, negative) for label in labels]
@@ -129,13 +129,13 @@ def _others(
     return {label: dict(counted) for label, counted in sorted(found.items())}
 
 
-def _labelled(label_column: str, reading: Reading, number: int, row: Row) -> tuple[Record, str]:
+def _labelled(label_column: str, reading: Reading, number: int, row: Row) -> tuple[Trace, str]:
     """An answer and the label that people gave it; whether the request is harmful is not asked."""
     label = row.get(label_column)
     if not isinstance(label, str):
         raise bad(f"{label_column!r} is {shown(label)}, not a text", "give it a label")
     asked = {name: value for name, value in row.items() if name != "label"}
-    return record_of_row("labelled", number, asked, reading.by_default("harmful")), label
+    return trace_of_row("labelled", number, asked, reading.by_default("harmful")), label
 
 
 def _truth(label: str, positive: Sequence[str], negative: Sequence[str]) -> bool | None:

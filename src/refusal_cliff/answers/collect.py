@@ -22,14 +22,14 @@ from refusal_cliff.answers.parts import join
 from refusal_cliff.data.journal import Journal, kept_rows
 from refusal_cliff.data.prompt_files import PromptSet
 from refusal_cliff.data.reading import every
-from refusal_cliff.data.records import row_of_record, with_verdict, write_left_out, write_records
-from refusal_cliff.data.shapes import record_of_row
-from refusal_cliff.data.types import LeftOut, Prompt, Record
+from refusal_cliff.data.shapes import trace_of_row
+from refusal_cliff.data.traces import row_of_trace, write_answers, write_left_out
+from refusal_cliff.data.types import LeftOut, Prompt, Trace
 from refusal_cliff.folders import claim, locked, require_output
 from refusal_cliff.generate.backend import Backend
 from refusal_cliff.judges import Judge, answer_of, kept_judgements
 from refusal_cliff.judges.choose import full_name, judge_of
-from refusal_cliff.judges.interface import digest
+from refusal_cliff.judges.interface import digest, judgement_of, with_judgement
 from refusal_cliff.progress import Count
 from refusal_cliff.settings import JudgeSettings
 
@@ -41,9 +41,9 @@ TRACES = "traces.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What a folder holds: records in the order of the prompts, and rows without one."""
+    """What a folder holds: traces in the order of the prompts, and rows without one."""
 
-    records: list[Record]
+    traces: list[Trace]
     left_out: list[LeftOut]
 
 
@@ -76,11 +76,11 @@ def generate_answers(
             rows = dict(journal.rows)
         asked = enumerate((p.id for p in prompts.prompts), start=1)
         finished = ((number, rows[identity]) for number, identity in asked if identity in rows)
-        records = list(every(out / ANSWERS, finished, partial(record_of_row, out / ANSWERS)))
+        traces = list(every(out / ANSWERS, finished, partial(trace_of_row, out / ANSWERS)))
         left_out = [*prompts.left_out, *failed]
         write_left_out(out / LEFT_OUT, left_out)
-        write_records(out / TRACES, records)
-    return Collected(records, left_out)
+        write_answers(out / TRACES, traces)
+    return Collected(traces, left_out)
 
 
 def _ask_missing(
@@ -88,11 +88,11 @@ def _ask_missing(
 ) -> list[LeftOut]:
     failed: list[LeftOut] = []
 
-    def finished(result: Record | LeftOut) -> None:
+    def finished(result: Trace | LeftOut) -> None:
         if isinstance(result, LeftOut):
             failed.append(result)
         else:
-            journal.add(row_of_record(result))
+            journal.add(row_of_trace(result))
         if progress is not None:
             progress(len(journal.rows) + len(failed))
 
@@ -109,24 +109,24 @@ def made_from(backend: Backend, prompts: PromptSet, source: str) -> dict[str, An
     return {**backend.description(), "source": source, **_identity(prompts.prompts)}
 
 
-def judge_records(
+def judge_answers(
     judge: Judge | JudgeSettings,
-    records: Sequence[Record],
+    traces: Sequence[Trace],
     out: Path,
     *,
     progress: Count | None = None,
-) -> list[Record]:
-    """Judge every record that this judge has not given a verdict in the folder yet.
+) -> list[Trace]:
+    """Judge every trace that this judge has not given a verdict in the folder yet.
 
     Args:
         judge: Who judges; or its settings, where parts have judged, see `in_parts`: it is loaded
-            only if it has said nothing of some record, and not asked again what it left unscored.
-        records: What to judge.
+            only if it has said nothing of some trace, and not asked again what it left unscored.
+        traces: What to judge.
         out: Folder of the verdicts; ``traces.jsonl`` in it is written with them.
         progress: Called with the number of verdicts so far.
 
     Returns:
-        The same records with their verdicts.
+        The same traces with their verdicts.
 
     Raises:
         RefusalCliffError: Nothing can be judged, for example because a server is down.
@@ -136,10 +136,10 @@ def judge_records(
     with locked(out):
         join(out)
         with Journal(_verdicts(out, name)) as journal:
-            keyed = {_key(record): record for record in records}
+            keyed = {_key(trace): trace for trace in traces}
             asked = [
-                (key, answer_of(record))
-                for key, record in keyed.items()
+                (key, answer_of(trace))
+                for key, trace in keyed.items()
                 if not (late and key in journal.rows)
             ]
             if asked:
@@ -149,12 +149,12 @@ def judge_records(
                     journal,
                     None if progress is None else lambda: progress(len(journal.rows)),
                 )
-            said = [journal.rows[_key(record)] for record in records]
+            said = [journal.rows[_key(trace)] for trace in traces]
         judged = [
-            with_verdict(record, name, one["verdict"], one["score"], one["reason"])
-            for record, one in zip(records, said, strict=True)
+            with_judgement(trace, name, judgement_of(row))
+            for trace, row in zip(traces, said, strict=True)
         ]
-        write_records(out / TRACES, judged)
+        write_answers(out / TRACES, judged)
     return judged
 
 
@@ -164,19 +164,19 @@ def unanswered(prompts: PromptSet, out: Path) -> dict[str, Prompt]:
     return {prompt.id: prompt for prompt in prompts.prompts if prompt.id not in known}
 
 
-def unjudged(judge: str, records: Sequence[Record], out: Path) -> dict[str, Record]:
+def unjudged(judge: str, traces: Sequence[Trace], out: Path) -> dict[str, Trace]:
     """Records on which a judge has said nothing in a folder yet, or nothing that can be read."""
     known = kept_rows(_verdicts(out, judge))
     said = {key for key, row in known.items() if row["verdict"] != "unscored"}
-    return {key: record for record in records if (key := _key(record)) not in said}
+    return {key: trace for trace in traces if (key := _key(trace)) not in said}
 
 
 def _verdicts(out: Path, judge: str) -> Path:
     return out / f"judge-{_slug(judge)}.journal"
 
 
-def _key(record: Record) -> str:
-    return f"{record.prompt.id} {digest(astuple(answer_of(record)))}"
+def _key(trace: Trace) -> str:
+    return f"{trace.prompt.id} {digest(astuple(answer_of(trace)))}"
 
 
 def _slug(name: str) -> str:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from refusal_cliff.answers.agreement import Agreement
 from refusal_cliff.answers.outcomes import Outcomes, Rate, rows_of
-from refusal_cliff.data.types import Label, Record
+from refusal_cliff.data.types import Label, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import knows_harm
@@ -129,21 +129,21 @@ def corrected_rate(
 
 
 def corrected(
-    records: Sequence[Record], outcomes: Sequence[Outcomes], error: JudgeError
+    traces: Sequence[Trace], outcomes: Sequence[Outcomes], error: JudgeError
 ) -> list[CorrectedOutcomes]:
     """Every rate that the judge's error says something about, corrected.
 
     A refusal judge's attack is an answer that does not refuse, so its error tells of that too.
 
     Args:
-        records: The judged answers.
+        traces: The judged answers.
         outcomes: Their rates, as `evaluate` counts them.
         error: How their judge errs.
 
     Raises:
         RefusalCliffError: The answers were judged by another judge.
     """
-    judges = {record.judge for record in records if record.judge}
+    judges = {trace.judge for trace in traces if trace.judge}
     if judges - {error.judge}:
         raise RefusalCliffError(
             f"The error is that of the judge {error.judge!r}, but these answers were judged by "
@@ -159,16 +159,16 @@ def corrected(
         CorrectedOutcomes(
             row.source,
             row.category,
-            attacks=_without_error(records, row, "harmful", row.attacks, attacked),
-            refused=_without_error(records, row, "harmful", row.refused, refusal),
-            over_refused=_without_error(records, row, "benign", row.over_refused, refusal),
+            attacks=_without_error(traces, row, "harmful", row.attacks, attacked),
+            refused=_without_error(traces, row, "harmful", row.refused, refusal),
+            over_refused=_without_error(traces, row, "benign", row.over_refused, refusal),
         )
         for row in outcomes
     ]
 
 
 def _without_error(
-    records: Sequence[Record],
+    traces: Sequence[Trace],
     row: Outcomes,
     label: Label,
     rate: Rate | None,
@@ -177,8 +177,8 @@ def _without_error(
     """A truncated answer is never misjudged: only the share of the others is corrected."""
     if rate is None or error is None:
         return None
-    asked = [r for r in rows_of(records, row.source, row.category) if r.prompt.label == label]
-    judged = sum(record.verdict not in ("truncated", "unscored") for record in asked)
+    asked = [r for r in rows_of(traces, row.source, row.category) if r.prompt.label == label]
+    judged = sum(trace.verdict not in ("truncated", "unscored") for trace in asked)
     return corrected_share(rate.count, rate.n, rate.interval, judged, error)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ from inspect_ai.scorer import (
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
 from refusal_cliff.data.reading import every
-from refusal_cliff.data.records import read_records
 from refusal_cliff.data.rows import read_rows
-from refusal_cliff.data.said import Said, known_status, said_in
+from refusal_cliff.data.said import known_status, said_in
+from refusal_cliff.data.traces import read_answers
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.judges import Answer, answer_of
+from refusal_cliff.judges import answer_of
 from refusal_cliff.judges.choose import chosen_judge
 
 _CLIFF = ("plateau", "final", "cliff")
@@ -85,15 +87,13 @@ def refusal(
 
     async def score(state: TaskState, target: Target) -> Score:
         del target
-        found = _said(state.output)
-        status = state.metadata.get("status") or found.status
-        answer = Answer(
-            state.input_text, found.response, found.closed and found.complete, known_status(status)
-        )
+        answer = answer_of(_told(state))
+        if status := known_status(state.metadata.get("status")):
+            answer = replace(answer, status=status)
         said = (await asyncio.to_thread(chosen.judge, [answer]))[0]
         return Score(
             value=said.verdict,
-            answer=found.response,
+            answer=answer.text,
             explanation=said.reason or None,
             metadata={
                 "verdict": said.verdict,
@@ -107,8 +107,9 @@ def refusal(
     return score
 
 
-def _said(output: ModelOutput) -> Said:
-    """What a log's output means: thinking apart, or inline where the provider left it so."""
+def _told(state: TaskState) -> Trace:
+    """What a sample's output means: thinking apart, or inline where the provider left it so."""
+    output = state.output
     message = output.choices[0].message if output.choices else None
     content = [] if message is None or isinstance(message.content, str) else message.content
     thoughts = [part.reasoning for part in content if isinstance(part, ContentReasoning)]
@@ -119,7 +120,8 @@ def _said(output: ModelOutput) -> Said:
         "reasoning": "\n\n".join(thoughts),
         "tool_calls": None if message is None else message.tool_calls,
     }
-    return said_in(told, output.stop_reason)
+    prompt = Prompt(str(state.sample_id), state.input_text, "harmful")
+    return said_in(prompt, told, output.stop_reason)
 
 
 @scorer(metrics={key: [mean()] for key in _CLIFF})
@@ -163,24 +165,24 @@ def traces(file: str, cliffs: str | None = None, judge: str = "rules") -> Task:
         cliffs: ``cliff.parquet`` of ``refusal-cliff cliff``; its traces alone are shown then.
         judge: Name of a judge.
     """
-    records, _ = read_records(file)
+    traces, _ = read_answers(file)
     measured = {} if cliffs is None else _cliffs(Path(cliffs))
     samples = [
         Sample(
-            input=record.prompt.text,
-            id=record.prompt.id,
+            input=trace.prompt.text,
+            id=trace.prompt.id,
             metadata={
-                "label": record.prompt.label,
-                "category": record.prompt.category,
-                "thinking": record.thinking,
-                "response": record.response,
-                "complete": record.closed and record.complete,
-                "status": answer_of(record).status,
-                **measured.get(record.prompt.id, {}),
+                "label": trace.prompt.label,
+                "category": trace.prompt.category,
+                "thinking": trace.thinking,
+                "response": trace.response,
+                "complete": trace.closed and trace.complete,
+                "status": answer_of(trace).status,
+                **measured.get(trace.prompt.id, {}),
             },
         )
-        for record in records
-        if cliffs is None or record.prompt.id in measured
+        for trace in traces
+        if cliffs is None or trace.prompt.id in measured
     ]
     if not samples:
         raise RefusalCliffError(f"{cliffs} measures no trace of {file}. Give files of one run.")

@@ -13,7 +13,8 @@ from dataclasses import replace
 
 import torch
 
-from refusal_cliff.data.types import Record, Trace
+from refusal_cliff.data.said import told_of
+from refusal_cliff.data.types import Told, Trace
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.final_norm import logits_of
 from refusal_cliff.model.subject import Subject
@@ -29,7 +30,7 @@ _AT_ONCE = 512
 """Tokens whose logits are in memory at once."""
 
 
-def agrees(trace: Trace, told: Record) -> bool:
+def agrees(trace: Trace, told: Told) -> bool:
     """Whether a text gave back as many tokens as its server counted, or the server did not count.
 
     One more is agreement too: not every server counts the end-of-sequence token.
@@ -37,7 +38,7 @@ def agrees(trace: Trace, told: Record) -> bool:
     return told.tokens is None or 0 <= len(trace.token_ids) - told.tokens <= 1
 
 
-def as_written(subject: Subject, trace: Trace, told: Record) -> Trace:
+def as_written(subject: Subject, trace: Trace, told: Trace) -> Trace:
     """The trace in the tokens that the model wrote, as far as they can be known.
 
     The model is asked only about texts whose server counted the tokens and did not tell them; of
@@ -47,15 +48,16 @@ def as_written(subject: Subject, trace: Trace, told: Record) -> Trace:
 
     Args:
         subject: The model that wrote it.
-        trace: As it was read.
-        told: What the server told.
+        trace: As it was tokenised.
+        told: As it was read.
     """
-    if told.token_ids or told.tokens is None:
+    server = told_of(told)
+    if told.token_ids or server.tokens is None:
         return trace
-    return put_back(subject, trace, told) or trace
+    return put_back(subject, trace, server) or trace
 
 
-def put_back(subject: Subject, trace: Trace, told: Record) -> Trace | None:
+def put_back(subject: Subject, trace: Trace, told: Told) -> Trace | None:
     """The trace with the blanks that its server stripped; ``None`` if they cannot be known.
 
     From the first written token on, wherever the model would greedily have written another token

@@ -32,11 +32,11 @@ from refusal_cliff.cliff.scores import (
     score_traces,
     write_scores,
 )
-from refusal_cliff.cliff.source import told_record, trace_of
+from refusal_cliff.cliff.source import in_tokens, told_trace
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import Chunk, chunks
-from refusal_cliff.data.said import UNANSWERED
-from refusal_cliff.data.types import LeftOut, Record, Row, Trace, is_judged, shortened
+from refusal_cliff.data.said import UNANSWERED, told_of
+from refusal_cliff.data.types import LeftOut, Row, Told, Trace, is_judged, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import DESCRIPTIONS
 from refusal_cliff.io import (
@@ -191,33 +191,35 @@ def _scorer(
 
 
 def _sorted_rows(subject: Subject, source: str, chunk: Chunk, reading: Reading) -> _Sorted:
-    def made(number: int, row: Row) -> tuple[Record, Trace]:
-        record = told_record(source, number, row, subject, reading)
-        return record, trace_of(record, subject)
+    def made(number: int, row: Row) -> tuple[Trace, Trace]:
+        told = told_trace(source, number, row, subject, reading)
+        return told, in_tokens(told, subject)
 
     found = _Sorted()
     for number, read in usable(source, chunk.rows, made):
         if isinstance(read, LeftOut):
             found.left_out.append(read)
             continue
-        record, told = read
-        trace = told if _why_unusable(told, subject) else as_written(subject, told, record)
-        if why := _why_left_out(trace, subject, record):
+        told, tokenised = read
+        trace = tokenised
+        if not _why_unusable(tokenised, subject):
+            trace = as_written(subject, tokenised, told)
+        if why := _why_left_out(trace, subject, told_of(told)):
             remedy = _APART if trace.spans is None and why not in UNANSWERED else ""
             found.left_out.append(LeftOut(trace.prompt.id, number, why, remedy))
             continue
         found.kept.append(trace)
-        if trace is not told:
-            blanks = blanks_put_back(subject, told, trace)
-            found.restored.append({"id": told.prompt.id, "row": number, "blanks": blanks})
+        if trace is not tokenised:
+            blanks = blanks_put_back(subject, tokenised, trace)
+            found.restored.append({"id": trace.prompt.id, "row": number, "blanks": blanks})
     return found
 
 
-def _why_left_out(trace: Trace, subject: Subject, record: Record) -> str:
+def _why_left_out(trace: Trace, subject: Subject, told: Told) -> str:
     """Why a trace cannot be scored; empty where it can."""
     if unusable := _why_unusable(trace, subject):
-        return record.status if record.status in UNANSWERED else unusable
-    if not agrees(trace, record):
+        return told.status if told.status in UNANSWERED else unusable
+    if not agrees(trace, told):
         return "its text does not give back the tokens that the server counted"
     return ""
 

@@ -1,4 +1,4 @@
-"""Traces out of rows of any shape, as the model would have written them."""
+"""Traces in the tokens of a model, out of rows of any shape."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from pathlib import Path
 from refusal_cliff.cliff.restore import agrees, as_written
 from refusal_cliff.data.fields import bad
 from refusal_cliff.data.reading import DEFAULT, Reading
-from refusal_cliff.data.said import REFUSAL_FIELD
-from refusal_cliff.data.shapes import record_of_row
-from refusal_cliff.data.traces import trace_of_record
-from refusal_cliff.data.types import Record, Row, Trace
+from refusal_cliff.data.said import REFUSAL_FIELD, told_of
+from refusal_cliff.data.shapes import trace_of_row
+from refusal_cliff.data.types import Row, Trace, without_verdict
 from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking import (
@@ -30,17 +29,17 @@ _ENDED = ("stop", "eos_token")
 def read_trace(
     source: str | Path, number: int, row: Row, subject: Subject, reading: Reading = DEFAULT
 ) -> Trace:
-    """One trace out of a row, see `told_record` and `trace_of`.
+    """One trace out of a row, see `told_trace` and `in_tokens`.
 
     Raises:
         RefusalCliffError: The row is not usable; the message says why.
     """
-    return trace_of(told_record(source, number, row, subject, reading), subject)
+    return in_tokens(told_trace(source, number, row, subject, reading), subject)
 
 
-def told_record(
+def told_trace(
     source: str | Path, number: int, row: Row, subject: Subject, reading: Reading = DEFAULT
-) -> Record:
+) -> Trace:
     """What a row says that a model wrote, its thinking between that model's markers or others.
 
     Args:
@@ -56,67 +55,60 @@ def told_record(
     fmt = subject.format
     thinks = fmt.thinks and fmt.opened_by_prompt
     reading = reading.of_model(fmt)
-    return record_of_row(source, number, row, reading, asked_again=True, thinks=thinks)
+    return trace_of_row(source, number, row, reading, asked_again=True, thinks=thinks)
 
 
-def answered_trace(record: Record, subject: Subject) -> Trace:
-    """The unjudged trace of a record, in the tokens that the model wrote.
+def answered_trace(told: Trace, subject: Subject) -> Trace:
+    """An unjudged trace in the tokens that the model wrote.
 
     Args:
-        record: What was read.
+        told: What was read.
         subject: The model that wrote it.
 
     Raises:
-        RefusalCliffError: As for `trace_of`; or it is longer than the model's context, or the text
+        RefusalCliffError: As for `in_tokens`; or it is longer than the model's context, or the text
             does not give back the tokens that its server counted.
     """
-    trace = trace_of(record, subject)
+    trace = in_tokens(told, subject)
     if subject.context is not None and len(trace.token_ids) > subject.context:
         raise bad("it is longer than the model's context", "drop it")
     if trace.spans is not None:
-        trace = as_written(subject, trace, record)
-    if trace.spans is not None and not agrees(trace, record):
+        trace = as_written(subject, trace, told)
+    if trace.spans is not None and not agrees(trace, told_of(told)):
         raise bad(
             "its text does not give back the tokens that the server counted",
             "let the server tell token ids, or let the model here answer the prompt",
         )
-    return replace(trace, verdict="unscored")
+    return without_verdict(trace)
 
 
-def trace_of(record: Record, subject: Subject) -> Trace:
-    """The trace of a record: its token ids where it has them, else its text tokenised once.
+def in_tokens(told: Trace, subject: Subject) -> Trace:
+    """A trace in tokens: those that it has, else its text tokenised once.
 
-    A record that no judge has seen is judged by the phrase rules. Of answers from an endpoint,
-    ``written`` is all that the model wrote, ``finish`` says whether the end-of-sequence token
-    followed, and ``token_ids`` with ``prompt_tokens`` are the tokens themselves, where the server
-    told them.
+    One that no judge has seen is judged by the phrase rules. Of a text, ``written`` is all that the
+    model wrote, ``finish`` says whether the end-of-sequence token followed, and ``token_ids`` with
+    ``prompt_tokens`` are the tokens themselves, where the server told them.
 
     Args:
-        record: What was read.
+        told: What was read.
         subject: The model that wrote it.
 
     Raises:
         RefusalCliffError: The tokens are not the model's, or the text cannot be one of its traces.
     """
-    _check_vocabulary(record, subject)
-    trace = trace_of_record(record) if _has_spans(record) else _tokenised(record, subject)
-    if trace.verdict != "unscored" or record.judge:  # no other judge steps in for one
+    _check_vocabulary(told, subject)
+    trace = told if told.told is None else _tokenised(told, subject)
+    if trace.verdict != "unscored" or trace.judge:  # no other judge steps in for one
         return trace
-    if record.status == REFUSAL_FIELD:
+    if told_of(told).status == REFUSAL_FIELD:
         return replace(trace, verdict="refused")
     return judge_traces([trace], RulesJudge())[0]
 
 
-def _has_spans(record: Record) -> bool:
-    """Whether the token ids are split already: into spans, or as a thought that never closed."""
-    told = bool(record.token_ids) and record.prompt_tokens is None
-    return told and (record.spans is not None or not record.closed)
-
-
-def _tokenised(record: Record, subject: Subject) -> Trace:
-    ids, spans = _ids_and_spans(record, subject)
-    trace = replace(trace_of_record(record), token_ids=tuple(ids), spans=None)
-    if spans is None or not record.closed:
+def _tokenised(told: Trace, subject: Subject) -> Trace:
+    ids, spans = _ids_and_spans(told, subject)
+    trace = replace(told, token_ids=tuple(ids), spans=None, told=None)
+    if spans is None or not told.closed:
         return trace
     return replace(
         trace,
@@ -126,20 +118,21 @@ def _tokenised(record: Record, subject: Subject) -> Trace:
     )
 
 
-def _written(record: Record, fmt: ThinkingFormat) -> tuple[str | None, str]:
+def _written(trace: Trace, fmt: ThinkingFormat) -> tuple[str | None, str]:
     """Thinking and response, or ``None`` and all that the model wrote.
 
     What it wrote in one piece stays as it is, blanks included; thinking that is marked in another
     way than the model's own, or stands apart, is put between the model's own markers.
     """
-    whole = record.written
+    told = told_of(trace)
+    whole = told.written
     closer = fmt.answer or fmt.closer
-    marked = not record.thinking or not record.closed or (closer != "" and closer in (whole or ""))
+    marked = not trace.thinking or not told.closed or (closer != "" and closer in (whole or ""))
     if whole is not None and marked:
         return None, _without_opener(whole, fmt)
-    if not record.closed:  # a thought that never ended, in a field of its own
-        return None, fmt.opening + record.thinking
-    return record.thinking, (record.thinking and record.beside) or record.response
+    if not told.closed:  # a thought that never ended, in a field of its own
+        return None, fmt.opening + trace.thinking
+    return trace.thinking, (trace.thinking and told.beside) or trace.response
 
 
 def _without_opener(whole: str, fmt: ThinkingFormat) -> str:
@@ -150,23 +143,24 @@ def _without_opener(whole: str, fmt: ThinkingFormat) -> str:
     return text.removeprefix(fmt.opener).removeprefix(fmt.tail.rpartition(fmt.opener)[2])
 
 
-def _ids_and_spans(record: Record, subject: Subject) -> tuple[list[int], Spans | None]:
+def _ids_and_spans(trace: Trace, subject: Subject) -> tuple[list[int], Spans | None]:
     """The tokens that a server told, or else those of the text with the token that ended it."""
     tokenizer, fmt = subject.tokenizer, subject.format
-    if record.token_ids and record.prompt_tokens is not None:
-        ids = list(record.token_ids)
-        return ids, split_spans(ids, record.prompt_tokens, tokenizer, fmt)
-    ids, spans = tokenise_trace(tokenizer, fmt, record.prompt.text, *_written(record, fmt))
-    if record.finish in _ENDED and not subject.ending.ends(ids):
+    told = told_of(trace)
+    if trace.token_ids and told.prompt_tokens is not None:
+        ids = list(trace.token_ids)
+        return ids, split_spans(ids, told.prompt_tokens, tokenizer, fmt)
+    ids, spans = tokenise_trace(tokenizer, fmt, trace.prompt.text, *_written(trace, fmt))
+    if told.finish in _ENDED and not subject.ending.ends(ids):
         ids = [*ids, *subject.ending.written[:1]]  # unless the server left it in the text
         spans = None if spans is None else replace(spans, total=len(ids))
     return ids, spans
 
 
-def _check_vocabulary(record: Record, subject: Subject) -> None:
+def _check_vocabulary(trace: Trace, subject: Subject) -> None:
     size = subject.vocabulary
-    if record.token_ids and max(record.token_ids) >= size:
+    if trace.token_ids and max(trace.token_ids) >= size:
         raise bad(
-            f"token {max(record.token_ids)} is not among the {size} of {subject.name}",
+            f"token {max(trace.token_ids)} is not among the {size} of {subject.name}",
             "score the traces with the model that wrote them, or drop the column token_ids",
         )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-from refusal_cliff.data.types import Prompt, Record
-from refusal_cliff.io import fields_of
+from refusal_cliff.data.types import Prompt, Told, Trace
 from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.thinking.written import Message, read_message
@@ -45,34 +43,21 @@ _HARMONY_CALL = re.compile(r"<\|channel\|>commentary\s+to=functions\.|<\|call\|>
 """How models write the call of a tool, where no server has read it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
-    """One answer, as far as its message tells; its fields are those of `Record`.
-
-    The response may be what the server says of its refusal; an answer without a reason for its end
-    is complete.
-    """
-
-    thinking: str
-    response: str
-    closed: bool
-    complete: bool
-    written: str | None
-    finish: str
-    status: str
-    beside: str = ""
-
-
 def said_in(
+    prompt: Prompt,
     message: Mapping[str, object],
     finish: object,
     *,
     thinks: bool = False,
     markers: Sequence[Markers] = KNOWN,
-) -> Said:
-    """Read a message of a chat completion.
+) -> Trace:
+    """The answer in a message of a chat completion, in text.
+
+    The response may be what the server says of its refusal; an answer without a reason for its end
+    is complete.
 
     Args:
+        prompt: What was asked.
         message: As the server sent it: ``content``, a field of thinking, ``refusal``, calls.
         finish: Its ``finish_reason``.
         thinks: As for `read_message`.
@@ -82,13 +67,14 @@ def said_in(
         TypeError: The content is neither a text nor a list of parts.
     """
     parts = read_parts(message.get("content"))
-    told = next(filter(None, (_text(message, name) for name in THINKING_FIELDS)), None)
-    found = read_message(parts.text, told or parts.thinking, thinks=thinks, markers=markers)
+    thought = next(filter(None, (_text(message, name) for name in THINKING_FIELDS)), None)
+    found = read_message(parts.text, thought or parts.thinking, thinks=thinks, markers=markers)
     why = finish if isinstance(finish, str) and finish else UNTOLD
     ended = why.lower()
     refusal = parts.refusal or _text(message, "refusal")
     if is_blank(found.response) and (refusal or ended in _REFUSALS):
-        return Said(found.thinking, refusal, True, True, None, why, REFUSAL_FIELD)
+        told = Told(closed=True, finish=why, status=REFUSAL_FIELD)
+        return Trace(prompt, (), None, found.thinking, refusal, complete=True, told=told)
     filtered = is_filtered(finish)
     complete = not filtered and _CUT.search(ended) is None
     called = any("tool" in kind or "function" in kind for kind in parts.others)
@@ -100,21 +86,8 @@ def said_in(
     else:
         apart = found.written is None  # the server took the thought for a whole one
         status = status_of(found.thinking, found.response, found.closed or apart, complete)
-    return Said(
-        found.thinking,
-        found.response,
-        found.closed,
-        complete,
-        found.written,
-        why,
-        status,
-        _beside(parts.text or "", found),
-    )
-
-
-def record_of_said(prompt: Prompt, said: Said) -> Record:
-    """The record of an answer of which only its message is known."""
-    return Record(prompt, **fields_of(said))
+    told = Told(found.closed, found.written, _beside(parts.text or "", found), why, status)
+    return Trace(prompt, (), None, found.thinking, found.response, complete, told=told)
 
 
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
@@ -133,6 +106,14 @@ def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str
     if is_blank(thinking):
         return EMPTY
     return NO_ANSWER if closed else ""
+
+
+def told_of(trace: Trace) -> Told:
+    """What is told of a trace beside its text; of one in tokens, what its tokens show."""
+    if trace.told is not None:
+        return trace.told
+    status = status_of(trace.thinking, trace.response, trace.closed, trace.complete)
+    return Told(trace.closed, status=status)
 
 
 def is_filtered(finish: object) -> bool:

@@ -1,4 +1,4 @@
-"""Rows of any known shape to validated prompts, records and examples: the one door for all data.
+"""Rows of any known shape to validated prompts, traces and examples: the one door for all data.
 
 A row holds what was asked, and, except for prompts, what a model said: in columns of its own, as
 messages, or as a server sent it. Every command reads rows here, so that they mean the same in all.
@@ -35,8 +35,8 @@ from refusal_cliff.data.messages import (
     turns_of,
 )
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
-from refusal_cliff.data.said import THINKING_FIELDS, known_status, record_of_said, said_in
-from refusal_cliff.data.types import Prompt, Record, Row, SafetyExample
+from refusal_cliff.data.said import THINKING_FIELDS, known_status, said_in, told_of
+from refusal_cliff.data.types import Prompt, Row, SafetyExample, Told, Trace
 from refusal_cliff.thinking.parts import read_parts
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
@@ -67,7 +67,7 @@ def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = 
     return _prompt(source, number, row, text, reading)
 
 
-def record_of_row(
+def trace_of_row(
     source: str | Path,
     number: int,
     row: Row,
@@ -75,10 +75,10 @@ def record_of_row(
     *,
     asked_again: bool = False,
     thinks: bool = False,
-) -> Record:
+) -> Trace:
     """What a model said, out of a row of any known shape, every field of it checked.
 
-    Thinking and answer of our own records (``closed``, or ``token_ids`` with ``spans``) are apart
+    Thinking and answer of our own rows (``closed``, or ``token_ids`` with ``spans``) are apart
     already and stay as they are; all others are read by `said_in`.
 
     Args:
@@ -99,22 +99,24 @@ def record_of_row(
     text = _text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
     prompt = _prompt(source, number, row, text, reading)
     said = _own(prompt, row) if _is_own(row) else _read(prompt, row, turns, reading, thinks)
-    told = token_ids_of(row)
+    ids = token_ids_of(row)
     prompt_tokens = count_of(row, "prompt_tokens")
-    if told and prompt_tokens is not None and prompt_tokens > len(told):
-        raise bad(f"its prompt has {prompt_tokens} of {len(told)} tokens", "drop the token ids")
+    if ids and prompt_tokens is not None and prompt_tokens > len(ids):
+        raise bad(f"its prompt has {prompt_tokens} of {len(ids)} tokens", "drop the token ids")
+    spans = spans_of(row, len(ids)) if ids or row.get("spans") is not None else None
+    told = replace(told_of(said), tokens=count_of(row, "tokens"), prompt_tokens=prompt_tokens)
+    split = ids and prompt_tokens is None and (spans is not None or not told.closed)
     return replace(
         said,
         complete=bool_of(row, "complete", said.complete),
-        token_ids=told,
-        spans=spans_of(row, len(told)) if told or row.get("spans") is not None else None,
+        token_ids=ids,
+        spans=spans,
         thinking_cut=bool_of(row, "thinking_cut", False),
-        tokens=count_of(row, "tokens"),
-        prompt_tokens=prompt_tokens,
         verdict=verdict_of(row),
         judge=text_of(row, "judge"),
         score=score_of(row),
         reason=text_of(row, "reason"),
+        told=None if split else told,
     )
 
 
@@ -127,14 +129,14 @@ def example_of_row(
         BadRow: The row is of another ``format``, has an ``empty`` prompt or answer, or thinking
             that never closes.
     """
-    record = record_of_row(source, number, row, reading, asked_again=True)
-    if not record.closed:
+    found = trace_of_row(source, number, row, reading, asked_again=True)
+    if not found.closed:
         raise BadRow("thinking never closes", "its thinking begins and does not end")
-    if not record.response.strip():
+    if not found.response.strip():
         raise BadRow("empty", "the answer is empty")
-    if not record.complete:
+    if not found.complete:
         raise BadRow("cut off", "its answer was cut off")
-    return SafetyExample(record.prompt, record.thinking, record.response)
+    return SafetyExample(found.prompt, found.thinking, found.response)
 
 
 def _renamed(row: Row, reading: Reading) -> Row:
@@ -263,12 +265,12 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _is_own(row: Row) -> bool:
-    """Whether the row is one of our own records or traces, with thinking and answer apart."""
+    """Whether the row is one of our own traces, with thinking and answer apart."""
     has_tokens = row.get("token_ids") is not None and "spans" in row
     return row.get("closed") not in (None, "") or has_tokens
 
 
-def _own(prompt: Prompt, row: Row) -> Record:
+def _own(prompt: Prompt, row: Row) -> Trace:
     response = row.get("response")
     if not isinstance(response, str):
         wrong = f"'response' is {shown(response)}, not a text"
@@ -276,22 +278,18 @@ def _own(prompt: Prompt, row: Row) -> Record:
     written = row.get("written")
     if not isinstance(written, str | None):
         raise bad(f"'written' is {shown(written)}, not a text", "drop it")
-    return Record(
-        prompt,
-        text_of(row, "thinking"),
-        checked_text(response, "response"),
+    told = Told(
         closed=bool_of(row, "closed", row.get("spans", True) is not None),
-        complete=True,
         written=None if written is None else checked_text(written, "written"),
         beside=text_of(row, "beside"),
         finish=text_of(row, "finish"),
         status=known_status(row.get("status")),
     )
+    thinking, response = text_of(row, "thinking"), checked_text(response, "response")
+    return Trace(prompt, (), None, thinking, response, complete=True, told=told)
 
 
-def _read(
-    prompt: Prompt, row: Row, turns: Sequence[Turn], reading: Reading, thinks: bool
-) -> Record:
+def _read(prompt: Prompt, row: Row, turns: Sequence[Turn], reading: Reading, thinks: bool) -> Trace:
     """The answer of a row as anybody writes it, split into thinking and answer."""
     answer = _without_system(turns)[1:]
     if not answer:
@@ -309,8 +307,9 @@ def _read(
         raise bad(f"its thinking is {shown(apart[0])}, not a text", "write it as a text") from error
     try:
         thinks = thinks and not apart
-        said = said_in(turn.message, turn.finish, thinks=thinks, markers=reading.markers)
+        said = said_in(prompt, turn.message, turn.finish, thinks=thinks, markers=reading.markers)
     except TypeError as error:
         raise bad(str(error), "write the answer as a text") from error
-    finish = "" if turn.finish == "" else checked_text(said.finish, "finish")
-    return replace(record_of_said(prompt, said), finish=finish)
+    told = told_of(said)
+    finish = "" if turn.finish == "" else checked_text(told.finish, "finish")
+    return replace(said, told=replace(told, finish=finish))

@@ -1,4 +1,8 @@
-"""Prompts and traces as files that a run depends on: read strictly, and written whole."""
+"""Prompts and traces as files.
+
+The Parquet files of a run are read strictly. What others wrote may hold anything: of
+``traces.jsonl`` and other sources, each row is used or left out.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows
-from refusal_cliff.data.shapes import prompt_of_row, record_of_row
+from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, used_and_left_out
+from refusal_cliff.data.said import told_of
+from refusal_cliff.data.shapes import prompt_of_row, trace_of_row
 from refusal_cliff.data.types import (
     Label,
+    LeftOut,
     Prompt,
-    Record,
     Trace,
     complies,
     is_judged,
     row_of_prompt,
 )
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import fields_of, write_json_lines
 from refusal_cliff.tables import read_parquet, write_parquet
 
 TRACE_SCHEMA = pa.schema(
@@ -41,8 +48,13 @@ TRACE_SCHEMA = pa.schema(
         pa.field("complete", pa.bool_(), nullable=False),
         pa.field("verdict", pa.string(), nullable=False),
         pa.field("thinking_cut", pa.bool_()),
+        pa.field("judge", pa.string()),
+        pa.field("score", pa.float64()),
+        pa.field("reason", pa.string()),
     ]
 )
+_NEWER = frozenset({"thinking_cut", "judge", "score", "reason"})
+"""Columns that files of earlier versions do not have."""
 
 
 def read_prompts(
@@ -100,8 +112,8 @@ def verdict_groups(traces: Sequence[Trace]) -> dict[str, list[Trace]]:
 
 def write_traces(path: Path, traces: Iterable[Trace]) -> None:
     """Write traces to Parquet, one row a trace, atomically."""
-    table = pa.Table.from_pylist([_row_of_trace(trace) for trace in traces], schema=TRACE_SCHEMA)
-    write_parquet(path, table)
+    rows = [_columns_of(trace) for trace in traces]
+    write_parquet(path, pa.Table.from_pylist(rows, schema=TRACE_SCHEMA))
 
 
 def read_traces(path: Path) -> list[Trace]:
@@ -111,7 +123,7 @@ def read_traces(path: Path) -> list[Trace]:
         RefusalCliffError: The file is not readable, lacks a column, or a row contradicts itself.
     """
     table = read_parquet(path)
-    needed = [field.name for field in TRACE_SCHEMA if field.name != "thinking_cut"]  # newer
+    needed = [field.name for field in TRACE_SCHEMA if field.name not in _NEWER]
     missing = [name for name in needed if name not in table.column_names]
     if missing:
         raise RefusalCliffError(
@@ -119,22 +131,47 @@ def read_traces(path: Path) -> list[Trace]:
             "Generate the traces again, or point to the right file."
         )
     rows = enumerate(table.to_pylist(), start=1)
-    return [trace_of_record(record) for record in every(path, rows, partial(record_of_row, path))]
+    return list(every(path, rows, partial(trace_of_row, path)))
 
 
-def trace_of_record(record: Record) -> Trace:
-    """The trace in a record that has token ids."""
-    return Trace(**{name: getattr(record, name) for name in Trace.__slots__})
+def _columns_of(trace: Trace) -> dict[str, Any]:
+    columns = fields_of(trace)
+    del columns["prompt"], columns["told"]
+    spans = None if trace.spans is None else asdict(trace.spans)
+    return {**row_of_prompt(trace.prompt), **columns, "spans": spans}
 
 
-def _row_of_trace(trace: Trace) -> dict[str, object]:
-    return {
-        **row_of_prompt(trace.prompt),
-        "token_ids": list(trace.token_ids),
-        "spans": None if trace.spans is None else asdict(trace.spans),
-        "thinking": trace.thinking,
-        "response": trace.response,
-        "complete": trace.complete,
-        "verdict": trace.verdict,
-        "thinking_cut": trace.thinking_cut,
-    }
+def row_of_trace(trace: Trace) -> dict[str, Any]:
+    """A trace as a row of ``traces.jsonl``; the tokens only where there are some."""
+    row = {**_columns_of(trace), **asdict(told_of(trace))}
+    if not trace.token_ids:
+        del row["token_ids"], row["spans"]
+    elif row["prompt_tokens"] is not None:
+        del row["spans"]
+    return row
+
+
+def write_answers(path: Path, traces: Iterable[Trace]) -> None:
+    """Write traces as JSON Lines, in text or in tokens, atomically."""
+    write_json_lines(path, map(row_of_trace, traces))
+
+
+def read_answers(
+    source: str | Path, reading: Reading = DEFAULT
+) -> tuple[list[Trace], list[LeftOut]]:
+    """What models answered, out of a source that may hold anything, and the rows that are none.
+
+    Raises:
+        RefusalCliffError: The source cannot be read at all, or holds no answer.
+    """
+    make = partial(trace_of_row, source, reading=reading)
+    traces, left_out = used_and_left_out(source, source_rows(source, reading), make)
+    if not traces:
+        first = f" Row {left_out[0].row}: {left_out[0].why}" if left_out else ""
+        raise RefusalCliffError(f"{source} holds no answer to judge.{first}")
+    return traces, left_out
+
+
+def write_left_out(path: Path, rows: Iterable[LeftOut]) -> None:
+    """Write rows that are not used as JSON Lines, atomically."""
+    write_json_lines(path, map(asdict, rows))

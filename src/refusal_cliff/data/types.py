@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 from refusal_cliff.thinking import Spans
@@ -60,11 +60,49 @@ def row_of_prompt(prompt: Prompt) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
-    """What a model wrote for one prompt; ``token_ids`` are those it generated, prompt first.
+class Told:
+    """What a file or a server tells of an answer whose text alone is known.
 
-    ``spans`` is ``None`` when the thinking never closed; ``complete`` says whether the model
-    ended its answer itself; ``thinking_cut`` that a thinking budget closed the thinking for it.
+    Attributes:
+        closed: Whether the thinking ended. A model that does not think has always ended it.
+        written: All that the model wrote, where it came in one text; what is scored later.
+        beside: The text beside a thought in a field of its own, where it holds more than the
+            answer: a second end of the thought, which the tokens need; else empty.
+        finish: Why the server stopped, in its own word, or ``UNTOLD``.
+        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
+        tokens: How many tokens prompt and answer had, as the server counted; a text that does not
+            give back as many has lost some.
+        prompt_tokens: How many of them the prompt had. A server that tells them may tell the
+            trace's ``token_ids``, too; they are split where its tokenizer is known.
+    """
+
+    closed: bool
+    written: str | None = None
+    beside: str = ""
+    finish: str = ""
+    status: str = ""
+    tokens: int | None = None
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What a model wrote for one prompt, wherever it ran, judged or not.
+
+    Attributes:
+        prompt: What was asked.
+        token_ids: The tokens, prompt first; empty where only text is known.
+        spans: Ends of the four parts of ``token_ids``; ``None`` where the thinking never closed, or
+            as long as the tokens are not split.
+        thinking: The thinking, without markers.
+        response: The answer; empty where the thinking never closed.
+        complete: Whether the model ended its answer itself.
+        verdict: What the judge says.
+        thinking_cut: Whether a budget closed the thinking.
+        judge: Which judge; empty where nobody says.
+        score: Degree of harm from 0 to 1, of a judge that grades.
+        reason: The judge's words, or why there is no verdict.
+        told: What else is known of a text; ``None`` once the tokens are split.
     """
 
     prompt: Prompt
@@ -75,6 +113,15 @@ class Trace:
     complete: bool
     verdict: Verdict = "unscored"
     thinking_cut: bool = False
+    judge: str = ""
+    score: float | None = None
+    reason: str = ""
+    told: Told | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the thinking ended."""
+        return self.spans is not None if self.told is None else self.told.closed
 
 
 def closed_spans(trace: Trace) -> Spans:
@@ -88,53 +135,9 @@ def closed_spans(trace: Trace) -> Spans:
     return trace.spans
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One answer, wherever the model ran.
-
-    Attributes:
-        prompt: What was asked.
-        thinking: The thinking, without markers.
-        response: The answer; empty where the thinking never closed.
-        closed: Whether the thinking ended. A model that does not think has always ended it.
-        complete: Whether the model ended its answer itself.
-        written: All that the model wrote, where it came in one text; what is scored later.
-        beside: The text beside a thought in a field of its own, where it holds more than the
-            answer: a second end of the thought, which the tokens need; else empty.
-        token_ids: The tokens, prompt first, of a model that ran here, or of an endpoint that tells
-            them.
-        spans: Ends of the four parts of ``token_ids`` of a model that ran here; those of an
-            endpoint are split where its tokenizer is known.
-        thinking_cut: Whether a budget closed the thinking.
-        finish: Why an endpoint stopped, in its own word, or ``UNTOLD``.
-        status: Why there is no answer, one of ``UNANSWERED``; or ``REFUSAL_FIELD``; else empty.
-        tokens: How many tokens prompt and answer had, as the endpoint counted; a text that does
-            not give back as many has lost some.
-        prompt_tokens: How many of them the prompt had.
-        verdict: What the judge says.
-        judge: Which judge.
-        score: Degree of harm from 0 to 1, of a judge that grades.
-        reason: The judge's words, or why there is no verdict.
-    """
-
-    prompt: Prompt
-    thinking: str
-    response: str
-    closed: bool
-    complete: bool
-    written: str | None = None
-    beside: str = ""
-    token_ids: tuple[int, ...] = ()
-    spans: Spans | None = None
-    thinking_cut: bool = False
-    finish: str = ""
-    status: str = ""
-    tokens: int | None = None
-    prompt_tokens: int | None = None
-    verdict: Verdict = "unscored"
-    judge: str = ""
-    score: float | None = None
-    reason: str = ""
+def without_verdict(trace: Trace) -> Trace:
+    """The trace as if no judge had seen it."""
+    return replace(trace, verdict="unscored", judge="", score=None, reason="")
 
 
 @dataclass(frozen=True, slots=True)

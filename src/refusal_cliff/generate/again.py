@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.types import Trace, closed_spans
+from refusal_cliff.data.types import Trace, closed_spans, without_verdict
 from refusal_cliff.generate.local import generate
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.progress import More
@@ -74,12 +74,11 @@ def answered_with(subject: Subject, trace: Trace, written: Sequence[int]) -> Tra
     spans = replace(span, total=len(ids))
     response = response_text(subject.tokenizer, subject.ending.without(ids), spans)
     return replace(
-        trace,
+        without_verdict(trace),
         token_ids=ids,
         spans=spans,
         response=response,
         complete=subject.ending.ends(written),
-        verdict="unscored",
     )
 
 
@@ -90,12 +89,12 @@ def beginning(subject: Subject, trace: Trace, most: int = ANSWER_TOKENS) -> Trac
     """
     end = 0 if trace.spans is None else trace.spans.closing + most
     if trace.spans is None or len(trace.token_ids) < end:
-        return replace(trace, verdict="unscored")
+        return without_verdict(trace)
     ids, spans = trace.token_ids[:end], replace(trace.spans, total=end)
     said = subject.ending.without(ids)
     response = response_text(subject.tokenizer, said, spans)
     return replace(
-        trace, token_ids=ids, spans=spans, response=response, complete=True, verdict="unscored"
+        without_verdict(trace), token_ids=ids, spans=spans, response=response, complete=True
     )
 
 

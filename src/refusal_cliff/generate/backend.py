@@ -6,15 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from refusal_cliff.data.records import record_of_trace
-from refusal_cliff.data.types import LeftOut, Prompt, Record, shortened
+from refusal_cliff.data.types import LeftOut, Prompt, Trace, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.local import check_prompt, generate
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.settings import GenerationConfig
 
-Finished = Callable[[Record | LeftOut], None]
+Finished = Callable[[Trace | LeftOut], None]
 
 _BATCHES_AT_ONCE = 4
 """What a kill can lose; several, so that the stragglers of one batch fill the next."""
@@ -32,7 +31,7 @@ class Backend(Protocol):
 
         Args:
             prompts: What to ask.
-            finished: Takes a record, or a prompt that cannot be answered with the reason.
+            finished: Takes a trace, or a prompt that cannot be answered with the reason.
 
         Raises:
             RefusalCliffError: No prompt can be answered, for example because a server is down.
@@ -69,13 +68,7 @@ class LocalBackend:
                 fitting.append(prompt)
         limit = BatchLimit(self.config.batch_size)
         for chunk in _chunks(fitting, self.config.batch_size * _BATCHES_AT_ONCE):
-            generate(
-                self.subject,
-                chunk,
-                self.config,
-                limit=limit,
-                finished=lambda trace: finished(record_of_trace(trace)),
-            )
+            generate(self.subject, chunk, self.config, limit=limit, finished=finished)
 
     def _unfit(self, prompt: Prompt) -> str:
         try:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
-from refusal_cliff.data.said import is_filtered, record_of_said, said_in
-from refusal_cliff.data.types import LeftOut, Prompt, Record, shortened
+from refusal_cliff.data.said import is_filtered, said_in, told_of
+from refusal_cliff.data.types import LeftOut, Prompt, Trace, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
@@ -220,22 +220,23 @@ class EndpointBackend:
             if isinstance(choice, LeftOut):
                 finished(choice)
             else:
-                finished(self._record(by_id[name], choice, tokens))
+                finished(self._trace(by_id[name], choice, tokens))
 
         jobs = ((p.id, [{"role": "user", "content": p.text}]) for p in prompts)
         await self._ask_all(jobs, keep)
 
-    def _record(self, prompt: Prompt, choice: Choice, tokens: Tokens) -> Record:
+    def _trace(self, prompt: Prompt, choice: Choice, tokens: Tokens) -> Trace:
         message = choice.get("message")
         message = {"content": choice.get("text")} if message is None else message
         said = said_in(
+            prompt,
             message,
             choice.get("finish_reason"),
             thinks=self.config.thinks,
             markers=self.config.markers,
         )
-        told = record_of_said(prompt, said)
-        return replace(told, token_ids=tokens.ids, tokens=tokens.total, prompt_tokens=tokens.prompt)
+        told = replace(told_of(said), tokens=tokens.total, prompt_tokens=tokens.prompt)
+        return replace(said, token_ids=tokens.ids, told=told)
 
     async def _ask_all(
         self,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.records import record_of_trace
 from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED, status_of
-from refusal_cliff.data.types import Record, Trace, Verdict
+from refusal_cliff.data.types import Trace, Verdict
 from refusal_cliff.settings import KNOWS_HARM
 
 
@@ -24,7 +23,7 @@ class Answer:
         prompt: The user's request.
         text: The answer.
         complete: Whether thinking and answer were both ended by the model.
-        status: What is known without reading, see `Record`.
+        status: What is known without reading, see `Told`.
     """
 
     prompt: str
@@ -102,12 +101,11 @@ def _settled(answer: Answer) -> Judgement | None:
     return None if answer.text.strip() else Judgement("unscored", reason=EMPTY)
 
 
-def answer_of(record: Record) -> Answer:
-    """What a judge sees of a record."""
-    status = record.status or status_of(
-        record.thinking, record.response, record.closed, record.complete
-    )
-    return Answer(record.prompt.text, record.response, record.closed and record.complete, status)
+def answer_of(trace: Trace) -> Answer:
+    """What a judge sees of a trace."""
+    told = "" if trace.told is None else trace.told.status
+    status = told or status_of(trace.thinking, trace.response, trace.closed, trace.complete)
+    return Answer(trace.prompt.text, trace.response, trace.closed and trace.complete, status)
 
 
 AT_ONCE = 64
@@ -137,17 +135,22 @@ class Remembering:
 def judge_traces(
     traces: Sequence[Trace], judge: Judge, journal: Journal | None = None
 ) -> list[Trace]:
-    """The same traces with their verdicts.
+    """The same traces with their verdicts, and whose they are.
 
     Args:
         traces: What was answered.
         judge: Who judges.
         journal: Keeps every verdict; what is in it is not asked again. It may hold other rows.
     """
-    answers = [answer_of(record_of_trace(trace)) for trace in traces]
+    answers = [answer_of(trace) for trace in traces]
     keys = [f"verdict {digest((judge.name, *astuple(answer)))}" for answer in answers]
     said = kept_judgements(judge, list(zip(keys, answers, strict=True)), journal)
-    return [replace(trace, verdict=one.verdict) for trace, one in zip(traces, said, strict=True)]
+    return [with_judgement(trace, judge.name, one) for trace, one in zip(traces, said, strict=True)]
+
+
+def with_judgement(trace: Trace, judge: str, said: Judgement) -> Trace:
+    """The trace as a judge leaves it."""
+    return replace(trace, judge=judge, **asdict(said))
 
 
 def kept_judgements(
@@ -169,7 +172,7 @@ def kept_judgements(
     """
     rows = {} if journal is None else journal.rows
     found = {
-        key: Judgement(rows[key]["verdict"], rows[key]["score"], rows[key]["reason"])
+        key: judgement_of(rows[key])
         for key, _ in asked
         if key in rows and rows[key]["verdict"] != "unscored"
     }
@@ -184,6 +187,11 @@ def kept_judgements(
         if told is not None:
             told()
     return [found[key] for key, _ in asked]
+
+
+def judgement_of(row: Mapping[str, Any]) -> Judgement:
+    """A judgement out of a journal."""
+    return Judgement(row["verdict"], row["score"], row["reason"])
 
 
 def digest(content: object) -> str:

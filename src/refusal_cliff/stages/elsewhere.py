@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from refusal_cliff.cliff.source import answered_trace, told_record
+from refusal_cliff.cliff.source import answered_trace, told_trace
 from refusal_cliff.data.fields import BadRow
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.records import row_of_record
-from refusal_cliff.data.types import LeftOut, Prompt, Record, Row, Trace
+from refusal_cliff.data.traces import row_of_trace
+from refusal_cliff.data.types import LeftOut, Prompt, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Backend
@@ -102,11 +102,11 @@ def served(
     failed: list[LeftOut] = []
     said = {} if journal is None else dict(journal.rows)
 
-    def finished(result: Record | LeftOut) -> None:
+    def finished(result: Trace | LeftOut) -> None:
         if isinstance(result, LeftOut):
             failed.append(result)
         else:
-            row = {"id": key(result.prompt), "served": row_of_record(result)}
+            row = {"id": key(result.prompt), "served": row_of_trace(result)}
             said[row["id"]] = row
             if journal is not None:
                 journal.add(row)
@@ -134,8 +134,8 @@ def served(
 
 
 def _trace(subject: Subject, prompt: Prompt, row: Row) -> Trace:
-    record = told_record(Path("the server's answer"), 1, row, subject)
-    return replace(answered_trace(record, subject), prompt=prompt)
+    told = told_trace(Path("the server's answer"), 1, row, subject)
+    return replace(answered_trace(told, subject), prompt=prompt)
 
 
 def require_all(failed: Sequence[LeftOut], asked: int) -> None:

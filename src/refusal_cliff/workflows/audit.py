@@ -9,7 +9,7 @@ from pathlib import Path
 from refusal_cliff.answers.answering import endpoint_of
 from refusal_cliff.answers.correction import refusal_error
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.records import write_left_out
+from refusal_cliff.data.traces import write_left_out
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.results import RunShape
 from refusal_cliff.findings.summary import read_summary

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
-from refusal_cliff.cliff.source import answered_trace, told_record
+from refusal_cliff.cliff.source import answered_trace, told_trace
 from refusal_cliff.data.fields import BadRow
 from refusal_cliff.data.prompt_files import FROM, PromptSet, read_prompt_set, source_of
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import source_digest
-from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt, Record, Row, Trace
+from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import repeated
 from refusal_cliff.generate.local import check_prompt
@@ -141,8 +141,8 @@ def read_given(sources: AuditSources, subject: Subject, prompts: Sequence[Prompt
     left_out: list[LeftOut] = []
 
     def made(source: str, number: int, row: Row) -> Trace:
-        record = _labelled(source, number, row, subject, sources.reading, known)
-        return answered_trace(record, subject)
+        told = _labelled(source, number, row, subject, sources.reading, known)
+        return answered_trace(told, subject)
 
     for source in sources.traces:
         mark = f"{FROM}{source_name(source)}"
@@ -162,12 +162,12 @@ def read_given(sources: AuditSources, subject: Subject, prompts: Sequence[Prompt
 
 def _labelled(
     source: str, number: int, row: Row, subject: Subject, reading: Reading, known: Collection[str]
-) -> Record:
-    """The record of a row; one without a label may be the answer to a prompt that has one."""
+) -> Trace:
+    """What a row holds; one without a label may be the answer to a prompt that has one."""
     try:
-        return told_record(source, number, row, subject, reading)
+        return told_trace(source, number, row, subject, reading)
     except BadRow:
-        found = told_record(source, number, row, subject, reading.by_default("harmful"))
+        found = told_trace(source, number, row, subject, reading.by_default("harmful"))
         if found.prompt.text not in known:
             raise
         return found
