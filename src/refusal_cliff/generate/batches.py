@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -255,13 +255,10 @@ def _contiguous_last_states(subject: Subject) -> Iterator[None]:
     """
 
     def contiguous(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        del module
         return (inputs[0].contiguous(), *inputs[1:])
 
-    unembedding = subject.model.get_output_embeddings()
-    with ExitStack() as stack:
-        if unembedding is not None:
-            stack.callback(unembedding.register_forward_pre_hook(contiguous).remove)
+    head = subject.model.get_output_embeddings()
+    with nullcontext() if head is None else head.register_forward_pre_hook(contiguous):
         yield
 
 

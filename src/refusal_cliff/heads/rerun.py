@@ -291,15 +291,14 @@ def _projection_inputs(subject: Subject, layers: int) -> Iterator[dict[int, torc
     inputs: dict[int, torch.Tensor] = {}
 
     def keep(layer: int, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        del module
         inputs[layer] = args[0]
 
     with ExitStack() as stack:
         for block in subject.blocks[:layers]:
             if block.n_heads:
                 projection = subject.projection(block.layer)
-                hook = projection.register_forward_pre_hook(partial(keep, block.layer))
-                stack.callback(hook.remove)
+                hook = partial(keep, block.layer)
+                stack.enter_context(projection.register_forward_pre_hook(hook))
         yield inputs
 
 
@@ -345,7 +344,6 @@ def _recorded(subject: Subject, ids: torch.Tensor, arguments: dict[str, Any]) ->
     def record(
         layer: int, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        del module
         named = dict(kwargs)
         states, *rest = args or (named.pop("hidden_states"),)
         calls[layer] = (states, rest, named)
@@ -353,8 +351,7 @@ def _recorded(subject: Subject, ids: torch.Tensor, arguments: dict[str, Any]) ->
     with ExitStack() as stack:
         for block in subject.blocks:
             hook = partial(record, block.layer)
-            handle = block.module.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(block.module.register_forward_pre_hook(hook, with_kwargs=True))
         decoder_of(subject.model)(input_ids=ids, **arguments)
     return calls
 

@@ -188,7 +188,6 @@ def _hook(
 
     def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal seen
-        del module
         given = int(inputs[0].shape[-1])
         if given != width:
             raise RefusalCliffError(
@@ -203,7 +202,7 @@ def _hook(
             seen += inputs[0].shape[1]
         return (here.apply(inputs[0]), *inputs[1:])
 
-    stack.callback(projection.register_forward_pre_hook(hook).remove)
+    stack.enter_context(projection.register_forward_pre_hook(hook))
 
 
 def mean_outputs(

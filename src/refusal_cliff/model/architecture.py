@@ -155,7 +155,6 @@ def _recorded(
     size = tokens[0] * tokens[1] * width
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module, args, kwargs
         seen.running.append(0)
 
     def after(
@@ -175,8 +174,8 @@ def _recorded(
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+            stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(after, with_kwargs=True))
         yield calls
 
 
