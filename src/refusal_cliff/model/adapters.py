@@ -12,7 +12,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +50,6 @@ _NAME = ".default"
 _ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 1e-1}
 """What rounding may cost in all blocks together, relative to the logits."""
 _LAST_TOKENS = 4
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A model with an adapter in its weights.
-
-    Attributes:
-        model: The model.
-        mark: SHA-256 of the adapter if it changes nothing, so that the model can still be told from
-            its base; empty otherwise, since the weights differ.
-    """
-
-    model: PreTrainedModel
-    mark: bytes
 
 
 def chain(location: str, locate: Callable[[str], str]) -> list[str]:
@@ -119,12 +104,16 @@ def base_name(source: Path | None, name: str, folder: Path) -> str:
     return Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()
 
 
-def merged(model: PreTrainedModel, folder: Path) -> Merged:
+def merged(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, bytes]:
     """Put a PEFT adapter into the weights of a model; an adapter trained on it will name this one.
 
     Args:
         model: What the adapter stands on. Changed in place.
         folder: The adapter.
+
+    Returns:
+        The model, and its mark: SHA-256 of the adapter if it changes nothing, so that the model can
+        still be told from its base; empty otherwise, since the weights differ.
 
     Raises:
         RefusalCliffError: The adapter cannot be merged, is damaged, does not fit, or does something
@@ -147,7 +136,7 @@ def merged(model: PreTrainedModel, folder: Path) -> Merged:
     _check_equal(folder, model, _logits(found), expected)
     found.name_or_path = str(folder)
     changed = not torch.equal(plain, expected)
-    return Merged(found, b"" if changed else _digest(tensors))
+    return found, b"" if changed else _digest(tensors)
 
 
 def reason(error: BaseException) -> str:

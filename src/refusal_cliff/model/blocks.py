@@ -65,9 +65,8 @@ class Block:
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """The decoder without its language-model head."""
-    inner: Any = model
-    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
-    found = inner.base_model if decoder is None else decoder
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    found: Any = model.base_model if decoder is None else decoder
     if found is model:  # some classes name themselves; then it is the first model inside
         parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
         found = next(parts, model)

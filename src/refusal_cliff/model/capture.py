@@ -223,15 +223,10 @@ def capture(
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Run the traces through the model and feed the readers.
+    """Run whole traces, as the model wrote them, and feed the readers, which keep the results.
 
-    Args:
-        subject: The model.
-        token_ids: Whole traces, as the model wrote them.
-        readers: Each keeps its own results.
-        token_budget: Tokens of one batch, padding included; halved where memory runs out. Left
-            out, what suits the device.
-        progress: Called with (traces done, traces).
+    A batch has at most ``token_budget`` tokens, padding included, halved where memory runs out;
+    left out, what suits the device.
 
     Raises:
         RefusalCliffError: A state is not a finite number, or one trace alone does not fit in

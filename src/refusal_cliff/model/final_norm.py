@@ -21,9 +21,7 @@ from refusal_cliff.model.subject import Subject
 class AfterFinalNorm(Reader):
     """Hands a reader of the last block ``norm(h)`` instead of ``h``.
 
-    Attributes:
-        residual_layers: Those of the reader: the last block alone.
-        head_layers: None; heads add to the residual stream, not to its norm.
+    It reads no heads, which add to the residual stream and not to its norm.
     """
 
     def __init__(self, reader: Reader, subject: Subject) -> None:

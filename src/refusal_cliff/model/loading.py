@@ -61,13 +61,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Load a model with its tokenizer.
 
-    Args:
-        name: As for `load_subject`.
-        dtype: Precision of the weights; ``auto`` takes that of the checkpoint.
-        device: Where the model is put when it is whole.
-        device_map: Let accelerate place the layers instead, see transformers.
-        trust_remote_code: As for `load_subject`.
-        chat: Written into the chat template.
+    The arguments are those of `load_subject`; a ``dtype`` of ``auto`` takes the checkpoint's.
 
     Raises:
         RefusalCliffError: The model cannot be loaded, or some of its weights are missing, damaged
@@ -93,8 +87,8 @@ def read_checkpoint(
         raise RefusalCliffError(_not_loaded(name, adapters, root, error)) from error
     mark = b""
     for adapter in reversed(adapters):
-        put = merged(model, Path(adapter))
-        model, mark = put.model, put.mark and mark + put.mark
+        model, own = merged(model, Path(adapter))
+        mark = own and mark + own
     if device_map is None:
         _move(name, model, device)
     folder = Path(location) if on_disk(location) else None

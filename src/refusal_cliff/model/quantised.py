@@ -14,35 +14,25 @@ from refusal_cliff.data.types import shortened
 from refusal_cliff.errors import RefusalCliffError
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
-_CACHE_SCALE = re.compile(
+CACHE_SCALE = re.compile(
     r"(?:attn|attention)\.(?:(?:[kvq]_proj\.|qkv_proj\.)?[kvq]_(?:scale|zero_point)|kv_scale"
     r"|[kv]_proj\.output_scale)$"
 )
+"""Scales of a quantised cache of keys and values, which is not used here."""
 _OWN_PARTS = re.compile(
     r"\.(?:weight_(?:scale|scale_inv|scale_2|packed|shape|zero_point|g_idx)|input_scale|q?scales"
     r"|qweight|qzeros|g_idx|SCB|absmax|quant_map|nested_absmax|quant_state\S*|blocks)$"
 )
+"""Names that only tensors of quantised weights have."""
 REMEDY = (
     "Give the checkpoint that was quantised, before it was, or save this one again dequantised."
 )
 
 
-def is_cache_scale(key: str) -> bool:
-    """Whether a tensor scales a quantised cache of keys and values, which is not used here."""
-    return _CACHE_SCALE.search(key) is not None
-
-
-def is_quantised_part(key: str) -> bool:
-    """Whether a tensor has a name that only quantised weights have."""
-    return _OWN_PARTS.search(key) is not None
-
-
 def require_floats(file: Path, kinds: Mapping[str, str]) -> None:
     """Refuse weights whose numbers mean nothing without the scales of a quantisation.
 
-    Args:
-        file: Where they are.
-        kinds: What safetensors calls the type of each tensor, by its name.
+    ``kinds`` is what safetensors calls the type of each tensor, by its name.
 
     Raises:
         RefusalCliffError: Some are whole numbers, or have 8 bits.
@@ -86,7 +76,7 @@ def settled(
 
 def remedy_of(unexpected: Collection[str]) -> str:
     """What mends a checkpoint that holds tensors for which the model has no place."""
-    if any(map(is_quantised_part, unexpected)):
+    if any(map(_OWN_PARTS.search, unexpected)):
         return f"It is quantised in a way that its config.json does not say. {REMEDY}"
     return (
         "Download the checkpoint again, save it again with save_pretrained, or give it the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.quantised import is_cache_scale, remedy_of, require_floats
+from refusal_cliff.model.quantised import CACHE_SCALE, remedy_of, require_floats
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -142,7 +142,7 @@ def check_loaded(
     """
     spare = _Spare(model, config)
     left = report["unexpected_keys"]
-    unexpected = [key for key in left if not (spare.announced(key) or is_cache_scale(key))]
+    unexpected = [key for key in left if not (spare.announced(key) or CACHE_SCALE.search(key))]
     shapes = [
         f"{key}: {tuple(found)} where the model has {tuple(wanted)}"
         for key, found, wanted in report["mismatched_keys"]
@@ -189,13 +189,11 @@ class _Spare:
     def _inside(self, key: str) -> bool:
         if self._head and key.startswith(f"{self._head}."):
             return True
-        return key.startswith(self._prefix) and self._rest(key).partition(".")[0] in self._children
-
-    def _rest(self, key: str) -> str:
-        return key.removeprefix(self._prefix)
+        child = key.removeprefix(self._prefix).partition(".")[0]
+        return key.startswith(self._prefix) and child in self._children
 
     def _predicts(self, key: str) -> bool:
-        number = re.match(r"\w+\.(\d+)\.", self._rest(key))
+        number = re.match(r"\w+\.(\d+)\.", key.removeprefix(self._prefix))
         last = self._layers + self._predicting
         return number is not None and self._layers <= int(number[1]) < last
 
@@ -260,7 +258,12 @@ def _refuse_damaged(name: str, damaged: Collection[str]) -> None:
 def _shards(folder: Path) -> dict[Path, dict[str, str]]:
     """Every shard that an index names, and its tensors."""
     index = folder / INDEX
-    places = _weight_map(index)
+    places = _object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise RefusalCliffError(
+            f"{index} has no weight_map from tensors to files. Download it again, or save the "
+            "model again."
+        )
     shards = set(places.values())
     held = {s: tensor_kinds(folder / s) for s in shards if (folder / s).is_file()}
     if absent := shards - held.keys():
@@ -274,16 +277,6 @@ def _shards(folder: Path) -> dict[Path, dict[str, str]]:
             "are of different models: download both again, or save the model again."
         )
     return {folder / shard: kinds for shard, kinds in held.items()}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    places = _object(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise RefusalCliffError(
-            f"{index} has no weight_map from tensors to files. Download it again, or save the "
-            "model again."
-        )
-    return places
 
 
 def _refuse_pointer(file: Path) -> None:
@@ -302,5 +295,5 @@ def _refuse_pointer(file: Path) -> None:
 
 def _predicting(fields: Mapping[str, Any]) -> int:
     """Number of layers that predict further tokens."""
-    counts: Sequence[Any] = [value for key, value in fields.items() if re.search("mtp|nextn", key)]
+    counts = (value for key, value in fields.items() if re.search("mtp|nextn", key))
     return max((value for value in counts if isinstance(value, int)), default=0)
