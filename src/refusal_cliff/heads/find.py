@@ -106,19 +106,9 @@ def find_heads(
 ) -> FoundHeads:
     """The refusal suppression heads of a model, at most 3 % of all (paper §5).
 
-    A set chosen by joint effect on the first traces is taken where it raises the final score beyond
-    doubt on the others; else the proven heads of the ``direct`` ranking.
-
-    Args:
-        subject: The model that wrote the traces.
-        traces: Judged traces, those that the probe was fitted on; never those that rates are
-            measured on afterwards.
-        probe: The probe whose score counts.
-        most: Traces of a kind that heads are measured on.
-        joint_traces: Of these, those that a set is chosen by; the traces after them prove it.
-        candidates: Heads from the top of every ranking that a set is chosen from.
-        seed: Seed of the bootstraps.
-        progress: Called with (traces done, traces).
+    A set chosen by joint effect on the first ``joint_traces`` is taken where it raises the final
+    score beyond doubt on the others; else the proven heads of the ``direct`` ranking. The judged
+    traces are those that the probe was fitted on, never those that rates are measured on later.
     """
     rows = measure_on_traces(subject, traces, probe, most=most, seed=seed, progress=progress)
     fit, size = explained(closed(traces)), budget(len(rows))
@@ -140,15 +130,9 @@ def measure_on_traces(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[HeadRow]:
-    """Measure every head on the first traces of each kind, half as many benign ones.
+    """Measure every head on the first ``most`` judged traces of each kind, half of that benign.
 
-    Args:
-        subject: The model that wrote the traces.
-        traces: Judged traces; those that cannot be scored are passed over.
-        probe: The probe whose score counts.
-        most: Traces of each kind.
-        seed: Seed of the bootstraps.
-        progress: Called with (traces done, traces).
+    Those that cannot be scored are passed over.
     """
     scored = closed(traces)
     groups = verdict_groups(scored)
@@ -171,13 +155,7 @@ def explained(traces: Sequence[Trace]) -> list[Trace]:
 
 
 def taken_out(rows: Sequence[HeadRow], together: HeadSet | None, *, proven: bool = True) -> HeadSet:
-    """The heads to take out: a set that is proven, else those of the default ranking.
-
-    Args:
-        rows: All heads.
-        together: A set that is proven to act together, if there is one.
-        proven: As for `select_heads`.
-    """
+    """The heads to take out: a set proven ``together``, else those of `select_heads`."""
     return together or tuple(select_heads(rows, proven=proven))
 
 
@@ -199,7 +177,7 @@ def search_sets(
     """Sets chosen by joint effect on fitting traces, compared with tops of the ranking on others.
 
     Args:
-        subject: The model.
+        subject: The model that wrote the traces.
         rows: All heads, as measured.
         fit: Judged traces that the probe was fitted on.
         held_out: Judged traces of other prompts.

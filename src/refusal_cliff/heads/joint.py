@@ -17,13 +17,13 @@ import torch
 from scipy.special import log_softmax
 
 from refusal_cliff.data.types import Trace, closed_spans
-from refusal_cliff.heads.effects import Floats, check_same
+from refusal_cliff.heads.effects import check_same
 from refusal_cliff.heads.rerun import Readout, Rerun, answer_readout, score_readout
 from refusal_cliff.heads.table import METHODS, HeadRow, ranked
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.progress import Progress
-from refusal_cliff.stats import bootstrap_mean
+from refusal_cliff.stats import Floats, bootstrap_mean
 
 ROWS_AT_ONCE = 512
 """Rows of one batch: traces times sets."""
@@ -36,13 +36,7 @@ HeadSet = tuple[Head, ...]
 
 
 class JointEffects:
-    """The exact effect of any set of heads on some traces.
-
-    Args:
-        subject: The model.
-        traces: Closed traces; their keys and values are kept.
-        probe: The probe whose score counts.
-    """
+    """The exact effect of any set of heads on closed traces, whose keys and values are kept."""
 
     def __init__(self, subject: Subject, traces: Sequence[Trace], probe: Probe) -> None:
         self._start(subject, traces, score_readout(subject, probe))
@@ -93,12 +87,7 @@ def select_jointly(
 ) -> list[HeadSet]:
     """The best set of each size up to ``size`` by its mean joint effect; greedy for a beam of 1.
 
-    Args:
-        effects: What a set does, on the traces to select by.
-        candidates: Heads to choose from.
-        size: Largest set.
-        beam: Sets of each size that are tried to be extended.
-        progress: Called with (size done, sizes).
+    ``beam`` sets of each size are tried to be extended.
 
     Returns:
         Best set of 1, 2, … heads, each in the order in which its heads were added.
@@ -147,8 +136,7 @@ def enough_together(
 
 def strongest_of_any(rows: Sequence[HeadRow], each: int) -> list[Head]:
     """Candidates for joint selection: the strongest few heads of every ranking, in table order."""
-    chosen = {head for method in METHODS for head in ranked(rows, method)[:each]}
-    return sorted(chosen)
+    return sorted({head for method in METHODS for head in ranked(rows, method)[:each]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,12 +172,7 @@ def compare(
 ) -> Comparison:
     """Compare two sets of heads on traces that the joint one was not selected by.
 
-    Args:
-        effects: What a set does, on these traces.
-        groups: Group of each trace's prompt.
-        joint: The jointly selected set.
-        top: As many heads of a ranking.
-        seed: Seed of the bootstrap.
+    ``effects`` is what a set does on these traces, ``top`` as many heads of a ranking.
     """
     sets = [joint, joint if set(joint) == set(top) else top]  # the same set is no better by noise
     of_joint, of_top = effects.of(sets).T.astype(np.float64)
@@ -205,14 +188,10 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 class AnswerShifts(JointEffects):
-    """The exact shift of any set of heads on some traces, taken out over the closing tokens.
+    """The exact shift of any set of heads on closed traces, taken out over the closing tokens.
 
     ``of`` gives D(p ‖ p without the set) of the next token at the last closing one, in nats,
     [traces, sets].
-
-    Args:
-        subject: The model.
-        traces: Closed traces; their keys and values are kept.
 
     Raises:
         RefusalCliffError: The model's blocks cannot be run one by one with the same result.
@@ -233,15 +212,7 @@ class AnswerShifts(JointEffects):
 
 
 def divergence(base: Floats, changed: Floats) -> Floats:
-    """Kullback-Leibler divergence of the distributions of logits, in nats.
-
-    Args:
-        base: [.., vocabulary], of p.
-        changed: [.., vocabulary], of q.
-
-    Returns:
-        D(p ‖ q), [..].
-    """
+    """Kullback-Leibler divergence D(p ‖ q) in nats, [..], of logits of p and q, [.., vocabulary]."""
     log_p = log_softmax(base.astype(np.float64), axis=-1)
     log_q = log_softmax(changed.astype(np.float64), axis=-1)
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)

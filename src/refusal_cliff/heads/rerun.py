@@ -47,13 +47,7 @@ def fold_arguments(
     To try many edits of a trace's last tokens, its row could be copied once an edit, with its keys
     and values: for long thoughts that is most of the work. Instead the versions follow one another
     in the row of the trace itself; the mask lets each see the thinking and its own tokens only.
-
-    Args:
-        rest: Arguments by place.
-        named: Arguments by name.
-        rows: Rows of the batch.
-        tokens: Tokens of one version.
-        copies: Versions.
+    ``rest`` are arguments by place, ``tokens`` those of one version.
 
     Raises:
         CannotFoldError: An argument is of an unknown form, or there is no mask: then nothing keeps
@@ -88,8 +82,7 @@ def _folded(value: Any, rows: int, tokens: int, copies: int) -> Any:
 def fold_mask(mask: torch.Tensor, copies: int) -> torch.Tensor:
     """A mask of the kept keys and of one version's own, [.., tokens, kept + tokens], for several.
 
-    Returns:
-        [.., copies × tokens, kept + copies × tokens].
+    It is [.., copies × tokens, kept + copies × tokens].
     """
     tokens = mask.shape[2]
     kept, own = mask.split([mask.shape[3] - tokens, tokens], dim=-1)
@@ -183,12 +176,9 @@ class Rerun:
     def final_logits(
         self, layer: int, sets: Sequence[Sequence[Head]], scale: float = 0.0
     ) -> NDArray[np.float32]:
-        """What is read at the last closing token with each set of heads taken out.
+        """What is read at the last closing token with each set of heads taken out, or scaled.
 
-        Args:
-            layer: Block to start from: the first that any of the sets touches.
-            sets: Sets of heads.
-            scale: What their outputs are multiplied by; 0 takes them out.
+        The first block that any of the sets touches is ``layer``: it starts there.
 
         Returns:
             [traces, sets]; with more than one number a state, [traces, sets, numbers].
@@ -223,8 +213,7 @@ class Rerun:
         return bool(gap <= (1e-5 if exact else 2e-2) * (1 + alone.abs().max()))
 
     def _in_copies(self, layer: int, sets: Sequence[Sequence[Head]], scale: float) -> torch.Tensor:
-        copies = len(sets)
-        states = self._calls[layer][0]
+        copies, states = len(sets), self._calls[layer][0]
         batch = states.shape[0]
         closing = self._closing()
         where = None if self._starts is None else closing.repeat_interleave(copies, 0)

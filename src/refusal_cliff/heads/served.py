@@ -64,13 +64,8 @@ def agreement(
     """Read a server's greedy answers with the model here: is each token the best one?
 
     The answers are given to the model as they are, so that a tie that two engines break otherwise
-    counts once and not for all that follows it.
-
-    Args:
-        subject: The model.
-        heads: Heads that the server's adapter takes out, at every token.
-        begun: By name, the tokens that the server went on from.
-        written: By name, what it wrote.
+    counts once and not for all that follows it. ``begun`` has by name the tokens that the server,
+    whose adapter takes the heads out at every token, went on from; ``written`` what it wrote.
     """
     below, without = (
         np.concatenate([_below(subject, out, begun[name], written[name]) for name in written])

@@ -88,19 +88,10 @@ def dose_trials(
         prompts: What each trial answers.
         everywhere: As for `Trial`.
     """
-    asked = tuple(prompts)
     wanted = sizes(len(rows), fractions)
-    found = [
-        Trial(f"top-{method}", tuple(ranked(rows, method)[:n]), asked, everywhere=everywhere)
-        for method in methods
-        for n in wanted
-    ]
-    found += [
-        Trial(JOINT_KIND, tuple(joint[n - 1]), asked, everywhere=everywhere)
-        for n in wanted
-        if 0 < n <= len(joint)
-    ]
-    return found
+    sets = [(f"top-{method}", ranked(rows, method)[:n]) for method in methods for n in wanted]
+    sets += [(JOINT_KIND, list(joint[n - 1])) for n in wanted if 0 < n <= len(joint)]
+    return [Trial(kind, tuple(s), tuple(prompts), everywhere=everywhere) for kind, s in sets]
 
 
 def control_trials(
@@ -126,11 +117,12 @@ def control_trials(
     if not found:
         return []
     free = [row.head for row in rows if row.head not in found and row.head not in spared]
+    strongest = [row.head for row in sorted(rows, key=METHODS["causal"]) if row.head in free]
     rng = random.Random(f"random-heads:{seed}")
     drawers = {
         "random": lambda: rng.sample(free, len(found)),
-        "same-layer": lambda: list(_same_layers(rng, found, free)),
-        "promoting": lambda: rng.sample(_promoting(rows, free, len(found)), len(found)),
+        "same-layer": lambda: _same_layers(rng, found, free),
+        "promoting": lambda: rng.sample(strongest[: PROMOTING_POOL * len(found)], len(found)),
     }
     asked = tuple(prompts)
     return [
@@ -149,11 +141,6 @@ def _same_layers(rng: random.Random, found: Sequence[Head], free: Sequence[Head]
     for layer, n in sorted(Counter(head.layer for head in found).items()):
         others = [head for head in free if head.layer == layer]
         yield from rng.sample(others, min(n, len(others)))
-
-
-def _promoting(rows: Sequence[HeadRow], free: Sequence[Head], n: int) -> list[Head]:
-    strongest = sorted((row for row in rows if row.head in free), key=METHODS["causal"])
-    return [row.head for row in strongest[: PROMOTING_POOL * n]]
 
 
 class Answers(Protocol):
@@ -243,14 +230,13 @@ class Ablation:
         )
 
     def _counted(self, trial: Trial, traces: Sequence[Trace]) -> TrialResult:
-        perplexity = self.perplexities.get(trial.heads)
         missing = unjudged(traces, self.before)
         return TrialResult(
             **fields_of(rates(traces)),
             kind=trial.kind,
             heads=trial.heads,
             attacked=attacked(traces),
-            perplexity=perplexity,
+            perplexity=self.perplexities.get(trial.heads),
             unjudged=missing,
             attacks_at_most=at_most(traces, missing),
         )
