@@ -212,7 +212,7 @@ class AnswerShifts(JointEffects):
 
 
 def divergence(base: Floats, changed: Floats) -> Floats:
-    """Kullback-Leibler divergence D(p ‖ q) in nats, [..], of logits of p and q, [.., vocabulary]."""
+    """D(p ‖ q) (Kullback-Leibler) in nats, [..], of the logits of p and q, [.., vocabulary]."""
     log_p = log_softmax(base.astype(np.float64), axis=-1)
     log_q = log_softmax(changed.astype(np.float64), axis=-1)
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)

@@ -74,13 +74,12 @@ def base_location(name: str) -> str:
     package = PACKAGES.get(name)
     if package is None:
         return name
-    found = [_weights(part) for part in package.names]
-    files = [one for one in found if one is not None]
-    if len(files) < len(found):
+    parts = [one for one in map(_weights, package.names) if one is not None]
+    if len(parts) < len(package.names):
         return name
-    folder = _cache() / f"{package.names[0]}-{files[0].version}"
+    folder = _cache() / f"{package.names[0]}-{parts[0][1]}"
     if not (folder / "config.json").is_file():
-        _convert_once([one.path for one in files], folder, package)
+        _convert_once([path for path, _ in parts], folder, package)
     return str(folder)
 
 
@@ -98,21 +97,13 @@ def _packages() -> Path:
     return _cache() / "packages"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file of weights, or a part of one, and the version of its package."""
-
-    path: Path
-    version: str
-
-
-def _weights(name: str) -> File | None:
-    """The file that a package carries, here or in the folder for parts."""
+def _weights(name: str) -> tuple[Path, str] | None:
+    """The file that a package carries, here or in the folder for parts, and its version."""
     where = [*sys.path, str(_packages())]
     for package in metadata.distributions(name=name, path=where):
         for file in package.files or []:
             if file.suffix in (".gguf", ".bin"):
-                return File(Path(str(file.locate())), package.version)
+                return Path(str(file.locate())), package.version
     return None
 
 

@@ -255,19 +255,14 @@ def fit_probes(
     )
     read_point = "resid_post" if provenance is None else provenance.read_point
     probes = tuple(replace(probe, read_point=read_point) for probe in fitted)
-    layer = choose_layer(probes)
-    return ProbeSet(probes, layer, label_rule, estimator, len(label_array), provenance)
+    return ProbeSet(probes, choose_layer(probes), label_rule, estimator, len(labels), provenance)
 
 
 def too_few(name: str, found: int, asked: int, need: int | None, label: str) -> RefusalCliffError:
     """The error for prompts to fit on that leave, or will leave, too few traces of a class.
 
-    Args:
-        name: The class: ``refused`` or ``benign``.
-        found: How many there are.
-        asked: Of how many prompts.
-        need: Prompts to fit on that would most likely do; ``None`` if that cannot be said.
-        label: Label of these prompts.
+    The class is ``refused`` or ``benign``, and ``found`` of ``asked`` prompts are in it. As many as
+    ``need``, prompts of the ``label``, would most likely do; ``None`` if that cannot be said.
     """
     which = "refused" if name == "refused" else "answered benign"
     more = (

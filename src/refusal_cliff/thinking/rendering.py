@@ -129,12 +129,7 @@ def conversation_text(
     """A conversation as the chat template writes it, to where the model speaks.
 
     Templates of vision models take a message only as a list of parts; some of them fail on a text,
-    others leave it out.
-
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        conversation: Messages with ``role`` and ``content``.
-        variables: Told to the template.
+    others leave it out. The template is told the variables.
 
     Raises:
         RefusalCliffError: There is no chat template, or it fails, or leaves a message out.
@@ -164,10 +159,8 @@ def template_tail(tokenizer: PreTrainedTokenizerBase) -> str:
         RefusalCliffError: As for :func:`render_prompt`.
     """
     one, other = (prompt_text(tokenizer, text)[::-1] for text in _PLACEHOLDERS)
-    common = sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    )
-    return one[:common][::-1]
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(character for character, _ in common)[::-1]
 
 
 def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
@@ -195,12 +188,8 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
     """What the template writes after the text of an answer.
 
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        goes_on: Whether the user speaks again; what is returned then ends where that text begins.
-
-    Returns:
-        Empty where the template fails on an answered message, or leaves the answer out.
+    Where the user speaks again (``goes_on``), it ends where that text begins. Empty where the
+    template fails on an answered message, or leaves the answer out.
     """
     question, again = _PLACEHOLDERS
     for content in (_as_text, _as_parts):

@@ -100,12 +100,7 @@ class Reading:
         return self.pieces[index].isspace()
 
     def after_blanks(self, index: int, most: int | None = None) -> int:
-        """The first token from ``index`` on that is not blank.
-
-        Args:
-            index: A token.
-            most: Characters of blanks after which it is the next token in any case.
-        """
+        """The first token from ``index`` on that is not blank, or that follows ``most`` blanks."""
         read = 0
         while index < len(self) and self.is_blank(index) and (most is None or read < most):
             read += len(self.pieces[index])
@@ -121,10 +116,7 @@ class Reading:
     def after(self, marker: str, index: int, most: int | None = None) -> int:
         """The end of the marker if it stands at ``index``, blanks around it included.
 
-        Args:
-            marker: Empty for the blanks alone.
-            index: A token.
-            most: Where there is no marker, characters of blanks that are taken.
+        An empty marker stands for the blanks alone, of which ``most`` characters are taken.
         """
         if not marker:
             return self.after_blanks(index, most)
@@ -304,11 +296,7 @@ def tokenise_trace(
         )
     head = prompt_text(tokenizer, prompt)
     written = response if thinking is None else fmt.completion(thinking, response)
-    encoded = tokenizer(
-        head + written,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-    )
+    encoded = tokenizer(head + written, add_special_tokens=False, return_offsets_mapping=True)
     token_ids = [int(token) for token in encoded["input_ids"]]
     prompt_length = sum(1 for begin, _ in encoded["offset_mapping"] if begin < len(head))
     return token_ids, split_spans(token_ids, prompt_length, tokenizer, fmt)
