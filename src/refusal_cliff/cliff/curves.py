@@ -180,11 +180,8 @@ def mean_curve(
 ) -> MeanCurve:
     """Average the thinking and closing scores, aligned at the last closing token.
 
-    Args:
-        traces: Scores; a trace counts only where its thinking has begun.
-        row: Row of the layer.
-        first_offset: First offset, negative.
-        min_n: Traces below which a point has no value.
+    A trace counts only where its thinking has begun. ``row`` is that of the layer, the first offset
+    is negative, and a point of fewer traces than ``min_n`` has no value.
     """
     points: list[tuple[float | None, float | None, float | None, int]] = []
     offsets = tuple(range(first_offset, 1))

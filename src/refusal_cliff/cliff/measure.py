@@ -73,13 +73,8 @@ def measure_cliff(
 ) -> MeasuredCliff:
     """Whether a model has a cliff, by the one rule of `verdict`.
 
-    Args:
-        scores: Of harmful and benign traces that the probes were not fitted on, [layers, tokens]
-            logits each.
-        probes: What they were scored by.
-        pool: How the thinking's scores become a plateau: a key of ``POOLS``.
-        seed: Seed of the bootstraps.
-        name: What the model is called in an error.
+    The scores are of harmful and benign traces that the probes were not fitted on. An error calls
+    the model by its ``name``; ``pool`` is a key of ``POOLS``.
 
     Raises:
         RefusalCliffError: There is no score of a harmful trace.

@@ -39,15 +39,9 @@ def write_drafts(
 ) -> None:
     """Write every draft until it ends, or has as many tokens as config and context allow.
 
-    Args:
-        subject: The model.
-        drafts: Changed in place; what they have written counts.
-        config: How much to write, and how.
-        renormalised: Ablate as the paper does, see `ablated`.
-        memory: Where drafts are kept; what it knows is not written again.
-        limit: Rows of a batch; made from the config if left out.
-        ended: Called with the drafts that a batch has ended, and once at first with those that need
-            no writing, if there are any.
+    Drafts are changed in place; what they have written counts, and what the memory knows is not
+    written again. ``ended`` is called with the drafts that a batch has ended, and once at first
+    with those that need no writing, if there are any.
 
     Raises:
         RefusalCliffError: One row alone does not fit into memory.
@@ -123,9 +117,7 @@ class _Writer:
     def settle(self, draft: Draft, before: int) -> None:
         """Close the thinking where a budget is spent, and say whether the draft is done.
 
-        Args:
-            draft: What has just been written.
-            before: Tokens that had been written before that.
+        Tokens after the first ``before`` have just been written.
         """
         budget = self._config.thinking_budget
         ended = self._subject.ending.ends(draft.written)
