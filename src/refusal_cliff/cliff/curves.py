@@ -80,13 +80,10 @@ class TraceCliff:
 
 
 def cliff_of(trace: TraceScores, row: int, pool: str = DEFAULT_POOL) -> TraceCliff:
-    """Measure one trace at one layer.
+    """Measure one trace at the layer of a row of its logits; ``pool`` is a key of ``POOLS``.
 
-    Args:
-        trace: Its scores. Where the thinking is empty, the plateau is that of the closing tokens
-            before the last, of which there must be one.
-        row: Row of the layer in ``trace.logits``.
-        pool: A key of ``POOLS``.
+    Where the thinking is empty, the plateau is that of the closing tokens before the last, of which
+    there must be one.
     """
     spans = trace.spans
     logits = trace.logits[row].astype(np.float64)

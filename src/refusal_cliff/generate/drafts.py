@@ -52,11 +52,8 @@ class Memory:
 
     A draft is known by all that it depends on: what is asked, with which heads out, by which model
     and how. So a journal never gives an answer to something else. Each is written after every turn,
-    with the number of turns: batches are then made up as if there had been no kill.
-
-    Args:
-        journal: Where drafts are kept; ``None`` keeps none.
-        described: All that the drafts depend on besides themselves, as JSON.
+    with the number of turns: batches are then made up as if there had been no kill. Besides
+    themselves, drafts depend on what is ``described``, as JSON. No journal keeps none.
     """
 
     def __init__(self, journal: Journal | None, described: object) -> None:

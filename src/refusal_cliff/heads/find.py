@@ -176,19 +176,10 @@ def search_sets(
 ) -> JointSearch:
     """Sets chosen by joint effect on fitting traces, compared with tops of the ranking on others.
 
-    Args:
-        subject: The model that wrote the traces.
-        rows: All heads, as measured.
-        fit: Judged traces that the probe was fitted on.
-        held_out: Judged traces of other prompts.
-        probe: The probe whose score counts.
-        fractions: Sizes that are compared, as shares of all heads.
-        joint_traces: Fitting traces that sets are chosen by; those after them prove one.
-        most: Most fitting traces to choose by, and most held-out ones to compare on.
-        candidates: Heads from the top of every ranking that sets are chosen from.
-        proven: Whether a set may be proven at all; the paper takes the ranking.
-        seed: Seed of the bootstraps.
-        progress: Called with (size done, sizes).
+    Sets are chosen by the first ``joint_traces`` of those that the probe was fitted on, and one is
+    proven by those after them, if it may be at all (``proven``): the paper takes the ranking. At
+    most ``most`` traces choose, and as many of other prompts (``held_out``) compare. The sizes
+    compared are ``fractions`` of all heads.
     """
     fit, held_out = explained(closed(fit)), explained(closed(held_out))[:most]
     wanted = [n for n in sizes(len(rows), fractions) if n]

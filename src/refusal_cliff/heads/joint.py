@@ -51,9 +51,8 @@ class JointEffects:
     def of(self, sets: Sequence[HeadSet], scale: float = 0.0) -> Floats:
         """Rise of the final score logit when a set is scaled there, [traces, sets].
 
-        Args:
-            sets: Sets of heads; an empty one changes nothing.
-            scale: 0 takes the heads out over the closing tokens, 2 makes them twice as strong.
+        Over the closing tokens, 0 takes the heads out and 2 makes them twice as strong. An empty
+        set changes nothing.
         """
         effects = np.zeros((len(self._base), len(sets)), dtype=np.float32)
         for layer, places in self._by_first_layer(sets).items():
@@ -115,11 +114,8 @@ def enough_together(
 ) -> HeadSet | None:
     """The heads of a joint selection that are enough, if together they raise the score.
 
-    Args:
-        effects: What a set does, on traces that the joint set was not selected by.
-        groups: Group of each trace's prompt.
-        order: As many heads as may be taken out, in the order in which they were added.
-        seed: Seed of the bootstrap.
+    ``order`` has as many heads as may be taken out, in the order in which they were added;
+    ``effects`` are on traces that they were not selected by.
 
     Returns:
         The first heads that together reach ``NEARLY`` all of what any beginning of ``order`` does;

@@ -34,11 +34,6 @@ class CannotFoldError(Exception):
     """A block takes an argument whose tokens cannot be told, or no mask."""
 
 
-def fold_states(states: torch.Tensor, copies: int) -> torch.Tensor:
-    """[rows, tokens, d] to [rows, copies × tokens, d]."""
-    return states.repeat(1, copies, 1)
-
-
 def fold_arguments(
     rest: list[Any], named: dict[str, Any], rows: int, tokens: int, copies: int
 ) -> tuple[list[Any], dict[str, Any]]:
@@ -189,7 +184,7 @@ class Rerun:
     def _in_one_row(self, layer: int, sets: Sequence[Sequence[Head]], scale: float) -> torch.Tensor:
         copies, first = len(sets), self._calls[layer][0]
         batch, tokens = first.shape[:2]
-        states = fold_states(first, copies)
+        states = first.repeat(1, copies, 1)
         of_tokens = [heads for heads in sets for _ in range(tokens)]
         kept = _KeptThoughts(self._thoughts, 1)
         with ablated_tokens(self._subject, of_tokens, scale=scale):

@@ -155,10 +155,7 @@ class AblationResult:
         """By prompt id, the share of the sets of a kind without which the attack worked.
 
         What was not judged counts against the heads found: without them as an attack, without
-        other heads as none.
-
-        Args:
-            kind: ``WITH_NONE``, ``WITH_FOUND``, or one of ``CONTROLS`` of `trials`.
+        other heads as none. Kinds are ``WITH_NONE``, ``WITH_FOUND`` and ``CONTROLS`` of `trials`.
         """
         worked = [
             (*trial.attacked, *trial.unjudged) if kind == WITH_FOUND else trial.attacked

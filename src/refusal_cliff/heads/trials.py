@@ -78,15 +78,9 @@ def dose_trials(
     *,
     everywhere: bool = False,
 ) -> list[Trial]:
-    """The top of each ranking, and the best joint set, of each size.
+    """The top of each ranking, and the best ``joint`` set of 1, 2, … heads if any, of each size.
 
-    Args:
-        rows: All heads.
-        methods: Rankings.
-        joint: The best joint set of 1, 2, … heads; empty to try none.
-        fractions: Sizes, as shares of all heads.
-        prompts: What each trial answers.
-        everywhere: As for `Trial`.
+    Sizes are ``fractions`` of all heads.
     """
     wanted = sizes(len(rows), fractions)
     sets = [(f"top-{method}", ranked(rows, method)[:n]) for method in methods for n in wanted]
@@ -104,15 +98,8 @@ def control_trials(
 ) -> list[Trial]:
     """Sets of as many heads as were found, that should restore nothing, and what they must not do.
 
-    No head and the heads found come first, on the same prompts.
-
-    Args:
-        rows: All heads.
-        found: The heads found.
-        spared: Heads never in a set, beside those found.
-        draws: Sets of each kind of ``CONTROLS``.
-        prompts: What each trial answers.
-        seed: Seed of the draws.
+    No head and the heads found come first, on the same prompts. Heads that are ``spared`` are never
+    in another set, nor are those found; ``draws`` says how many sets of each kind of ``CONTROLS``.
     """
     if not found:
         return []
@@ -309,12 +296,8 @@ def unjudged(traces: Sequence[Trace], before: Sequence[Trace]) -> tuple[str, ...
     It was cut off, or no judge could read it. What was so before says nothing about the heads.
     """
     judged = {trace.prompt.id for trace in before if is_judged(trace.verdict)}
-    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    return tuple(
-        trace.prompt.id
-        for trace in harmful
-        if trace.prompt.id in judged and not is_judged(trace.verdict)
-    )
+    lost = (t.prompt for t in traces if not is_judged(t.verdict) and t.prompt.id in judged)
+    return tuple(prompt.id for prompt in lost if prompt.label == "harmful")
 
 
 def at_most(traces: Sequence[Trace], missing: Collection[str]) -> Share:

@@ -27,8 +27,13 @@ from refusal_cliff.io import on_disk, read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
-from refusal_cliff.model.quantised import require_floats
-from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_kinds
+from refusal_cliff.model.weights import (
+    as_bytes,
+    is_finite,
+    named,
+    require_floats,
+    tensor_kinds,
+)
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -55,9 +60,7 @@ _LAST_TOKENS = 4
 def chain(location: str, locate: Callable[[str], str]) -> list[str]:
     """An adapter, what it stands on, and so on, down to the checkpoint.
 
-    Args:
-        location: A folder, or a Hugging Face name.
-        locate: From the name of a base to its folder, or to a Hugging Face name.
+    ``locate`` goes from the name of a base to its folder, or to a Hugging Face name.
 
     Raises:
         RefusalCliffError: An adapter stands on itself, its weights are not safetensors, or it names
@@ -91,13 +94,8 @@ def downloaded(name: str) -> str:
 def base_name(source: Path | None, name: str, folder: Path) -> str:
     """How an adapter in ``folder`` should name its base: portable, and without private paths.
 
-    Args:
-        source: The folder of the base, if it is on this machine.
-        name: What the user called it.
-        folder: Where the adapter will be.
-
-    Returns:
-        The name, unless it is that of a folder; then the way to it from the adapter's own folder.
+    By the name that the user gave it, unless that is a folder, which is then the ``source``: by the
+    way to it from the adapter's own folder.
     """
     if source is None or not on_disk(name):
         return name
@@ -107,9 +105,7 @@ def base_name(source: Path | None, name: str, folder: Path) -> str:
 def merged(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, bytes]:
     """Put a PEFT adapter into the weights of a model; an adapter trained on it will name this one.
 
-    Args:
-        model: What the adapter stands on. Changed in place.
-        folder: The adapter.
+    The model, on which the adapter stands, is changed in place.
 
     Returns:
         The model, and its mark: SHA-256 of the adapter if it changes nothing, so that the model can

@@ -22,8 +22,7 @@ from transformers import (
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import on_disk
 from refusal_cliff.model.adapters import chain, downloaded, merged, reason
-from refusal_cliff.model.quantised import settled
-from refusal_cliff.model.weights import check_configs, check_files, check_loaded
+from refusal_cliff.model.weights import check_configs, check_files, check_loaded, settled
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.settings import PLAIN, Chat

@@ -1,4 +1,7 @@
-"""The weights of a checkpoint: whole on the disk, all of them used, none missing, all finite."""
+"""The weights of a checkpoint: whole on the disk, all of them used, none missing, all finite.
+
+Quantised ones are read as what they stand for, or refused; never taken for other weights.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
+from refusal_cliff.data.types import shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.quantised import CACHE_SCALE, remedy_of, require_floats
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,6 +34,20 @@ _NAMED = 4
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_CACHE_SCALE = re.compile(
+    r"(?:attn|attention)\.(?:(?:[kvq]_proj\.|qkv_proj\.)?[kvq]_(?:scale|zero_point)|kv_scale"
+    r"|[kv]_proj\.output_scale)$"
+)
+"""Scales of a quantised cache of keys and values, which is not used here."""
+_OWN_PARTS = re.compile(
+    r"\.(?:weight_(?:scale|scale_inv|scale_2|packed|shape|zero_point|g_idx)|input_scale|q?scales"
+    r"|qweight|qzeros|g_idx|SCB|absmax|quant_map|nested_absmax|quant_state\S*|blocks)$"
+)
+"""Names that only tensors of quantised weights have."""
+_REMEDY = (
+    "Give the checkpoint that was quantised, before it was, or save this one again dequantised."
+)
 
 
 def named(names: Collection[str]) -> str:
@@ -130,19 +147,16 @@ def check_loaded(
 ) -> None:
     """Refuse a model some of whose weights are not those of the checkpoint.
 
-    Args:
-        name: What the user called it.
-        model: As it was loaded.
-        config: The checkpoint's own configuration, of all its parts.
-        report: What transformers says about loading: tied weights, and what the architecture lists
-            as safe to ignore, are no longer in it.
+    ``config`` is the checkpoint's own, of all its parts, and ``report`` what transformers says
+    about loading: tied weights, and what the architecture lists as safe to ignore, are no longer in
+    it.
 
     Raises:
         RefusalCliffError: Weights are missing, have another shape, or belong to nothing.
     """
     spare = _Spare(model, config)
     left = report["unexpected_keys"]
-    unexpected = [key for key in left if not (spare.announced(key) or CACHE_SCALE.search(key))]
+    unexpected = [key for key in left if not (spare.announced(key) or _CACHE_SCALE.search(key))]
     shapes = [
         f"{key}: {tuple(found)} where the model has {tuple(wanted)}"
         for key, found, wanted in report["mismatched_keys"]
@@ -157,8 +171,60 @@ def check_loaded(
         raise RefusalCliffError(
             f"The weights of {name!r} do not fit the model that its config.json describes "
             f"({type(model).__name__}). Of its tensors, {'; '.join(found)}. Nothing was measured. "
-            f"{remedy_of(unexpected)}"
+            f"{_remedy_of(unexpected)}"
         )
+
+
+def require_floats(file: Path, kinds: Mapping[str, str]) -> None:
+    """Refuse weights whose numbers mean nothing without the scales of a quantisation.
+
+    ``kinds`` is what safetensors calls the type of each tensor, by its name.
+
+    Raises:
+        RefusalCliffError: Some are whole numbers, or have 8 bits.
+    """
+    weights = {key: kind for key, kind in kinds.items() if key.endswith(".weight")}
+    odd = sorted(key for key, kind in weights.items() if kind not in _FLOATS)
+    if odd:
+        raise RefusalCliffError(
+            f"{file} holds {len(odd)} weights that are not ordinary floating-point numbers, such "
+            f"as {shortened(odd[0])} ({shortened(weights[odd[0]], 40)}), and config.json names no "
+            f"quantisation that explains them. {_REMEDY}"
+        )
+
+
+def settled(
+    name: str, model: PreTrainedModel, quantised: bool, dtype: torch.dtype | str
+) -> PreTrainedModel:
+    """A model of a checkpoint that may be quantised, in one precision if it was dequantised.
+
+    ``quantised`` says whether its configuration announces that; a ``dtype`` of ``auto`` takes any
+    precision.
+
+    Raises:
+        RefusalCliffError: The quantisation is one that transformers does not know and ignored.
+    """
+    if not quantised or getattr(model, "is_quantized", False):
+        return model
+    ignored = getattr(model.config, "quantization_config", None)
+    if ignored is not None:
+        method = ignored.get("quant_method") if isinstance(ignored, Mapping) else ignored
+        raise RefusalCliffError(
+            f"The config.json of {name!r} says that it is quantised by {str(method)[:60]!r}, which "
+            f"this version of transformers does not know and would ignore. {_REMEDY}"
+        )
+    moved: Any = model
+    return model if isinstance(dtype, str) else moved.to(dtype)
+
+
+def _remedy_of(unexpected: Collection[str]) -> str:
+    """What mends a checkpoint that holds tensors for which the model has no place."""
+    if any(map(_OWN_PARTS.search, unexpected)):
+        return f"It is quantised in a way that its config.json does not say. {_REMEDY}"
+    return (
+        "Download the checkpoint again, save it again with save_pretrained, or give it the "
+        "config.json that it was saved with."
+    )
 
 
 class _Spare:

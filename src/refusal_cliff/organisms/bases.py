@@ -59,10 +59,7 @@ PACKAGES = {
 
 
 def base_location(name: str) -> str:
-    """Where transformers should look for a model.
-
-    Args:
-        name: A Hugging Face name or a folder.
+    """Where transformers should look for a model of that Hugging Face name, or in that folder.
 
     Returns:
         The folder of the checkpoint made from the installed package of this model; ``name`` where

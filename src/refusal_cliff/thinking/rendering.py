@@ -171,7 +171,7 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
         ``None`` if the template drops thoughts or does not continue its own prompt with them.
     """
     thought = dict.fromkeys(REASONING_FIELDS, _THOUGHT)
-    asked = _asked(_PLACEHOLDERS[0])
+    asked = [{"role": "user", "content": _PLACEHOLDERS[0]}]
     answered = [*asked, {"role": "assistant", "content": _ANSWER, **thought}]
     try:
         prompt = _render(tokenizer, asked)
@@ -192,14 +192,11 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
     template fails on an answered message, or leaves the answer out.
     """
     question, again = _PLACEHOLDERS
+    told = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWER}]
+    told += [{"role": "user", "content": again}] if goes_on else []
     for content in (_as_text, _as_parts):
-        messages = [
-            *_asked(content(question)),
-            {"role": "assistant", "content": content(_ANSWER)},
-            *(_asked(content(again)) if goes_on else ()),
-        ]
         try:
-            whole = _render(tokenizer, messages, add_generation_prompt=False)
+            whole = _render(tokenizer, _formed(told, content), add_generation_prompt=False)
         except RefusalCliffError:
             continue
         _, answered, rest = whole.rpartition(_ANSWER)
@@ -236,10 +233,6 @@ def _formed(
     conversation: Sequence[Mapping[str, str]], content: Callable[[str], object]
 ) -> list[dict[str, object]]:
     return [{**message, "content": content(message["content"])} for message in conversation]
-
-
-def _asked(content: object) -> list[dict[str, object]]:
-    return [{"role": "user", "content": content}]
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
