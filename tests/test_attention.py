@@ -9,7 +9,7 @@ import torch
 from tiny_chat import tiny_model
 from transformers.integrations import sdpa_attention
 
-from refusal_cliff.model.attention import fused_attention
+from refusal_cliff.model.capture import fused_attention
 
 IDS = torch.arange(10, 30)[None]
 

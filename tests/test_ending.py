@@ -10,7 +10,12 @@ import pytest
 from test_thinking_templates import NAMES
 from test_thinking_templates import tokenizer_of as published
 from tiny_chat import tiny_tokenizer
-from transformers import AddedToken, GenerationConfig, PreTrainedTokenizerFast
+from transformers import (
+    AddedToken,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
@@ -22,7 +27,7 @@ from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language
 from refusal_cliff.repair.training import encode_example
 from refusal_cliff.thinking import ThinkingFormat
-from refusal_cliff.thinking.ending import find_ending
+from refusal_cliff.thinking.ending import Ending, find_ending
 
 SPECIAL = (
     "<|endoftext|>",
@@ -107,10 +112,16 @@ def tokenizer_of(template: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def ending_of(
+    tokenizer: PreTrainedTokenizerBase, configured: GenerationConfig | None = None
+) -> Ending:
+    return find_ending(tokenizer, configured, ThinkingFormat.from_tokenizer(tokenizer))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_the_ending_is_found_by_rendering(case: str) -> None:
     template, stops, written = CASES[case]
-    ending = find_ending(tokenizer_of(template), None)
+    ending = ending_of(tokenizer_of(template))
     ids = {text: number for number, text in enumerate(SPECIAL)}
     assert ending.stops == {ids["<|endoftext|>"], *(ids[text] for text in stops)}
     assert ending.written == tuple(ids[text] for text in written)
@@ -128,7 +139,7 @@ OF_FAMILY = {
 def test_every_published_template_ends_its_turns(name: str) -> None:
     tokenizer = published(name)
     tokenizer.eos_token = None
-    (stop,) = find_ending(tokenizer, None).stops
+    (stop,) = ending_of(tokenizer).stops
     text = str(tokenizer.convert_ids_to_tokens(stop))
     fmt = ThinkingFormat.from_tokenizer(tokenizer)
     assert text not in fmt.opening + fmt.closing
@@ -137,11 +148,11 @@ def test_every_published_template_ends_its_turns(name: str) -> None:
 
 def test_tokens_of_the_generation_config_count_too() -> None:
     configured = GenerationConfig(eos_token_id=[7, 8])
-    assert find_ending(tokenizer_of(BARE), configured).stops == {0, 7, 8}
+    assert ending_of(tokenizer_of(BARE), configured).stops == {0, 7, 8}
     tokenizer = tokenizer_of(BARE)
     tokenizer.eos_token = None
-    assert find_ending(tokenizer, None).stops == set()
-    assert find_ending(tokenizer, configured).written == (7,)
+    assert ending_of(tokenizer).stops == set()
+    assert ending_of(tokenizer, configured).written == (7,)
 
 
 PROMPTS = [
@@ -210,13 +221,13 @@ def test_what_is_trained_on_ends_as_the_template_does(tmp_path: Path) -> None:
 def test_an_added_token_of_blanks_ends_nothing() -> None:
     tokenizer = tokenizer_of(turns("", "\\n<|im_end|>"))
     tokenizer.add_tokens([AddedToken("\n", normalized=False)])
-    assert find_ending(tokenizer, None).written == (SPECIAL.index("<|im_end|>"),)
+    assert ending_of(tokenizer).written == (SPECIAL.index("<|im_end|>"),)
 
 
 def test_where_no_answer_is_taken_the_request_shows_the_end() -> None:
     one = "{%- if messages|length > 1 %}{{- raise_exception('one turn') }}{%- endif %}"
     tokenizer = tokenizer_of(one + turns("", "<|im_end|>\n"))
-    ending = find_ending(tokenizer, None, ThinkingFormat.from_tokenizer(tokenizer))
+    ending = ending_of(tokenizer)
     assert SPECIAL.index("<|im_end|>") in ending.stops
 
 

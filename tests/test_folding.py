@@ -14,7 +14,6 @@ from refusal_cliff.heads.rerun import (
     Rerun,
     fold_arguments,
     fold_mask,
-    fold_states,
     score_readout,
 )
 
@@ -45,7 +44,7 @@ def test_arguments_follow_their_tokens() -> None:
     assert [part.shape for part in named["turns"]] == [(1, 6, 2), (2, 6, 2)]
     assert named["use"] is True
     states = torch.randn(2, 3, 4)
-    assert fold_states(states, 2).unflatten(1, (2, 3))[:, 1].equal(states)
+    assert states.repeat(1, 2, 1).unflatten(1, (2, 3))[:, 1].equal(states)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.quantised import require_floats
+from refusal_cliff.model.weights import require_floats
 
 
 def test_a_damaged_type_of_a_tensor_is_named_in_one_line() -> None:

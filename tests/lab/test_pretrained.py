@@ -357,7 +357,7 @@ def test_what_a_killed_conversion_left_is_removed(
         return Written(), Written()
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(bases, "_weights", lambda name: bases.File(tmp_path / "m.gguf", "9"))
+    monkeypatch.setattr(bases, "_weights", lambda name: (tmp_path / "m.gguf", "9"))
     monkeypatch.setattr(bases, "_dequantised", dequantised)
     folder, again = (Path(bases.base_location(bases.SMOLLM2)) for _ in range(2))
     assert [p for p in folder.parent.iterdir() if p.is_dir()] == [folder] == [again]

@@ -43,10 +43,7 @@ class TraceCliff:
     """The cliff of one trace at one layer; scores in 0 … 1, logits beside them.
 
     Attributes:
-        trace_id: Id of its prompt.
-        group: Prompts of one group are near-duplicates.
-        label: ``harmful`` or ``benign``.
-        verdict: What the judge said.
+        trace_id, group, label, verdict: As in `TraceScores`.
         plateau: Pool of the score over the thinking.
         final: Score at the last closing token.
         cliff: ``plateau − final``, the paper's misalignment score.
@@ -80,13 +77,10 @@ class TraceCliff:
 
 
 def cliff_of(trace: TraceScores, row: int, pool: str = DEFAULT_POOL) -> TraceCliff:
-    """Measure one trace at one layer.
+    """Measure one trace at the layer of a row of its logits; ``pool`` is a key of ``POOLS``.
 
-    Args:
-        trace: Its scores. Where the thinking is empty, the plateau is that of the closing tokens
-            before the last, of which there must be one.
-        row: Row of the layer in ``trace.logits``.
-        pool: A key of ``POOLS``.
+    Where the thinking is empty, the plateau is that of the closing tokens before the last, of which
+    there must be one.
     """
     spans = trace.spans
     logits = trace.logits[row].astype(np.float64)
@@ -180,11 +174,8 @@ def mean_curve(
 ) -> MeanCurve:
     """Average the thinking and closing scores, aligned at the last closing token.
 
-    Args:
-        traces: Scores; a trace counts only where its thinking has begun.
-        row: Row of the layer.
-        first_offset: First offset, negative.
-        min_n: Traces below which a point has no value.
+    A trace counts only where its thinking has begun. ``row`` is that of the layer, the first offset
+    is negative, and a point of fewer traces than ``min_n`` has no value.
     """
     points: list[tuple[float | None, float | None, float | None, int]] = []
     offsets = tuple(range(first_offset, 1))

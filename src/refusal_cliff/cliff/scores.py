@@ -50,13 +50,9 @@ def score_traces(
     probes: ProbeSet,
     progress: Progress | None = None,
 ) -> list[TraceScores]:
-    """Score every token of the traces at every probed layer, in one pass over the model.
+    """Score every token of closed traces at every probed layer, in one pass over the model.
 
-    Args:
-        subject: The model the probes were fitted on, see `files.check_probes_fit`.
-        traces: Closed traces, see `traces.closed`.
-        probes: One probe per layer.
-        progress: Called with (traces done, traces).
+    It must be the model that the probes were fitted on, see `files.check_probes_fit`.
     """
     at = probes.read_point
     return scores_of(traces, read_logits(subject, traces, probes.probes, at, progress=progress))
@@ -72,13 +68,8 @@ def read_logits(
 ) -> list[NDArray[np.float32]]:
     """Score logits of every token of each trace, [probes, tokens], in one pass over the model.
 
-    Args:
-        subject: The model.
-        traces: Closed or not.
-        probes: By rising layer.
-        read_point: Where they read.
-        beside: Readers of other things in the same pass.
-        progress: Called with (traces done, traces).
+    Traces may be closed or not; probes are by rising layer. The readers ``beside`` read other
+    things in the same pass.
     """
     weights = {probe.layer: (probe.weight, probe.bias) for probe in probes}
     reader = ProbeScores(weights, len(traces))
@@ -88,12 +79,7 @@ def read_logits(
 
 
 def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[TraceScores]:
-    """What was read at every token of some traces.
-
-    Args:
-        traces: Closed traces, see `traces.closed`.
-        logits: Of each, [rows, tokens].
-    """
+    """What was read at every token of closed traces: of each, logits of [rows, tokens]."""
     return [
         TraceScores(
             trace.prompt.id,
@@ -120,17 +106,12 @@ _MADE_FROM = b"refusal_cliff.made_from"
 def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "") -> None:
     """Write one row a trace; ``logits`` is a list of layers, each a list of tokens.
 
-    Args:
-        path: A Parquet file.
-        scores: Of one or more traces.
-        made_from: Hash of what was scored, see `made_from`.
+    ``made_from`` is the hash of what was scored, see the function of that name.
     """
-    texts = ([row.trace_id, row.group, row.label, row.verdict] for row in scores)
-    columns = [pa.array(column, pa.string()) for column in zip(*texts, strict=True)]
-    spans = [[s.prompt, s.thinking, s.closing, s.total] for s in (row.spans for row in scores)]
-    arrays = [*(columns or [pa.array([], pa.string())] * 4), pa.array(spans, SCHEMA.types[4])]
-    table = pa.Table.from_arrays([*arrays, _nested([row.logits for row in scores])], schema=SCHEMA)
-    table = table.replace_schema_metadata({_MADE_FROM: made_from})
+    columns: dict[str, Any] = {n: [getattr(row, n) for row in scores] for n in SCHEMA.names}
+    columns["spans"] = [[s.prompt, s.thinking, s.closing, s.total] for s in columns["spans"]]
+    columns["logits"] = [list(layers) for layers in columns["logits"]]  # arrays, not their numbers
+    table = pa.table(columns, SCHEMA).replace_schema_metadata({_MADE_FROM: made_from})
     write_parquet(path, table, numbers="logits.list.element.list.element")
 
 
@@ -147,19 +128,6 @@ def made_from(path: Path) -> str | None:
         return None
 
 
-def _nested(logits: Sequence[NDArray[np.float32]]) -> pa.ListArray:
-    """Arrays of [layers, tokens] as lists of lists, without a Python object a number."""
-    layers = [len(rows) for rows in logits]
-    tokens = [rows.shape[1] for rows in logits for _ in rows]
-    flat = np.concatenate([rows.ravel() for rows in logits] or [np.zeros(0, dtype=np.float32)])
-    inner = pa.ListArray.from_arrays(_offsets(tokens), pa.array(flat, pa.float32()))
-    return pa.ListArray.from_arrays(_offsets(layers), inner)
-
-
-def _offsets(lengths: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
-
-
 def read_scores(path: Path) -> list[TraceScores]:
     """Read what `write_scores` wrote.
 
@@ -171,26 +139,16 @@ def read_scores(path: Path) -> list[TraceScores]:
         raise RefusalCliffError(f"{path} is not a table of scores. Make the file again.")
     logits = table.column("logits").combine_chunks()
     scores = [
-        TraceScores(
-            row["trace_id"],
-            row["group"],
-            row["label"],
-            row["verdict"],
-            Spans(*row["spans"]),
-            _matrix(logits[place]),
-        )
+        TraceScores(**row | {"spans": Spans(*row["spans"]), "logits": _matrix(logits[place])})
         for place, row in enumerate(table.drop_columns("logits").to_pylist())
     ]
-    odd = next((row.trace_id for row in scores if not _is_whole(row)), None)
-    if odd is not None:
-        raise RefusalCliffError(
-            f"{path} is damaged: the scores of {odd!r} do not fit its spans. Make the file again."
-        )
+    for row in scores:
+        if not (row.spans.in_order and row.logits.shape[1] == row.spans.total):
+            raise RefusalCliffError(
+                f"{path} is damaged: the scores of {row.trace_id!r} do not fit its spans. Make the "
+                "file again."
+            )
     return scores
-
-
-def _is_whole(row: TraceScores) -> bool:
-    return row.spans.in_order and row.logits.shape[1] == row.spans.total
 
 
 def _matrix(logits: Any) -> NDArray[np.float32]:

@@ -30,20 +30,11 @@ def answer_again(
     journal: Journal | None = None,
     progress: More | None = None,
 ) -> list[Trace]:
-    """Write answers anew with heads out from the closing tokens on, the thinking left as it is.
+    """Write answers of closed traces anew with heads out from the closing tokens on.
 
-    A thought that several sets of heads share is run once, see ``batches``.
-
-    Args:
-        subject: The model that wrote the traces.
-        traces: Traces whose thinking closed.
-        config: How answers are written.
-        row_heads: Heads to take out, of each trace.
-        most: Tokens of an answer that are written.
-        everywhere: Whether the heads are out while prompt and thought are read, too.
-        renormalised: As for `generate`.
-        journal: As for `generate`.
-        progress: As for `generate`.
+    The thinking is left as it is; one that several sets of heads share is run once, see
+    ``drafts``. With ``everywhere`` the heads are out while prompt and thought are read, too. At
+    most ``most`` tokens of each answer are written. The other arguments are those of `generate`.
 
     Returns:
         Unjudged traces as `beginning` gives them.
@@ -69,17 +60,8 @@ def answer_again(
 
 def answered_with(subject: Subject, trace: Trace, written: Sequence[int]) -> Trace:
     """An unjudged trace with another answer after its closing tokens."""
-    span = closed_spans(trace)
-    ids = (*trace.token_ids[: span.closing], *written)
-    spans = replace(span, total=len(ids))
-    response = response_text(subject.tokenizer, subject.ending.without(ids), spans)
-    return replace(
-        without_verdict(trace),
-        token_ids=ids,
-        spans=spans,
-        response=response,
-        complete=subject.ending.ends(written),
-    )
+    ids = (*trace.token_ids[: closed_spans(trace).closing], *written)
+    return _ended(subject, trace, ids, subject.ending.ends(written))
 
 
 def beginning(subject: Subject, trace: Trace, most: int = ANSWER_TOKENS) -> Trace:
@@ -90,11 +72,15 @@ def beginning(subject: Subject, trace: Trace, most: int = ANSWER_TOKENS) -> Trac
     end = 0 if trace.spans is None else trace.spans.closing + most
     if trace.spans is None or len(trace.token_ids) < end:
         return without_verdict(trace)
-    ids, spans = trace.token_ids[:end], replace(trace.spans, total=end)
-    said = subject.ending.without(ids)
-    response = response_text(subject.tokenizer, said, spans)
+    return _ended(subject, trace, trace.token_ids[:end], complete=True)
+
+
+def _ended(subject: Subject, trace: Trace, ids: tuple[int, ...], complete: bool) -> Trace:
+    """An unjudged trace with other tokens after its closing ones."""
+    spans = replace(closed_spans(trace), total=len(ids))
+    said = response_text(subject.tokenizer, subject.ending.without(ids), spans)
     return replace(
-        without_verdict(trace), token_ids=ids, spans=spans, response=response, complete=True
+        without_verdict(trace), token_ids=ids, spans=spans, response=said, complete=complete
     )
 
 

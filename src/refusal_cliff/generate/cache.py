@@ -20,7 +20,6 @@ class RoomyLayer(DynamicLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Append [batch, heads, tokens, width] and return all keys and values."""
-        del args, kwargs
         used = self.get_seq_length()
         needed = used + key_states.shape[-2]
         if self._blocks is None or needed > self._blocks[0].shape[-2] or self._moved():

@@ -8,8 +8,7 @@ from dataclasses import replace
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.batches import write_drafts
-from refusal_cliff.generate.drafts import Draft, Memory
+from refusal_cliff.generate.drafts import Draft, Memory, write_drafts
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.progress import More
@@ -110,11 +109,7 @@ def answer(
     max_new_tokens: int,
     row_heads: RowHeads | None = None,
 ) -> list[list[int]]:
-    """Continue fixed token prefixes greedily, for example with the thinking already written.
-
-    Returns:
-        The new token ids of each prefix, with the token that ended it if it was written.
-    """
+    """The new tokens of each prefix, written greedily, with the one that ended it if it was."""
     drafts = [
         Draft(str(row), prefix, heads=() if row_heads is None else row_heads[row])
         for row, prefix in enumerate(prefixes)

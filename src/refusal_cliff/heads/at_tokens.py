@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,14 +39,9 @@ class Pieces:
         self._known: dict[tuple[int, ...], str] = {}
 
     def of(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token.
+        """The text of each token of one trace, from its beginning on.
 
-        Args:
-            token_ids: Of one trace, from its beginning on.
-
-        Returns:
-            One text a token; the last of the tokens that make up a character has it, and the others
-            have nothing.
+        The last of the tokens that make up a character has it, and the others have nothing.
         """
         pieces: list[str] = []
         before, start = 0, 0
@@ -107,12 +101,9 @@ class TokenRow:
 def told_heads(
     rows: Sequence[HeadRow], found: Sequence[Head], most: int = SHOWN
 ) -> tuple[Head, ...]:
-    """The heads to tell one by one: those taken out, then the others, the strongest first.
+    """The heads to tell one by one: those taken out (``found``), then the others.
 
-    Args:
-        rows: Every head; how strong one is, its mean direct contribution says.
-        found: The heads taken out.
-        most: How many heads at most.
+    The strongest first, by the size of the mean direct contribution.
     """
     ordered = sorted(rows, key=lambda row: (row.head not in found, -abs(row.direct.mean)))
     return tuple(row.head for row in ordered[:most])
@@ -128,14 +119,8 @@ def head_contributions(
     """Direct contribution of heads to a probe's logit at every token, in one pass over the model.
 
     What a head adds is ``w · W_O · head output``, see `heads.effects`; heads after the probe's
-    block add nothing to it. Embeddings and MLPs add the rest of the logit.
-
-    Args:
-        subject: The model.
-        traces: Closed or not.
-        probe: At whose layer and along whose weight.
-        heads: Those told one by one.
-        progress: Called with (traces done, traces).
+    block add nothing to it. Embeddings and MLPs add the rest of the logit. Traces may be closed or
+    not.
 
     Returns:
         For each trace [heads + 1, tokens], in logits; the last row sums all other heads.
@@ -171,17 +156,17 @@ def _parts(subject: Subject, traces: Sequence[Trace]) -> Iterator[Sequence[Trace
 
 def write_token_rows(path: Path, rows: Sequence[TokenRow]) -> None:
     """Write one row a trace and side, atomically."""
-    write_parquet(path, pa.Table.from_pylist([_as_row(row) for row in rows], schema=SCHEMA))
-
-
-def _as_row(row: TokenRow) -> dict[str, Any]:
-    return {
-        "trace_id": row.trace_id,
-        "side": row.side,
-        "pieces": [piece.encode(errors="replace").decode() for piece in row.pieces],
-        "heads": [str(head) for head in row.heads],
-        "values": [] if row.values is None else list(row.values),
-    }
+    table = [
+        {
+            "trace_id": row.trace_id,
+            "side": row.side,
+            "pieces": [piece.encode(errors="replace").decode() for piece in row.pieces],
+            "heads": [str(head) for head in row.heads],
+            "values": [] if row.values is None else list(row.values),
+        }
+        for row in rows
+    ]
+    write_parquet(path, pa.Table.from_pylist(table, schema=SCHEMA))
 
 
 def read_token_rows(path: Path) -> list[TokenRow]:

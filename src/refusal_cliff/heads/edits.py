@@ -23,16 +23,12 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, staged
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.adapters import base_name
-from refusal_cliff.model.blocks import Block, check_whole, linear_weight
+from refusal_cliff.model.blocks import check_whole, linear_weight
 from refusal_cliff.model.subject import Head, Subject
 
 
 def check_restores(rows: Sequence[HeadRow], heads: Collection[Head], scale: float) -> None:
-    """Refuse to write an edit that could weaken refusal.
-
-    Raises:
-        RefusalCliffError: A head was not measured to suppress refusal, or would be strengthened.
-    """
+    """Refuse to write an edit that could weaken refusal."""
     if not 0 <= scale < 1:
         raise RefusalCliffError(
             f"A head cannot be scaled by {scale} in a checkpoint: heads that suppress refusal are "
@@ -63,14 +59,14 @@ def write_adapter(
     """
     from peft import LoraConfig  # slow to import
 
-    edits = _by_block(subject, heads)
+    edits = _inputs(subject, heads)
     claim_export(subject, heads, scale, "adapter", out)
+    names = {module: name for name, module in subject.model.named_modules()}
     tensors: dict[str, torch.Tensor] = {}
     ranks: dict[str, int] = {}
-    for block, chosen in edits:
-        name = _name(subject, block)
-        columns = linear_weight(_projection(block)).cpu()
-        picked = _columns(subject, block, chosen)
+    for projection, picked in edits:
+        name = names[projection]
+        columns = linear_weight(projection).cpu()
         select = torch.zeros(len(picked), columns.shape[1])
         select[torch.arange(len(picked)), picked] = 1
         tensors |= {
@@ -86,7 +82,7 @@ def write_adapter(
         rank_pattern=ranks,
         alpha_pattern=dict(ranks),
         target_modules=sorted(ranks),
-        fan_in_fan_out=_is_transposed(_projection(edits[0][0])),
+        fan_in_fan_out=_is_transposed(edits[0][0]),
         base_model_name_or_path=base_name(subject.source, subject.name, out),
         task_type="CAUSAL_LM",
         inference_mode=True,
@@ -122,10 +118,7 @@ def merged(subject: Subject, heads: Collection[Head], scale: float = 0.0) -> Ite
         RefusalCliffError: As for `write_merged`.
     """
     kept: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-    edits = [
-        (_by_input(block), _columns(subject, block, chosen))
-        for block, chosen in _by_block(subject, heads)
-    ]
+    edits = [(_by_input(subject, one), picked) for one, picked in _inputs(subject, heads)]
     try:
         with torch.no_grad():
             for weight, picked in edits:
@@ -138,37 +131,25 @@ def merged(subject: Subject, heads: Collection[Head], scale: float = 0.0) -> Ite
                 weight[picked] = former
 
 
-def _by_block(subject: Subject, heads: Collection[Head]) -> list[tuple[Block, list[int]]]:
-    """Heads of each block, after checking that the block's projection can be edited alone."""
-    chosen: dict[int, list[int]] = defaultdict(list)
+def _inputs(
+    subject: Subject, heads: Collection[Head]
+) -> list[tuple[torch.nn.Module, torch.Tensor]]:
+    """Each projection of some heads and which of its inputs are theirs; it can be edited alone."""
+    chosen: dict[int, list[torch.Tensor]] = defaultdict(list)
     for head in sorted(set(heads)):
-        chosen[head.layer].append(head.index)
-    owners: dict[int, list[int]] = defaultdict(list)
-    for block in subject.blocks:
-        if block.projection is not None:
-            owners[id(block.projection)].append(block.layer)
+        width = subject.head_width(head.layer)
+        chosen[head.layer].append(torch.arange(head.index * width, (head.index + 1) * width))
     for layer in chosen:
         projection = subject.projection(layer)
         check_whole(projection)
-        sharing = [other for other in owners[id(projection)] if other != layer]
-        if sharing:
+        owners = [block.layer for block in subject.blocks if block.projection is projection]
+        if sharing := [other for other in owners if other != layer]:
             raise RefusalCliffError(
                 f"Blocks {', '.join(map(str, [layer, *sharing]))} of {subject.name} share one "
                 "output projection, so weights that take a head out of one would take it out of "
                 "all. Ablate it at run time instead."
             )
-    return [(subject.blocks[layer - 1], indices) for layer, indices in chosen.items()]
-
-
-def _projection(block: Block) -> torch.nn.Module:
-    assert block.projection is not None  # heads were found there
-    return block.projection
-
-
-def _columns(subject: Subject, block: Block, indices: Sequence[int]) -> torch.Tensor:
-    """Inputs of the projection that belong to some heads."""
-    width = subject.head_width(block.layer)
-    return torch.cat([torch.arange(index * width, (index + 1) * width) for index in indices])
+    return [(subject.projection(layer), torch.cat(parts)) for layer, parts in chosen.items()]
 
 
 def _is_transposed(projection: torch.nn.Module) -> bool:
@@ -176,38 +157,24 @@ def _is_transposed(projection: torch.nn.Module) -> bool:
     return type(projection).__name__ == "Conv1D"
 
 
-def _by_input(block: Block) -> torch.Tensor:
-    """The projection's own weight with its inputs first, [in, out]: writing to it edits the model.
-
-    Raises:
-        RefusalCliffError: The weight cannot be written to: quantised, or not in memory.
-    """
-    projection = _projection(block)
+def _by_input(subject: Subject, projection: torch.nn.Module) -> torch.Tensor:
+    """A projection's own weight with its inputs first, [in, out]: writing to it edits the model."""
     weight: Any = projection.weight
     plain = weight.dim() == 2 and weight.is_floating_point() and weight.element_size() > 1
     if not plain or weight.device.type == "meta":
+        layer = next(block.layer for block in subject.blocks if block.projection is projection)
         raise RefusalCliffError(
-            f"The output projection of block {block.layer} ({type(projection).__name__}) is "
+            f"The output projection of block {layer} ({type(projection).__name__}) is "
             "quantised or not in memory, so nothing can be merged into it. Load the model in "
             "bfloat16 on one device, or export the adapter, which leaves the weights alone."
         )
     return weight.data if _is_transposed(projection) else weight.data.T
 
 
-def _name(subject: Subject, block: Block) -> str:
-    """Name of a block's projection in the model."""
-    modules = subject.model.named_modules()
-    return next(name for name, module in modules if module is block.projection)
-
-
 def claim_export(
     subject: Subject, heads: Collection[Head], scale: float, form: str, out: Path
 ) -> None:
-    """Make a folder that of this edit, before anything is measured or written.
-
-    Raises:
-        RefusalCliffError: It is not empty, and not of the same edit.
-    """
+    """Make a folder that of this edit, before anything is measured; refuse one of anything else."""
     made_from = {
         "form": form,
         "fingerprint": subject.fingerprint,

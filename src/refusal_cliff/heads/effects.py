@@ -24,13 +24,7 @@ from refusal_cliff.cliff.scores import read_logits, scores_of
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.rerun import Rerun, score_readout
-from refusal_cliff.model.capture import (
-    Batch,
-    HeadContributions,
-    Reader,
-    capture,
-    head_vectors,
-)
+from refusal_cliff.model.capture import Batch, HeadContributions, Reader, capture, head_vectors
 from refusal_cliff.model.rounding import multiplied_in
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
@@ -62,13 +56,10 @@ def direct_contributions(subject: Subject, traces: Sequence[Trace], probe: Probe
     norm, as in the paper's code: neither the norm's gain nor its scale is folded in.
     """
     spans = [closed_spans(trace) for trace in traces]
-    closing = HeadContributions(
-        subject, [span.last_closing for span in spans], probe.weight, probe.layer
-    )
-    late = [(span.late, span.thinking) for span in spans]
-    plateau = _SpanContributions(subject, late, probe)
-    token_ids = [trace.token_ids for trace in traces]
-    capture(subject, token_ids, [closing, plateau])
+    last = [span.last_closing for span in spans]
+    closing = HeadContributions(subject, last, probe.weight, probe.layer)
+    plateau = _SpanContributions(subject, [(span.late, span.thinking) for span in spans], probe)
+    capture(subject, [trace.token_ids for trace in traces], [closing, plateau])
     return Direct(closing.values, plateau.values)
 
 
@@ -170,16 +161,7 @@ def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator
 
 
 def check_same(subject: Subject, base: Floats, whole: Floats) -> None:
-    """Make sure that blocks run one by one give what the model gives.
-
-    Args:
-        subject: The model.
-        base: What they give with no head out.
-        whole: The same numbers of a pass over whole traces.
-
-    Raises:
-        RefusalCliffError: They do not.
-    """
+    """Refuse a model whose blocks, run one by one with no head out, give something else."""
     gap = float(np.abs(base - whole).max())
     exact = multiplied_in(subject.model.dtype) in (torch.float32, torch.float64)
     if not gap <= (SAME if exact else 0.25) * max(1.0, float(np.abs(whole).max())):

@@ -34,11 +34,6 @@ class CannotFoldError(Exception):
     """A block takes an argument whose tokens cannot be told, or no mask."""
 
 
-def fold_states(states: torch.Tensor, copies: int) -> torch.Tensor:
-    """[rows, tokens, d] to [rows, copies × tokens, d]."""
-    return states.repeat(1, copies, 1)
-
-
 def fold_arguments(
     rest: list[Any], named: dict[str, Any], rows: int, tokens: int, copies: int
 ) -> tuple[list[Any], dict[str, Any]]:
@@ -47,13 +42,7 @@ def fold_arguments(
     To try many edits of a trace's last tokens, its row could be copied once an edit, with its keys
     and values: for long thoughts that is most of the work. Instead the versions follow one another
     in the row of the trace itself; the mask lets each see the thinking and its own tokens only.
-
-    Args:
-        rest: Arguments by place.
-        named: Arguments by name.
-        rows: Rows of the batch.
-        tokens: Tokens of one version.
-        copies: Versions.
+    ``rest`` are arguments by place, ``tokens`` those of one version.
 
     Raises:
         CannotFoldError: An argument is of an unknown form, or there is no mask: then nothing keeps
@@ -88,8 +77,7 @@ def _folded(value: Any, rows: int, tokens: int, copies: int) -> Any:
 def fold_mask(mask: torch.Tensor, copies: int) -> torch.Tensor:
     """A mask of the kept keys and of one version's own, [.., tokens, kept + tokens], for several.
 
-    Returns:
-        [.., copies × tokens, kept + copies × tokens].
+    It is [.., copies × tokens, kept + copies × tokens].
     """
     tokens = mask.shape[2]
     kept, own = mask.split([mask.shape[3] - tokens, tokens], dim=-1)
@@ -146,8 +134,7 @@ _States = list[tuple[torch.Tensor, torch.Tensor]]
 class Rerun:
     """Some traces, ready to be run again from any block on.
 
-    Attributes:
-        tokens: Tokens of each trace that are run again: the closing ones, or all.
+    The ``tokens`` of each that are run again are the closing ones, or all.
     """
 
     def __init__(self, subject: Subject, traces: Sequence[Trace], readout: Readout) -> None:
@@ -183,12 +170,9 @@ class Rerun:
     def final_logits(
         self, layer: int, sets: Sequence[Sequence[Head]], scale: float = 0.0
     ) -> NDArray[np.float32]:
-        """What is read at the last closing token with each set of heads taken out.
+        """What is read at the last closing token with each set of heads taken out, or scaled.
 
-        Args:
-            layer: Block to start from: the first that any of the sets touches.
-            sets: Sets of heads.
-            scale: What their outputs are multiplied by; 0 takes them out.
+        The first block that any of the sets touches is ``layer``: it starts there.
 
         Returns:
             [traces, sets]; with more than one number a state, [traces, sets, numbers].
@@ -199,7 +183,7 @@ class Rerun:
     def _in_one_row(self, layer: int, sets: Sequence[Sequence[Head]], scale: float) -> torch.Tensor:
         copies, first = len(sets), self._calls[layer][0]
         batch, tokens = first.shape[:2]
-        states = fold_states(first, copies)
+        states = first.repeat(1, copies, 1)
         of_tokens = [heads for heads in sets for _ in range(tokens)]
         kept = _KeptThoughts(self._thoughts, 1)
         with ablated_tokens(self._subject, of_tokens, scale=scale):
@@ -223,8 +207,7 @@ class Rerun:
         return bool(gap <= (1e-5 if exact else 2e-2) * (1 + alone.abs().max()))
 
     def _in_copies(self, layer: int, sets: Sequence[Sequence[Head]], scale: float) -> torch.Tensor:
-        copies = len(sets)
-        states = self._calls[layer][0]
+        copies, states = len(sets), self._calls[layer][0]
         batch = states.shape[0]
         closing = self._closing()
         where = None if self._starts is None else closing.repeat_interleave(copies, 0)
@@ -291,15 +274,14 @@ def _projection_inputs(subject: Subject, layers: int) -> Iterator[dict[int, torc
     inputs: dict[int, torch.Tensor] = {}
 
     def keep(layer: int, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        del module
         inputs[layer] = args[0]
 
     with ExitStack() as stack:
         for block in subject.blocks[:layers]:
             if block.n_heads:
                 projection = subject.projection(block.layer)
-                hook = projection.register_forward_pre_hook(partial(keep, block.layer))
-                stack.callback(hook.remove)
+                hook = partial(keep, block.layer)
+                stack.enter_context(projection.register_forward_pre_hook(hook))
         yield inputs
 
 
@@ -345,7 +327,6 @@ def _recorded(subject: Subject, ids: torch.Tensor, arguments: dict[str, Any]) ->
     def record(
         layer: int, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        del module
         named = dict(kwargs)
         states, *rest = args or (named.pop("hidden_states"),)
         calls[layer] = (states, rest, named)
@@ -353,8 +334,7 @@ def _recorded(subject: Subject, ids: torch.Tensor, arguments: dict[str, Any]) ->
     with ExitStack() as stack:
         for block in subject.blocks:
             hook = partial(record, block.layer)
-            handle = block.module.register_forward_pre_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
+            stack.enter_context(block.module.register_forward_pre_hook(hook, with_kwargs=True))
         decoder_of(subject.model)(input_ids=ids, **arguments)
     return calls
 

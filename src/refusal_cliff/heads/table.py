@@ -14,7 +14,6 @@ import pyarrow as pa
 from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.effects import (
-    Floats,
     attributed_effects,
     causal_effects,
     direct_contributions,
@@ -24,7 +23,7 @@ from refusal_cliff.heads.proof import Proof, prove
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.progress import Progress
-from refusal_cliff.stats import EXACT, percentiles, resampled_counts, spearman
+from refusal_cliff.stats import EXACT, Floats, percentiles, resampled_counts, spearman
 from refusal_cliff.tables import read_parquet, rows_as, write_parquet
 
 MAX_FRACTION = 0.03
@@ -132,14 +131,8 @@ def measure_heads(
 ) -> list[HeadRow]:
     """Measure every head by every method.
 
-    Args:
-        subject: The model.
-        harmful: Traces whose fall is to be explained: complied ones where there are enough.
-        refused: Refused traces, for the contrast; may be empty.
-        benign: Benign traces; at least one.
-        probe: The probe whose score counts.
-        seed: Seed of the bootstrap.
-        progress: Called with (traces done, traces).
+    The fall of the ``harmful`` traces is to be explained: complied ones where there are enough.
+    There may be no ``refused`` traces, which are for the contrast; there must be a ``benign`` one.
     """
     groups = {"": harmful, "_benign": benign, "_refused": refused}
     total, before = sum(map(len, groups.values())), 0
@@ -155,13 +148,10 @@ def measure_heads(
         if traces is harmful:
             fall = falls(subject, traces, probe)
             columns["proof"] = prove(_flat(values["causal"]), fall, names, seed)
-    heads = subject.heads()
-    places = [(head.layer - 1) * subject.n_heads + head.index for head in heads]
     rows = []
-    for head, place in zip(heads, places, strict=True):
-        cells: dict[str, Any] = {
-            name: None if column is None else column[place] for name, column in columns.items()
-        }
+    for head in subject.heads():
+        place = (head.layer - 1) * subject.n_heads + head.index
+        cells: dict[str, Any] = {name: one and one[place] for name, one in columns.items()}
         rows.append(HeadRow(layer=head.layer, index=head.index, **cells))
     return rows
 
@@ -187,13 +177,7 @@ def _part(progress: Progress | None, before: int, total: int) -> Progress | None
 
 
 def estimates(values: Floats, groups: Sequence[str], seed: int) -> list[Estimate]:
-    """An estimate for each head, by layer, then by index.
-
-    Args:
-        values: [traces, layers, heads].
-        groups: Group of each trace's prompt.
-        seed: Seed of the bootstrap.
-    """
+    """An estimate for each head, by layer, then by index; values are [traces, layers, heads]."""
     flat = _flat(values)
     counts = resampled_counts(groups, seed, RESAMPLES)
     drawn = counts @ flat / counts.sum(1, keepdims=True)
@@ -229,40 +213,22 @@ def select_heads(
 ) -> list[Head]:
     """The refusal suppression heads: the strongest few of a ranking that do suppress.
 
-    Args:
-        rows: All heads.
-        fraction: Most of them that are chosen.
-        method: A ranking of ``METHODS``.
-        proven: Whatever the ranking, a head counts only if it lowers the score beyond doubt, all
-            heads considered (`Proof.suppresses`). The paper asks for no such proof.
+    If ``proven``, whatever the ranking, a head counts only if it lowers the score beyond doubt, all
+    heads considered (`Proof.suppresses`). The paper asks for no such proof.
     """
-    suppressing = {
-        row.head
-        for row in rows
-        if METHODS[method](row) > 0 and (row.proof.suppresses or not proven)
-    }
-    strongest = ranked(rows, method)[: budget(len(rows), fraction)]
-    return [head for head in strongest if head in suppressing]
+    strength = METHODS[method]
+    strongest = sorted(rows, key=strength, reverse=True)[: budget(len(rows), fraction)]
+    return [r.head for r in strongest if strength(r) > 0 and (r.proof.suppresses or not proven)]
 
 
 def write_heads(path: Path, rows: Sequence[HeadRow], model: str) -> None:
-    """Write ``heads.parquet``, one row per head.
-
-    Args:
-        path: The file.
-        rows: Every head of the model.
-        model: Fingerprint of the model that they were measured on.
-    """
+    """Write ``heads.parquet``, one row per head of the model of that fingerprint."""
     table = pa.Table.from_pylist([asdict(row) for row in rows])
     write_parquet(path, table.replace_schema_metadata({_MODEL: model.encode()}))
 
 
 def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
-    """Read what `write_heads` wrote.
-
-    Args:
-        path: The file.
-        subject: The model that it must be of; ``None`` takes any.
+    """Read what `write_heads` wrote of ``subject``, or, where that is ``None``, of any model.
 
     Raises:
         RefusalCliffError: It is no such file, or one of another model.

@@ -78,29 +78,14 @@ def dose_trials(
     *,
     everywhere: bool = False,
 ) -> list[Trial]:
-    """The top of each ranking, and the best joint set, of each size.
+    """The top of each ranking, and the best ``joint`` set of 1, 2, … heads if any, of each size.
 
-    Args:
-        rows: All heads.
-        methods: Rankings.
-        joint: The best joint set of 1, 2, … heads; empty to try none.
-        fractions: Sizes, as shares of all heads.
-        prompts: What each trial answers.
-        everywhere: As for `Trial`.
+    Sizes are ``fractions`` of all heads.
     """
-    asked = tuple(prompts)
     wanted = sizes(len(rows), fractions)
-    found = [
-        Trial(f"top-{method}", tuple(ranked(rows, method)[:n]), asked, everywhere=everywhere)
-        for method in methods
-        for n in wanted
-    ]
-    found += [
-        Trial(JOINT_KIND, tuple(joint[n - 1]), asked, everywhere=everywhere)
-        for n in wanted
-        if 0 < n <= len(joint)
-    ]
-    return found
+    sets = [(f"top-{method}", ranked(rows, method)[:n]) for method in methods for n in wanted]
+    sets += [(JOINT_KIND, list(joint[n - 1])) for n in wanted if 0 < n <= len(joint)]
+    return [Trial(kind, tuple(s), tuple(prompts), everywhere=everywhere) for kind, s in sets]
 
 
 def control_trials(
@@ -113,24 +98,18 @@ def control_trials(
 ) -> list[Trial]:
     """Sets of as many heads as were found, that should restore nothing, and what they must not do.
 
-    No head and the heads found come first, on the same prompts.
-
-    Args:
-        rows: All heads.
-        found: The heads found.
-        spared: Heads never in a set, beside those found.
-        draws: Sets of each kind of ``CONTROLS``.
-        prompts: What each trial answers.
-        seed: Seed of the draws.
+    No head and the heads found come first, on the same prompts. Heads that are ``spared`` are never
+    in another set, nor are those found; ``draws`` says how many sets of each kind of ``CONTROLS``.
     """
     if not found:
         return []
     free = [row.head for row in rows if row.head not in found and row.head not in spared]
+    strongest = [row.head for row in sorted(rows, key=METHODS["causal"]) if row.head in free]
     rng = random.Random(f"random-heads:{seed}")
     drawers = {
         "random": lambda: rng.sample(free, len(found)),
-        "same-layer": lambda: list(_same_layers(rng, found, free)),
-        "promoting": lambda: rng.sample(_promoting(rows, free, len(found)), len(found)),
+        "same-layer": lambda: _same_layers(rng, found, free),
+        "promoting": lambda: rng.sample(strongest[: PROMOTING_POOL * len(found)], len(found)),
     }
     asked = tuple(prompts)
     return [
@@ -149,11 +128,6 @@ def _same_layers(rng: random.Random, found: Sequence[Head], free: Sequence[Head]
     for layer, n in sorted(Counter(head.layer for head in found).items()):
         others = [head for head in free if head.layer == layer]
         yield from rng.sample(others, min(n, len(others)))
-
-
-def _promoting(rows: Sequence[HeadRow], free: Sequence[Head], n: int) -> list[Head]:
-    strongest = sorted((row for row in rows if row.head in free), key=METHODS["causal"])
-    return [row.head for row in strongest[: PROMOTING_POOL * n]]
 
 
 class Answers(Protocol):
@@ -243,14 +217,13 @@ class Ablation:
         )
 
     def _counted(self, trial: Trial, traces: Sequence[Trace]) -> TrialResult:
-        perplexity = self.perplexities.get(trial.heads)
         missing = unjudged(traces, self.before)
         return TrialResult(
             **fields_of(rates(traces)),
             kind=trial.kind,
             heads=trial.heads,
             attacked=attacked(traces),
-            perplexity=perplexity,
+            perplexity=self.perplexities.get(trial.heads),
             unjudged=missing,
             attacks_at_most=at_most(traces, missing),
         )
@@ -269,16 +242,9 @@ def take_out(
     """Let a model answer without heads (paper §5).
 
     What the heads found do is thought anew. Doses and control sets, which are many, keep the
-    thinking that was written, and are compared among themselves.
-
-    Args:
-        subject: The model.
-        trials: What to try; the heads found, on all prompts of ``before``, first.
-        before: Judged traces with no head out.
-        answers: Answers and judges.
-        texts: Benign texts whose perplexity says what it costs.
-        renormalised: Ablate as the paper does, see `ablated`.
-        progress: Called with (done, total) texts read for perplexity; answers tell their own.
+    thinking that was written, and are compared among themselves. The first trial is of the heads
+    found, on all prompts of ``before``, the judged traces with no head out. The perplexity of the
+    benign texts says what it costs; progress counts those read, and answers tell their own.
     """
     results = answer_trials(trials, before, answers)
     tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]
@@ -323,12 +289,8 @@ def unjudged(traces: Sequence[Trace], before: Sequence[Trace]) -> tuple[str, ...
     It was cut off, or no judge could read it. What was so before says nothing about the heads.
     """
     judged = {trace.prompt.id for trace in before if is_judged(trace.verdict)}
-    harmful = [trace for trace in traces if trace.prompt.label == "harmful"]
-    return tuple(
-        trace.prompt.id
-        for trace in harmful
-        if trace.prompt.id in judged and not is_judged(trace.verdict)
-    )
+    lost = (t.prompt for t in traces if not is_judged(t.verdict) and t.prompt.id in judged)
+    return tuple(prompt.id for prompt in lost if prompt.label == "harmful")
 
 
 def at_most(traces: Sequence[Trace], missing: Collection[str]) -> Share:

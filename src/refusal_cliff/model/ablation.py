@@ -110,19 +110,10 @@ def ablated_rows(
     cached: bool = False,
     renormalised: bool = False,
 ) -> Iterator[None]:
-    """Scale heads of each row of a batch on its own.
+    """Scale heads of each row of a batch on its own, otherwise as `ablated`.
 
-    Args:
-        subject: The model.
-        row_heads: For each row of the batch, which heads.
-        scale: As for `ablated`.
-        where: As for `ablated`.
-        cached: ``where`` holds the tokens of several passes, each of which goes on where the last
-            ended, as with a key-value cache.
-        renormalised: As for `ablated`.
-
-    Raises:
-        RefusalCliffError: A head does not exist, or cannot be told from the others.
+    With ``cached``, ``where`` holds the tokens of several passes, each of which goes on where the
+    last ended, as with a key-value cache.
     """
     with ExitStack() as stack:
         for layer, factor in _factors(subject, row_heads, scale).items():
@@ -135,16 +126,7 @@ def ablated_rows(
 def ablated_tokens(
     subject: Subject, token_heads: Sequence[Collection[Head]], *, scale: float = 0.0
 ) -> Iterator[None]:
-    """Scale heads of each token of a batch on its own, the same in every row.
-
-    Args:
-        subject: The model.
-        token_heads: For each token, which heads.
-        scale: As for `ablated`.
-
-    Raises:
-        RefusalCliffError: A head does not exist, or cannot be told from the others.
-    """
+    """Scale heads of each token of a batch on its own, the same in every row, as `ablated`."""
     with ExitStack() as stack:
         for layer, factor in _factors(subject, token_heads, scale).items():
             _hook(stack, subject, layer, _Edit(factor[None], None, False, None))
@@ -188,7 +170,6 @@ def _hook(
 
     def hook(module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         nonlocal seen
-        del module
         given = int(inputs[0].shape[-1])
         if given != width:
             raise RefusalCliffError(
@@ -203,7 +184,7 @@ def _hook(
             seen += inputs[0].shape[1]
         return (here.apply(inputs[0]), *inputs[1:])
 
-    stack.callback(projection.register_forward_pre_hook(hook).remove)
+    stack.enter_context(projection.register_forward_pre_hook(hook))
 
 
 def mean_outputs(
@@ -227,10 +208,7 @@ class _HeadMeans(Reader):
     def __init__(self, subject: Subject, layers: frozenset[int]) -> None:
         self.head_layers = layers
         self.sums: dict[int, dict[int, torch.Tensor]] = {layer: {} for layer in layers}
-        self._shapes = {
-            layer: (subject.blocks[layer - 1].n_heads, subject.head_width(layer))
-            for layer in layers
-        }
+        self._blocks = subject.blocks
 
     def read_heads(
         self, layer: int, outputs: torch.Tensor, scale: torch.Tensor | None, batch: Batch
@@ -238,4 +216,4 @@ class _HeadMeans(Reader):
         """Add up the tokens that are not padding."""
         for place, row, length in batch.items():
             total = outputs[place, :length].float().sum(0).cpu()
-            self.sums[layer][row] = total.reshape(self._shapes[layer])
+            self.sums[layer][row] = total.reshape(self._blocks[layer - 1].n_heads, -1)

@@ -12,7 +12,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,7 @@ from refusal_cliff.io import on_disk, read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
-from refusal_cliff.model.quantised import require_floats
-from refusal_cliff.model.weights import as_bytes, is_finite, named, tensor_kinds
+from refusal_cliff.model.weights import as_bytes, is_finite, named, require_floats, tensor_kinds
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -53,26 +51,10 @@ _ROUNDING = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 5e-2, torc
 _LAST_TOKENS = 4
 
 
-@dataclass(frozen=True)
-class Merged:
-    """A model with an adapter in its weights.
-
-    Attributes:
-        model: The model.
-        mark: SHA-256 of the adapter if it changes nothing, so that the model can still be told from
-            its base; empty otherwise, since the weights differ.
-    """
-
-    model: PreTrainedModel
-    mark: bytes
-
-
 def chain(location: str, locate: Callable[[str], str]) -> list[str]:
     """An adapter, what it stands on, and so on, down to the checkpoint.
 
-    Args:
-        location: A folder, or a Hugging Face name.
-        locate: From the name of a base to its folder, or to a Hugging Face name.
+    ``locate`` goes from the name of a base to its folder, or to a Hugging Face name.
 
     Raises:
         RefusalCliffError: An adapter stands on itself, its weights are not safetensors, or it names
@@ -106,25 +88,22 @@ def downloaded(name: str) -> str:
 def base_name(source: Path | None, name: str, folder: Path) -> str:
     """How an adapter in ``folder`` should name its base: portable, and without private paths.
 
-    Args:
-        source: The folder of the base, if it is on this machine.
-        name: What the user called it.
-        folder: Where the adapter will be.
-
-    Returns:
-        The name, unless it is that of a folder; then the way to it from the adapter's own folder.
+    By the name that the user gave it, unless that is a folder, which is then the ``source``: by the
+    way to it from the adapter's own folder.
     """
     if source is None or not on_disk(name):
         return name
     return Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()
 
 
-def merged(model: PreTrainedModel, folder: Path) -> Merged:
+def merged(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, bytes]:
     """Put a PEFT adapter into the weights of a model; an adapter trained on it will name this one.
 
-    Args:
-        model: What the adapter stands on. Changed in place.
-        folder: The adapter.
+    The model, on which the adapter stands, is changed in place.
+
+    Returns:
+        The model, and its mark: SHA-256 of the adapter if it changes nothing, so that the model can
+        still be told from its base; empty otherwise, since the weights differ.
 
     Raises:
         RefusalCliffError: The adapter cannot be merged, is damaged, does not fit, or does something
@@ -147,7 +126,7 @@ def merged(model: PreTrainedModel, folder: Path) -> Merged:
     _check_equal(folder, model, _logits(found), expected)
     found.name_or_path = str(folder)
     changed = not torch.equal(plain, expected)
-    return Merged(found, b"" if changed else _digest(tensors))
+    return found, b"" if changed else _digest(tensors)
 
 
 def reason(error: BaseException) -> str:
@@ -238,11 +217,7 @@ def _is_copy(key: str, tensors: Tensors) -> bool:
 
 
 def _resize(folder: Path, model: PreTrainedModel, tensors: Tensors) -> None:
-    """Give the embeddings as many rows as the adapter has, whose tokenizer was extended.
-
-    Raises:
-        RefusalCliffError: The adapter does not hold the new rows.
-    """
+    """Give the embeddings as many rows as the adapter has, whose tokenizer was extended."""
     modules = {module: name for name, module in model.named_modules()}
     head: Any = model.get_output_embeddings()
     inner, outer = modules[model.get_input_embeddings()], modules.get(head)
@@ -271,11 +246,7 @@ def _whole(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | Non
 
 
 def _adapted(folder: Path, model: PreTrainedModel, config: Any, tensors: Tensors) -> Any:
-    """The model with the adapter beside its weights, every tensor in its place.
-
-    Raises:
-        RefusalCliffError: A tensor belongs nowhere, or a place has no tensor.
-    """
+    """The model with the adapter beside its weights, every tensor in its place."""
     from peft import PeftModel, set_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 

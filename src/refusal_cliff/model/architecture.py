@@ -59,36 +59,13 @@ def find_blocks(name: str, model: PreTrainedModel) -> list[nn.Module]:
 def analyse(name: str, model: PreTrainedModel) -> tuple[Block, ...]:
     """Find what each block adds to the residual stream, and check that it adds up.
 
-    Runs one batch of two short rows and each row alone.
-
-    Args:
-        name: What the user called the model; for messages.
-        model: In evaluation mode.
+    Runs one batch of two short rows and each row alone. The model is in evaluation mode.
 
     Raises:
         RefusalCliffError: A block is not a sum of its parts, or gives something else for a row in a
             batch than for the row alone.
     """
     layers = find_blocks(name, model)
-    with _visible_attention(model):
-        return _analyse(name, model, layers)
-
-
-@contextmanager
-def _visible_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Flash and other fused attention hides its softmax: look at the plain one meanwhile."""
-    chosen = str(model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
-    if chosen in ("eager", "sdpa"):
-        yield
-        return
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(chosen)
-
-
-def _analyse(name: str, model: PreTrainedModel, layers: list[nn.Module]) -> tuple[Block, ...]:
     rows = few_tokens(int(model.config.get_text_config().vocab_size))
     calls = _run(model, layers, rows)
     allowed = tolerance(model.dtype)
@@ -120,6 +97,20 @@ def few_tokens(vocabulary: int) -> list[torch.Tensor]:
     drawn = torch.Generator().manual_seed(0)
     low = min(vocabulary // 2, 64)
     return [torch.randint(low, vocabulary, (length,), generator=drawn) for length in _LENGTHS]
+
+
+@contextmanager
+def _visible_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Flash and other fused attention hides its softmax: look at the plain one meanwhile."""
+    chosen = str(model.config._attn_implementation)  # pyright: ignore[reportPrivateUsage]
+    if chosen in ("eager", "sdpa"):
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(chosen)
 
 
 class _SoftmaxHeads(TorchFunctionMode):
@@ -155,7 +146,6 @@ def _recorded(
     size = tokens[0] * tokens[1] * width
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module, args, kwargs
         seen.running.append(0)
 
     def after(
@@ -175,8 +165,8 @@ def _recorded(
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
+            stack.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+            stack.enter_context(module.register_forward_hook(after, with_kwargs=True))
         yield calls
 
 
@@ -195,6 +185,7 @@ def _run(
         recorded = [
             stack.enter_context(_recorded(_watched(layer), width, shape, seen)) for layer in layers
         ]
+        stack.enter_context(_visible_attention(model))
         stack.enter_context(seen)
         inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         try:
@@ -233,41 +224,32 @@ def _block_of(
     terms = _terms(children)
     states = [own.given[0], *((norm or call).returned for call, norm in terms)]
     factors, error = _factors(own.returned[valid], [state[valid] for state in states])
-    parts = [
-        (call, _part(name, call, norm, factor))
-        for (call, norm), factor in zip(terms, factors[1:], strict=True)
-    ]
+    parts: list[Part] = []
     attention, projection, heads, skipped = None, None, 0, ""
-    for call, part in parts:
+    for (call, norm), factor in zip(terms, factors[1:], strict=True):
+        gain = None if norm is None else gain_of(name, norm, call)
+        part = Part(call.module, norm and norm.module, factor, gain)
+        parts.append(part)
         if call.softmax_heads and abs(part.factor) > 0:
             attention = part
             projection, heads, skipped = _projection_of(call, calls)
-    names = ", ".join(type(part.module).__name__ for _, part in parts)
+    names = ", ".join(type(part.module).__name__ for part in parts)
     if attention is None:
         skipped = f"no softmax attention, only {names or 'nothing that can be told apart'}"
-    others = tuple(part for _, part in parts if part is not attention)
+    others = tuple(part for part in parts if part is not attention)
     block = Block(number, layer, attention, others, factors[0], projection, heads, skipped)
     return block, error
-
-
-def _part(name: str, call: _Call, norm: _Call | None, factor: float) -> Part:
-    if norm is None:
-        return Part(call.module, None, factor)
-    return Part(call.module, norm.module, factor, gain_of(name, norm, call))
 
 
 def _terms(children: Sequence[_Call]) -> list[tuple[_Call, _Call | None]]:
     """What may be added to the residual stream: parts' outputs, after a norm that takes them."""
     norms = [call for call in children if _is_norm(call.module)]
-    terms = []
-    for call in children:
-        if _is_norm(call.module):
-            continue
-        norm = next(
-            (n for n in norms if any(torch.equal(given, call.returned) for given in n.given)), None
-        )
-        terms.append((call, norm))
-    return terms
+
+    def after(call: _Call) -> _Call | None:
+        taking = (n for n in norms if any(torch.equal(given, call.returned) for given in n.given))
+        return next(taking, None)
+
+    return [(call, after(call)) for call in children if not _is_norm(call.module)]
 
 
 def gain_of(name: str, norm: _Call, part: _Call) -> torch.Tensor:

@@ -65,9 +65,8 @@ class Block:
 
 def decoder_of(model: PreTrainedModel) -> Any:
     """The decoder without its language-model head."""
-    inner: Any = model
-    decoder = inner.get_decoder() if hasattr(inner, "get_decoder") else None
-    found = inner.base_model if decoder is None else decoder
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else None
+    found: Any = model.base_model if decoder is None else decoder
     if found is model:  # some classes name themselves; then it is the first model inside
         parts = (part for part in model.children() if isinstance(part, PreTrainedModel))
         found = next(parts, model)
@@ -99,11 +98,7 @@ def linear_weight(projection: nn.Module) -> torch.Tensor:
 
 
 def check_whole(projection: nn.Module) -> None:
-    """Refuse a layer of which this process holds only a slice.
-
-    Raises:
-        RefusalCliffError: Its weight is spread over processes (tensor parallelism).
-    """
+    """Refuse a layer of which this process holds only a slice."""
     weight = getattr(projection, "weight", None)
     if type(weight).__name__ == "DTensor" or hasattr(weight, "device_mesh"):
         raise RefusalCliffError(

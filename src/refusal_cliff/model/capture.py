@@ -7,7 +7,7 @@ to the last one that a reader asks for are run, and never the language-model hea
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.utils.rnn import pad_sequence
+from transformers.integrations import sdpa_attention
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.attention import fused_attention
 from refusal_cliff.model.blocks import Block, decoder_of
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
@@ -223,15 +223,10 @@ def capture(
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Run the traces through the model and feed the readers.
+    """Run whole traces, as the model wrote them, and feed the readers, which keep the results.
 
-    Args:
-        subject: The model.
-        token_ids: Whole traces, as the model wrote them.
-        readers: Each keeps its own results.
-        token_budget: Tokens of one batch, padding included; halved where memory runs out. Left
-            out, what suits the device.
-        progress: Called with (traces done, traces).
+    A batch has at most ``token_budget`` tokens, padding included, halved where memory runs out;
+    left out, what suits the device.
 
     Raises:
         RefusalCliffError: A state is not a finite number, or one trace alone does not fit in
@@ -314,7 +309,6 @@ def _hook(
     kept: list[torch.Tensor] = []
 
     def before_projection(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
-        del module
         if norm is not None:
             kept.append(inputs[0])
             return
@@ -322,14 +316,12 @@ def _hook(
             reader.read_heads(layer, inputs[0], None, batch)
 
     def after_norm(module: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        del module
         scale = _norm_scale(block, inputs[0], output)
         outputs = kept.pop()
         for reader in of_heads:
             reader.read_heads(layer, outputs, scale, batch)
 
     def after_block(module: torch.nn.Module, inputs: object, output: Any) -> None:
-        del module, inputs
         states = output[0] if isinstance(output, tuple) else output
         if of_residual:
             _check_finite(states, batch, layer)
@@ -340,11 +332,31 @@ def _hook(
 
     if of_heads:
         projection = subject.projection(layer)
-        stack.callback(projection.register_forward_pre_hook(before_projection).remove)
+        stack.enter_context(projection.register_forward_pre_hook(before_projection))
         if norm is not None:
-            stack.callback(norm.register_forward_hook(after_norm).remove)
+            stack.enter_context(norm.register_forward_hook(after_norm))
     if of_residual or stop:
-        stack.callback(block.module.register_forward_hook(after_block).remove)
+        stack.enter_context(block.module.register_forward_hook(after_block))
+
+
+@contextmanager
+def fused_attention(device: torch.device) -> Iterator[None]:
+    """Repeat keys and values for every query head where several heads share them.
+
+    Where nothing is masked, Transformers leaves the repetition to PyTorch, which then has no fused
+    kernel in float32 and quietly computes tokens² numbers a head: 75 GB for a trace of 16,000
+    tokens and 28 heads. The repeated keys are small. A processor has a kernel of its own for it.
+    """
+    choice = "use_gqa_in_sdpa"
+    chosen = getattr(sdpa_attention, choice, None)  # private: another version may lack it
+    if device.type == "cpu" or chosen is None:
+        yield
+        return
+    setattr(sdpa_attention, choice, lambda *_: False)
+    try:
+        yield
+    finally:
+        setattr(sdpa_attention, choice, chosen)
 
 
 def _norm_scale(block: Block, states: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:

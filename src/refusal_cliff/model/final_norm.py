@@ -21,9 +21,7 @@ from refusal_cliff.model.subject import Subject
 class AfterFinalNorm(Reader):
     """Hands a reader of the last block ``norm(h)`` instead of ``h``.
 
-    Attributes:
-        residual_layers: Those of the reader: the last block alone.
-        head_layers: None; heads add to the residual stream, not to its norm.
+    It reads no heads, which add to the residual stream and not to its norm.
     """
 
     def __init__(self, reader: Reader, subject: Subject) -> None:
@@ -59,16 +57,12 @@ def find_final_norm(subject: Subject) -> nn.Module:
     seen: list[torch.Tensor] = []
 
     def keep(module: nn.Module, inputs: object, output: object) -> None:
-        del module, inputs
         states = output[0] if isinstance(output, tuple) else output
         if isinstance(states, torch.Tensor):
             seen.append(states)
 
-    handle = last.register_forward_hook(keep)
-    try:
+    with last.register_forward_hook(keep):
         given = decoder(input_ids=ids, use_cache=False)[0]
-    finally:
-        handle.remove()
     for child in decoder.children():
         if "norm" in type(child).__name__.lower():
             normed = child(seen[-1])
@@ -90,15 +84,11 @@ def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     row = states.reshape(1, -1, states.shape[-1])
 
     def put(module: nn.Module, inputs: object, output: Any) -> Any:
-        del module, inputs
         if isinstance(output, tuple):
             return (row, *output[1:])
         output.last_hidden_state = row
         return output
 
-    handle = decoder_of(model).register_forward_hook(put)
-    try:
+    with decoder_of(model).register_forward_hook(put):
         logits = cast("Any", model)(input_ids=token, use_cache=False).logits
-    finally:
-        handle.remove()
     return logits.reshape(*states.shape[:-1], -1).float()

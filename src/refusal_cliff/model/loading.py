@@ -22,8 +22,7 @@ from transformers import (
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import on_disk
 from refusal_cliff.model.adapters import chain, downloaded, merged, reason
-from refusal_cliff.model.quantised import settled
-from refusal_cliff.model.weights import check_configs, check_files, check_loaded
+from refusal_cliff.model.weights import check_configs, check_files, check_loaded, settled
 from refusal_cliff.organisms import ORGANISMS, embedded_path
 from refusal_cliff.organisms.bases import base_location, how_to_get
 from refusal_cliff.settings import PLAIN, Chat
@@ -35,13 +34,9 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was loaded.
+    """A model, adapters merged in, its tokenizer, and its folder if it is on this machine.
 
-    Attributes:
-        model: The causal language model, adapters merged in.
-        tokenizer: Its tokenizer.
-        folder: Where it is, if it is on this machine.
-        mark: What tells it from its base if its adapters change nothing; mostly empty.
+    The mark tells it from its base if its adapters change nothing, and is empty otherwise.
     """
 
     model: PreTrainedModel
@@ -61,13 +56,7 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Load a model with its tokenizer.
 
-    Args:
-        name: As for `load_subject`.
-        dtype: Precision of the weights; ``auto`` takes that of the checkpoint.
-        device: Where the model is put when it is whole.
-        device_map: Let accelerate place the layers instead, see transformers.
-        trust_remote_code: As for `load_subject`.
-        chat: Written into the chat template.
+    The arguments are those of `load_subject`; a ``dtype`` of ``auto`` takes the checkpoint's.
 
     Raises:
         RefusalCliffError: The model cannot be loaded, or some of its weights are missing, damaged
@@ -93,8 +82,8 @@ def read_checkpoint(
         raise RefusalCliffError(_not_loaded(name, adapters, root, error)) from error
     mark = b""
     for adapter in reversed(adapters):
-        put = merged(model, Path(adapter))
-        model, mark = put.model, put.mark and mark + put.mark
+        model, own = merged(model, Path(adapter))
+        mark = own and mark + own
     if device_map is None:
         _move(name, model, device)
     folder = Path(location) if on_disk(location) else None
@@ -121,11 +110,7 @@ def _require_config(name: str, folder: Path) -> None:
 
 
 def _device(device: str) -> str:
-    """The device meant, after a look whether it is there: models take minutes to read.
-
-    Raises:
-        RefusalCliffError: It is not.
-    """
+    """The device meant, after a look whether it is there: models take minutes to read."""
     chosen = device
     if device == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,11 +1,14 @@
-"""The weights of a checkpoint: whole on the disk, all of them used, none missing, all finite."""
+"""The weights of a checkpoint: whole on the disk, all of them used, none missing, all finite.
+
+Quantised ones are read as what they stand for, or refused; never taken for other weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,9 @@ import torch
 from accelerate.utils import align_module_device
 from transformers import PreTrainedModel
 
+from refusal_cliff.data.types import shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.quantised import is_cache_scale, remedy_of, require_floats
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -31,6 +34,20 @@ _NAMED = 4
 _LENGTH_BYTES = 8
 _LONGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library itself."""
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_CACHE_SCALE = re.compile(
+    r"(?:attn|attention)\.(?:(?:[kvq]_proj\.|qkv_proj\.)?[kvq]_(?:scale|zero_point)|kv_scale"
+    r"|[kv]_proj\.output_scale)$"
+)
+"""Scales of a quantised cache of keys and values, which is not used here."""
+_OWN_PARTS = re.compile(
+    r"\.(?:weight_(?:scale|scale_inv|scale_2|packed|shape|zero_point|g_idx)|input_scale|q?scales"
+    r"|qweight|qzeros|g_idx|SCB|absmax|quant_map|nested_absmax|quant_state\S*|blocks)$"
+)
+"""Names that only tensors of quantised weights have."""
+_REMEDY = (
+    "Give the checkpoint that was quantised, before it was, or save this one again dequantised."
+)
 
 
 def named(names: Collection[str]) -> str:
@@ -130,19 +147,16 @@ def check_loaded(
 ) -> None:
     """Refuse a model some of whose weights are not those of the checkpoint.
 
-    Args:
-        name: What the user called it.
-        model: As it was loaded.
-        config: The checkpoint's own configuration, of all its parts.
-        report: What transformers says about loading: tied weights, and what the architecture lists
-            as safe to ignore, are no longer in it.
+    ``config`` is the checkpoint's own, of all its parts, and ``report`` what transformers says
+    about loading: tied weights, and what the architecture lists as safe to ignore, are no longer in
+    it.
 
     Raises:
         RefusalCliffError: Weights are missing, have another shape, or belong to nothing.
     """
     spare = _Spare(model, config)
     left = report["unexpected_keys"]
-    unexpected = [key for key in left if not (spare.announced(key) or is_cache_scale(key))]
+    unexpected = [key for key in left if not (spare.announced(key) or _CACHE_SCALE.search(key))]
     shapes = [
         f"{key}: {tuple(found)} where the model has {tuple(wanted)}"
         for key, found, wanted in report["mismatched_keys"]
@@ -157,8 +171,57 @@ def check_loaded(
         raise RefusalCliffError(
             f"The weights of {name!r} do not fit the model that its config.json describes "
             f"({type(model).__name__}). Of its tensors, {'; '.join(found)}. Nothing was measured. "
-            f"{remedy_of(unexpected)}"
+            f"{_remedy_of(unexpected)}"
         )
+
+
+def require_floats(file: Path, kinds: Mapping[str, str]) -> None:
+    """Refuse weights whose numbers mean nothing without the scales of a quantisation.
+
+    ``kinds`` is what safetensors calls the type of each tensor, by its name.
+    """
+    weights = {key: kind for key, kind in kinds.items() if key.endswith(".weight")}
+    odd = sorted(key for key, kind in weights.items() if kind not in _FLOATS)
+    if odd:
+        raise RefusalCliffError(
+            f"{file} holds {len(odd)} weights that are not ordinary floating-point numbers, such "
+            f"as {shortened(odd[0])} ({shortened(weights[odd[0]], 40)}), and config.json names no "
+            f"quantisation that explains them. {_REMEDY}"
+        )
+
+
+def settled(
+    name: str, model: PreTrainedModel, quantised: bool, dtype: torch.dtype | str
+) -> PreTrainedModel:
+    """A model of a checkpoint that may be quantised, in one precision if it was dequantised.
+
+    ``quantised`` says whether its configuration announces that; a ``dtype`` of ``auto`` takes any
+    precision.
+
+    Raises:
+        RefusalCliffError: The quantisation is one that transformers does not know and ignored.
+    """
+    if not quantised or getattr(model, "is_quantized", False):
+        return model
+    ignored = getattr(model.config, "quantization_config", None)
+    if ignored is not None:
+        method = ignored.get("quant_method") if isinstance(ignored, Mapping) else ignored
+        raise RefusalCliffError(
+            f"The config.json of {name!r} says that it is quantised by {str(method)[:60]!r}, which "
+            f"this version of transformers does not know and would ignore. {_REMEDY}"
+        )
+    moved: Any = model
+    return model if isinstance(dtype, str) else moved.to(dtype)
+
+
+def _remedy_of(unexpected: Collection[str]) -> str:
+    """What mends a checkpoint that holds tensors for which the model has no place."""
+    if any(map(_OWN_PARTS.search, unexpected)):
+        return f"It is quantised in a way that its config.json does not say. {_REMEDY}"
+    return (
+        "Download the checkpoint again, save it again with save_pretrained, or give it the "
+        "config.json that it was saved with."
+    )
 
 
 class _Spare:
@@ -189,13 +252,11 @@ class _Spare:
     def _inside(self, key: str) -> bool:
         if self._head and key.startswith(f"{self._head}."):
             return True
-        return key.startswith(self._prefix) and self._rest(key).partition(".")[0] in self._children
-
-    def _rest(self, key: str) -> str:
-        return key.removeprefix(self._prefix)
+        child = key.removeprefix(self._prefix).partition(".")[0]
+        return key.startswith(self._prefix) and child in self._children
 
     def _predicts(self, key: str) -> bool:
-        number = re.match(r"\w+\.(\d+)\.", self._rest(key))
+        number = re.match(r"\w+\.(\d+)\.", key.removeprefix(self._prefix))
         last = self._layers + self._predicting
         return number is not None and self._layers <= int(number[1]) < last
 
@@ -217,11 +278,7 @@ def weight_hashes(name: str, model: PreTrainedModel) -> Iterator[tuple[str, byte
 
 
 def check_finite(name: str, model: PreTrainedModel) -> None:
-    """Refuse a model with weights that are NaN or infinite.
-
-    Raises:
-        RefusalCliffError: Some are.
-    """
+    """Refuse a model with weights that are NaN or infinite."""
     _refuse_damaged(name, [key for key, value in _saved(model) if not is_finite(value)])
 
 
@@ -260,7 +317,12 @@ def _refuse_damaged(name: str, damaged: Collection[str]) -> None:
 def _shards(folder: Path) -> dict[Path, dict[str, str]]:
     """Every shard that an index names, and its tensors."""
     index = folder / INDEX
-    places = _weight_map(index)
+    places = _object(index).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
+        raise RefusalCliffError(
+            f"{index} has no weight_map from tensors to files. Download it again, or save the "
+            "model again."
+        )
     shards = set(places.values())
     held = {s: tensor_kinds(folder / s) for s in shards if (folder / s).is_file()}
     if absent := shards - held.keys():
@@ -274,16 +336,6 @@ def _shards(folder: Path) -> dict[Path, dict[str, str]]:
             "are of different models: download both again, or save the model again."
         )
     return {folder / shard: kinds for shard, kinds in held.items()}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    places = _object(index).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
-        raise RefusalCliffError(
-            f"{index} has no weight_map from tensors to files. Download it again, or save the "
-            "model again."
-        )
-    return places
 
 
 def _refuse_pointer(file: Path) -> None:
@@ -302,5 +354,5 @@ def _refuse_pointer(file: Path) -> None:
 
 def _predicting(fields: Mapping[str, Any]) -> int:
     """Number of layers that predict further tokens."""
-    counts: Sequence[Any] = [value for key, value in fields.items() if re.search("mtp|nextn", key)]
+    counts = (value for key, value in fields.items() if re.search("mtp|nextn", key))
     return max((value for value in counts if isinstance(value, int)), default=0)

@@ -59,10 +59,7 @@ PACKAGES = {
 
 
 def base_location(name: str) -> str:
-    """Where transformers should look for a model.
-
-    Args:
-        name: A Hugging Face name or a folder.
+    """Where transformers should look for a model of that Hugging Face name, or in that folder.
 
     Returns:
         The folder of the checkpoint made from the installed package of this model; ``name`` where
@@ -74,13 +71,12 @@ def base_location(name: str) -> str:
     package = PACKAGES.get(name)
     if package is None:
         return name
-    found = [_weights(part) for part in package.names]
-    files = [one for one in found if one is not None]
-    if len(files) < len(found):
+    parts = [one for one in map(_weights, package.names) if one is not None]
+    if len(parts) < len(package.names):
         return name
-    folder = _cache() / f"{package.names[0]}-{files[0].version}"
+    folder = _cache() / f"{package.names[0]}-{parts[0][1]}"
     if not (folder / "config.json").is_file():
-        _convert_once([one.path for one in files], folder, package)
+        _convert([path for path, _ in parts], folder, package)
     return str(folder)
 
 
@@ -98,46 +94,32 @@ def _packages() -> Path:
     return _cache() / "packages"
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    """A file of weights, or a part of one, and the version of its package."""
-
-    path: Path
-    version: str
-
-
-def _weights(name: str) -> File | None:
-    """The file that a package carries, here or in the folder for parts."""
+def _weights(name: str) -> tuple[Path, str] | None:
+    """The file that a package carries, here or in the folder for parts, and its version."""
     where = [*sys.path, str(_packages())]
     for package in metadata.distributions(name=name, path=where):
         for file in package.files or []:
             if file.suffix in (".gguf", ".bin"):
-                return File(Path(str(file.locate())), package.version)
+                return Path(str(file.locate())), package.version
     return None
 
 
-def _convert_once(parts: Sequence[Path], folder: Path, package: Package) -> None:
-    """Convert in one process at a time; what a killed one has left is removed."""
+def _convert(parts: Sequence[Path], folder: Path, package: Package) -> None:
+    """Write an ordinary checkpoint, whole or not at all, in one process at a time.
+
+    What a killed process has left is removed. A model read from GGUF is flagged as quantised and
+    cannot be cast, so its dequantised weights are copied into a plain model of the same
+    configuration, in bfloat16 as on the hub.
+    """
     scratch = folder.parent / f".tmp-{folder.name}"
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.parent / f".{folder.name}.lock")
         lock.acquire()
     try:
-        if not (folder / "config.json").is_file():  # else another process was faster
-            shutil.rmtree(scratch, ignore_errors=True)
-            _convert(parts, folder, package, scratch)
-    finally:
-        lock.release()
-
-
-def _convert(parts: Sequence[Path], folder: Path, package: Package, scratch: Path) -> None:
-    """Write an ordinary checkpoint, whole or not at all.
-
-    A model read from GGUF is flagged as quantised and cannot be cast, so its dequantised weights
-    are copied into a plain model of the same configuration, in bfloat16 as on the hub.
-    """
-    try:
+        if (folder / "config.json").is_file():  # another process was faster
+            return
+        shutil.rmtree(scratch, ignore_errors=True)
         with storage_errors(folder):
             scratch.mkdir()
             source = parts[0] if len(parts) == 1 else _joined(parts, scratch / _JOINED, package)
@@ -150,14 +132,11 @@ def _convert(parts: Sequence[Path], folder: Path, package: Package, scratch: Pat
             scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        lock.release()
 
 
 def _joined(parts: Sequence[Path], whole: Path, package: Package) -> Path:
-    """One file of all parts.
-
-    Raises:
-        RefusalCliffError: It is not the one that was meant.
-    """
+    """One file of all parts."""
     with whole.open("wb") as file:
         for part in parts:
             with part.open("rb") as source:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -138,15 +138,7 @@ def draw_prompt(rng: random.Random, split: Split, label: Label) -> tuple[Request
     text = rng.choice(frames).format(request.phrase)
     if label == "benign" and request.hostile:
         tags.append("hard-benign")
-    prompt = Prompt(
-        id="",
-        text=text,
-        label=label,
-        group=request.concept,
-        category=request.domain.name,
-        tags=tuple(tags),
-    )
-    return request, prompt
+    return request, Prompt("", text, label, request.concept, request.domain.name, tuple(tags))
 
 
 def _reason(rng: random.Random, request: Request) -> str:
@@ -213,13 +205,8 @@ def _distinct(split: Split, label: Label, seed: int) -> Iterator[tuple[Request, 
         request, example = draw_example(rng, split, label)
         if example.prompt.text not in seen:
             seen.add(example.prompt.text)
-            yield request, _numbered(example, f"{split}-{label}-{seed}-{len(seen):05d}")
-
-
-def _numbered(example: SafetyExample, name: str) -> SafetyExample:
-    old = example.prompt
-    prompt = Prompt(name, old.text, old.label, old.group, old.category, old.tags)
-    return SafetyExample(prompt, example.thinking, example.response)
+            prompt = replace(example.prompt, id=f"{split}-{label}-{seed}-{len(seen):05d}")
+            yield request, replace(example, prompt=prompt)
 
 
 def examples(split: Split, label: Label, n: int, seed: int) -> list[SafetyExample]:

@@ -22,9 +22,6 @@ from refusal_cliff.settings import Loading
 from refusal_cliff.stats import Fraction, Ordered, ordered
 
 WEIGHTS, DESCRIPTION = "probes.safetensors", "probes.json"
-_QUALITY = tuple(field.name for field in fields(Quality))
-_ELSEWHERE = ("weight", "quality", "read_point")
-_PROBE = tuple(f.name for f in fields(Probe) if f.name not in _ELSEWHERE)
 _AGAIN = "Delete it, and run the audit again to fit new probes."
 
 _Pair = Annotated[tuple[Fraction, Fraction], AfterValidator(ordered)]
@@ -101,15 +98,9 @@ def check_probes_fit(
 ) -> None:
     """Refuse probes that were fitted on another model than the one they are to be used on.
 
-    Args:
-        probes: Read from ``description``.
-        subject: The model they are to be used on.
-        description: Where they were read from; named in the error.
-        same_space: The model is a changed version (repaired, ablated) of the one they were fitted
-            on and is to be read with the same directions: only layers and width must agree.
-
-    Raises:
-        RefusalCliffError: They were not fitted on it, or cannot be.
+    In the ``same_space`` the model is a changed version (repaired, ablated) of the one they were
+    fitted on, to be read with the same directions: only layers and width must agree. The error
+    names the ``description``, from which they were read.
     """
     origin = probes.provenance
     fitted = "an unknown model" if origin is None else f"{origin.model!r}"
@@ -160,17 +151,17 @@ def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
 def read_probes(weights: Path, description: Path, subject: Subject | None = None) -> ProbeSet:
     """Read what `write_probes` wrote; nothing that is damaged gets through.
 
-    Args:
-        weights: The safetensors file.
-        description: The JSON file.
-        subject: The model that they are to be used on, see `check_probes_fit`; ``None`` where they
-            are only shown, or are checked by the caller.
+    Without a ``subject``, on which they are to be used (see `check_probes_fit`), they are only
+    shown, or are checked by the caller.
 
     Raises:
         RefusalCliffError: A file is damaged or of another version, the two do not belong together,
             or the probes were fitted on another model.
     """
-    content = _described(description)
+    try:
+        content = _Description.model_validate_json(read_text(description))
+    except ValidationError as error:
+        raise RefusalCliffError(_fault(description, error)) from error
     weight, bias = _tensors(weights)
     if len(weight) != len(content.layers):
         raise RefusalCliffError(
@@ -195,13 +186,6 @@ def read_probes(weights: Path, description: Path, subject: Subject | None = None
     if subject is not None:
         check_probes_fit(probes, subject, description)
     return probes
-
-
-def _described(path: Path) -> _Description:
-    try:
-        return _Description.model_validate_json(read_text(path))
-    except ValidationError as error:
-        raise RefusalCliffError(_fault(path, error)) from error
 
 
 def _fault(path: Path, error: ValidationError) -> str:
@@ -233,11 +217,7 @@ def _published(origin: Provenance) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> tuple[Floats, Floats]:
-    """Weights [layers, width] and biases [layers] of a safetensors file, all finite.
-
-    Raises:
-        RefusalCliffError: It cannot be read, or holds something else.
-    """
+    """Weights [layers, width] and biases [layers] of a safetensors file, all finite."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -272,11 +252,12 @@ def _biases(probes: tuple[Probe, ...]) -> Floats:
 
 def _to_json(probe: Probe) -> dict[str, Any]:
     content = asdict(probe)
-    return {name: content[name] for name in _PROBE} | content["quality"]
+    del content["weight"], content["read_point"]
+    quality = content.pop("quality")
+    return content | quality
 
 
 def _probe(row: _Layer, weight: Floats, read_point: ReadPoint) -> Probe:
-    content = dict(row)
-    quality = Quality(**{name: content[name] for name in _QUALITY})
-    own = {name: content[name] for name in _PROBE}
+    own = dict(row)
+    quality = Quality(**{field.name: own.pop(field.name) for field in fields(Quality)})
     return Probe(weight=weight, quality=quality, read_point=read_point, **own)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -236,38 +236,42 @@ def fit_probes(
                 "are cut off." + (_NO_REFUSAL if value == 1 else "")
             )
     train, test = split_groups(label_array, groups, seed)
-    split = _Split(
-        labels=label_array[train],
-        fold=fold_groups(label_array[train], [groups[int(row)] for row in train], seed),
-        test_labels=label_array[test],
-        test_groups=[groups[int(row)] for row in test],
-        seed=seed,
-    )
-    fitted = (
-        _fit_layer(
-            layer,
-            residuals[train, column].astype(np.float64),
-            residuals[test, column].astype(np.float64),
-            split,
-            estimator,
-        )
-        for column, layer in enumerate(layers)
-    )
+    seen, unseen = label_array[train], label_array[test]
+    fold = fold_groups(seen, [groups[int(row)] for row in train], seed)
+    unseen_groups = [groups[int(row)] for row in test]
     read_point = "resid_post" if provenance is None else provenance.read_point
-    probes = tuple(replace(probe, read_point=read_point) for probe in fitted)
-    layer = choose_layer(probes)
-    return ProbeSet(probes, layer, label_rule, estimator, len(label_array), provenance)
+
+    def fitted(layer: int, states: Floats, held_out: Floats) -> Probe:
+        standard = standardised(states)
+        coordinates, others = standard.coordinates, standard.of(held_out)
+        found = cross_validate(coordinates, seen, fold, estimator)
+        weight, bias = standard.folded(found, seen)
+        null = shuffled(coordinates, seen, others, unseen, estimator, found.strength, seed)
+        quality = measure_quality(held_out @ weight + bias, unseen, unseen_groups, seed)
+        return Probe(
+            layer=layer,
+            weight=weight.astype(np.float32),
+            bias=bias,
+            strength=found.strength,
+            cv_auroc=found.cv_auroc,
+            quality=quality,
+            shuffled_auroc=null.either_way,
+            permutation_p=null.p(quality.auroc),
+            read_point=read_point,
+        )
+
+    probes = tuple(
+        fitted(layer, residuals[train, at], residuals[test, at].astype(np.float64))
+        for at, layer in enumerate(layers)
+    )
+    return ProbeSet(probes, choose_layer(probes), label_rule, estimator, len(labels), provenance)
 
 
 def too_few(name: str, found: int, asked: int, need: int | None, label: str) -> RefusalCliffError:
     """The error for prompts to fit on that leave, or will leave, too few traces of a class.
 
-    Args:
-        name: The class: ``refused`` or ``benign``.
-        found: How many there are.
-        asked: Of how many prompts.
-        need: Prompts to fit on that would most likely do; ``None`` if that cannot be said.
-        label: Label of these prompts.
+    The class is ``refused`` or ``benign``, and ``found`` of ``asked`` prompts are in it. As many as
+    ``need``, prompts of the ``label``, would most likely do; ``None`` if that cannot be said.
     """
     which = "refused" if name == "refused" else "answered benign"
     more = (
@@ -290,44 +294,3 @@ def choose_layer(probes: Sequence[Probe]) -> int:
     """
     best = max(probe.cv_auroc for probe in probes)
     return max(probe.layer for probe in probes if probe.cv_auroc >= best - AS_GOOD)
-
-
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """Rows of train with their folds, and of test; the same for every layer."""
-
-    labels: NDArray[np.int64]
-    fold: NDArray[np.int64]
-    test_labels: NDArray[np.int64]
-    test_groups: Sequence[str]
-    seed: int
-
-
-def _fit_layer(
-    layer: int, train: Floats, test: Floats, split: _Split, estimator: Estimator
-) -> Probe:
-    standard = standardised(train)
-    found = cross_validate(standard.coordinates, split.labels, split.fold, estimator)
-    weight, bias = standard.folded(found, split.labels)
-    null = shuffled(
-        standard.coordinates,
-        split.labels,
-        standard.of(test),
-        split.test_labels,
-        estimator,
-        found.strength,
-        split.seed,
-    )
-    quality = measure_quality(
-        test @ weight + bias, split.test_labels, split.test_groups, split.seed
-    )
-    return Probe(
-        layer=layer,
-        weight=weight.astype(np.float32),
-        bias=bias,
-        strength=found.strength,
-        cv_auroc=found.cv_auroc,
-        quality=quality,
-        shuffled_auroc=null.either_way,
-        permutation_p=null.p(quality.auroc),
-    )

@@ -26,8 +26,6 @@ from refusal_cliff.progress import Progress
 
 States = dict[str, NDArray[np.float32]]
 """By prompt id, [probed layers, d]."""
-
-
 Rule = tuple[LabelRule, Estimator, tuple[str, ...]]
 """Name of the rule, how the direction is found, and the negative classes of `verdict_groups`."""
 _MAIN: Rule = ("refused-vs-benign", "logistic", ("benign",))
@@ -43,13 +41,8 @@ def fit_on_traces(
 ) -> ProbeSet:
     """The probes of a model: refused harmful traces against answered benign ones (paper §3.1).
 
-    Args:
-        subject: The model that wrote the traces.
-        traces: Judged traces, at least ``MIN_PER_CLASS`` of different prompts in either class;
-            those that cannot be scored are passed over, see `closed`.
-        read_point: Where probes read: ``final_norm`` as in the paper, at the last block alone.
-        seed: Seed of split, shuffles and bootstrap.
-        progress: Called with (traces done, traces).
+    There must be judged traces of at least ``MIN_PER_CLASS`` different prompts in either class;
+    those that cannot be scored are passed over, see `closed`.
 
     Raises:
         RefusalCliffError: A class is too small, or a state is not a finite number.
@@ -87,14 +80,7 @@ def closing_states(
     read_point: ReadPoint = "resid_post",
     progress: Progress | None = None,
 ) -> States:
-    """States at the last closing token by prompt id, each [probed layers, d], as probes read them.
-
-    Args:
-        subject: The model that wrote the traces.
-        traces: Closed traces, see `closed`.
-        read_point: Where probes read.
-        progress: Called with (traces done, traces).
-    """
+    """States of closed traces at the last closing token, as probes read them."""
     positions = [closed_spans(trace).last_closing for trace in traces]
     reader = PositionResiduals(positions, probed_layers(subject, read_point), subject.width)
     tap = at_read_point(reader, subject, read_point)

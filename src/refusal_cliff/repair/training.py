@@ -120,12 +120,12 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
         return replace(repaired, name=name)
     with _quiet():
         try:
-            put = merged(copy.deepcopy(subject.model), adapter)
+            model, mark = merged(copy.deepcopy(subject.model), adapter)
         except RefusalCliffError as error:
             raise RefusalCliffError(
                 f"Could not put the adapter {adapter} on {subject.name}: {error}"
             ) from error
-        return subject_of(name, put.model, subject.tokenizer, mark=put.mark)
+        return subject_of(name, model, subject.tokenizer, mark=mark)
 
 
 def encode_example(subject: Subject, example: SafetyExample, max_length: int) -> TokenRow:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,9 +37,7 @@ class Ending:
 
 
 def find_ending(
-    tokenizer: PreTrainedTokenizerBase,
-    configured: GenerationConfig | None,
-    fmt: ThinkingFormat | None = None,
+    tokenizer: PreTrainedTokenizerBase, configured: GenerationConfig | None, fmt: ThinkingFormat
 ) -> Ending:
     """Find how a model ends an answer.
 
@@ -47,17 +45,13 @@ def find_ending(
     turn with ``<|im_end|>``. Both end an answer: what the template writes after an answered message
     is found by rendering one, never by name. Where it writes nothing there, the token with which
     the user's next turn begins ends the answer, too. A token of the thinking format ends nothing:
-    gpt-oss ends a thought with ``<|end|>``, and goes on.
-
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        configured: The model's generation config, which may name several tokens.
-        fmt: The model's thinking format; looked for if left out.
+    gpt-oss ends a thought with ``<|end|>``, and goes on. The model's generation config may name
+    several tokens.
     """
     named = _named(tokenizer, configured)
     last = _run_of_tokens(tokenizer, after_answer(tokenizer, goes_on=False))
     between = last or _run_of_tokens(tokenizer, after_answer(tokenizer, goes_on=True))
-    if not between and fmt is not None:  # a template that takes no answer: a request ends alike
+    if not between:  # a template that takes no answer: a request ends alike
         between = _run_of_tokens(tokenizer, fmt.tail)
     thought = _tokens_of_thinking(tokenizer, fmt)
     last, between = ([] if run[:1] and run[0] in thought else run for run in (last, between))
@@ -97,14 +91,7 @@ def _outside(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {text: n for text, n in {**added_tokens(tokenizer), **special}.items() if text.strip()}
 
 
-def _tokens_of_thinking(
-    tokenizer: PreTrainedTokenizerBase, fmt: ThinkingFormat | None
-) -> Collection[int]:
+def _tokens_of_thinking(tokenizer: PreTrainedTokenizerBase, fmt: ThinkingFormat) -> set[int]:
     """Tokens of what a model writes before its answer."""
-    if fmt is None:
-        try:
-            fmt = ThinkingFormat.from_tokenizer(tokenizer)
-        except RefusalCliffError:
-            return ()
     markers = (fmt.opener, fmt.closer, fmt.ender, fmt.answer, fmt.opening, fmt.closing)
     return {n for text, n in _outside(tokenizer).items() if any(text in m for m in markers)}

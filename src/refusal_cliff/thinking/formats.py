@@ -10,6 +10,7 @@ from typing import cast
 from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import fields_of
 from refusal_cliff.thinking.rendering import (
     REASONING_FIELDS,
     after_answer,
@@ -34,8 +35,8 @@ class Markers:
 
     opener: str
     closer: str
-    opening: str
-    closing: str
+    opening: str = ""
+    closing: str = ""
     answer: str = ""
     ender: str = ""
 
@@ -101,14 +102,10 @@ def markers_of(named: str) -> Markers:
 def find_markers(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | None:
     """Look for markers, the surest evidence first; ``None`` if nothing speaks of thinking.
 
-    The evidence, in order: what the prompt ends with; a past thought as the template writes it; a
-    token at the prompt's end that the vocabulary can close;
-    a known marker anywhere in the template, be it in code that strips it; the tokenizer's
+    The evidence, in order: what the prompt ends with (``tail`` follows the user's text); a past
+    thought as the template writes it; a token at the prompt's end that the vocabulary can close; a
+    known marker anywhere in the template, be it in code that strips it; the tokenizer's
     ``response_template`` (or the older ``response_schema``); both markers in the vocabulary.
-
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        tail: What the template writes after the user's text.
     """
     past = past_thought(tokenizer)
     finding = (
@@ -213,41 +210,27 @@ def _unescaped(pattern: str) -> str:
 
 
 def _from_vocabulary(added: Mapping[str, int]) -> Finding | None:
-    for markers in KNOWN:
-        if markers.opener in added and markers.closer in added:
-            return Finding(markers, in_template=False)
-    return None
+    both = (m for m in KNOWN if m.opener in added and m.closer in added)
+    return next((Finding(markers, in_template=False) for markers in both), None)
 
 
 @dataclass(frozen=True, slots=True)
-class ThinkingFormat:
+class ThinkingFormat(Markers):
     """The markers around a model's thinking, and whether the prompt already opens it.
 
     A model without thinking has empty markers. It is measured over the tokens that its chat
     template writes after the user's text, see :func:`split_spans`.
 
     Attributes:
-        opener: The marker that opens the thinking.
-        closer: The marker between thinking and answer.
         opened_by_prompt: Whether the chat template writes the opener.
-        opening: What the model writes from the end of the prompt to its first thought.
-        closing: What it writes from its last thought to its answer, blanks and headers included.
         skipping: What it writes before an answer without thinking; empty also where only the
             vocabulary or the response template has the markers, so that the model may never
             write them.
-        answer: In formats of several channels (gpt-oss), the marker that begins the answer.
-        ender: In these formats, the marker that ends a thought.
         tail: What the chat template writes after the user's text.
     """
 
-    opener: str
-    closer: str
-    opened_by_prompt: bool
-    opening: str = ""
-    closing: str = ""
+    opened_by_prompt: bool = False
     skipping: str = ""
-    answer: str = ""
-    ender: str = ""
     tail: str = ""
 
     @property
@@ -276,9 +259,9 @@ class ThinkingFormat:
     def between(self, markers: Markers) -> ThinkingFormat:
         """The format of a model whose markers a user named, since nothing tells them."""
         opened = self.tail.rstrip().endswith(markers.opener)
-        opening = "" if opened else markers.opening
+        around = ("" if opened else markers.opening, markers.closing)
         return ThinkingFormat(
-            markers.opener, markers.closer, opened, opening, markers.closing, tail=self.tail
+            markers.opener, markers.closer, *around, opened_by_prompt=opened, tail=self.tail
         )
 
     def completion(self, thinking: str, response: str) -> str:
@@ -310,20 +293,11 @@ class ThinkingFormat:
         tail = template_tail(tokenizer)
         found = find_markers(tokenizer, tail)
         if found is None:
-            return cls("", "", opened_by_prompt=False, tail=tail)
+            return cls("", "", tail=tail)
         markers, opened = found.markers, found.opened_by_prompt
         closed = not opened and tail.rstrip().endswith(markers.closer)
         opening = "" if opened or closed else markers.opening
         closing = "" if closed else markers.closing
-        skipping = markers.answer or opening + closing
-        return cls(
-            opener=markers.opener,
-            closer=markers.closer,
-            opened_by_prompt=opened,
-            opening=opening,
-            closing=closing,
-            skipping=skipping if found.in_template else "",
-            answer=markers.answer,
-            ender=markers.ender,
-            tail=tail,
-        )
+        skipping = (markers.answer or opening + closing) if found.in_template else ""
+        shown = fields_of(replace(markers, opening=opening, closing=closing))
+        return cls(**shown, opened_by_prompt=opened, skipping=skipping, tail=tail)

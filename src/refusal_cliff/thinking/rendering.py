@@ -129,12 +129,7 @@ def conversation_text(
     """A conversation as the chat template writes it, to where the model speaks.
 
     Templates of vision models take a message only as a list of parts; some of them fail on a text,
-    others leave it out.
-
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        conversation: Messages with ``role`` and ``content``.
-        variables: Told to the template.
+    others leave it out. The template is told the variables.
 
     Raises:
         RefusalCliffError: There is no chat template, or it fails, or leaves a message out.
@@ -164,10 +159,8 @@ def template_tail(tokenizer: PreTrainedTokenizerBase) -> str:
         RefusalCliffError: As for :func:`render_prompt`.
     """
     one, other = (prompt_text(tokenizer, text)[::-1] for text in _PLACEHOLDERS)
-    common = sum(
-        1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
-    )
-    return one[:common][::-1]
+    common = takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return "".join(character for character, _ in common)[::-1]
 
 
 def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
@@ -178,7 +171,7 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
         ``None`` if the template drops thoughts or does not continue its own prompt with them.
     """
     thought = dict.fromkeys(REASONING_FIELDS, _THOUGHT)
-    asked = _asked(_PLACEHOLDERS[0])
+    asked = [{"role": "user", "content": _PLACEHOLDERS[0]}]
     answered = [*asked, {"role": "assistant", "content": _ANSWER, **thought}]
     try:
         prompt = _render(tokenizer, asked)
@@ -195,22 +188,15 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
     """What the template writes after the text of an answer.
 
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        goes_on: Whether the user speaks again; what is returned then ends where that text begins.
-
-    Returns:
-        Empty where the template fails on an answered message, or leaves the answer out.
+    Where the user speaks again (``goes_on``), it ends where that text begins. Empty where the
+    template fails on an answered message, or leaves the answer out.
     """
     question, again = _PLACEHOLDERS
+    told = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWER}]
+    told += [{"role": "user", "content": again}] if goes_on else []
     for content in (_as_text, _as_parts):
-        messages = [
-            *_asked(content(question)),
-            {"role": "assistant", "content": content(_ANSWER)},
-            *(_asked(content(again)) if goes_on else ()),
-        ]
         try:
-            whole = _render(tokenizer, messages, add_generation_prompt=False)
+            whole = _render(tokenizer, _formed(told, content), add_generation_prompt=False)
         except RefusalCliffError:
             continue
         _, answered, rest = whole.rpartition(_ANSWER)
@@ -220,11 +206,7 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
 
 
 def refuse_surrogates(text: str, what: str) -> None:
-    """Refuse what no tokenizer can encode, instead of silently changing what is measured.
-
-    Raises:
-        RefusalCliffError: The text holds half a surrogate pair.
-    """
+    """Refuse what no tokenizer can encode, instead of silently changing what is measured."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -247,10 +229,6 @@ def _formed(
     conversation: Sequence[Mapping[str, str]], content: Callable[[str], object]
 ) -> list[dict[str, object]]:
     return [{**message, "content": content(message["content"])} for message in conversation]
-
-
-def _asked(content: object) -> list[dict[str, object]]:
-    return [{"role": "user", "content": content}]
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -40,9 +40,9 @@ class MarkerCodes:
         self._by_text = {text: chr(_FIRST_CODE + i) for i, text in enumerate(inside)}
         self.by_id = {added[text]: code for text, code in self._by_text.items()}
         self.all = "".join(self._by_text.values())
-        self.joins_bytes = any(
-            not c.isascii() for c in self._strip("".join(map(self.code, wanted)))
-        )
+        self._foreign = dict.fromkeys(map(ord, self.all), _UNFINISHED)
+        spelled = (c for marker in wanted for c in self.code(marker) if c not in self.all)
+        self.joins_bytes = not all(map(str.isascii, spelled))
 
     def code(self, marker: str) -> str:
         """The marker as it stands in a :class:`Reading`."""
@@ -60,8 +60,10 @@ class MarkerCodes:
         head = re.escape(self.code(marker.removesuffix(HEADER_END)))
         return re.compile(rf"{head}\b[^\n{self.all}]{{0,64}}?{re.escape(self.code(HEADER_END))}")
 
-    def _strip(self, text: str) -> str:
-        return text.translate(dict.fromkeys(map(ord, self.all)))
+    def decoded(self, token_ids: Sequence[int]) -> str:
+        """Ordinary text of tokens: whatever looks like one of the private characters is not."""
+        text = str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+        return text if text.isascii() else text.translate(self._foreign)
 
 
 class Reading:
@@ -100,12 +102,7 @@ class Reading:
         return self.pieces[index].isspace()
 
     def after_blanks(self, index: int, most: int | None = None) -> int:
-        """The first token from ``index`` on that is not blank.
-
-        Args:
-            index: A token.
-            most: Characters of blanks after which it is the next token in any case.
-        """
+        """The first token from ``index`` on that is not blank, or that follows ``most`` blanks."""
         read = 0
         while index < len(self) and self.is_blank(index) and (most is None or read < most):
             read += len(self.pieces[index])
@@ -121,10 +118,7 @@ class Reading:
     def after(self, marker: str, index: int, most: int | None = None) -> int:
         """The end of the marker if it stands at ``index``, blanks around it included.
 
-        Args:
-            marker: Empty for the blanks alone.
-            index: A token.
-            most: Where there is no marker, characters of blanks that are taken.
+        An empty marker stands for the blanks alone, of which ``most`` characters are taken.
         """
         if not marker:
             return self.after_blanks(index, most)
@@ -137,10 +131,9 @@ class Reading:
 
 
 def _pieces(codes: MarkerCodes, token_ids: Sequence[int]) -> list[str]:
-    foreign = dict.fromkeys(map(ord, codes.all), _UNFINISHED)
-    known: dict[int, str] = dict(codes.by_id)
+    known = dict(codes.by_id)
     for token in set(token_ids) - known.keys():
-        known[token] = _decoded(codes.tokenizer, [token], foreign)
+        known[token] = codes.decoded([token])
     return [known[token] for token in token_ids]
 
 
@@ -148,7 +141,6 @@ def _joined(
     codes: MarkerCodes, token_ids: Sequence[int], pieces: Sequence[str]
 ) -> list[tuple[int, str]]:
     """First token and text of runs: tokens that hold parts of one character are read together."""
-    foreign = dict.fromkeys(map(ord, codes.all), _UNFINISHED)
     groups: list[tuple[int, str]] = []
     open_since: int | None = None
     for index, piece in enumerate(pieces):
@@ -156,9 +148,7 @@ def _joined(
             groups.append((index, piece))
             continue
         since = index if open_since is None else open_since
-        text = piece
-        if since < index:
-            text = _decoded(codes.tokenizer, token_ids[since : index + 1], foreign)
+        text = codes.decoded(token_ids[since : index + 1]) if since < index else piece
         if _UNFINISHED not in text:
             groups.append((since, text))
             open_since = None
@@ -170,13 +160,6 @@ def _joined(
     if open_since is not None:
         groups += [(i, pieces[i]) for i in range(open_since, len(pieces))]
     return groups
-
-
-def _decoded(
-    tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], foreign: Mapping[int, str]
-) -> str:
-    text = str(tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
-    return text if text.isascii() else text.translate(foreign)
 
 
 _ROOM_FOR_MARKERS = 64
@@ -304,11 +287,7 @@ def tokenise_trace(
         )
     head = prompt_text(tokenizer, prompt)
     written = response if thinking is None else fmt.completion(thinking, response)
-    encoded = tokenizer(
-        head + written,
-        add_special_tokens=False,
-        return_offsets_mapping=True,
-    )
+    encoded = tokenizer(head + written, add_special_tokens=False, return_offsets_mapping=True)
     token_ids = [int(token) for token in encoded["input_ids"]]
     prompt_length = sum(1 for begin, _ in encoded["offset_mapping"] if begin < len(head))
     return token_ids, split_spans(token_ids, prompt_length, tokenizer, fmt)

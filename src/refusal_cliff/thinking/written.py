@@ -25,9 +25,6 @@ class Mentions:
     begins or ends, not where a thought ends with a quotation and the answer begins with another.
     Blocks count only in a text whose fences all go in pairs: a thought may leave its own block
     open, which must hide neither its end nor the answer.
-
-    Args:
-        text: What is read.
     """
 
     def __init__(self, text: str) -> None:
@@ -38,10 +35,7 @@ class Mentions:
     def without(self, marker: re.Pattern[str]) -> list[tuple[int, int]]:
         """Where the marker stands and is one: half-open ranges, in order."""
         found = (match.span() for match in marker.finditer(self._text))
-        return [span for span in found if not self._holds(*span)]
-
-    def _holds(self, start: int, end: int) -> bool:
-        return self._quotes(start, end) or self._in_code(start, end)
+        return [span for span in found if not (self._quotes(*span) or self._in_code(*span))]
 
     def _quotes(self, start: int, end: int) -> bool:
         before, after = self._text[max(0, start - 2) : start], self._text[end : end + 2]
@@ -163,7 +157,7 @@ def read_message(
         markers: Formats to look for; where a text holds several, the first in this order. Put the
             model's own, or those that a user named, in front of ``KNOWN``.
     """
-    formats = _formats(tuple(markers))
+    formats = tuple(map(_format, markers))
     field = (reasoning or "").strip()
     if not field:
         text = _split(content or "", formats, alone=True)
@@ -284,10 +278,6 @@ _TITLED = tuple(
 
 
 @cache
-def _formats(markers: tuple[Markers, ...]) -> tuple[_Format, ...]:
-    return tuple(map(_format, markers))
-
-
 def _format(markers: Markers) -> _Format:
     opener, closer = markers.opener.strip(), (markers.answer or markers.closer).strip()
     heads = tuple(map(_head, (opener, closer)))
@@ -314,11 +304,8 @@ def _head(mark: str) -> str:
 def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
     """Cut off thoughts until what is left holds no marker of any format.
 
-    Args:
-        text: What was written.
-        formats: To look for.
-        alone: Nothing is known of a thought beside it, so that the opening word of a format
-            without markers is enough.
+    ``alone``, nothing is known of a thought beside the text, so that the opening word of a format
+    without markers is enough.
     """
     rest, closed = _without_end(text.strip()), True
     thoughts: list[str] = []
@@ -347,7 +334,8 @@ def _bare(formats: Sequence[_Format], text: str, alone: bool) -> _Format | None:
 
 def _marked(text: str, formats: Sequence[_Format]) -> _Format | None:
     """The format of a text: it begins with its opener, or else has its closer, or its opener."""
-    present = _present(text, formats)
+    lowered = text.lower()
+    present = [f for f in formats if any(head in lowered for head in f.heads)]
     if not present:
         return None
     mentions = Mentions(text)
@@ -356,12 +344,6 @@ def _marked(text: str, formats: Sequence[_Format]) -> _Format | None:
         or next((f for f in present if mentions.without(f.closer)), None)
         or next((f for f in present if mentions.without(f.opener)), None)
     )
-
-
-def _present(text: str, formats: Sequence[_Format]) -> list[_Format]:
-    """The formats of which something may stand in a text."""
-    lowered = text.lower()
-    return [f for f in formats if any(head in lowered for head in f.heads)]
 
 
 def _cut(text: str, found: _Format) -> tuple[str, str, bool]:
