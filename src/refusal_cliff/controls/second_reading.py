@@ -34,8 +34,8 @@ from refusal_cliff.controls.readings import (
     THINKING,
     Floats,
     Line,
-    Read,
     Reduced,
+    Rows,
     fit_line,
     logistic_directions,
     rows_of,
@@ -228,13 +228,11 @@ def second_readings(
     probe = probes.chosen
     states = states_by_place(subject, fit, probes.layer, probes.read_point, progress)
     rows = rows_of(fit, states, CLOSING, "refused-vs-benign")
-    lines: dict[str, Read] = {OWN: Line(probe.weight, probe.bias)}
+    lines = {OWN: Line(probe.weight, probe.bias)}
     thoughts = rows_of(fit, states, THINKING, "refused-vs-benign")
     if thoughts.has(MIN_PER_CLASS):
-        lines[OVER_THINKING] = fit_line(thoughts.states, thoughts.labels, thoughts.groups, seed)
-    refits: list[Line] = []
-    if rows.has(MIN_PER_CLASS):
-        refits = refitted(rows.states, rows.labels, rows.groups, probe.strength, seed)
+        lines[OVER_THINKING] = fit_line(thoughts, seed)
+    refits = refitted(rows, probe.strength, seed) if rows.has(MIN_PER_CLASS) else []
     margin = _margin(subject, fit)
     read = _read(subject, test, probes, [*lines.values(), *refits], margin)
     cliffs = {name: cliffs_of(read, row, pool) for row, name in enumerate(lines)}
@@ -256,26 +254,23 @@ def second_readings(
     )
 
 
-def refitted(
-    states: Floats, labels: NDArray[np.int64], groups: Sequence[str], strength: float, seed: int
-) -> list[Line]:
+def refitted(rows: Rows, strength: float, seed: int) -> list[Line]:
     """The probe fitted on ``DRAWS`` draws of its rows, each calibrated on the rows not drawn.
 
     Args:
-        states: [n, d].
-        labels: [n], 0 or 1.
-        groups: Rows of one group are drawn together.
+        rows: Those of one group are drawn together.
         strength: Inverse L2 strength, as for the probe.
         seed: Seed of the draws.
     """
-    counts = resampled_counts(groups, seed, DRAWS)
-    weights = logistic_directions(states, labels, counts, strength)
+    counts = resampled_counts(rows.groups, seed, DRAWS)
+    weights = logistic_directions(rows, counts, strength)
     found: list[Line] = []
     for weight, count in zip(weights, counts, strict=True):
         left = count == 0
-        if not np.isfinite(weight).all() or set(labels[left].tolist()) != {0, 1}:
+        labels = rows.labels[left]
+        if not np.isfinite(weight).all() or set(labels.tolist()) != {0, 1}:
             continue
-        slope, intercept = calibrate(states[left] @ weight, labels[left])
+        slope, intercept = calibrate(rows.states[left] @ weight, labels)
         if slope > 0:
             found.append(Line(slope * weight, intercept))
     return found
@@ -285,28 +280,18 @@ def _read(
     subject: Subject,
     traces: Sequence[Trace],
     probes: ProbeSet,
-    lines: Sequence[Read],
+    lines: Sequence[Line],
     margin: Floats | None,
 ) -> list[TraceScores]:
     """Logits of every line at every token, the margin (if any) last: a row each, in one pass."""
-
-    def reduce(row: int, states: Floats) -> Floats:
-        del row
-        return np.stack([line(states) for line in lines])
-
-    def reduce_last(row: int, states: Floats) -> Floats:
-        del row
-        assert margin is not None  # else nothing is asked of the last block
-        return states @ margin
-
-    inner, last = Reduced(probes.layer, reduce), Reduced(subject.n_layers, reduce_last)
-    tap = at_read_point(inner, subject, probes.read_point)
-    taps = [tap] if margin is None else [tap, AfterFinalNorm(last, subject)]
+    inner = Reduced(probes.layer, lambda _, states: np.stack([line(states) for line in lines]))
+    readers, taps = [inner], [at_read_point(inner, subject, probes.read_point)]
+    if margin is not None:
+        readers.append(Reduced(subject.n_layers, lambda _, states: states @ margin))
+        taps.append(AfterFinalNorm(readers[-1], subject))
     capture(subject, [trace.token_ids for trace in traces], taps)
-    values = (inner.values,) if margin is None else (inner.values, last.values)
-    return scores_of(
-        traces, [np.vstack([one[row] for one in values]) for row in range(len(traces))]
-    )
+    logits = [np.vstack([reader.values[row] for reader in readers]) for row in range(len(traces))]
+    return scores_of(traces, logits)
 
 
 @torch.inference_mode()
@@ -397,13 +382,13 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
 
 def _beyond(own: Sequence[TraceCliff], margin: Sequence[TraceCliff]) -> float | None:
     """Partial correlation of the probe's plateau with refusal, given the margin's plateau."""
-    harmful = [pair for pair in zip(own, margin, strict=True) if pair[0].label == "harmful"]
-    refused = np.array([float(row.verdict == "refused") for row, _ in harmful])
-    if len(harmful) < 4 or refused.std() == 0:
+    mine, others = ([row for row in rows if row.label == "harmful"] for rows in (own, margin))
+    refused = np.array([float(row.verdict == "refused") for row in mine])
+    if len(mine) < 4 or refused.std() == 0:
         return None
-    given = np.column_stack([np.ones(len(harmful)), _plateaus([other for _, other in harmful])])
-    left = [
+    given = np.column_stack([np.ones(len(mine)), _plateaus(others)])
+    left = (
         values - given @ np.linalg.lstsq(given, values, rcond=None)[0]
-        for values in (_plateaus([row for row, _ in harmful]), refused)
-    ]
-    return _correlation(left[0], left[1])
+        for values in (_plateaus(mine), refused)
+    )
+    return _correlation(*left)

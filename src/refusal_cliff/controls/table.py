@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.io import read_as, write_json
 from refusal_cliff.stats import Interval, bootstrap_mean
 
@@ -79,6 +80,11 @@ def mean_cell(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> 
         return Cell(None, None, 0)
     mean = sum(map(float, values)) / len(values)
     return Cell(mean, bootstrap_mean(values, groups, seed=seed), len(values))
+
+
+def level_cell(rows: Sequence[TraceCliff], name: str, seed: int) -> Cell:
+    """Mean plateau, final score or cliff of some traces, with its bootstrap interval."""
+    return mean_cell([getattr(row, name) for row in rows], [row.group for row in rows], seed)
 
 
 def write_table(path: Path, table: ControlTable) -> None:
