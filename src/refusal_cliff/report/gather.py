@@ -11,7 +11,7 @@ from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.cliff.curves import mean_curve, read_cliffs
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.cliff.scores import TraceScores, read_scores
-from refusal_cliff.controls.table import read_table
+from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.results import Find, RunShape
@@ -108,7 +108,7 @@ def gather(
         ablation=_ablation_bars(ablation) if out else (),
         doses=_dose_curves(shape, ablation, find),
         less_is_more=summary.selection and _less_is_more(shape, summary.selection, find),
-        controls=[(title, read_table(path)) for title, path in controls],
+        controls=[(title, read_as(path, ControlTable)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
         next_step=next_step(
