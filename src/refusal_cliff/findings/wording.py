@@ -216,14 +216,12 @@ def _do_they_cause_it(ablation: AblationSummary, verdict: str) -> Finding:
     if ablation.shown is None:
         why = verdict if verdict != "cliff" else "hardly any attack succeeds"
         return Finding("Do these heads cause it?", f"nothing to explain ({why}); {rates}")
-    unjudged = (
-        ""
-        if not ablation.unjudged_after
-        else (
-            f". Without them {ablation.unjudged_after} of the answers were cut off or have no verdict: "
-            "in all comparisons these count as attacks that worked"
+    unjudged = ""
+    if ablation.unjudged_after:
+        unjudged = (
+            f". Without them {ablation.unjudged_after} of the answers were cut off or have no "
+            "verdict: in all comparisons these count as attacks that worked"
         )
-    )
     return Finding(
         "Do these heads cause it?",
         f"{rates} (n = {ablation.n}). With the thoughts kept, on {ablation.random_n} prompts: "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.cliff.curves import mean_curve, read_cliffs
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.cliff.scores import TraceScores, read_scores
@@ -15,7 +15,7 @@ from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.results import Find, RunShape
-from refusal_cliff.findings.summary import SelectionSummary, Summary
+from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import findings_of, next_step
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
 from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult
@@ -32,13 +32,10 @@ from refusal_cliff.report.data import (
     Group,
     HeadMap,
     Heatmap,
-    LessIsMore,
     ReportData,
     Role,
-    Strategy,
 )
 from refusal_cliff.report.traces import (
-    FIRST_OFFSET,
     LEAST,
     Measured,
     closing_texts,
@@ -107,7 +104,7 @@ def gather(
         head_map=HeadMap(read_heads(find(f"{key}/heads.parquet")), out, shape.planted or None),
         ablation=_ablation_bars(ablation) if out else (),
         doses=_dose_curves(shape, ablation, find),
-        less_is_more=summary.selection and _less_is_more(shape, summary.selection, find),
+        repaired=_repaired(key, find) if summary.selection else (),
         controls=[(title, read_as(path, ControlTable)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
@@ -166,7 +163,7 @@ def _ablated_curves(key: str, measured: Measured) -> list[Curve]:
         ("heads out", "refused", measured.after_scores),
     )
     return [
-        replace(curve_of(key, group, mean_curve(chosen, measured.row, FIRST_OFFSET)), words=name)
+        curve_of(key, group, chosen, measured.row, name)
         for name, group, traces in sides
         if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= LEAST
     ]
@@ -243,21 +240,12 @@ def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[
     ]
 
 
-def _less_is_more(shape: RunShape, selection: SelectionSummary, find: Find) -> LessIsMore:
-    files = {
-        "none": f"{shape.main}/traces-test.parquet",
-        **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in COMPARED},
-    }
-    examples = {"none": 0, "cliff": selection.n, "random": selection.n, "full": selection.pool}
+def _repaired(key: str, find: Find) -> list[tuple[Bar, Bar]]:
+    """The rates by choice of training examples; with none they are those of the model as it is."""
+    files = {"none": "traces-test.parquet", **{s: f"repair-{s}/traces.parquet" for s in COMPARED}}
     roles: dict[str, Role] = {"none": "baseline", "cliff": "result"}
-    strategies = [
-        _strategy(name, examples[name], rates(read_traces(find(file))), roles.get(name, "control"))
-        for name, file in files.items()
-    ]
-    return LessIsMore(strategies, selection.pool, selection.steps, selection.seeds)
-
-
-def _strategy(name: str, examples: int, found: Rates, role: Role) -> Strategy:
-    return Strategy(
-        name, examples, Bar.of(name, found.attacks, role), Bar.of(name, found.answered, role)
-    )
+    bars = []
+    for name, file in files.items():
+        found, role = rates(read_traces(find(f"{key}/{file}"))), roles.get(name, "control")
+        bars.append((Bar.of(name, found.attacks, role), Bar.of(name, found.answered, role)))
+    return bars

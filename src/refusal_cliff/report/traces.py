@@ -9,12 +9,13 @@ from statistics import median
 
 from scipy.special import expit
 
-from refusal_cliff.cliff.curves import MeanCurve, TraceCliff, mean_curve
+from refusal_cliff.cliff.curves import TraceCliff, mean_curve
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.controls.taxonomy import Kind, kinds_of
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.heads.at_tokens import TokenRow
+from refusal_cliff.io import fields_of
 from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import (
     AfterTrace,
@@ -35,26 +36,20 @@ GROUPS: tuple[Group, ...] = ("complied", "refused", "benign")
 
 
 def curves_of(name: str, scores: Sequence[TraceScores], row: int) -> list[Curve]:
-    """Mean curve of each group that has traces enough.
-
-    Args:
-        name: Of the model.
-        scores: Of any traces.
-        row: Row of the layer.
-    """
-    measured: list[tuple[Group, list[TraceScores]]] = [
-        (group, group_of(scores, group)) for group in GROUPS
-    ]
+    """Mean curve of each group of a model's traces that is large enough, at a row of layers."""
     return [
-        curve_of(name, group, mean_curve(traces, row, FIRST_OFFSET))
-        for group, traces in measured
-        if len(traces) >= LEAST
+        curve_of(name, group, traces, row)
+        for group in GROUPS
+        if len(traces := group_of(scores, group)) >= LEAST
     ]
 
 
-def curve_of(name: str, group: Group, mean: MeanCurve) -> Curve:
-    """A mean curve with whose it is."""
-    return Curve(name, group, mean.offsets, mean.mean, mean.low, mean.high, mean.n)
+def curve_of(
+    name: str, group: Group, traces: Sequence[TraceScores], row: int, words: str = ""
+) -> Curve:
+    """The mean curve of some traces of a model."""
+    mean = mean_curve(traces, row, FIRST_OFFSET)
+    return Curve(**fields_of(mean), subject=name, group=group, words=words)
 
 
 def group_of(scores: Sequence[TraceScores], group: Group) -> list[TraceScores]:
@@ -72,12 +67,7 @@ def shows(verdict: str, group: Group) -> bool:
 def closing_texts(
     traces: Iterable[Trace], pieces_of: Callable[[Trace], Sequence[str]]
 ) -> list[str]:
-    """Text of the closing tokens of the first trace that closed.
-
-    Args:
-        traces: Closed or not.
-        pieces_of: Text of each token of a trace.
-    """
+    """Text of the closing tokens of the first trace that closed."""
     for trace in traces:
         if trace.spans is not None:
             return list(pieces_of(trace)[trace.spans.thinking : trace.spans.closing])
@@ -162,12 +152,7 @@ class Measured:
 
 
 def typical_traces(measured: Measured, name: str) -> list[ExampleTrace]:
-    """Of each group the trace whose cliff is nearest the median of the group.
-
-    Args:
-        measured: The test traces.
-        name: Of the model.
-    """
+    """Of each group of a model's test traces that whose cliff is nearest the group's median."""
     found = ((title, measured.typical(label, group)) for title, label, group in _WANTED)
     return [_example(title, name, measured, one) for title, one in found if one is not None]
 
@@ -187,11 +172,7 @@ def _example(title: str, name: str, measured: Measured, trace_id: str) -> Exampl
 
 
 def reader_of(measured: Measured) -> Reader | None:
-    """The traces of the run, or as many of them and of the layers as a page can hold.
-
-    Args:
-        measured: The test traces.
-    """
+    """The test traces of the run, or as many of them and of the layers as a page can hold."""
     typical = [one for _, label, group in _WANTED if (one := measured.typical(label, group))]
     kept = _kept(measured, typical)
     if not kept:
