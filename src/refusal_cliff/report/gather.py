@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,13 +94,11 @@ def gather(
         title=f"Refusal cliff of {summary.model}",
         headline=_headline(summary.model, summary.cliff.verdict),
         summary=summary,
-        curves=curves_of(summary.model, measured.scores, probes.row),
+        curves=curves_of(summary.model, measured.scores.values(), probes.row),
         control_curves=() if shape.control is None else _control_curves(shape.control, find),
         ablated_curves=_ablated_curves(key, measured) if out else (),
         closing=closing_texts(measured.traces, measured.pieces),
-        heatmap=_heatmap(
-            measured.scores, probes, read_as(find(f"{key}/cliff.json"), CliffNumbers).cliff_by_layer
-        ),
+        heatmap=_heatmap(measured, probes, find(f"{key}/cliff.json")),
         head_map=HeadMap(read_heads(find(f"{key}/heads.parquet")), out, shape.planted or None),
         ablation=_ablation_bars(ablation) if out else (),
         doses=_dose_curves(shape, ablation, find),
@@ -137,16 +135,18 @@ def _measured(key: str, find: Find, probes: ProbeSet, out: Sequence[Head]) -> Me
     tokens: dict[str, dict[str, TokenRow]] = {AS_IT_IS: {}, HEADS_OUT: {}}
     for row in read_token_rows(find(f"{key}/tokens.parquet")):
         tokens[row.side][row.trace_id] = row
+    after = read_traces(find(f"{key}/ablated.parquet")) if out else []
+    after_scores = read_scores(find(f"{key}/scores-ablated.parquet"))
     return Measured(
         traces=read_traces(find(f"{key}/traces-test.parquet")),
-        scores=read_scores(find(f"{key}/scores.parquet")),
+        scores={one.trace_id: one for one in read_scores(find(f"{key}/scores.parquet"))},
         cliffs=read_cliffs(find(f"{key}/cliff.parquet")),
         layers=[probe.layer for probe in probes.probes],
         row=probes.row,
         tokens=tokens[AS_IT_IS],
-        after=read_traces(find(f"{key}/ablated.parquet")) if out else (),
+        after={one.prompt.id: one for one in after},
         after_tokens=tokens[HEADS_OUT],
-        after_scores=read_scores(find(f"{key}/scores-ablated.parquet")),
+        after_scores={one.trace_id: one for one in after_scores},
         out=out,
     )
 
@@ -157,33 +157,32 @@ def _control_curves(key: str, find: Find) -> list[Curve]:
 
 def _ablated_curves(key: str, measured: Measured) -> list[Curve]:
     """Prompts that were complied with: as they were, and as they are with the heads out."""
-    complied = {trace.trace_id for trace in group_of(measured.scores, "complied")}
-    sides: tuple[tuple[str, Group, Sequence[TraceScores]], ...] = (
+    complied = {trace.trace_id for trace in group_of(measured.scores.values(), "complied")}
+    sides: tuple[tuple[str, Group, Mapping[str, TraceScores]], ...] = (
         ("as it is", "complied", measured.scores),
         ("heads out", "refused", measured.after_scores),
     )
     return [
-        curve_of(key, group, chosen, measured.row, name)
-        for name, group, traces in sides
-        if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= LEAST
+        curve_of(key, group, chosen, measured.row, words)
+        for words, group, scores in sides
+        if len(chosen := [one for name, one in scores.items() if name in complied]) >= LEAST
     ]
 
 
-def _heatmap(
-    scores: Sequence[TraceScores], probes: ProbeSet, cliff_by_layer: Sequence[float]
-) -> Heatmap | None:
-    complied = group_of(scores, "complied")
-    group: Group = "complied" if len(complied) >= LEAST else "refused"
-    traces = complied if group == "complied" else group_of(scores, "refused")
+def _heatmap(measured: Measured, probes: ProbeSet, cliff: Path) -> Heatmap | None:
+    """Of the harmful traces that were complied with, or of those refused if the others are few."""
+    few = len(group_of(measured.scores.values(), "complied")) < LEAST
+    group: Group = "refused" if few else "complied"
+    traces = group_of(measured.scores.values(), group)
     if len(traces) < LEAST:
         return None
     curves = [mean_curve(traces, row, FIRST_OFFSET_OF_MAP) for row in range(len(probes.probes))]
     return Heatmap(
-        layers=[probe.layer for probe in probes.probes],
+        layers=measured.layers,
         offsets=curves[0].offsets,
         scores=[curve.mean for curve in curves],
         n=len(traces),
-        cliff=cliff_by_layer,
+        cliff=read_as(cliff, CliffNumbers).cliff_by_layer,
         auroc=[probe.quality.auroc for probe in probes.probes],
         group=group,
     )

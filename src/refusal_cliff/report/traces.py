@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
@@ -35,7 +35,7 @@ LEAST = 3
 GROUPS: tuple[Group, ...] = ("complied", "refused", "benign")
 
 
-def curves_of(name: str, scores: Sequence[TraceScores], row: int) -> list[Curve]:
+def curves_of(name: str, scores: Collection[TraceScores], row: int) -> list[Curve]:
     """Mean curve of each group of a model's traces that is large enough, at a row of layers."""
     return [
         curve_of(name, group, traces, row)
@@ -52,7 +52,7 @@ def curve_of(
     return Curve(**fields_of(mean), subject=name, group=group, words=words)
 
 
-def group_of(scores: Sequence[TraceScores], group: Group) -> list[TraceScores]:
+def group_of(scores: Collection[TraceScores], group: Group) -> list[TraceScores]:
     """The traces of one group."""
     if group == "benign":
         return [trace for trace in scores if trace.label == "benign"]
@@ -91,51 +91,31 @@ class Measured:
 
     Attributes:
         traces: Scored or not.
-        scores: Of those that closed their thinking.
+        scores: Of those that closed their thinking, by trace id.
         cliffs: At the chosen layer.
         layers: Of the rows of the scores.
         row: Row of the chosen layer.
         tokens: Their tokens as the model is, by trace id: texts, and what heads add.
-        after: What was written with the heads out.
-        after_tokens: Its tokens, by trace id.
+        after: What was written with the heads out, by trace id.
+        after_tokens: Its tokens.
         after_scores: Its scores, at the same rows of layers.
         out: The heads taken out.
     """
 
     traces: Sequence[Trace]
-    scores: Sequence[TraceScores]
+    scores: Mapping[str, TraceScores]
     cliffs: Sequence[TraceCliff]
     layers: Sequence[int]
     row: int
     tokens: Mapping[str, TokenRow]
-    after: Sequence[Trace] = ()
-    after_tokens: Mapping[str, TokenRow] = field(default_factory=dict)
-    after_scores: Sequence[TraceScores] = ()
-    out: Sequence[Head] = ()
+    after: Mapping[str, Trace]
+    after_tokens: Mapping[str, TokenRow]
+    after_scores: Mapping[str, TraceScores]
+    out: Sequence[Head]
 
     def pieces(self, trace: Trace) -> Sequence[str]:
         """Text of each token of a trace."""
         return self.tokens[trace.prompt.id].pieces
-
-    @cached_property
-    def trace(self) -> dict[str, Trace]:
-        """Traces by id."""
-        return {trace.prompt.id: trace for trace in self.traces}
-
-    @cached_property
-    def after_trace(self) -> dict[str, Trace]:
-        """Traces with the heads out by id."""
-        return {trace.prompt.id: trace for trace in self.after}
-
-    @cached_property
-    def after_score(self) -> dict[str, TraceScores]:
-        """Their scores by id."""
-        return {scores.trace_id: scores for scores in self.after_scores}
-
-    @cached_property
-    def score(self) -> dict[str, TraceScores]:
-        """Scores by id."""
-        return {scores.trace_id: scores for scores in self.scores}
 
     @cached_property
     def cliff(self) -> dict[str, TraceCliff]:
@@ -158,7 +138,8 @@ def typical_traces(measured: Measured, name: str) -> list[ExampleTrace]:
 
 
 def _example(title: str, name: str, measured: Measured, trace_id: str) -> ExampleTrace:
-    trace, scores = measured.trace[trace_id], measured.score[trace_id]
+    trace = next(one for one in measured.traces if one.prompt.id == trace_id)
+    scores = measured.scores[trace_id]
     return ExampleTrace(
         title=title,
         subject=name,
@@ -204,7 +185,7 @@ def _reader_trace(
         cliff=None if cliff is None else cliff.cliff,
         pieces=measured.pieces(trace),
         spans=trace.spans,
-        levels=_levels(measured.score.get(prompt.id), rows),
+        levels=_levels(measured.scores.get(prompt.id), rows),
         heads=_head_shares(measured, trace),
         after=_after(measured, prompt.id),
     )
@@ -222,10 +203,10 @@ def _head_shares(measured: Measured, trace: Trace) -> HeadShares | None:
 
 
 def _after(measured: Measured, trace_id: str) -> AfterTrace | None:
-    trace, row = measured.after_trace.get(trace_id), measured.after_tokens.get(trace_id)
+    trace, row = measured.after.get(trace_id), measured.after_tokens.get(trace_id)
     if trace is None or row is None:
         return None
-    levels = _levels(measured.after_score.get(trace_id), [measured.row])
+    levels = _levels(measured.after_scores.get(trace_id), [measured.row])
     return AfterTrace(trace.verdict, row.pieces, trace.spans, levels)
 
 
