@@ -53,15 +53,10 @@ class Arm:
 
 
 def arm_rows(arms: Mapping[str, Arm], reference: str, seed: int = 0) -> dict[str, tuple[Cell, ...]]:
-    """``COLUMNS`` of each arm.
+    """``COLUMNS`` of arms of the same prompts; changes are against the reference.
 
     ``thinking tokens`` and ``final score`` are means over the harmful prompts. A prompt whose
     answer never ended counts neither as complied with nor as refused.
-
-    Args:
-        arms: By name, all of the same prompts.
-        reference: The arm that changes are measured against.
-        seed: Seed of the bootstrap over prompt groups.
     """
     return {name: _cells(arm, arms[reference], seed) for name, arm in arms.items()}
 

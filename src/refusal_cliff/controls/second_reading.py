@@ -92,22 +92,24 @@ def relative(traces: Sequence[TraceScores], row: int) -> list[TraceScores] | Non
     Returns:
         ``None`` where refused traces do not stand above benign ones, or one of them is missing.
     """
-    where = [places(trace.spans) for trace in traces]
-    logits = [
-        trace.logits[row, trace.spans.prompt : trace.spans.last_closing + 1] for trace in traces
+    parts = [
+        (places(t.spans), t.logits[row, t.spans.prompt : t.spans.last_closing + 1]) for t in traces
     ]
-    benign = [trace.label == "benign" for trace in traces]
-    refused = [trace.label == "harmful" and trace.verdict == "refused" for trace in traces]
-    if not any(benign) or not any(refused):
+    pairs = list(zip(traces, parts, strict=True))
+    benign = [part for trace, part in pairs if trace.label == "benign"]
+    refused = [
+        part for trace, part in pairs if trace.label == "harmful" and trace.verdict == "refused"
+    ]
+    if not benign or not refused:
         return None
-    low, high = (_medians(where, logits, group) for group in (benign, refused))
+    low, high = _medians(benign), _medians(refused)
     distance = high - low
     usual = float(np.nanmedian(distance))
     if not usual > 0:
         return None
     scale = np.fmax(distance, LEAST_DISTANCE * usual)  # where one group has no token, too
     found = []
-    for trace, at, here in zip(traces, where, logits, strict=True):
+    for trace, (at, here) in pairs:
         made = np.zeros((1, trace.logits.shape[1]), dtype=np.float32)
         level = np.where(np.isfinite(low[at]), low[at], float(np.nanmedian(low)))
         made[0, trace.spans.prompt : trace.spans.last_closing + 1] = (here - level) / scale[at]
@@ -116,13 +118,10 @@ def relative(traces: Sequence[TraceScores], row: int) -> list[TraceScores] | Non
 
 
 def _medians(
-    where: Sequence[NDArray[np.int64]],
-    logits: Sequence[NDArray[np.float32]],
-    chosen: Sequence[bool],
+    parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
 ) -> NDArray[np.float64]:
-    """Median logit at each place over the chosen traces; NaN where they have no token."""
-    at = np.concatenate([w for w, use in zip(where, chosen, strict=True) if use])
-    values = np.concatenate([v for v, use in zip(logits, chosen, strict=True) if use])
+    """Median logit at each place over traces (places, logits); NaN where they have no token."""
+    at, values = map(np.concatenate, zip(*parts, strict=True))
     found = np.full(NEAR + TENTHS, np.nan)
     for place in np.unique(at):
         found[place] = np.median(values[at == place])

@@ -55,12 +55,7 @@ def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
 
 
 def kinds_of(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> dict[str, Kind]:
-    """What became of each harmful prompt, by its id, see `kind_of`.
-
-    Args:
-        traces: Judged test traces, scored or not.
-        cliffs: Plateau and final score of those that closed their thinking.
-    """
+    """What became of each harmful prompt, by its id; traces are judged, and scored where closed."""
     by_id, rule = {row.trace_id: row for row in cliffs}, yardstick(cliffs)
     return {
         trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id), rule)
@@ -73,7 +68,7 @@ def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTa
     """Count what became of harmful prompts, all together and by category and tag.
 
     Shares have Wilson intervals. There is one row for all harmful prompts and one for each category
-    and tag of at least two; benign prompts are counted in the notes. Arguments: see `kinds_of`.
+    and tag of at least two; benign prompts are counted in the notes.
     """
     kinds = kinds_of(traces, cliffs)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]

@@ -219,15 +219,15 @@ class HeadShares:
 
 
 @dataclass(frozen=True, slots=True)
-class AfterTrace:
-    """What the model writes to the same prompt with the heads out.
+class Side:
+    """What the model writes to a prompt, as it is or with the heads out.
 
     Attributes:
-        verdict: What the judge said of it.
-        pieces: Text of each token, prompt first.
+        verdict: What the judge said of the answer.
+        pieces: Text of each token of the whole trace, prompt first.
         spans: Ends of its four parts; None where the thinking never closed.
-        levels: Scores of its thinking and closing tokens at the chosen layer, as in `ReaderTrace`;
-            empty where it was not scored.
+        levels: Scores of the thinking and closing tokens as one byte each, layer after layer, see
+            `reader.quantised`; empty where the trace was not scored.
     """
 
     verdict: str
@@ -237,39 +237,30 @@ class AfterTrace:
 
 
 @dataclass(frozen=True, slots=True)
-class ReaderTrace:
+class ReaderTrace(Side):
     """One trace of the reader, which shows every layer.
 
     Attributes:
         id: Id of its prompt; a link to the trace holds it.
         prompt: The user's words.
         label: ``harmful`` or ``benign``.
-        verdict: What the judge said of the answer.
         kind: What became of a harmful prompt, by the taxonomy; empty for a benign one.
         source: Where the prompt came from; empty if nobody noted it.
         category: Of the prompt; may be empty.
         cliff: Plateau − final at the chosen layer; None where it could not be measured.
-        pieces: Text of each token of the whole trace, prompt first.
-        spans: Ends of its four parts; None where the thinking never closed.
-        levels: Scores of the thinking and closing tokens as one byte each, layer after layer, see
-            `reader.quantised`; empty where the trace was not scored.
         heads: What heads add at its tokens; None where that was not measured.
-        after: The same prompt with the heads out; None where none were.
+        after: The same prompt with the heads out, at the chosen layer; None where none were.
     """
 
     id: str
     prompt: str
     label: str
-    verdict: str
     kind: str
     source: str
     category: str
     cliff: float | None
-    pieces: Sequence[str]
-    spans: Spans | None
-    levels: bytes
     heads: HeadShares | None = None
-    after: AfterTrace | None = None
+    after: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)

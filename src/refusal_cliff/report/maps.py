@@ -55,14 +55,7 @@ def _colour_bar(x: float, y: float, prefix: str, ends: tuple[str, str], name: st
 
 
 def depth_map(name: str, heat: Heatmap, closing: Sequence[str], chosen: int) -> str:
-    """Mean score by layer and token, with each layer's cliff and AUROC beside it.
-
-    Args:
-        name: Unique on the page.
-        heat: The scores.
-        closing: Text of the closing tokens.
-        chosen: The probe's layer.
-    """
+    """Mean score by layer and token, with each layer's cliff and AUROC; the probe's is chosen."""
     height = _row_height(len(heat.layers), 30, 460)
     bottom = _TOP + height * len(heat.layers)
     right = _WIDTH - 8 - 2 * _COLUMN
@@ -93,22 +86,16 @@ def _describe_heat(heat: Heatmap) -> str:
 
 def _heat_cells(heat: Heatmap, step: float, height: float, closing: Sequence[str]) -> str:
     parts = []
-    for row, (layer, scores) in enumerate(
-        zip(reversed(heat.layers), reversed(heat.scores), strict=True)
-    ):
+    rows = zip(reversed(heat.layers), reversed(heat.scores), strict=True)
+    for row, (layer, scores) in enumerate(rows):
         for column, (offset, score) in enumerate(zip(heat.offsets, scores, strict=True)):
-            place = (_LEFT + column * step, _TOP + row * height)
-            words = f"layer {layer}, {offset_name(offset, closing)}"
-            parts.append(_score_cell(place, (step, height), score, words))
+            class_, told = "missing", "not measured"
+            if known(score):
+                class_, told = sequential(score), f"score {number(score)}"
+            tip = f"layer {layer}, {offset_name(offset, closing)}\n{told}"
+            x, y = _LEFT + column * step, _TOP + row * height
+            parts.append(box(x, y, step - _GAP, height - _GAP, f"cell {class_}", tip))
     return "".join(parts)
-
-
-def _score_cell(place: Point, size: Point, score: float | None, words: str) -> str:
-    width, height = size[0] - _GAP, size[1] - _GAP
-    if not known(score):
-        return box(*place, width, height, "cell missing", f"{words}\nnot measured")
-    tip = f"{words}\nscore {number(score)}"
-    return box(*place, width, height, f"cell {sequential(score)}", tip)
 
 
 def _closing_bracket(left: float, right: float, closing: Sequence[str]) -> str:

@@ -123,13 +123,7 @@ def render_comparison(
     panels: Sequence[tuple[str, str, Sequence[Curve]]],
     tables: Mapping[str, ControlTable],
 ) -> str:
-    """Several runs beside each other as HTML.
-
-    Args:
-        names: Of the runs.
-        panels: Of each run its name, its verdict and its mean curves.
-        tables: By title.
-    """
+    """Runs beside each other as HTML: name, verdict and mean curves of each; tables by title."""
     figures = [
         (name, verdict, figure)
         for at, (name, verdict, curves) in enumerate(panels, 1)

@@ -18,13 +18,13 @@ from refusal_cliff.heads.at_tokens import TokenRow
 from refusal_cliff.io import fields_of
 from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import (
-    AfterTrace,
     Curve,
     ExampleTrace,
     Group,
     HeadShares,
     Reader,
     ReaderTrace,
+    Side,
 )
 from refusal_cliff.report.reader import quantised
 
@@ -202,12 +202,12 @@ def _head_shares(measured: Measured, trace: Trace) -> HeadShares | None:
     )
 
 
-def _after(measured: Measured, trace_id: str) -> AfterTrace | None:
+def _after(measured: Measured, trace_id: str) -> Side | None:
     trace, row = measured.after.get(trace_id), measured.after_tokens.get(trace_id)
     if trace is None or row is None:
         return None
     levels = _levels(measured.after_scores.get(trace_id), [measured.row])
-    return AfterTrace(trace.verdict, row.pieces, trace.spans, levels)
+    return Side(trace.verdict, row.pieces, trace.spans, levels)
 
 
 def _kept(measured: Measured, always: Sequence[str]) -> list[Trace]:
