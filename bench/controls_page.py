@@ -15,8 +15,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from refusal_cliff.controls.table import markdown, read_table
-from refusal_cliff.io import read_json, write_text
+from refusal_cliff.controls.table import ControlTable, markdown
+from refusal_cliff.io import read_as, read_json, write_text
 from refusal_cliff.stages.control import control_file
 from refusal_cliff.workflows.audit import KEY
 
@@ -36,7 +36,7 @@ def section(runs: Sequence[Path], kind: str, name: str) -> str:
     """What a control says of each model, in words or as tables."""
     parts = []
     for model, file in (found for run in runs for found in tables(run, name)):
-        table = read_table(file)
+        table = read_as(file, ControlTable)
         words = f"**{model}.** {table.finding}"
         parts.append(words if kind == "findings" else f"### {model}: {name}\n\n{markdown(table)}")
     return "\n\n".join(parts) or "Not measured in these runs."

@@ -135,8 +135,8 @@ def judge(run: Path) -> str:
             said["A"]["undecided"] += 1
             said["B"]["undecided"] += 1
             continue
-        line, direction = fit_direction(rows.states, rows.labels, rows.groups, audit)
-        again = refitted(rows.states, rows.labels, rows.groups, direction.strength, audit)
+        line, direction = fit_direction(rows, audit)
+        again = refitted(rows, direction.strength, audit)
         own, *refits = _cliffs([line, *again], _some(test, TEST, rng), tokens)
         verdict, shares = model_cliff(own, audit).verdict, redrawn(refits, audit)[0]
         said["A"][verdict] += 1

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from refusal_cliff.findings.head_proof import proof_of
+from refusal_cliff.findings.results import proof_of
 from refusal_cliff.findings.summary import ProofSummary
 from refusal_cliff.generate import GenerationConfig
 from refusal_cliff.heads.find import JointSearch

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from refusal_cliff.controls.table import markdown, read_table
+from refusal_cliff.controls.table import ControlTable, markdown
 from refusal_cliff.heads.trials import CONTROLS as HEAD_CONTROLS
-from refusal_cliff.io import write_text
+from refusal_cliff.io import read_as, write_text
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.folder import RunInfo
 from refusal_cliff.run.pipeline import Observer, Stage, run_pipeline
@@ -88,6 +88,6 @@ def _page(keys: Sequence[str], out: Path, names: Sequence[str]) -> str:
     for name in names:
         parts.append(f"## {CONTROLS[name].title}")
         for key in keys:
-            table = read_table(out / control_file(key, name))
+            table = read_as(out / control_file(key, name), ControlTable)
             parts.append(f"### {key}\n\n{markdown(table)}")
     return "\n\n".join(parts) + "\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from reader_example import SPANS, example_reader, reader_trace
 from report_example import example
 
-from refusal_cliff.report.data import AfterTrace
+from refusal_cliff.report.data import Side
 from refusal_cliff.report.page import render_page
 
 ATTACK = (
@@ -21,7 +21,7 @@ def hostile_page() -> str:
             place,
             **dict.fromkeys(names, text),
             pieces=[text] * 11,
-            after=AfterTrace(text, [text] * 11, SPANS, b""),
+            after=Side(text, [text] * 11, SPANS, b""),
         )
         for place, text in enumerate((ATTACK, BIDI))
     ]

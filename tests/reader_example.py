@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from refusal_cliff.model.subject import Head
-from refusal_cliff.report.data import AfterTrace, HeadShares, Reader, ReaderTrace
+from refusal_cliff.report.data import HeadShares, Reader, ReaderTrace, Side
 from refusal_cliff.report.reader import FULL, quantised
 from refusal_cliff.thinking import Spans
 
@@ -55,7 +55,7 @@ def reader_trace(place: int, **changes: Any) -> ReaderTrace:
         spans=SPANS,
         levels=quantised(scores_of(place)),
         heads=HeadShares([Head(4, 1), Head(2, 0)], [Head(4, 1)], shares_of(place).tolist()),
-        after=AfterTrace(
+        after=Side(
             verdict="refused",
             pieces=(*PIECES[:9], f"Never{place}", "."),
             spans=SPANS,

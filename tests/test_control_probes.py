@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from made_cliffs import BENIGN, made_cliff, made_cliffs
+from numpy.typing import NDArray
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
@@ -35,7 +36,7 @@ from refusal_cliff.model.capture import Batch
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.probe.direction import standardised
 from refusal_cliff.probe.fit import fit_probes
-from refusal_cliff.stats import counts_with_all
+from refusal_cliff.stats import Floats, counts_with_all
 from refusal_cliff.thinking import Spans
 
 SPANS = Spans(prompt=3, thinking=13, closing=15, total=17)
@@ -54,6 +55,11 @@ def trace(
     return Trace(prompt, ids, SPANS, "", "", True, verdict)
 
 
+def rows_with(states: Floats, labels: NDArray[np.int64]) -> Rows:
+    """Rows of as many groups."""
+    return Rows(states, labels, [str(at) for at in range(len(labels))])
+
+
 def test_cosines_of_known_angles() -> None:
     first = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
     second = np.array([[1.0, 1.0], [-2.0, 0.0], [1.0, 1.0]])
@@ -65,7 +71,7 @@ def test_a_direction_is_taken_out_of_the_probe_or_of_the_state() -> None:
     assert directions.without(weight, direction) == pytest.approx([3.0, 0.0])
     rng = np.random.default_rng(0)
     states, weight, direction = rng.normal(size=(7, 5)), rng.normal(size=5), rng.normal(size=5)
-    left = directions.projected_out(states, direction)
+    left = directions.without(states, direction)
     assert left @ direction == pytest.approx(np.zeros(7), abs=1e-12)
     assert left @ weight == pytest.approx(states @ directions.without(weight, direction))
 
@@ -73,7 +79,7 @@ def test_a_direction_is_taken_out_of_the_probe_or_of_the_state() -> None:
 def test_a_threshold_fitted_again_lies_between_the_classes() -> None:
     states = np.array([[1.0, 9.0], [2.0, -9.0], [4.0, 9.0], [5.0, -9.0]])
     labels = np.array([0, 0, 1, 1])
-    line = directions.recalibrated(np.array([1.0, 0.0]), states, labels)
+    line = directions.recalibrated(np.array([1.0, 0.0]), rows_with(states, labels))
     assert -line.bias / line.weight[0] == pytest.approx(3.0, abs=1e-3)
     assert line.weight[0] > 0
     assert line.weight[1] == 0
@@ -81,7 +87,8 @@ def test_a_threshold_fitted_again_lies_between_the_classes() -> None:
 
 def test_a_direction_without_signal_says_one_half() -> None:
     states = np.array([[1.0], [2.0], [1.0], [2.0]])
-    line = directions.recalibrated(np.array([1.0]), states, np.array([0, 0, 1, 1]))
+    rows = rows_with(states, np.array([0, 0, 1, 1]))
+    line = directions.recalibrated(np.array([1.0]), rows)
     assert expit(line(states)) == pytest.approx([0.5] * 4, abs=1e-2)
 
 
@@ -104,7 +111,7 @@ def test_a_drawn_logistic_direction_is_that_of_the_repeated_rows() -> None:
     labels = np.array([0] * 8 + [1] * 6)
     states = rng.normal(size=(14, 3)) + labels[:, None] * np.array([1.0, 0.5, 0.0])
     counts = np.vstack([np.ones(14), rng.integers(0, 3, 14), labels]).astype(np.float64)
-    found = readings.logistic_directions(states, labels, counts, 0.1)
+    found = readings.logistic_directions(rows_with(states, labels), counts, 0.1)
     standard = standardised(states)
     for drawn, direction in zip(counts[:2], found[:2], strict=True):
         rows = np.repeat(np.arange(14), drawn.astype(int))
@@ -197,11 +204,12 @@ def test_levels_are_means_by_group() -> None:
 
 
 def test_auroc_of_four_rows() -> None:
-    logits, labels = np.array([0.1, 0.4, 0.35, 0.8]), np.array([0, 0, 1, 1])
-    found = auroc_cell(logits, labels, list("abcd"))
+    states, read = np.array([[0.1], [0.4], [0.35], [0.8]]), Line(np.ones(1), 0.0)
+    found = auroc_cell(read, rows_with(states, np.array([0, 0, 1, 1])))
     assert (found.value, found.n) == (0.75, 4)
     assert found.interval == (0.0, 1.0)
-    assert auroc_cell(logits, np.ones(4, dtype=np.int64), list("abcd")) == Cell(None, None, 0)
+    one_class = rows_with(states, np.ones(4, dtype=np.int64))
+    assert auroc_cell(read, one_class) == Cell(None, None, 0)
 
 
 def test_a_line_finds_a_planted_direction_and_its_threshold() -> None:
@@ -209,7 +217,7 @@ def test_a_line_finds_a_planted_direction_and_its_threshold() -> None:
     labels = np.array([0, 1] * 30)
     states = rng.normal(size=(60, 4)) * 0.1
     states[:, 2] += 4 * labels + 1
-    line = fit_line(states, labels, [str(i) for i in range(60)], 0)
+    line = fit_line(rows_with(states, labels), 0)
     assert line.weight[2] / np.linalg.norm(line.weight) > 0.99
     assert abs(line(np.array([[0.0, 0.0, 3.0, 0.0]]))[0]) < 0.5
 
@@ -297,7 +305,7 @@ def test_a_small_network_reads_what_no_line_can_and_ignores_class_shares() -> No
     radius = np.repeat([0.3, 2.0], [300, 100])
     angle = rng.uniform(0, 2 * np.pi, 400)
     states = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
-    rows = Rows(states, (radius < 1).astype(np.int64), [str(i) for i in range(400)])
+    rows = rows_with(states, (radius < 1).astype(np.int64))
     read = positions.fit_mlp(rows, 0)
     assert (read(states) > 0).tolist() == (rows.labels == 1).tolist()
     assert read(states).tolist() == positions.fit_mlp(rows, 0)(states).tolist()

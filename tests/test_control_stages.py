@@ -24,12 +24,12 @@ from refusal_cliff.controls.intervention import (
 )
 from refusal_cliff.controls.preset import OURS
 from refusal_cliff.controls.pruning import RANDOM, WHOLE, template_closing
-from refusal_cliff.controls.table import Cell, read_table
+from refusal_cliff.controls.table import Cell, ControlTable
 from refusal_cliff.controls.together import FOUND, TOGETHER, TOP
 from refusal_cliff.data.traces import read_traces, write_traces
 from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.generate import GenerationConfig, generate
-from refusal_cliff.io import read_json
+from refusal_cliff.io import read_as, read_json
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Subject, load_subject, parse_head
 from refusal_cliff.probe.files import read_probes
@@ -106,7 +106,7 @@ def run(
 
 
 def rows_of(run: Path, name: str) -> dict[str, dict[str, Cell]]:
-    table = read_table(run / control_file(KEY, name))
+    table = read_as(run / control_file(KEY, name), ControlTable)
     return {row: dict(zip(table.columns, cells, strict=True)) for row, cells in table.rows.items()}
 
 

@@ -87,10 +87,10 @@ def test_no_text_is_a_formula() -> None:
 
 def cliff_curves(plateau: float, final: float, benign: float) -> list[Curve]:
     offsets = tuple(range(-20, 1))
-    falling = [plateau if o < -2 else final for o in offsets]
-    groups = (("complied", falling), ("benign", [benign] * len(offsets)))
+    falling = tuple(plateau if o < -2 else final for o in offsets)
+    groups = (("complied", falling), ("benign", (benign,) * len(offsets)))
     return [
-        Curve("m", group, offsets, means, means, means, [9] * len(offsets))  # pyright: ignore
+        Curve(offsets, means, means, means, (9,) * len(offsets), "m", group)  # pyright: ignore
         for group, means in groups
     ]
 

@@ -12,7 +12,7 @@ from tiny_heads import head_row
 
 from refusal_cliff.answers.writing import LEAST, loops, thinking_length, writing_of
 from refusal_cliff.data.types import Prompt
-from refusal_cliff.findings.head_proof import half_effect
+from refusal_cliff.findings.results import half_effect
 from refusal_cliff.findings.summary import DoseSummary
 from refusal_cliff.heads.table import METHODS, HeadRow, agreements
 from refusal_cliff.heads.trials import (

@@ -13,8 +13,7 @@ from tiny_families import closed_trace
 from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.data.types import Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.findings.head_proof import difference
-from refusal_cliff.findings.results import RunShape, ablation_summary, suppress
+from refusal_cliff.findings.results import RunShape, ablation_summary, difference, suppress
 from refusal_cliff.findings.summary import (
     AblationSummary,
     CliffSummary,
@@ -69,13 +68,13 @@ def test_random_sets_are_compared_on_their_own_prompts() -> None:
 def test_without_a_cliff_there_is_nothing_to_explain(verdict: str) -> None:
     content = ablation(EIGHT_OF_TWELVE, [], RANDOM)
     assert ablation_summary(content, verdict).shown is None
-    assert not suppress(verdict, content)
+    assert not suppress(verdict, ablation_summary(content, verdict))
 
 
 def test_nothing_to_lower_is_nothing_to_explain() -> None:
     content = ablation([], [], [[], []])
     assert ablation_summary(content, "cliff").shown is None
-    assert not suppress("cliff", content)
+    assert not suppress("cliff", ablation_summary(content, "cliff"))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,7 @@ def test_heads_without_which_nothing_can_be_judged_restore_no_refusal() -> None:
         assert (found.shown, found.unjudged_after) == (shown, n)
         assert found.asr_after == pytest.approx(n / 52)
         assert found.change == pytest.approx(found.asr_after - found.asr_before)
-        assert suppress("cliff", broken) is (n < 52)
+        assert suppress("cliff", found) is (n < 52)
     answer, holds = told(broken, "cliff")["Do these heads cause it?"]
     assert (
         "Without them 52 of the answers were cut off or have no verdict" in answer
@@ -149,7 +148,7 @@ def told(
             total=128,
             ablated=len(heads),
             fraction=len(heads) / 128,
-            suppress=suppress(verdict, content),
+            suppress=suppress(verdict, ablation_summary(content, verdict)),
             list=list(heads),
             method="direct",
         ),

@@ -186,6 +186,7 @@ def made(n: int, thinking: int = 4) -> chosen.Measured:
         )
         for trace in traces[1:]
     ]
+    by_id = {one.trace_id: one for one in scores}
     pieces = Pieces(AutoTokenizer.from_pretrained(embedded_path("tiny")))
     heads = (Head(10, 1), Head(3, 0))
     tokens = {
@@ -199,10 +200,10 @@ def made(n: int, thinking: int = 4) -> chosen.Measured:
         for trace in traces
     }
     return chosen.Measured(
-        *(traces, scores, cliffs_of(scores, 3), range(10, 17), 3, tokens),
-        after=traces[:5],
+        *(traces, by_id, cliffs_of(scores, 3), range(10, 17), 3, tokens),
+        after={t.prompt.id: t for t in traces[:5]},
         after_tokens={t.prompt.id: tokens[t.prompt.id] for t in traces[:5]},
-        after_scores=scores[:3],
+        after_scores=dict(list(by_id.items())[:3]),
         out=heads[:1],
     )
 
@@ -229,9 +230,9 @@ def test_every_trace_is_there_scored_or_not() -> None:
     assert told is not None
     assert np.allclose(first.heads.values, told[:, 2:8])
     assert first.after is not None
-    assert first.after.levels == quantised(1 / (1 + np.exp(-run.scores[0].logits[3:4, 2:8])))
+    assert first.after.levels == quantised(1 / (1 + np.exp(-run.scores["p1"].logits[3:4, 2:8])))
     assert [trace.after is not None for trace in reader.traces[:7]] == [True] * 5 + [False] * 2
-    expected = 1 / (1 + np.exp(-run.scores[0].logits[:, 2:8]))
+    expected = 1 / (1 + np.exp(-run.scores["p1"].logits[:, 2:8]))
     assert np.abs(np.frombuffer(first.levels, np.uint8) / FULL - expected.ravel()).max() < 0.0051
     assert "All 40 test traces of the run, at all 7 probed layers." in render_page(
         example(reader=reader)

@@ -38,7 +38,7 @@ LEFT_OUT: dict[str, Any] = {
     "head_map": None,
     "ablation": (),
     "doses": (),
-    "less_is_more": None,
+    "repaired": (),
     "controls": (),
     "traces": (),
     "reader": None,
@@ -52,7 +52,7 @@ SECTIONS = {
     "head_map": "heads",
     "ablation": "ablation",
     "doses": "dose",
-    "less_is_more": "repair",
+    "repaired": "repair",
     "controls": "controls",
     "traces": "traces",
     "reader": "reader",
@@ -288,15 +288,15 @@ def test_a_long_thought_keeps_its_end() -> None:
 def test_scores_that_were_not_measured() -> None:
     nan = float("nan")
     curve = Curve(
-        "m",
-        "complied",
         (-2, -1, 0),
         (0.5, None, nan),
         (0.4, None, nan),
         (0.6, None, nan),
         (3, 0, 0),
+        "m",
+        "complied",
     )
-    empty = Curve("m", "benign", (-1, 0), (None, None), (None, None), (None, None), (0, 0))
+    empty = Curve((-1, 0), (None, None), (None, None), (None, None), (0, 0), "m", "benign")
     html = render_page(example(curves=[curve, empty], control_curves=[empty]))
     check(html)
     assert not re.search(r"\bnan\b", html)
@@ -307,7 +307,7 @@ def test_large_models_and_missing_intervals() -> None:
     bare = [Bar("As it is", 0.0, None, 12, "baseline")]
     html = render_page(
         example(
-            heatmap=replace(example_heatmap(40), auroc=None, cliff=None),
+            heatmap=example_heatmap(40),
             head_map=replace(example_heads(40, 32), planted=None),
             ablation=bare,
         )

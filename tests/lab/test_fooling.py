@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from lab.fooling import ADAPTER, NAME, train_fooling
 from lab.recipe import Schedule
 from refusal_cliff.controls import directions
-from refusal_cliff.controls.table import ControlTable, read_table
+from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import read_json, write_json
+from refusal_cliff.io import read_as, read_json, write_json
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import embedded_path
 from refusal_cliff.run.folder import RunInfo
@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(run: Path, name: str) -> ControlTable:
-    return read_table(run / f"control-{name}.json")
+    return read_as(run / f"control-{name}.json", ControlTable)
 
 
 def value(found: ControlTable, row: str, column: str) -> float:

@@ -53,15 +53,10 @@ class Arm:
 
 
 def arm_rows(arms: Mapping[str, Arm], reference: str, seed: int = 0) -> dict[str, tuple[Cell, ...]]:
-    """``COLUMNS`` of each arm.
+    """``COLUMNS`` of arms of the same prompts; changes are against the reference.
 
     ``thinking tokens`` and ``final score`` are means over the harmful prompts. A prompt whose
     answer never ended counts neither as complied with nor as refused.
-
-    Args:
-        arms: By name, all of the same prompts.
-        reference: The arm that changes are measured against.
-        seed: Seed of the bootstrap over prompt groups.
     """
     return {name: _cells(arm, arms[reference], seed) for name, arm in arms.items()}
 
@@ -94,15 +89,10 @@ def change_of_asr(before: Arm, after: Arm, seed: int = 0) -> Cell:
 
 
 def never_certain(cell: Cell, groups: Sequence[str], lowest: float = -1.0) -> Cell:
-    """The same mean of shares, its interval wider than a point where all values are the same.
+    """A mean of numbers from ``lowest`` to 1, its interval no point where all are the same.
 
-    A bootstrap of n equal values knows no doubt. Wilson's interval of 0 in n does: what was never
-    seen in n prompts may be as frequent as its upper end.
-
-    Args:
-        cell: A mean of numbers from ``lowest`` to 1.
-        groups: Group of each value.
-        lowest: Least possible value.
+    A bootstrap of n equal values knows no doubt. Wilson's interval of 0 in n groups does: what was
+    never seen in n prompts may be as frequent as its upper end.
     """
     if cell.value is None or cell.interval is None or cell.interval[0] != cell.interval[1]:
         return cell
@@ -119,11 +109,8 @@ def first_of_each(traces: Sequence[Trace]) -> list[Trace]:
     """A trace of each of as many prompts of each label as `MOST` says, the first ones."""
     found = {trace.prompt.id: trace for trace in traces}
     prompts = [trace.prompt for trace in traces]
-    return [
-        found[prompt.id]
-        for label, most in MOST.items()
-        for prompt in each_once(prompts, label)[:most]
-    ]
+    asked = (each_once(prompts, label)[:most] for label, most in MOST.items())
+    return [found[prompt.id] for some in asked for prompt in some]
 
 
 def limited(table: ControlTable) -> ControlTable:
@@ -144,15 +131,8 @@ def write_on(
     """Judged answers to the traces' prompts that begin with given tokens.
 
     Whatever a row draws depends on its own prompt and tokens alone, so that a trace which itself
-    begins with them is its own answer where no head is out, and is not written again.
-
-    Args:
-        study: The model, and how it writes.
-        traces: Where prompts are taken from.
-        begun: What each answer begins with.
-        job: Told how many are done.
-        heads: Heads to take out.
-        tokens: At which tokens of each row, see `generate`.
+    begins with them is its own answer where no head is out, and is not written again. Heads are
+    out at given tokens of each row, see `generate`.
     """
     own = [trace.token_ids[prompt_length(study.subject, trace) :] for trace in traces]
     new = [

@@ -8,6 +8,7 @@ the first word of an answer (a reviewer's question on the paper).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from refusal_cliff.controls.readings import (
     Floats,
     Line,
     Place,
-    Read,
+    Rows,
     Rule,
     fit_direction,
     fit_line,
@@ -55,20 +56,21 @@ def measure(study: Study, job: Job) -> ControlTable:
     """Refusal, harmfulness and first answer tokens as directions, and the score without each."""
     bench = bench_of(study, job)
     rows = bench.fitting(CLOSING, REFUSED)
-    harm = {name: _harmfulness(bench, place) for name, place in HARM_PLACES.items()}
-    drawn = _drawn(bench, {name: strength for name, (_, strength) in harm.items()})
-    others = {name: line.weight for name, (line, _) in harm.items()}
-    others |= {name: drawn[name][0] for name in (MEANS, TOKENS)}
-    reads: dict[str, Read] = {REFUSAL: bench.own}
-    reads |= {name: line for name, (line, _) in harm.items()}
+    harm = {
+        name: fit_direction(bench.fitting(place, HARMFUL), study.seed)
+        for name, place in HARM_PLACES.items()
+    }
+    drawn = _drawn(bench, {name: found.strength for name, (_, found) in harm.items()})
+    reads: dict[str, Line] = {REFUSAL: bench.own} | {name: line for name, (line, _) in harm.items()}
+    others = {name: reads[name].weight for name in harm}
     for name in (MEANS, TOKENS):
-        reads[name] = recalibrated(others[name], rows.states, rows.labels)
+        others[name] = drawn[name][0]
+        reads[name] = recalibrated(others[name], rows)
     for name, vector in others.items():
         left = without(bench.probe.weight.astype(np.float64), vector)
-        reads[WITHOUT + name] = recalibrated(left, rows.states, rows.labels)
+        reads[WITHOUT + name] = recalibrated(left, rows)
     for name, vector in others.items():
-        states = projected_out(rows.states, vector)
-        line = fit_line(states, rows.labels, rows.groups, study.seed)
+        line = fit_line(replace(rows, states=without(rows.states, vector)), study.seed)
         reads[ANEW + name] = Line(without(line.weight, vector), line.bias)
     traced = bench.traced(reads)
     harmful = [trace for trace in bench.test if trace.prompt.label == "harmful"]
@@ -87,13 +89,6 @@ def measure(study: Study, job: Job) -> ControlTable:
     return directions_table(table, lacks, bench.probe.layer, _how(study))
 
 
-def _harmfulness(bench: Bench, place: Place) -> tuple[Line, float]:
-    """A harmfulness probe, and its strength."""
-    rows = bench.fitting(place, HARMFUL)
-    line, found = fit_direction(rows.states, rows.labels, rows.groups, bench.study.seed)
-    return line, found.strength
-
-
 def _drawn(bench: Bench, strengths: Mapping[str, float]) -> dict[str, Floats]:
     """Each direction of the fitting traces and of draws of them, the same draws for all."""
     groups = [trace.prompt.group for trace in bench.fit]
@@ -108,16 +103,16 @@ def _drawn(bench: Bench, strengths: Mapping[str, float]) -> dict[str, Floats]:
     refusal = bench.fitting(CLOSING, REFUSED)
     answered = [t for t in bench.fit if label_of(t, ANSWERED) >= 0]
     words = first_token_rows(bench.study.subject, answered, bench.study.read_point == "resid_post")
-    logistic, means = logistic_directions, mean_differences
+    labels = bench.fitting(CLOSING, ANSWERED).labels
     found = {
-        REFUSAL: logistic(refusal.states, refusal.labels, of(REFUSED), bench.probe.strength),
-        MEANS: means(refusal.states, refusal.labels, of(REFUSED)),
-        TOKENS: means(words, bench.fitting(CLOSING, ANSWERED).labels, of(ANSWERED)),
+        REFUSAL: logistic_directions(refusal, of(REFUSED), bench.probe.strength),
+        MEANS: mean_differences(refusal.states, refusal.labels, of(REFUSED)),
+        TOKENS: mean_differences(words, labels, of(ANSWERED)),
     }
     for name, strength in strengths.items():
-        rows = bench.fitting(HARM_PLACES[name], HARMFUL)
-        counted = of(HARMFUL, HARM_PLACES[name])
-        found[name] = logistic(rows.states, rows.labels, counted, strength)
+        place = HARM_PLACES[name]
+        counted = of(HARMFUL, place)
+        found[name] = logistic_directions(bench.fitting(place, HARMFUL), counted, strength)
     return found
 
 
@@ -170,30 +165,18 @@ def cosine(first: Floats, second: Floats) -> Floats:
     return np.divide(products, lengths, out=np.zeros_like(products), where=lengths > 0)
 
 
-def without(weight: Floats, direction: Floats) -> Floats:
-    """The weight that reads states from which a direction was projected out.
+def without(vectors: Floats, direction: Floats) -> Floats:
+    """Vectors [..., d] without their part along a direction [d]: states, or a probe's weight.
 
     ``w · (h − (h·û) û) = (w − (w·û) û) · h``: it does not matter from which of the two it is taken.
     """
     unit = direction / np.linalg.norm(direction)
-    return weight - (weight @ unit) * unit
+    return vectors - (vectors @ unit)[..., None] * unit
 
 
-def projected_out(states: Floats, direction: Floats) -> Floats:
-    """States [n, d] without their part along a direction [d]."""
-    unit = direction / np.linalg.norm(direction)
-    return states - np.outer(states @ unit, unit)
-
-
-def recalibrated(weight: Floats, states: Floats, labels: NDArray[np.int64]) -> Line:
-    """A direction as a score: slope and threshold fitted on fitting traces (Platt scaling).
-
-    Args:
-        weight: [d].
-        states: [n, d] of fitting traces.
-        labels: [n], 0 or 1.
-    """
-    slope, intercept = calibrate_held_out(states.astype(np.float64) @ weight, labels)
+def recalibrated(weight: Floats, rows: Rows) -> Line:
+    """A direction [d] as a score: slope and threshold fitted on fitting traces (Platt scaling)."""
+    slope, intercept = calibrate_held_out(rows.states.astype(np.float64) @ weight, rows.labels)
     return Line(slope * weight, intercept)
 
 
@@ -215,10 +198,7 @@ def mean_differences(rows: Floats, labels: NDArray[np.int64], counts: Floats) ->
 def cosine_cell(first: Floats, second: Floats, n: int) -> Cell:
     """Cosine of two directions with its bootstrap interval.
 
-    Args:
-        first: [1 + draws, d] as `counts_with_all` has them, the traces as they are first.
-        second: The other direction, of the same draws.
-        n: Traces.
+    Each is [1 + draws, d] as `counts_with_all` has them, that of all ``n`` traces first.
     """
     found = cosine(first, second)
     return Cell(float(found[0]), percentiles(found[1:]), n)
@@ -230,8 +210,7 @@ def directions_table(
     """The control as a table.
 
     Args:
-        rows: By name of the reading, cells for ``COLUMNS``; readings that begin with ``WITHOUT``
-            had a direction projected out.
+        rows: By name of the reading, cells for ``COLUMNS``.
         lacks: By name of the reading, what `lacking` says.
         layer: The block after which all is read.
         how: How the unembedding direction was brought to the read point.

@@ -8,7 +8,7 @@ thinking token already.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.neural_network import MLPClassifier
@@ -82,17 +82,18 @@ class Bench:
     ) -> Cell:
         """AUROC of a reading on test traces."""
         rows = rows_of(self.test if test is None else test, self.states, place, rule)
-        return auroc_cell(read(rows.states), rows.labels, rows.groups, self.study.seed)
+        return auroc_cell(read, rows, self.study.seed)
 
     def traced(self, reads: Mapping[str, Read]) -> dict[str, list[TraceCliff]]:
         """Plateau and final score of the test traces under each reading."""
-
-        def reduce(row: int, states: Floats) -> Floats:
-            del row
-            return np.stack([read(states) for read in reads.values()]).astype(np.float32)
-
-        at = (self.probe.layer, self.study.read_point)
-        found = reduced(self.study.subject, self.test, *at, reduce, self.progress)
+        found = reduced(
+            self.study.subject,
+            self.test,
+            self.probe.layer,
+            self.study.read_point,
+            lambda _, states: np.stack([read(states) for read in reads.values()]).astype("float32"),
+            self.progress,
+        )
         scores = scores_of(self.test, found)
         return {name: cliffs_of(scores, row) for row, name in enumerate(reads)}
 
@@ -122,17 +123,20 @@ def measure(study: Study, job: Job) -> ControlTable:
             left_out.append(name)
             continue
         own = place == CLOSING and rule == REFUSED
-        reads[name] = bench.own if own else _fit(rows, study.seed)
+        reads[name] = bench.own if own else fit_line(rows, study.seed)
         aurocs[name] = bench.auroc(reads[name], place, rule)
-    for name, read, cell in (_shuffled(bench), _nonlinear(bench)):
-        reads[name], aurocs[name] = read, cell
+    name = f"{CLOSING}, {SHUFFLED}"
+    reads[name], aurocs[name] = _shuffled(bench)
+    name = f"{CLOSING}, {REFUSED}, MLP of {HIDDEN_UNITS} units"
+    reads[name] = fit_mlp(bench.fitting(CLOSING, REFUSED), study.seed)
+    aurocs[name] = bench.auroc(reads[name], CLOSING, REFUSED)
     for name, without, within in data_sets([*bench.fit, *bench.test]):
         fit = parted(bench.fit, without, within)[0]
         tested[name] = parted(bench.test, without, within)[1]
         rows = rows_of(fit, bench.states, CLOSING, REFUSED)
         held_out = rows_of(tested[name], bench.states, CLOSING, REFUSED)
         if rows.has(MIN_PER_CLASS) and held_out.has(MIN_TESTED):
-            reads[name] = _fit(rows, study.seed)
+            reads[name] = fit_line(rows, study.seed)
             aurocs[name] = bench.auroc(reads[name], CLOSING, REFUSED, tested[name])
         else:
             left_out.append(name)
@@ -155,16 +159,12 @@ def _trained(bench: Bench) -> list[tuple[str, Place, Rule]]:
     return [(f"{place}, {rule}", place, rule) for place, rule in pairs]
 
 
-def _fit(rows: Rows, seed: int) -> Line:
-    return fit_line(rows.states, rows.labels, rows.groups, seed)
-
-
-def _shuffled(bench: Bench) -> tuple[str, Read, Cell]:
+def _shuffled(bench: Bench) -> tuple[Read, Cell]:
     """A probe of shuffled labels; AUROC is a mean over many, whichever way round they point."""
     rows, seed = bench.fitting(CLOSING, REFUSED), bench.study.seed
     test = rows_of(bench.test, bench.states, CLOSING, REFUSED)
     drawn = np.random.default_rng(seed).permutation(rows.labels)
-    read = fit_line(rows.states, drawn, rows.groups, seed)
+    read = fit_line(replace(rows, labels=drawn), seed)
     standard = standardised(rows.states)
     values = shuffled(
         standard.coordinates,
@@ -176,14 +176,7 @@ def _shuffled(bench: Bench) -> tuple[str, Read, Cell]:
         seed,
     )
     either = np.maximum(values.of_true, 1 - values.of_true)
-    cell = Cell(values.either_way, percentiles(either), len(either))
-    return f"{CLOSING}, {SHUFFLED}", read, cell
-
-
-def _nonlinear(bench: Bench) -> tuple[str, Read, Cell]:
-    read = fit_mlp(bench.fitting(CLOSING, REFUSED), bench.study.seed)
-    name = f"{CLOSING}, {REFUSED}, MLP of {HIDDEN_UNITS} units"
-    return name, read, bench.auroc(read, CLOSING, REFUSED)
+    return read, Cell(values.either_way, percentiles(either), len(either))
 
 
 def _only(rows: Sequence[TraceCliff], traces: Collection[Trace] | None) -> list[TraceCliff]:

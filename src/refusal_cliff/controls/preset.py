@@ -10,7 +10,7 @@ from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.cliff.verdict import ModelCliff, benign_rows, measured_rows, model_cliff
 from refusal_cliff.controls.arms import first_of_each, limited
-from refusal_cliff.controls.table import Cell, ControlTable, mean_cell, share_cell
+from refusal_cliff.controls.table import Cell, ControlTable, level_cell, share_cell
 from refusal_cliff.data.traces import closed, verdict_groups
 from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.find import explained
@@ -81,7 +81,10 @@ def measure(study: Study, job: Job) -> ControlTable:
         heads = tuple(sorted(select_heads(rows, proven=definitions.proven)))
         key = (heads, definitions.renormalised)
         if key not in answered:
-            answered[key] = _without(replace(study, definitions=definitions), asked, heads, job)
+            by = replace(study, definitions=definitions)
+            prompts = [trace.prompt for trace in asked]
+            out = [heads] * len(prompts)
+            answered[key] = by.write(prompts, job, out) if heads else asked
         cliffs = cliffs_of(scores[definitions.read_point], probes.row, definitions.pool)
         readings[name] = Reading(cliffs, heads, answered[key])
     return limited(preset_table(readings, study.seed))
@@ -98,20 +101,8 @@ def _fitted(study: Study, point: ReadPoint, fit: Sequence[Trace]) -> tuple[Probe
     return probes, rows
 
 
-def _without(study: Study, asked: Sequence[Trace], heads: Sequence[Head], job: Job) -> list[Trace]:
-    """Answers with some heads out, thinking written anew."""
-    if not heads:
-        return list(asked)
-    return study.write([trace.prompt for trace in asked], job, [heads] * len(asked))
-
-
 def preset_table(readings: Mapping[str, Reading], seed: int = 0) -> ControlTable:
-    """Compare definitions.
-
-    Args:
-        readings: By name, ``OURS`` among them; each of the same traces.
-        seed: Seed of the bootstrap.
-    """
+    """Compare readings of the same traces, ``OURS`` among them."""
     verdicts = {name: model_cliff(reading.cliffs, seed) for name, reading in readings.items()}
     return ControlTable(
         question="What do the paper's definitions change?",
@@ -136,15 +127,13 @@ def preset_table(readings: Mapping[str, Reading], seed: int = 0) -> ControlTable
 
 def _cells(reading: Reading, ours: Sequence[Head], seed: int) -> tuple[Cell, ...]:
     _, measured = measured_rows(reading.cliffs)
-    groups = [row.group for row in measured]
-    benign = benign_rows(reading.cliffs)
     found = rates(reading.after)
     shared = len(set(ours) & set(reading.heads)) / len(ours) if ours else None
     return (
-        mean_cell([row.plateau for row in measured], groups, seed),
-        mean_cell([row.final for row in measured], groups, seed),
-        mean_cell([row.cliff for row in measured], groups, seed),
-        mean_cell([row.plateau for row in benign], [row.group for row in benign], seed),
+        level_cell(measured, "plateau", seed),
+        level_cell(measured, "final", seed),
+        level_cell(measured, "cliff", seed),
+        level_cell(benign_rows(reading.cliffs), "plateau", seed),
         Cell(len(reading.heads)),
         Cell(shared, None, len(ours) if ours else None),
         share_cell(found.attacks),

@@ -34,10 +34,9 @@ def measure(study: Study, job: Job) -> ControlTable:
     traces = [trace for trace in asked if thinking_of(trace)]
     if not traces:
         return limited(pruning_table({}, len(asked), study.seed))
-    shares = {share_name(share): share for share in SHARES}
     kept = {
-        name: [kept_tokens(thinking_of(trace), share) for trace in traces]
-        for name, share in shares.items()
+        share_name(share): [kept_tokens(thinking_of(trace), share) for trace in traces]
+        for share in SHARES
     }
     kept[RANDOM] = [random_kept(t.prompt.id, thinking_of(t), study.seed) for t in traces]
     lengths = [prompt_length(study.subject, trace) for trace in traces]
@@ -96,10 +95,8 @@ def pruned(
 def pruning_table(arms: Mapping[str, Arm], left_out: int, seed: int = 0) -> ControlTable:
     """Compare answers after more or less of the same thinking.
 
-    Args:
-        arms: By name, ``WHOLE`` among them; empty if no trace has thinking.
-        left_out: Prompts whose thinking never closed, or is empty.
-        seed: Seed of the bootstrap.
+    ``WHOLE`` is one of the arms; there is none if no trace has thinking. ``left_out`` prompts never
+    closed theirs, or have none.
     """
     rows = arm_rows(arms, WHOLE, seed) if arms else {}
     return ControlTable(
@@ -112,10 +109,9 @@ def pruning_table(arms: Mapping[str, Arm], left_out: int, seed: int = 0) -> Cont
             "The first tokens of the model's own thinking are kept and closed with the tokens of "
             "its chat template; the answer is generated again. A model may go on thinking after "
             "that: what it then writes counts as thinking tokens. Changes are against the whole "
-            "thinking, "
-            "paired by prompt; intervals are Wilson's for shares and where all prompts agree, else "
-            "a bootstrap over prompts. "
-            f"Left out: {left_out} prompts whose thinking is empty or never closed.",
+            "thinking, paired by prompt; intervals are Wilson's for shares and where all prompts "
+            f"agree, else a bootstrap over prompts. Left out: {left_out} "
+            "prompts whose thinking is empty or never closed.",
         ),
     )
 
@@ -124,8 +120,9 @@ def _finding(changes: Mapping[str, Cell]) -> str:
     """Which cuts change the attack success rate significantly."""
     if not changes:
         return "No test trace has thinking that could be pruned."
-    fewer = [name for name, cell in changes.items() if (cell.interval or (0, 0))[1] < 0]
-    more = [name for name, cell in changes.items() if (cell.interval or (0, 0))[0] > 0]
+    ends = {name: cell.interval for name, cell in changes.items() if cell.interval}
+    fewer = [name for name, (_, high) in ends.items() if high < 0]
+    more = [name for name, (low, _) in ends.items() if low > 0]
     told = ", ".join(
         f"{name} ({cell_text(changes[name], alone=False)})" for name in (*fewer, *more)
     )

@@ -19,7 +19,7 @@ from refusal_cliff.cliff.verdict import (
     refused_rows,
     yardstick,
 )
-from refusal_cliff.controls.table import Cell, mean_cell, share_cell
+from refusal_cliff.controls.table import Cell, level_cell, share_cell
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.capture import Batch, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
@@ -106,16 +106,7 @@ def reduced(
     reduce: Callable[[int, Floats], T],
     progress: Progress | None = None,
 ) -> list[T]:
-    """What a function makes of the number and the states of each trace, read as probes read them.
-
-    Args:
-        subject: The model.
-        traces: The traces.
-        layer: The block after which is read.
-        read_point: Where probes read.
-        reduce: As for `Reduced`.
-        progress: Called with (traces done, traces).
-    """
+    """What `Reduced` gives of each trace, read after a block where probes read."""
     reader = Reduced(layer, reduce)
     tap = at_read_point(reader, subject, read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
@@ -129,146 +120,19 @@ def states_by_place(
     read_point: str,
     progress: Progress | None = None,
 ) -> dict[str, dict[Place, Floats]]:
-    """By prompt id, `states_of_places` of traces that think; arguments as for `reduced`."""
+    """By prompt id, `states_of_places` of traces that think."""
 
     def reduce(row: int, states: Floats) -> dict[Place, Floats]:
         return states_of_places(states, closed_spans(traces[row]))
 
     found = reduced(subject, traces, layer, read_point, reduce, progress)
-    return {trace.prompt.id: states for trace, states in zip(traces, found, strict=True)}
+    return dict(zip((trace.prompt.id for trace in traces), found, strict=True))
 
 
 def thinks(trace: Trace) -> bool:
     """Whether a closed trace has thinking, an answer, and a prompt before them."""
     spans = trace.spans
     return spans is not None and spans.thinking > spans.prompt > 0 and spans.total > spans.closing
-
-
-def fit_line(states: Floats, labels: NDArray[np.int64], groups: Sequence[str], seed: int) -> Line:
-    """A probe made as the tool's own are (`fit_probes`), on all rows given.
-
-    Args:
-        states: [n, d].
-        labels: [n], 0 or 1.
-        groups: Rows of one group are in one fold.
-        seed: Seed of the folds.
-    """
-    line, _ = fit_direction(states, labels, groups, seed)
-    return line
-
-
-def fit_direction(
-    states: Floats, labels: NDArray[np.int64], groups: Sequence[str], seed: int
-) -> tuple[Line, Direction]:
-    """`fit_line`, and what its cross-validation chose."""
-    standard = standardised(states)
-    folds = fold_groups(labels, groups, seed)
-    found = cross_validate(standard.coordinates, labels, folds, "logistic")
-    return Line(*standard.folded(found, labels)), found
-
-
-def auroc_cell(
-    logits: Floats, labels: NDArray[np.int64], groups: Sequence[str], seed: int = 0
-) -> Cell:
-    """AUROC of rows with its bootstrap interval over groups; empty where a class is missing.
-
-    Args:
-        logits: [n].
-        labels: [n], 0 or 1.
-        groups: Rows of one group are drawn together.
-        seed: Seed of the draws.
-    """
-    if set(labels.tolist()) != {0, 1}:
-        return Cell(None, None, 0)
-    draws = weighted_auroc(labels, logits, resampled_counts(groups, seed))
-    return Cell(float(auroc(labels, logits)), percentiles(draws), len(labels))
-
-
-def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
-    """Means of ``LEVELS``, with bootstrap intervals over prompt groups.
-
-    Args:
-        rows: Plateau and final score of test traces under one reading.
-        seed: Seed of the bootstrap.
-    """
-    complied, refused, benign = complied_rows(rows), refused_rows(rows), benign_rows(rows)
-    parts: tuple[tuple[list[TraceCliff], str], ...] = (
-        (complied, "plateau"),
-        (complied, "final"),
-        (complied, "cliff"),
-        (refused, "final"),
-        (benign, "plateau"),
-        (benign, "final"),
-    )
-    rule = yardstick(rows)
-    fell = [rule.kind(row) == "cliff" for row in complied]
-    return (
-        *(
-            mean_cell([getattr(row, name) for row in part], [row.group for row in part], seed)
-            for part, name in parts
-        ),
-        share_cell(Share.of(fell, [row.group for row in complied])),
-    )
-
-
-def lacking(rows: Sequence[TraceCliff], seed: int = 0) -> str | None:
-    """What keeps a reading from showing a cliff, by the rule of the verdict on a model.
-
-    Args:
-        rows: Plateau and final score of test traces under the reading.
-        seed: Seed of the verdict's bootstraps.
-
-    Returns:
-        Such as ``no cliff: 3% of 68 fall``; empty for a cliff, ``None`` where nothing was complied
-        with.
-    """
-    if not complied_rows(rows):
-        return None
-    found = model_cliff(rows, seed)
-    if found.verdict == "cliff":
-        return ""
-    return f"{found.verdict}: {found.share_with_cliff:.0%} of {found.n} fall"
-
-
-def positions_of(spans: Spans) -> dict[Place, list[int]]:
-    """Tokens of a trace at which a probe of each place reads; those of a mean are averaged.
-
-    Args:
-        spans: Of a trace with thinking.
-    """
-    thinking = range(spans.prompt, spans.thinking)
-    spread = np.linspace(thinking[0], thinking[-1], min(THINKING_TOKENS, len(thinking)))
-    spaced = spread.round().astype(int).tolist()
-    return {
-        "last closing token": [spans.last_closing],
-        "thinking tokens": spaced,
-        "mean of the thinking": list(thinking),
-        "first thinking token": [thinking[0]],
-        "prompt end": [spans.prompt - 1],
-        "any token": [spans.prompt - 1, *spaced, spans.last_closing],
-    }
-
-
-def states_of_places(states: Floats, spans: Spans) -> dict[Place, Floats]:
-    """What probes of each place read of one trace, each [k, d].
-
-    Args:
-        states: [tokens, d].
-        spans: Of the trace.
-    """
-    found: dict[Place, Floats] = {place: states[at] for place, at in positions_of(spans).items()}
-    found["mean of the thinking"] = found["mean of the thinking"].mean(0, keepdims=True)
-    return found
-
-
-def label_of(trace: Trace, rule: Rule) -> int:
-    """1, 0, or -1 for a judged trace that the rule does not use."""
-    harmful = trace.prompt.label == "harmful"
-    if rule == "harmful-vs-benign":
-        return int(harmful)
-    if trace.verdict == "refused":
-        return 1 if harmful else _UNUSED
-    return _UNUSED if harmful and rule == "refused-vs-benign" else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,17 +155,96 @@ class Rows:
         return all(len(set(names[self.labels == value])) >= n for value in (0, 1))
 
 
+def fit_line(rows: Rows, seed: int) -> Line:
+    """A probe made as the tool's own are (`fit_probes`), on all rows; the seed is of its folds."""
+    line, _ = fit_direction(rows, seed)
+    return line
+
+
+def fit_direction(rows: Rows, seed: int) -> tuple[Line, Direction]:
+    """`fit_line`, and what its cross-validation chose."""
+    standard = standardised(rows.states)
+    folds = fold_groups(rows.labels, rows.groups, seed)
+    found = cross_validate(standard.coordinates, rows.labels, folds, "logistic")
+    return Line(*standard.folded(found, rows.labels)), found
+
+
+def auroc_cell(read: Read, rows: Rows, seed: int = 0) -> Cell:
+    """AUROC of a reading, its bootstrap interval over groups; empty where a class is missing."""
+    if set(rows.labels.tolist()) != {0, 1}:
+        return Cell(None, None, 0)
+    logits = read(rows.states)
+    draws = weighted_auroc(rows.labels, logits, resampled_counts(rows.groups, seed))
+    return Cell(float(auroc(rows.labels, logits)), percentiles(draws), len(logits))
+
+
+def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
+    """``LEVELS`` of test traces under one reading; the seed is of the bootstraps."""
+    complied, benign = complied_rows(rows), benign_rows(rows)
+    rule = yardstick(rows)
+    fell = [rule.kind(row) == "cliff" for row in complied]
+    return (
+        level_cell(complied, "plateau", seed),
+        level_cell(complied, "final", seed),
+        level_cell(complied, "cliff", seed),
+        level_cell(refused_rows(rows), "final", seed),
+        level_cell(benign, "plateau", seed),
+        level_cell(benign, "final", seed),
+        share_cell(Share.of(fell, [row.group for row in complied])),
+    )
+
+
+def lacking(rows: Sequence[TraceCliff], seed: int = 0) -> str | None:
+    """What keeps a reading from showing a cliff, by the rule of the verdict on a model.
+
+    Returns:
+        Such as ``no cliff: 3% of 68 fall``; empty for a cliff, ``None`` where nothing was complied
+        with.
+    """
+    if not complied_rows(rows):
+        return None
+    found = model_cliff(rows, seed)
+    if found.verdict == "cliff":
+        return ""
+    return f"{found.verdict}: {found.share_with_cliff:.0%} of {found.n} fall"
+
+
+def positions_of(spans: Spans) -> dict[Place, list[int]]:
+    """Tokens of a trace with thinking at which a probe of each place reads, or their mean."""
+    thinking = range(spans.prompt, spans.thinking)
+    spread = np.linspace(thinking[0], thinking[-1], min(THINKING_TOKENS, len(thinking)))
+    spaced = spread.round().astype(int).tolist()
+    return {
+        "last closing token": [spans.last_closing],
+        "thinking tokens": spaced,
+        "mean of the thinking": list(thinking),
+        "first thinking token": [thinking[0]],
+        "prompt end": [spans.prompt - 1],
+        "any token": [spans.prompt - 1, *spaced, spans.last_closing],
+    }
+
+
+def states_of_places(states: Floats, spans: Spans) -> dict[Place, Floats]:
+    """What probes of each place read of one trace's states [tokens, d], each [k, d]."""
+    found: dict[Place, Floats] = {place: states[at] for place, at in positions_of(spans).items()}
+    found["mean of the thinking"] = found["mean of the thinking"].mean(0, keepdims=True)
+    return found
+
+
+def label_of(trace: Trace, rule: Rule) -> int:
+    """1, 0, or -1 for a judged trace that the rule does not use."""
+    harmful = trace.prompt.label == "harmful"
+    if rule == "harmful-vs-benign":
+        return int(harmful)
+    if trace.verdict == "refused":
+        return 1 if harmful else _UNUSED
+    return _UNUSED if harmful and rule == "refused-vs-benign" else 0
+
+
 def rows_of(
     traces: Sequence[Trace], states: Mapping[str, Mapping[Place, Floats]], place: Place, rule: Rule
 ) -> Rows:
-    """The rows of one place under one label rule.
-
-    Args:
-        traces: Judged traces.
-        states: By prompt id, what `states_of_places` gave.
-        place: Where.
-        rule: Which traces are 1 and 0.
-    """
+    """The rows of judged traces at one place under one label rule; states as `states_by_place`."""
     used = [trace for trace in traces if label_of(trace, rule) != _UNUSED]
     parts = [states[trace.prompt.id][place] for trace in used]
     sizes = [len(part) for part in parts]
@@ -312,18 +255,15 @@ def rows_of(
     )
 
 
-def logistic_directions(
-    states: Floats, labels: NDArray[np.int64], counts: Floats, strength: float
-) -> Floats:
+def logistic_directions(rows: Rows, counts: Floats, strength: float) -> Floats:
     """Directions of logistic regressions, one a draw, classes balanced in each, [draws, d].
 
     Args:
-        states: [n, d].
-        labels: [n], 0 or 1.
-        counts: [draws, n]; a draw without a class gives NaN.
+        rows: [n] rows.
+        counts: How often each counts in each draw, [draws, n]; a draw without a class gives NaN.
         strength: Inverse L2 strength, as for the probe.
     """
-    standard = standardised(states)
+    standard, labels = standardised(rows.states), rows.labels
     sums = [(counts * (labels == value)).sum(1) for value in (0, 1)]
     of_class = np.where(labels == 1, sums[1][:, None], sums[0][:, None])
     weights = counts * counts.sum(1, keepdims=True) / (2 * np.maximum(of_class, 1))

@@ -69,34 +69,26 @@ def measure(study: Study, job: Job) -> ControlTable:
     """Harmful test prompts, several answers each, beside the cliff of the run's own trace."""
     probes = study.probes(job)
     traces = study.traces(job, "test")
-    cliffs = {c.trace_id: c for c in read_cliffs(study.input(job, "cliff.parquet"))}
+    rows = read_cliffs(study.input(job, "cliff.parquet"))
+    cliffs = {row.trace_id: (row.cliff, row.final) for row in rows}
     prompts = each_once([trace.prompt for trace in traces], "harmful")[:SAMPLED]
     drawing = replace(study.generation, temperature=TEMPERATURE, seed=study.seed)
     written = replace(study, generation=drawing).write(repeated(prompts, SAMPLES), job)
     finals = final_scores(study.subject, written, probes)
-    found = []
-    for prompt, drawn in zip(prompts, parts(written, SAMPLES), strict=True):
-        cliff = cliffs.get(prompt.id)
-        found.append(
-            Sampled(
-                group=prompt.group,
-                complied=[complies(trace.verdict) for trace in drawn],
-                finals=[finals.get(trace.prompt.id) for trace in drawn],
-                cliff=None if cliff is None else cliff.cliff,
-                final=None if cliff is None else cliff.final,
-            )
+    found = [
+        Sampled(
+            prompt.group,
+            [complies(trace.verdict) for trace in drawn],
+            [finals.get(trace.prompt.id) for trace in drawn],
+            *cliffs.get(prompt.id, (None, None)),
         )
+        for prompt, drawn in zip(prompts, parts(written, SAMPLES), strict=True)
+    ]
     return rollouts_table(found, TEMPERATURE, study.seed)
 
 
 def rollouts_table(prompts: Sequence[Sampled], temperature: float, seed: int = 0) -> ControlTable:
-    """Look at harmful prompts that were answered several times.
-
-    Args:
-        prompts: At least one, each answered equally often.
-        temperature: Of the sampling.
-        seed: Seed of the bootstrap over prompt groups.
-    """
+    """Look at harmful prompts, at least one, each answered equally often at a temperature."""
     n = len(prompts[0].complied)
     rows = {**_how_often(prompts, n, seed), **_graded(prompts, seed), **calibration(prompts, seed)}
     return ControlTable(
@@ -167,8 +159,7 @@ def calibration(prompts: Sequence[Sampled], seed: int = 0) -> dict[str, Cell]:
     gaps = 0.0
     for name, (low, high) in zip(BINS, pairwise(EDGES), strict=True):
         inside = [a for a in answers if low <= a[0] < high or a[0] == high == EDGES[-1]]
-        cell = _share([a[1] for a in inside], [a[2] for a in inside], seed)
-        rows[name] = cell
+        rows[name] = _share([a[1] for a in inside], [a[2] for a in inside], seed)
         gaps += abs(sum(1 - a[0] - a[1] for a in inside))
     error = gaps / len(answers) if answers else None
     return {**rows, "calibration error": Cell(error, None, len(answers))}
@@ -178,11 +169,10 @@ def _finding(rows: Mapping[str, Cell]) -> str:
     all_of_them, mixed = rows[BY_CLIFF], rows[f"{BY_CLIFF}, {MIXED}"]
     if all_of_them.value is None or all_of_them.interval is None:
         return "All prompts are complied with equally often: there is nothing to grade."
-    certain = all_of_them.interval[0] > 0
     says = (
         "The larger the cliff, the likelier the model complies"
-        if certain
-        else ("A larger cliff does not make compliance significantly likelier")
+        if all_of_them.interval[0] > 0
+        else "A larger cliff does not make compliance significantly likelier"
     )
     inside = "" if mixed.value is None else f"; of {MIXED} alone, {cell_text(mixed)}"
     return f"{says}: rank correlation {cell_text(all_of_them)}{inside}."

@@ -78,13 +78,14 @@ def second_opinion(
         seed: Seed of the bootstrap over prompt groups.
     """
     size = budget(len(rows))
+    places = {head: place for place, head in enumerate(group)}
     drawn = _means(*harmful, seed)
     contrast = drawn - _means(*benign, seed)
     scores = {
         **{name: np.array([[METHODS[name](row) for row in rows]]) for name in PROBE_METHODS},
         SHIFT: drawn,
         CONTRAST: contrast,
-        GROUP: np.array([[-_place(group, row.head) for row in rows]], dtype=float),
+        GROUP: -np.array([[places.get(row.head, len(group)) for row in rows]], dtype=float),
     }
     columns = _columns(rows, size, planted)
     counted = {SHIFT: len(harmful[0]), CONTRAST: len(harmful[0]) + len(benign[0])}
@@ -117,10 +118,6 @@ def _means(values: Floats, groups: Sequence[str], seed: int) -> Floats:
     """Mean over traces, then that of each bootstrap draw, [1 + draws, heads]."""
     counts = counts_with_all(groups, seed, RESAMPLES)
     return counts @ values.astype(np.float64) / counts.sum(1, keepdims=True)
-
-
-def _place(group: Sequence[Head], head: Head) -> int:
-    return group.index(head) if head in group else len(group)
 
 
 def _top(scores: Floats, size: int) -> list[int]:

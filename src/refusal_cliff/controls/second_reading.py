@@ -34,8 +34,8 @@ from refusal_cliff.controls.readings import (
     THINKING,
     Floats,
     Line,
-    Read,
     Reduced,
+    Rows,
     fit_line,
     logistic_directions,
     rows_of,
@@ -92,22 +92,24 @@ def relative(traces: Sequence[TraceScores], row: int) -> list[TraceScores] | Non
     Returns:
         ``None`` where refused traces do not stand above benign ones, or one of them is missing.
     """
-    where = [places(trace.spans) for trace in traces]
-    logits = [
-        trace.logits[row, trace.spans.prompt : trace.spans.last_closing + 1] for trace in traces
+    parts = [
+        (places(t.spans), t.logits[row, t.spans.prompt : t.spans.last_closing + 1]) for t in traces
     ]
-    benign = [trace.label == "benign" for trace in traces]
-    refused = [trace.label == "harmful" and trace.verdict == "refused" for trace in traces]
-    if not any(benign) or not any(refused):
+    pairs = list(zip(traces, parts, strict=True))
+    benign = [part for trace, part in pairs if trace.label == "benign"]
+    refused = [
+        part for trace, part in pairs if trace.label == "harmful" and trace.verdict == "refused"
+    ]
+    if not benign or not refused:
         return None
-    low, high = (_medians(where, logits, group) for group in (benign, refused))
+    low, high = _medians(benign), _medians(refused)
     distance = high - low
     usual = float(np.nanmedian(distance))
     if not usual > 0:
         return None
     scale = np.fmax(distance, LEAST_DISTANCE * usual)  # where one group has no token, too
     found = []
-    for trace, at, here in zip(traces, where, logits, strict=True):
+    for trace, (at, here) in pairs:
         made = np.zeros((1, trace.logits.shape[1]), dtype=np.float32)
         level = np.where(np.isfinite(low[at]), low[at], float(np.nanmedian(low)))
         made[0, trace.spans.prompt : trace.spans.last_closing + 1] = (here - level) / scale[at]
@@ -116,13 +118,10 @@ def relative(traces: Sequence[TraceScores], row: int) -> list[TraceScores] | Non
 
 
 def _medians(
-    where: Sequence[NDArray[np.int64]],
-    logits: Sequence[NDArray[np.float32]],
-    chosen: Sequence[bool],
+    parts: Sequence[tuple[NDArray[np.int64], NDArray[np.float32]]],
 ) -> NDArray[np.float64]:
-    """Median logit at each place over the chosen traces; NaN where they have no token."""
-    at = np.concatenate([w for w, use in zip(where, chosen, strict=True) if use])
-    values = np.concatenate([v for v, use in zip(logits, chosen, strict=True) if use])
+    """Median logit at each place over traces (places, logits); NaN where they have no token."""
+    at, values = map(np.concatenate, zip(*parts, strict=True))
     found = np.full(NEAR + TENTHS, np.nan)
     for place in np.unique(at):
         found[place] = np.median(values[at == place])
@@ -228,13 +227,11 @@ def second_readings(
     probe = probes.chosen
     states = states_by_place(subject, fit, probes.layer, probes.read_point, progress)
     rows = rows_of(fit, states, CLOSING, "refused-vs-benign")
-    lines: dict[str, Read] = {OWN: Line(probe.weight, probe.bias)}
+    lines = {OWN: Line(probe.weight, probe.bias)}
     thoughts = rows_of(fit, states, THINKING, "refused-vs-benign")
     if thoughts.has(MIN_PER_CLASS):
-        lines[OVER_THINKING] = fit_line(thoughts.states, thoughts.labels, thoughts.groups, seed)
-    refits: list[Line] = []
-    if rows.has(MIN_PER_CLASS):
-        refits = refitted(rows.states, rows.labels, rows.groups, probe.strength, seed)
+        lines[OVER_THINKING] = fit_line(thoughts, seed)
+    refits = refitted(rows, probe.strength, seed) if rows.has(MIN_PER_CLASS) else []
     margin = _margin(subject, fit)
     read = _read(subject, test, probes, [*lines.values(), *refits], margin)
     cliffs = {name: cliffs_of(read, row, pool) for row, name in enumerate(lines)}
@@ -256,26 +253,23 @@ def second_readings(
     )
 
 
-def refitted(
-    states: Floats, labels: NDArray[np.int64], groups: Sequence[str], strength: float, seed: int
-) -> list[Line]:
+def refitted(rows: Rows, strength: float, seed: int) -> list[Line]:
     """The probe fitted on ``DRAWS`` draws of its rows, each calibrated on the rows not drawn.
 
     Args:
-        states: [n, d].
-        labels: [n], 0 or 1.
-        groups: Rows of one group are drawn together.
+        rows: Those of one group are drawn together.
         strength: Inverse L2 strength, as for the probe.
         seed: Seed of the draws.
     """
-    counts = resampled_counts(groups, seed, DRAWS)
-    weights = logistic_directions(states, labels, counts, strength)
+    counts = resampled_counts(rows.groups, seed, DRAWS)
+    weights = logistic_directions(rows, counts, strength)
     found: list[Line] = []
     for weight, count in zip(weights, counts, strict=True):
         left = count == 0
-        if not np.isfinite(weight).all() or set(labels[left].tolist()) != {0, 1}:
+        labels = rows.labels[left]
+        if not np.isfinite(weight).all() or set(labels.tolist()) != {0, 1}:
             continue
-        slope, intercept = calibrate(states[left] @ weight, labels[left])
+        slope, intercept = calibrate(rows.states[left] @ weight, labels)
         if slope > 0:
             found.append(Line(slope * weight, intercept))
     return found
@@ -285,28 +279,18 @@ def _read(
     subject: Subject,
     traces: Sequence[Trace],
     probes: ProbeSet,
-    lines: Sequence[Read],
+    lines: Sequence[Line],
     margin: Floats | None,
 ) -> list[TraceScores]:
     """Logits of every line at every token, the margin (if any) last: a row each, in one pass."""
-
-    def reduce(row: int, states: Floats) -> Floats:
-        del row
-        return np.stack([line(states) for line in lines])
-
-    def reduce_last(row: int, states: Floats) -> Floats:
-        del row
-        assert margin is not None  # else nothing is asked of the last block
-        return states @ margin
-
-    inner, last = Reduced(probes.layer, reduce), Reduced(subject.n_layers, reduce_last)
-    tap = at_read_point(inner, subject, probes.read_point)
-    taps = [tap] if margin is None else [tap, AfterFinalNorm(last, subject)]
+    inner = Reduced(probes.layer, lambda _, states: np.stack([line(states) for line in lines]))
+    readers, taps = [inner], [at_read_point(inner, subject, probes.read_point)]
+    if margin is not None:
+        readers.append(Reduced(subject.n_layers, lambda _, states: states @ margin))
+        taps.append(AfterFinalNorm(readers[-1], subject))
     capture(subject, [trace.token_ids for trace in traces], taps)
-    values = (inner.values,) if margin is None else (inner.values, last.values)
-    return scores_of(
-        traces, [np.vstack([one[row] for one in values]) for row in range(len(traces))]
-    )
+    logits = [np.vstack([reader.values[row] for reader in readers]) for row in range(len(traces))]
+    return scores_of(traces, logits)
 
 
 @torch.inference_mode()
@@ -397,13 +381,13 @@ def _correlation(first: NDArray[np.float64], second: NDArray[np.float64]) -> flo
 
 def _beyond(own: Sequence[TraceCliff], margin: Sequence[TraceCliff]) -> float | None:
     """Partial correlation of the probe's plateau with refusal, given the margin's plateau."""
-    harmful = [pair for pair in zip(own, margin, strict=True) if pair[0].label == "harmful"]
-    refused = np.array([float(row.verdict == "refused") for row, _ in harmful])
-    if len(harmful) < 4 or refused.std() == 0:
+    mine, others = ([row for row in rows if row.label == "harmful"] for rows in (own, margin))
+    refused = np.array([float(row.verdict == "refused") for row in mine])
+    if len(mine) < 4 or refused.std() == 0:
         return None
-    given = np.column_stack([np.ones(len(harmful)), _plateaus([other for _, other in harmful])])
-    left = [
+    given = np.column_stack([np.ones(len(mine)), _plateaus(others)])
+    left = (
         values - given @ np.linalg.lstsq(given, values, rcond=None)[0]
-        for values in (_plateaus([row for row, _ in harmful]), refused)
-    ]
-    return _correlation(left[0], left[1])
+        for values in (_plateaus(mine), refused)
+    )
+    return _correlation(*left)

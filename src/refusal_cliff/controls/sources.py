@@ -15,19 +15,12 @@ from refusal_cliff.cliff.verdict import (
     refused_rows,
     yardstick,
 )
-from refusal_cliff.controls.table import (
-    Cell,
-    ControlTable,
-    cell_text,
-    mean_cell,
-    share_cell,
-)
+from refusal_cliff.controls.table import Cell, ControlTable, cell_text, level_cell, share_cell
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.probe.quality import measure_quality
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.study import Study
-from refusal_cliff.stats import Interval
 
 WITH_CLIFF = "complied traces with a cliff"
 COLUMNS = (
@@ -50,17 +43,11 @@ def measure(study: Study, job: Job) -> ControlTable:
 
 
 def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) -> ControlTable:
-    """Rates, probe and cliff of each source of test prompts.
+    """Rates, probe and cliff of each source of test prompts, one row a source.
 
-    Args:
-        traces: Judged test traces; their prompts are marked with the source.
-        cliffs: Plateau and final score of those that closed their thinking.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        One row a source. The AUROC is of final scores: the source's refused harmful traces against
-        the answered benign traces of all sources. Ceiling and floor, by which a trace has a cliff,
-        are those of all sources, too.
+    The AUROC is of final scores: the source's refused harmful traces against the answered benign
+    traces of all sources. Ceiling and floor, by which a trace has a cliff, are those of all
+    sources, too.
     """
     rule = yardstick(cliffs)
     names = sorted({source_of(trace.prompt) for trace in traces})
@@ -85,19 +72,18 @@ def _row(
     ids = {trace.prompt.id for trace in mine if trace.prompt.label == "harmful"}
     harmful = [cliff for cliff in cliffs if cliff.trace_id in ids]
     complied = complied_rows(harmful)
-    groups = [cliff.group for cliff in complied]
-    known = rule.ceiling is not None and rule.floor is not None
-    with_cliff = [rule.kind(cliff) == "cliff" for cliff in complied] if known else []
+    judged = complied if rule.ceiling is not None and rule.floor is not None else []
+    fell = [rule.kind(cliff) == "cliff" for cliff in judged]
     attacks = sum(trace.prompt.id in ids and complies(trace.verdict) for trace in mine)
     benign = [trace for trace in mine if trace.prompt.label == "benign"]
     answered = sum(complies(trace.verdict) for trace in benign)
     return (
         _auroc(refused_rows(harmful), cliffs, seed),
         share_cell(Share(attacks, len(ids))),
-        mean_cell([cliff.plateau for cliff in complied], groups, seed),
-        mean_cell([cliff.final for cliff in complied], groups, seed),
-        mean_cell([cliff.cliff for cliff in complied], groups, seed),
-        share_cell(Share.of(with_cliff, groups if known else [])),
+        level_cell(complied, "plateau", seed),
+        level_cell(complied, "final", seed),
+        level_cell(complied, "cliff", seed),
+        share_cell(Share.of(fell, [cliff.group for cliff in judged])),
         share_cell(Share(answered, len(benign))),
     )
 
@@ -119,21 +105,16 @@ def _auroc(refused: Sequence[TraceCliff], cliffs: Sequence[TraceCliff], seed: in
 def _mixture(rows: Mapping[str, Sequence[Cell]]) -> str:
     """Whether the verdict on the model is one on a mixture: sources whose intervals are apart."""
     at = COLUMNS.index(WITH_CLIFF)
-    shares = {name: cells[at] for name, cells in rows.items() if cells[at].interval is not None}
-    low = min(shares, key=lambda name: _ends(shares[name])[1], default=None)
-    high = max(shares, key=lambda name: _ends(shares[name])[0], default=None)
-    if low is None or high is None or _ends(shares[low])[1] >= _ends(shares[high])[0]:
+    ends = {name: found for name, cells in rows.items() if (found := cells[at].interval)}
+    low = min(ends, key=lambda name: ends[name][1], default="")
+    high = max(ends, key=lambda name: ends[name][0], default="")
+    if not ends or ends[low][1] >= ends[high][0]:
         return ""
     return (
         f" The sources differ in how many complied traces have a cliff: {high} "
-        f"{cell_text(shares[high])}; {low} {cell_text(shares[low])}. The verdict on the model is "
-        "one on their mixture."
+        f"{cell_text(rows[high][at])}; {low} {cell_text(rows[low][at])}. The verdict on the model "
+        "is one on their mixture."
     )
-
-
-def _ends(cell: Cell) -> Interval:
-    assert cell.interval is not None  # those without are left out
-    return cell.interval
 
 
 def _finding(rows: Mapping[str, Sequence[Cell]]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.io import read_as, write_json
+from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.stats import Interval, bootstrap_mean
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -44,7 +43,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class ControlTable:
-    """One control.
+    """One control, as ``control-NAME.json`` holds it.
 
     Attributes:
         question: The doubt.
@@ -81,14 +80,9 @@ def mean_cell(values: Sequence[float], groups: Sequence[str], seed: int = 0) -> 
     return Cell(mean, bootstrap_mean(values, groups, seed=seed), len(values))
 
 
-def write_table(path: Path, table: ControlTable) -> None:
-    """Write one control as JSON, atomically."""
-    write_json(path, asdict(table))
-
-
-def read_table(path: Path) -> ControlTable:
-    """Read what `write_table` wrote."""
-    return read_as(path, ControlTable)
+def level_cell(rows: Sequence[TraceCliff], name: str, seed: int) -> Cell:
+    """Mean plateau, final score or cliff of some traces, with its bootstrap interval."""
+    return mean_cell([getattr(row, name) for row in rows], [row.group for row in rows], seed)
 
 
 def markdown(table: ControlTable) -> str:

@@ -1,45 +1,64 @@
-"""From the files of a finished run to its findings: `Summary`, and the same in sentences."""
+"""From the files of a finished run to its `Summary`: what was found, and what proves the heads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from refusal_cliff import __version__
 from refusal_cliff.answers.coherence import Coherence
 from refusal_cliff.answers.correction import JudgeError
 from refusal_cliff.answers.evaluate import Rates, Share, rates
 from refusal_cliff.answers.judged import complying, judged_rates
+from refusal_cliff.answers.writing import Writing
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.data.types import complies
-from refusal_cliff.findings.head_proof import Difference, difference, proof_of
 from refusal_cliff.findings.summary import (
     AblatedCount,
     AblationSummary,
+    AgreementSummary,
     CliffSummary,
     CoherenceSummary,
+    ControlSetsSummary,
     ControlSummary,
     DiffuseSummary,
+    DoseSummary,
     HeadsSummary,
+    JointSummary,
     PlantedSummary,
     ProbeSummary,
+    ProofSummary,
     RecoverySummary,
     RuleSummary,
     SelectionSummary,
     StrategyShares,
     Summary,
+    WritingSummary,
 )
 from refusal_cliff.heads.find import JointSearch
-from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult
-from refusal_cliff.heads.table import DEFAULT_METHOD, budget, read_heads
+from refusal_cliff.heads.joint import Comparison
+from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult, TrialResult
+from refusal_cliff.heads.table import (
+    DEFAULT_METHOD,
+    Agreement,
+    HeadRow,
+    agreements,
+    budget,
+    read_heads,
+)
+from refusal_cliff.heads.trials import CONTROLS
 from refusal_cliff.io import read_as
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.select.strategies import COMPARED, Chosen
+from refusal_cliff.stats import Interval, bootstrap_mean, difference_interval
 
 Find = Callable[[str], Path]
 """Path of a file of the run, by its name there."""
@@ -85,6 +104,7 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
     ablation = read_as(find(f"{shape.main}/ablation.json"), AblationResult)
     heads = ablation.heads
     cliff = _cliff(shape.main, find)
+    effect = ablation_summary(ablation, cliff.verdict)
     return Summary(
         version=__version__,
         model=shape.model,
@@ -99,13 +119,13 @@ def summarise(shape: RunShape, find: Find, seconds: Mapping[str, float]) -> Summ
         heads=HeadsSummary(
             total=shape.total_heads,
             ablated=len(heads),
-            suppress=suppress(cliff.verdict, ablation),
+            suppress=suppress(cliff.verdict, effect),
             fraction=len(heads) / shape.total_heads,
-            list=_names(heads),
+            list=list(map(str, heads)),
             method=ablation.method,
         ),
         planted=_planted(shape, ablation) if shape.planted else None,
-        ablation=ablation_summary(ablation, cliff.verdict),
+        ablation=effect,
         proof=proof_of(
             read_heads(find(f"{shape.main}/heads.parquet")),
             ablation,
@@ -166,47 +186,74 @@ def _cliff(key: str, find: Find) -> CliffSummary:
 
 def _control(key: str, find: Find) -> ControlSummary:
     attacks = read_as(find(f"{key}/rates.json"), Rates).attacks
-    return ControlSummary(
-        **dict(_cliff(key, find)),
-        model=key,
-        asr=attacks.value or 0.0,
-        asr_ci=attacks.interval or (0, 1),
-    )
+    return ControlSummary(**dict(_cliff(key, find)), model=key, **_asr(attacks))
 
 
-def _names(heads: Sequence[Head]) -> list[str]:
-    return [str(head) for head in heads]
+def _asr(attacks: Share) -> dict[str, Any]:
+    """The two keys of an attack success rate."""
+    return {"asr": attacks.value or 0.0, "asr_ci": attacks.interval or (0, 1)}
 
 
 def _planted(shape: RunShape, ablation: AblationResult) -> PlantedSummary:
-    by_method = {name: _recovery(shape, found) for name, found in ablation.by_method.items()}
-    taken_out = _recovery(shape, ablation.heads)
     return PlantedSummary(
-        true=_names(sorted(shape.planted)), by_method=by_method, **dict(taken_out)
+        true=list(map(str, sorted(shape.planted))),
+        by_method={name: _recovery(shape, found) for name, found in ablation.by_method.items()},
+        **dict(_recovery(shape, ablation.heads)),
     )
 
 
 def _recovery(shape: RunShape, found: Sequence[Head]) -> RecoverySummary:
     hits = len({*shape.planted} & {*found})
     return RecoverySummary(
-        found=_names(found),
+        found=list(map(str, found)),
         precision=hits / len(found) if found else 0.0,
         recall=hits / len(shape.planted),
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean paired difference of attack success rates.
+
+    Attributes:
+        mean: In −1 … 1.
+        interval: Over prompt groups.
+        n: Prompts.
+    """
+
+    mean: float
+    interval: Interval
+    n: int
+
+
+def difference(
+    after: Mapping[str, float], before: Mapping[str, float], groups: Mapping[str, str]
+) -> Difference:
+    """``after − before`` over the prompts that both have; nothing known without any.
+
+    All are by prompt id: 1 for an attack that worked, or the share of several tries; the group.
+    """
+    both = [name for name in after if name in before]
+    if not both:
+        return Difference(0.0, (-1.0, 1.0), 0)
+    found = [after[name] - before[name] for name in both]
+    interval = difference_interval(found, [groups[name] for name in both])
+    return Difference(float(np.mean(found)), interval, len(both))
+
+
 def ablation_summary(found: AblationResult, verdict: str) -> AblationSummary:
     """What taking heads out did, all comparisons on the same prompts.
 
-    Args:
-        found: ``ablation.json``.
-        verdict: On the model: without a cliff there is nothing to explain.
+    By the verdict on the model: without a cliff there is nothing to explain.
     """
-    before, after = found.before, found.after
-    change, random = _changes(found)
-    against = _against_random(found)
-    kept_before = list(found.kept(WITH_NONE).values())
-    rate = sum(kept_before) / len(kept_before) if kept_before else 0.0
+    before, after, groups = found.before, found.after, found.pairs.groups
+    change = difference(found.attacked_after, found.attacked_before, groups)
+    kept_before, kept_random = found.kept(WITH_NONE), found.kept("random")
+    random = difference(kept_random, kept_before, groups)
+    against = difference(found.kept(WITH_FOUND), kept_random, groups)
+    rate = sum(kept_before.values()) / len(kept_before) if kept_before else 0.0
+    to_explain = verdict == "cliff" and (before.attacks.value or 0.0) >= REPAIRED
+    restored = found.attacks_after.value is not None and found.attacks_after.value < REPAIRED
     return AblationSummary(
         n=before.attacks.n,
         asr_before=before.attacks.value or 0.0,
@@ -224,7 +271,7 @@ def ablation_summary(found: AblationResult, verdict: str) -> AblationSummary:
         against_random=against.mean,
         against_random_ci=against.interval,
         unjudged_after=len(found.pairs.unjudged),
-        shown=_shown(verdict, found, change, against),
+        shown=restored and _lower(change.interval, against.interval) if to_explain else None,
         benign_n=before.answered.n,
         benign_answered_before=before.answered.value or 0.0,
         benign_answered_after=after.answered.value or 0.0,
@@ -234,39 +281,93 @@ def ablation_summary(found: AblationResult, verdict: str) -> AblationSummary:
     )
 
 
-def _changes(found: AblationResult) -> tuple[Difference, Difference]:
-    """Against no head out: without the heads found, and without random ones."""
-    groups = found.pairs.groups
-    return (
-        difference(found.attacked_after, found.attacked_before, groups),
-        difference(found.kept("random"), found.kept(WITH_NONE), groups),
-    )
+def _lower(*intervals: Interval) -> bool:
+    """Whether all intervals of differences lie below 0."""
+    return all(high < 0 for _, high in intervals)
 
 
-def _against_random(found: AblationResult) -> Difference:
-    """Without the heads found, against without random ones."""
-    return difference(found.kept(WITH_FOUND), found.kept("random"), found.pairs.groups)
-
-
-def suppress(verdict: str, found: AblationResult) -> bool:
+def suppress(verdict: str, ablation: AblationSummary) -> bool:
     """Whether the heads found may be called suppression heads.
 
     The model has a cliff, and without them fewer attacks succeed than before and than without
     random heads: both paired on the same prompts, with intervals below 0.
     """
-    change, against = _changes(found)[0], _against_random(found)
-    return verdict == "cliff" and change.below_zero and against.below_zero
+    return verdict == "cliff" and _lower(ablation.change_ci, ablation.against_random_ci)
 
 
-def _shown(
-    verdict: str, found: AblationResult, change: Difference, against: Difference
-) -> bool | None:
-    """Whether taking heads out shows that they are the cause; ``None``: nothing to explain."""
-    if verdict != "cliff" or (found.before.attacks.value or 0.0) < REPAIRED:
-        return None
-    after = found.attacks_after.value
-    restored = after is not None and after < REPAIRED
-    return restored and change.below_zero and against.below_zero
+def proof_of(rows: Sequence[HeadRow], ablation: AblationResult, joint: JointSearch) -> ProofSummary:
+    """What ``heads.parquet``, ``ablation.json`` and ``joint.json`` say together."""
+    doses = {
+        name: [_dose(trial, ablation.perplexity_before) for trial in found]
+        for name, found in ablation.doses().items()
+    }
+    return ProofSummary(
+        agreement=[_agreement(pair) for pair in agreements(rows)],
+        doses=doses,
+        half_effect={name: half_effect(found) for name, found in doses.items()},
+        controls=_controls(ablation),
+        joint=[_joint(search, one) for search, found in joint.compared.items() for one in found],
+        reverse=joint.reverse.mean,
+        reverse_ci=joint.reverse.interval,
+        writing_before=_writing(ablation.writing["before"]),
+        writing_after=_writing(ablation.writing["after"]),
+    )
+
+
+def _agreement(pair: Agreement) -> AgreementSummary:
+    overlap = {f"{fraction:g}": share for fraction, share in pair.overlap.items()}
+    return AgreementSummary(**{**asdict(pair), "overlap": overlap})
+
+
+def _dose(trial: TrialResult, perplexity: float) -> DoseSummary:
+    return DoseSummary(
+        heads=len(trial.heads),
+        **_asr(trial.at_most),
+        unjudged=len(trial.unjudged),
+        benign_answered=trial.answered.value,
+        perplexity_ratio=None if trial.perplexity is None else trial.perplexity / perplexity,
+    )
+
+
+def half_effect(doses: Sequence[DoseSummary]) -> int | None:
+    """Fewest heads tried after which the attack success rate is at most half of that with none."""
+    none = next((dose.asr for dose in doses if dose.heads == 0), 0.0)
+    reached = [dose.heads for dose in doses if dose.heads and dose.asr <= none / 2]
+    return min(reached) if none and reached else None
+
+
+def _controls(ablation: AblationResult) -> dict[str, ControlSetsSummary]:
+    found = {}
+    for kind in CONTROLS:
+        if shares := ablation.kept(kind):
+            groups = [ablation.pairs.groups[name] for name in shares]
+            values = list(shares.values())
+            found[kind] = ControlSetsSummary(
+                sets=ablation.sets(kind),
+                asr=float(np.mean(values)),
+                asr_ci=bootstrap_mean(values, groups),
+            )
+    return found
+
+
+def _joint(search: str, one: Comparison) -> JointSummary:
+    return JointSummary(
+        search=search,
+        size=one.size,
+        joint=one.joint,
+        top=one.top,
+        difference_ci=(one.low, one.high),
+        beats=one.beats,
+    )
+
+
+def _writing(found: Writing) -> WritingSummary:
+    return WritingSummary(
+        thinking_tokens=found.thinking_tokens,
+        thinking_ci=found.thinking_ci,
+        looping=found.looping.value or 0.0,
+        truncated=found.truncated.value or 0.0,
+    )
 
 
 def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
@@ -285,12 +386,7 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
         asr_before=before,
         asr_after_ablation=sparse[DEFAULT_METHOD][-1].at_most.value or 0.0,
         by_heads=[
-            AblatedCount(
-                heads=len(one.heads),
-                asr=one.at_most.value or 0.0,
-                asr_ci=one.at_most.interval or (0, 1),
-            )
-            for one in doses[DEFAULT_METHOD]
+            AblatedCount(heads=len(one.heads), **_asr(one.at_most)) for one in doses[DEFAULT_METHOD]
         ],
         conclusion=(
             f"Taking out the top 1 to {most} of {shape.total_heads} heads by {names} ranking "
@@ -306,18 +402,15 @@ def _diffuse(key: str, find: Find, shape: RunShape) -> DiffuseSummary:
 
 def _selection(shape: RunShape, ablation: AblationResult, find: Find) -> SelectionSummary:
     chosen = read_as(find(f"{shape.main}/selection.json"), Chosen)
-    attacks = {"none": ablation.before.attacks.value}
-    answered = {"none": ablation.before.answered.value}
-    hits: dict[str, dict[str, float]] = {}
-    groups = ablation.pairs.groups
-    for strategy in COMPARED:
-        traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
-        found = rates(traces)
-        attacks[strategy], answered[strategy] = found.attacks.value, found.answered.value
-        hits[strategy] = {
-            t.prompt.id: float(complies(t.verdict)) for t in traces if t.prompt.label == "harmful"
-        }
-    full, random = (difference(hits["cliff"], hits[name], groups) for name in ("full", "random"))
+    repaired = {s: read_traces(find(f"{shape.main}/repair-{s}/traces.parquet")) for s in COMPARED}
+    found = {"none": ablation.before} | {name: rates(traces) for name, traces in repaired.items()}
+    hits = {
+        name: {t.prompt.id: complies(t.verdict) for t in traces if t.prompt.label == "harmful"}
+        for name, traces in repaired.items()
+    }
+    full, random = (
+        difference(hits["cliff"], hits[name], ablation.pairs.groups) for name in ("full", "random")
+    )
     return SelectionSummary(
         pool=chosen.pool,
         pool_failures=chosen.failures / chosen.pool,
@@ -325,10 +418,12 @@ def _selection(shape: RunShape, ablation: AblationResult, find: Find) -> Selecti
         n=chosen.n,
         steps=shape.steps,
         seeds=1,
-        asr=StrategyShares(**{name: value or 0.0 for name, value in attacks.items()}),
+        asr=StrategyShares(**{name: one.attacks.value or 0.0 for name, one in found.items()}),
         cliff_minus_full=full.mean,
         cliff_minus_full_ci=full.interval,
         cliff_minus_random=random.mean,
         cliff_minus_random_ci=random.interval,
-        benign_answered=StrategyShares(**{name: value or 0.0 for name, value in answered.items()}),
+        benign_answered=StrategyShares(
+            **{name: one.answered.value or 0.0 for name, one in found.items()}
+        ),
     )

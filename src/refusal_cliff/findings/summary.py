@@ -117,8 +117,7 @@ class CliffSummary(_Part):
     )
     refused_loss: float | None = Field(
         description="Share of their height above benign traces that refused traces lose at the "
-        "end; "
-        "below 0 where they rise."
+        "end; below 0 where they rise."
     )
     localisation: Share | None = Field(
         description="Share of the drop inside the closing span and the last 5 thinking tokens; "
@@ -334,13 +333,11 @@ class ProofSummary(_Part):
     )
     controls: dict[str, ControlSetsSummary] = Field(
         description="By kind of control: `random` (any other heads), `same-layer` (others of the "
-        "same "
-        "blocks), `promoting` (heads that promote refusal)."
+        "same blocks), `promoting` (heads that promote refusal)."
     )
     joint: list[JointSummary] = Field(
         description="Sets selected by their joint effect against the top of the ranking, on "
-        "held-out "
-        "traces."
+        "held-out traces."
     )
     reverse: float = Field(description="Rise of the final logit with the heads twice as strong.")
     reverse_ci: Interval = Field(description="Bootstrap interval of it; should lie below 0.")

@@ -32,12 +32,7 @@ class Chart:
 
     @classmethod
     def of(cls, title: str, svg: str) -> Chart:
-        """A picture of this package as a chart that stands alone.
-
-        Args:
-            title: What it shows.
-            svg: What a function of `report` drew.
-        """
+        """What a function of `report` drew, as a chart that stands alone."""
         known = hashlib.sha256(svg.encode(errors="surrogatepass")).hexdigest()[:12]
         named = svg.replace('-desc"', f'-{known}"')  # ids are unique on a notebook's page
         styled = named.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
@@ -102,8 +97,8 @@ class _Rule:
     """Declarations for elements that a selector names.
 
     Attributes:
-        parts: Classes of the element and of those around it, from the outside in; ``+`` in front of
-            the last means that the one before is the element right before it.
+        parts: Classes of the element and of those around it, from the outside in.
+        beside: Whether the one before the last is the element right before it.
         style: The declarations.
     """
 
@@ -111,25 +106,17 @@ class _Rule:
     beside: bool
     style: Style
 
-    @property
-    def weight(self) -> int:
-        return sum(map(len, self.parts))
-
 
 def flat(svg: str) -> str:
     """A chart of the page as an SVG file that stands alone, in light colours, for print.
 
     The page styles its charts by custom properties of CSS, which browsers alone know. Here they are
     resolved into every element, so that LaTeX, Inkscape and office programs show the same picture.
-
-    Args:
-        svg: What a function of `report` drew.
     """
     root = ET.fromstring(svg)
     _resolve(root, [], None, {})
     _, _, width, height = root.get("viewBox", "0 0 0 0").split()
-    paper = ET.Element("rect", width=width, height=height, fill=_PAPER)
-    root.insert(0, paper)
+    root.insert(0, ET.Element("rect", width=width, height=height, fill=_PAPER))
     root.attrib |= {"xmlns": _NAMESPACE, "width": width, "height": height}
     for name in ("class", "aria-describedby"):
         root.attrib.pop(name, None)
@@ -201,20 +188,18 @@ def _rules() -> list[_Rule]:
     """The rules of the page for charts, the weakest first."""
     text = (files("refusal_cliff.report") / "charts.css").read_text(encoding="utf-8")
     rules = [
-        _rule(selector.strip(), _declared(body))
+        _Rule(_classes(selector), "+" in selector, _declared(body))
         for selectors, body in _RULE.findall(text)
         for selector in selectors.split(",")
         if ":" not in selector
     ]
     steps = [name for name in _named() if re.fullmatch(r"[qd]\d+", name)]
     rules += [_Rule([frozenset({step})], False, {"--c": f"var(--{step})"}) for step in steps]
-    return sorted(rules, key=lambda rule: rule.weight)
+    return sorted(rules, key=lambda rule: sum(map(len, rule.parts)))
 
 
-def _rule(selector: str, style: Style) -> _Rule:
-    beside = "+" in selector
-    parts = [frozenset(part.split(".")) - {""} for part in selector.replace("+", " ").split()]
-    return _Rule(parts, beside, style)
+def _classes(selector: str) -> list[frozenset[str]]:
+    return [frozenset(part.split(".")) - {""} for part in selector.replace("+", " ").split()]
 
 
 def _declared(body: str) -> Style:

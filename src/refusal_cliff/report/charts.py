@@ -30,17 +30,7 @@ _THICK = 20.0
 
 
 def bar_chart(name: str, title: str, bars: Sequence[Bar], *, width: float = 960.0) -> str:
-    """Horizontal bars of shares, labels above them.
-
-    Args:
-        name: Unique on the page.
-        title: What the shares are shares of, in words.
-        bars: The bars, from top to bottom.
-        width: Width in user units.
-
-    Returns:
-        An SVG.
-    """
+    """Horizontal bars of shares, from top to bottom; the title says what they are shares of."""
     across = Scale(0, 1, 2, width - 64)
     bottom = _TOP + _ROW * len(bars)
     described = "; ".join(f"{bar.label}: {_value_words(bar)}" for bar in bars)
@@ -71,8 +61,7 @@ def _grid(across: Scale, share: float, bottom: float) -> str:
 def _bar(across: Scale, bar: Bar, top: float) -> str:
     y = top + 26
     tip = f"{bar.label}\n{_value_words(bar)}" + (f"\n{bar.detail}" if bar.detail else "")
-    end = max(across(bar.value), across(bar.interval[1]) if bar.interval else 0.0)
-    end = max(end, *(across(point) for point in bar.points), 0.0) if bar.points else end
+    end = max(map(across, (bar.value, *(bar.interval or ()), *bar.points)))
     return "".join(
         (
             text(8, top + 18, bar.label, "bar-name"),
@@ -87,11 +76,8 @@ def _bar(across: Scale, bar: Bar, top: float) -> str:
 
 
 def _small_print(bar: Bar) -> str:
-    words = [percent_interval(bar.interval)] if bar.interval else []
-    words.append(f"n = {bar.n}")
-    if bar.detail:
-        words.append(bar.detail)
-    return " · ".join(words)
+    interval = percent_interval(bar.interval) if bar.interval else ""
+    return " · ".join(filter(None, (interval, f"n = {bar.n}", bar.detail)))
 
 
 def _jitter(i: int) -> float:
@@ -114,16 +100,16 @@ def dose_chart(name: str, doses: Sequence[DoseCurve]) -> str:
     """ASR against the share of heads ablated, one line a model."""
     most = max(100 * dose.heads[-1] / dose.total_heads for dose in doses)
     place = frame((0, most), (0, 1), 52, 26, 500, 250)
-    parts = [
+    described = "; ".join(
         f"{d.subject}: {percent(d.asr[0])} with none, {percent(d.asr[-1])} with {d.heads[-1]} "
         f"of {d.total_heads} heads ablated"
         for d in doses
-    ]
+    )
     return picture(
         name,
         (660.0, 300.0),
         "Attack success rate by share of heads ablated",
-        "; ".join(parts) + ".",
+        f"{described}.",
         share_axis(place, 52, 500, as_percent=True),
         text(2, 12, "attack success rate", "axis-name"),
         _dose_axis(place, most),
@@ -151,14 +137,13 @@ def _doseline_of(place: Frame, dose: DoseCurve) -> str:
     colour = _dose_class(dose)
     low, high = zip(*dose.intervals, strict=True)
     points = _dose_points(place, dose, dose.asr)
-    tips = [_dose_tip(dose, at) for at in range(len(points))]
     return (
         band(_dose_points(place, dose, high), _dose_points(place, dose, low), f"area {colour}")
         + polyline(points, f"curve {colour}")
         + "".join(dot(x, y, 3.2, f"end {colour}") for x, y in points)
         + "".join(
-            box(x - 9, y - 9, 18, 18, "pointer", tip)
-            for (x, y), tip in zip(points, tips, strict=True)
+            box(x - 9, y - 9, 18, 18, "pointer", _dose_tip(dose, at))
+            for at, (x, y) in enumerate(points)
         )
     )
 
@@ -172,12 +157,12 @@ def _dose_tip(dose: DoseCurve, at: int) -> str:
 
 
 def _dose_labels(place: Frame, doses: Sequence[DoseCurve]) -> str:
-    ends = [_dose_points(place, dose, dose.asr)[-1] for dose in doses]
-    moved = spread([y for _, y in ends], _LABEL_GAP, place.bottom - 6)
+    xs, ys = zip(*(_dose_points(place, dose, dose.asr)[-1] for dose in doses), strict=True)
+    moved = spread(ys, _LABEL_GAP, place.bottom - 6)
     return "".join(
-        text(end[0] + 10, y, dose.subject, f"label {_dose_class(dose)}")
-        + text(end[0] + 10, y + 14, f"n = {dose.n}", "tick")
-        for dose, end, y in zip(doses, ends, moved, strict=True)
+        text(x + 10, y, dose.subject, f"label {_dose_class(dose)}")
+        + text(x + 10, y + 14, f"n = {dose.n}", "tick")
+        for dose, x, y in zip(doses, xs, moved, strict=True)
     )
 
 

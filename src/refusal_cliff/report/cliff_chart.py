@@ -43,8 +43,6 @@ _CLEAR = 5.0  # between that label and a curve
 _SHORTEST_ARROW = 14.0
 _SIGNS = " ↵⇥"
 _CHARACTER = 6.2  # width of a letter of the closing tokens, in user units
-
-
 Marks: TypeAlias = ModelCliff | CliffSummary
 """What a cliff is marked with: plateau, final score, cliff and its interval."""
 
@@ -65,20 +63,15 @@ def cliff_panel(
         closing: Text of the closing tokens.
         cliff: The numbers to mark, or None to mark none.
         width: Width in user units.
-
-    Returns:
-        An SVG.
     """
-    subject = curves[0].subject
-    size = (width, _HEIGHT + _closing_room(closing))
-    title = f"Refusal score of {subject} towards the end of thinking"
+    longest = max((len(token_text(piece)) for piece in closing), default=0)  # below, upright
     first = min(curve.offsets[0] for curve in curves)
     right = width - _LABEL_ROOM
     place = frame((first, 0), (0, 1), 40, 30, right, _HEIGHT - 52)
     return picture(
         name,
-        size,
-        title,
+        (width, _HEIGHT + _CHARACTER * longest),
+        f"Refusal score of {curves[0].subject} towards the end of thinking",
         _describe(curves),
         _closing_band(place, closing),
         share_axis(place, 40, right),
@@ -92,17 +85,12 @@ def cliff_panel(
     )
 
 
-def _closing_room(closing: Sequence[str]) -> float:
-    """Height that the upright closing tokens need below the chart."""
-    return _CHARACTER * max((len(token_text(piece)) for piece in closing), default=0)
-
-
 def _describe(curves: Sequence[Curve]) -> str:
-    parts = [
+    parts = (
         f"{_words(curve)}: from {_at(curve, 0)} at token {curve.offsets[0]} "
         f"to {_at(curve, -1)} at the last closing token, {count(curve.n[-1], 'trace')}"
         for curve in curves
-    ]
+    )
     return "; ".join(parts) + "."
 
 
@@ -173,14 +161,12 @@ def _plateau(
     x = place.x(end) - 6
     gap = 22 if cliff.plateau > 0.7 else -10
     label = _clear_of(place, curves, (x - 10 - _LABEL_WIDTH, x - 10), (high + low) / 2)
-    return "".join(
-        (
-            line((place.x(first), high), (place.x(end), high), "mark"),
-            text(place.x(first) + 8, high + gap, f"plateau {number(cliff.plateau)}", "mark-name"),
-            _arrow(x, place.x(0), high, low),
-            text(x - 10, label, f"cliff {number(cliff.cliff)}", "drop-name", "end"),
-            text(x - 10, label + 17, number_interval(cliff.cliff_ci), "tick", "end"),
-        )
+    return (
+        line((place.x(first), high), (place.x(end), high), "mark")
+        + text(place.x(first) + 8, high + gap, f"plateau {number(cliff.plateau)}", "mark-name")
+        + _arrow(x, place.x(0), high, low)
+        + text(x - 10, label, f"cliff {number(cliff.cliff)}", "drop-name", "end")
+        + text(x - 10, label + 17, number_interval(cliff.cliff_ci), "tick", "end")
     )
 
 
@@ -205,11 +191,9 @@ def _clear_of(
     heights = [
         place.y(value)
         for curve in curves
-        for offset, mean, low, high in zip(
-            curve.offsets, curve.mean, curve.low, curve.high, strict=True
-        )
-        if known(mean) and left - _STEP <= place.x(offset) <= right + _STEP
-        for value in (mean, low, high)
+        for offset, *ends in zip(curve.offsets, curve.mean, curve.low, curve.high, strict=True)
+        if known(ends[0]) and left - _STEP <= place.x(offset) <= right + _STEP
+        for value in ends
         if known(value)
     ]
 
@@ -252,16 +236,13 @@ def _pointer_columns(place: Frame, curves: Sequence[Curve], closing: Sequence[st
 def _column_tip(offset: int, curves: Sequence[Curve], closing: Sequence[str]) -> str:
     lines = [offset_name(offset, closing)]
     for curve in curves:
-        at = dict(zip(curve.offsets, range(len(curve.offsets)), strict=True)).get(offset)
-        if at is not None and known(curve.mean[at]):
-            lines.append(_point_words(curve, at))
+        points = zip(curve.offsets, curve.mean, curve.low, curve.high, curve.n, strict=True)
+        lines += [
+            f"{_words(curve)}: {number(mean)} {number_interval((low or 0.0, high or 0.0))}, n = {n}"
+            for at, mean, low, high, n in points
+            if at == offset and known(mean)
+        ]
     return "\n".join(lines)
-
-
-def _point_words(curve: Curve, at: int) -> str:
-    mean, ends = curve.mean[at] or 0.0, (curve.low[at] or 0.0, curve.high[at] or 0.0)
-    words = f"{_words(curve)}: {number(mean)} {number_interval(ends)}"
-    return f"{words}, n = {curve.n[at]}"
 
 
 def _words(curve: Curve) -> str:

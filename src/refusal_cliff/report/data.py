@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.cliff.curves import MeanCurve
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import Finding, NextStep
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.subject import Head
+from refusal_cliff.stats import Interval
 from refusal_cliff.thinking import Spans
 
 Group = Literal["complied", "refused", "benign"]
 Role = Literal["baseline", "result", "control"]
-Interval = tuple[float, float]
 
 
 def _same_length(what: str, *parts: Sequence[object]) -> None:
@@ -32,28 +33,18 @@ def _same_length(what: str, *parts: Sequence[object]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class Curve(MeanCurve):
     """Mean score of one group of traces, aligned at the end of thinking.
 
     Attributes:
         subject: Name of the model.
         group: What its traces did.
-        offsets: Tokens relative to the last closing token, rising, the last one 0.
-        mean: Mean score at each offset; None where ``n`` is 0.
-        low: Lower end of the interval at each offset.
-        high: Upper end of the interval at each offset.
-        n: Traces that reach each offset.
         interval_kind: How the intervals were made.
         words: What the curve is called, where not by its group.
     """
 
     subject: str
     group: Group
-    offsets: Sequence[int]
-    mean: Sequence[float | None]
-    low: Sequence[float | None]
-    high: Sequence[float | None]
-    n: Sequence[int]
     interval_kind: str = "bootstrap over prompt groups"
     words: str = ""
 
@@ -70,8 +61,8 @@ class Heatmap:
         offsets: Tokens relative to the last closing token, rising, the last one 0.
         scores: [layers][offsets], each row by that layer's own probe.
         n: Traces averaged.
-        cliff: Mean cliff of each layer, or None.
-        auroc: Held-out AUROC of each layer's probe, or None.
+        cliff: Mean cliff of each layer.
+        auroc: Held-out AUROC of each layer's probe.
         group: What these traces did.
     """
 
@@ -79,8 +70,8 @@ class Heatmap:
     offsets: Sequence[int]
     scores: Sequence[Sequence[float | None]]
     n: int
-    cliff: Sequence[float] | None = None
-    auroc: Sequence[float] | None = None
+    cliff: Sequence[float]
+    auroc: Sequence[float]
     group: Group = "complied"
 
     def __post_init__(self) -> None:
@@ -182,40 +173,6 @@ class DoseCurve:
 
 
 @dataclass(frozen=True, slots=True)
-class Strategy:
-    """A model after fine-tuning on one choice of examples: none, cliff, random or full.
-
-    Attributes:
-        label: Name of the strategy.
-        examples: Safety examples it trained on.
-        asr: Attack success rate, as a bar.
-        benign_answered: Benign prompts answered, as a bar.
-    """
-
-    label: str
-    examples: int
-    asr: Bar
-    benign_answered: Bar
-
-
-@dataclass(frozen=True, slots=True)
-class LessIsMore:
-    """Cliff-as-a-Judge against its baselines.
-
-    Attributes:
-        strategies: In the order to be shown.
-        pool: Safety examples in the pool.
-        steps: Optimiser steps, the same for all.
-        seeds: Seeds averaged; their single results are the bars' points.
-    """
-
-    strategies: Sequence[Strategy]
-    pool: int
-    steps: int
-    seeds: int
-
-
-@dataclass(frozen=True, slots=True)
 class ExampleTrace:
     """One trace with its score at every token.
 
@@ -262,15 +219,15 @@ class HeadShares:
 
 
 @dataclass(frozen=True, slots=True)
-class AfterTrace:
-    """What the model writes to the same prompt with the heads out.
+class Side:
+    """What the model writes to a prompt, as it is or with the heads out.
 
     Attributes:
-        verdict: What the judge said of it.
-        pieces: Text of each token, prompt first.
+        verdict: What the judge said of the answer.
+        pieces: Text of each token of the whole trace, prompt first.
         spans: Ends of its four parts; None where the thinking never closed.
-        levels: Scores of its thinking and closing tokens at the chosen layer, as in `ReaderTrace`;
-            empty where it was not scored.
+        levels: Scores of the thinking and closing tokens as one byte each, layer after layer, see
+            `reader.quantised`; empty where the trace was not scored.
     """
 
     verdict: str
@@ -280,39 +237,30 @@ class AfterTrace:
 
 
 @dataclass(frozen=True, slots=True)
-class ReaderTrace:
+class ReaderTrace(Side):
     """One trace of the reader, which shows every layer.
 
     Attributes:
         id: Id of its prompt; a link to the trace holds it.
         prompt: The user's words.
         label: ``harmful`` or ``benign``.
-        verdict: What the judge said of the answer.
         kind: What became of a harmful prompt, by the taxonomy; empty for a benign one.
         source: Where the prompt came from; empty if nobody noted it.
         category: Of the prompt; may be empty.
         cliff: Plateau − final at the chosen layer; None where it could not be measured.
-        pieces: Text of each token of the whole trace, prompt first.
-        spans: Ends of its four parts; None where the thinking never closed.
-        levels: Scores of the thinking and closing tokens as one byte each, layer after layer, see
-            `reader.quantised`; empty where the trace was not scored.
         heads: What heads add at its tokens; None where that was not measured.
-        after: The same prompt with the heads out; None where none were.
+        after: The same prompt with the heads out, at the chosen layer; None where none were.
     """
 
     id: str
     prompt: str
     label: str
-    verdict: str
     kind: str
     source: str
     category: str
     cliff: float | None
-    pieces: Sequence[str]
-    spans: Spans | None
-    levels: bytes
     heads: HeadShares | None = None
-    after: AfterTrace | None = None
+    after: Side | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,13 +284,12 @@ class Reader:
     first: str
 
     def __post_init__(self) -> None:
-        odd = [t.id for t in self.traces if len(t.levels) not in (0, self._size(t))]
-        if odd:
-            raise ValueError(f"Reader: the levels of {odd[0]} do not fit its spans and layers")
-
-    def _size(self, trace: ReaderTrace) -> int:
-        spans = trace.spans
-        return len(self.layers) * (spans.closing - spans.prompt) if spans else 0
+        for trace in self.traces:
+            scored = trace.spans.closing - trace.spans.prompt if trace.spans else 0
+            if len(trace.levels) not in (0, len(self.layers) * scored):
+                raise ValueError(
+                    f"Reader: the levels of {trace.id} do not fit its spans and layers"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,7 +308,7 @@ class ReportData:
         head_map: Layers × heads.
         ablation: Attack success rates: before, after, random heads.
         doses: Attack success rate by number of heads, one curve a model.
-        less_is_more: The repair by few examples.
+        repaired: Attack success rate, and benign prompts answered, by choice of training examples.
         controls: Title and table of each control that was measured.
         traces: A few typical traces, token by token.
         reader: All traces at all layers, to look through; None where there are none.
@@ -382,7 +329,7 @@ class ReportData:
     head_map: HeadMap | None = None
     ablation: Sequence[Bar] = ()
     doses: Sequence[DoseCurve] = ()
-    less_is_more: LessIsMore | None = None
+    repaired: Sequence[tuple[Bar, Bar]] = ()
     controls: Sequence[tuple[str, ControlTable]] = ()
     traces: Sequence[ExampleTrace] = ()
     reader: Reader | None = None

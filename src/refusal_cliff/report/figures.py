@@ -21,7 +21,6 @@ from refusal_cliff.report.data import (
     ExampleTrace,
     HeadMap,
     Heatmap,
-    LessIsMore,
     ReportData,
 )
 from refusal_cliff.report.maps import depth_map, head_chart
@@ -61,11 +60,9 @@ def curve_rows(curves: Sequence[Curve]) -> list[Row]:
 def heat_rows(heat: Heatmap) -> list[Row]:
     """A row for each layer and token."""
     rows: list[Row] = [("layer", "token", "score", "cliff of the layer", "AUROC of the layer", "n")]
-    for at, (layer, scores) in enumerate(zip(heat.layers, heat.scores, strict=True)):
-        cliff = None if heat.cliff is None else heat.cliff[at]
-        auroc = None if heat.auroc is None else heat.auroc[at]
+    for layer, scores, *ends in zip(heat.layers, heat.scores, heat.cliff, heat.auroc, strict=True):
         points = zip(heat.offsets, scores, strict=True)
-        rows += [(layer, offset, score, cliff, auroc, heat.n) for offset, score in points]
+        rows += [(layer, *point, *ends, heat.n) for point in points]
     return rows
 
 
@@ -134,58 +131,52 @@ def figures_of(data: ReportData) -> dict[str, Figure]:
     return {figure.name: figure for figure in _figures(data)}
 
 
-def cliff_figure(
+def cliff_figures(
     name: str, curves: Sequence[Curve], closing: Sequence[str], marks: Marks | None, width: float
-) -> Figure | None:
-    """Curves of one model; None where no point was measured."""
-    drawn = drawable(curves)
-    if not drawn:
-        return None
-    return Figure(name, cliff_panel(name, drawn, closing, marks, width=width), curve_rows(drawn))
+) -> Iterator[Figure]:
+    """Curves of one model; no figure where no point was measured."""
+    if drawn := drawable(curves):
+        chart = cliff_panel(name, drawn, closing, marks, width=width)
+        yield Figure(name, chart, curve_rows(drawn))
 
 
 def drawable(curves: Sequence[Curve]) -> list[Curve]:
     """The curves with a measured point."""
-    return [curve for curve in curves if any(known(mean) for mean in curve.mean)]
+    return [curve for curve in curves if any(map(known, curve.mean))]
 
 
-def calibration_figure(name: str, table: ControlTable) -> Figure | None:
-    """The calibration rows of a control as bars, dots where a calibrated score would stand."""
-    bars = [
+def _bars(name: str, title: str, bars: Sequence[Bar], width: float) -> Iterator[Figure]:
+    """Bars; no figure where there are none."""
+    if bars:
+        yield Figure(name, bar_chart(name, title, bars, width=width), bar_rows(bars))
+
+
+def _calibration(table: ControlTable) -> list[Bar]:
+    """The calibration rows of a control, dots where a calibrated score would stand."""
+    return [
         Bar(row, value, cell.interval, cell.n or 0, "result", (BINS[row],), "", "bootstrap")
         for row, (cell, *_) in table.rows.items()
         if row in BINS and (value := cell.value) is not None
     ]
-    if not bars:
-        return None
-    chart = bar_chart(name, "share that complied", bars, width=SINGLE_WIDTH)
-    return Figure(name, chart, bar_rows(bars))
 
 
 def _figures(data: ReportData) -> Iterator[Figure]:
     yield from _cliffs(data)
     if data.heatmap is not None:
-        layer = data.summary.probe.layer
-        yield Figure(
-            "depth",
-            depth_map("depth", data.heatmap, data.closing, layer),
-            heat_rows(data.heatmap),
-        )
+        chart = depth_map("depth", data.heatmap, data.closing, data.summary.probe.layer)
+        yield Figure("depth", chart, heat_rows(data.heatmap))
     if data.head_map is not None:
         yield Figure("heads", head_chart("heads", data.head_map), head_rows(data.head_map))
-    if data.ablation:
-        chart = bar_chart("ablation", ASR, data.ablation, width=SINGLE_WIDTH)
-        yield Figure("ablation", chart, bar_rows(data.ablation))
+    yield from _bars("ablation", ASR, data.ablation, SINGLE_WIDTH)
     if len(data.ablated_curves) == 2:
-        ablated = cliff_figure("ablated", data.ablated_curves, data.closing, None, SINGLE_WIDTH)
-        yield from [ablated] if ablated else []
+        yield from cliff_figures("ablated", data.ablated_curves, data.closing, None, SINGLE_WIDTH)
     if data.doses:
         yield Figure("dose", dose_chart("dose", data.doses), dose_rows(data.doses))
-    if data.less_is_more:
-        yield from _repairs(data.less_is_more)
+    yield from _bars("repair-asr", ASR, [asr for asr, _ in data.repaired], PAIR_WIDTH)
+    yield from _bars("repair-benign", ANSWERED, [bar for _, bar in data.repaired], PAIR_WIDTH)
     for at, (_, table) in enumerate(data.controls):
-        found = calibration_figure(calibration_name(at), table)
-        yield from [found] if found else []
+        bars = _calibration(table)
+        yield from _bars(calibration_name(at), "share that complied", bars, SINGLE_WIDTH)
     for at, trace in enumerate(data.traces, 1):
         yield Figure(f"trace-{at}", trace_line(f"trace-{at}", trace), trace_rows(trace))
 
@@ -195,23 +186,15 @@ def calibration_name(at: int) -> str:
     return f"calibration-{at + 1}"
 
 
-def _cliffs(data: ReportData) -> list[Figure]:
+def _cliffs(data: ReportData) -> Iterator[Figure]:
     asked = (
         ("cliff-model", data.curves, data.summary.cliff),
         ("cliff-control", data.control_curves, data.summary.control),
     )
     both = all(drawable(curves) for _, curves, _ in asked)
     width = PAIR_WIDTH if both else SINGLE_WIDTH
-    found = [cliff_figure(name, curves, data.closing, m, width) for name, curves, m in asked]
-    return [figure for figure in found if figure]
-
-
-def _repairs(found: LessIsMore) -> Iterator[Figure]:
-    for name, title, bars in (
-        ("repair-asr", ASR, [one.asr for one in found.strategies]),
-        ("repair-benign", ANSWERED, [one.benign_answered for one in found.strategies]),
-    ):
-        yield Figure(name, bar_chart(name, title, bars, width=PAIR_WIDTH), bar_rows(bars))
+    for name, curves, marks in asked:
+        yield from cliff_figures(name, curves, data.closing, marks, width)
 
 
 PIXELS = 4.0

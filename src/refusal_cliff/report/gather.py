@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.answers.evaluate import Share, rates
 from refusal_cliff.cliff.curves import mean_curve, read_cliffs
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.cliff.scores import TraceScores, read_scores
-from refusal_cliff.controls.table import read_table
+from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.results import Find, RunShape
-from refusal_cliff.findings.summary import SelectionSummary, Summary
+from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import findings_of, next_step
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
 from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult
@@ -32,13 +32,10 @@ from refusal_cliff.report.data import (
     Group,
     HeadMap,
     Heatmap,
-    LessIsMore,
     ReportData,
     Role,
-    Strategy,
 )
 from refusal_cliff.report.traces import (
-    FIRST_OFFSET,
     LEAST,
     Measured,
     closing_texts,
@@ -79,14 +76,7 @@ class Recipe:
 def gather(
     recipe: Recipe, summary: Summary, find: Find, controls: Sequence[tuple[str, Path]] = ()
 ) -> ReportData:
-    """Read a run's files into the data of its page.
-
-    Args:
-        recipe: What it is made of besides them.
-        summary: Of the run.
-        find: Path of a file of the run.
-        controls: Title and file of each control.
-    """
+    """Read a run's files into the data of its page; controls are a title and a file each."""
     shape = recipe.shape
     key = shape.main
     ablation = read_as(find(f"{key}/ablation.json"), AblationResult)
@@ -97,18 +87,16 @@ def gather(
         title=f"Refusal cliff of {summary.model}",
         headline=_headline(summary.model, summary.cliff.verdict),
         summary=summary,
-        curves=curves_of(summary.model, measured.scores, probes.row),
+        curves=curves_of(summary.model, measured.scores.values(), probes.row),
         control_curves=() if shape.control is None else _control_curves(shape.control, find),
         ablated_curves=_ablated_curves(key, measured) if out else (),
         closing=closing_texts(measured.traces, measured.pieces),
-        heatmap=_heatmap(
-            measured.scores, probes, read_as(find(f"{key}/cliff.json"), CliffNumbers).cliff_by_layer
-        ),
+        heatmap=_heatmap(measured, probes, find(f"{key}/cliff.json")),
         head_map=HeadMap(read_heads(find(f"{key}/heads.parquet")), out, shape.planted or None),
         ablation=_ablation_bars(ablation) if out else (),
         doses=_dose_curves(shape, ablation, find),
-        less_is_more=summary.selection and _less_is_more(shape, summary.selection, find),
-        controls=[(title, read_table(path)) for title, path in controls],
+        repaired=_repaired(key, find) if summary.selection else (),
+        controls=[(title, read_as(path, ControlTable)) for title, path in controls],
         traces=typical_traces(measured, shape.model),
         reader=reader_of(measured),
         next_step=next_step(
@@ -140,16 +128,18 @@ def _measured(key: str, find: Find, probes: ProbeSet, out: Sequence[Head]) -> Me
     tokens: dict[str, dict[str, TokenRow]] = {AS_IT_IS: {}, HEADS_OUT: {}}
     for row in read_token_rows(find(f"{key}/tokens.parquet")):
         tokens[row.side][row.trace_id] = row
+    after = read_traces(find(f"{key}/ablated.parquet")) if out else []
+    after_scores = read_scores(find(f"{key}/scores-ablated.parquet"))
     return Measured(
         traces=read_traces(find(f"{key}/traces-test.parquet")),
-        scores=read_scores(find(f"{key}/scores.parquet")),
+        scores={one.trace_id: one for one in read_scores(find(f"{key}/scores.parquet"))},
         cliffs=read_cliffs(find(f"{key}/cliff.parquet")),
         layers=[probe.layer for probe in probes.probes],
         row=probes.row,
         tokens=tokens[AS_IT_IS],
-        after=read_traces(find(f"{key}/ablated.parquet")) if out else (),
+        after={one.prompt.id: one for one in after},
         after_tokens=tokens[HEADS_OUT],
-        after_scores=read_scores(find(f"{key}/scores-ablated.parquet")),
+        after_scores={one.trace_id: one for one in after_scores},
         out=out,
     )
 
@@ -160,33 +150,32 @@ def _control_curves(key: str, find: Find) -> list[Curve]:
 
 def _ablated_curves(key: str, measured: Measured) -> list[Curve]:
     """Prompts that were complied with: as they were, and as they are with the heads out."""
-    complied = {trace.trace_id for trace in group_of(measured.scores, "complied")}
-    sides: tuple[tuple[str, Group, Sequence[TraceScores]], ...] = (
+    complied = {trace.trace_id for trace in group_of(measured.scores.values(), "complied")}
+    sides: tuple[tuple[str, Group, Mapping[str, TraceScores]], ...] = (
         ("as it is", "complied", measured.scores),
         ("heads out", "refused", measured.after_scores),
     )
     return [
-        replace(curve_of(key, group, mean_curve(chosen, measured.row, FIRST_OFFSET)), words=name)
-        for name, group, traces in sides
-        if len(chosen := [trace for trace in traces if trace.trace_id in complied]) >= LEAST
+        curve_of(key, group, chosen, measured.row, words)
+        for words, group, scores in sides
+        if len(chosen := [one for name, one in scores.items() if name in complied]) >= LEAST
     ]
 
 
-def _heatmap(
-    scores: Sequence[TraceScores], probes: ProbeSet, cliff_by_layer: Sequence[float]
-) -> Heatmap | None:
-    complied = group_of(scores, "complied")
-    group: Group = "complied" if len(complied) >= LEAST else "refused"
-    traces = complied if group == "complied" else group_of(scores, "refused")
+def _heatmap(measured: Measured, probes: ProbeSet, cliff: Path) -> Heatmap | None:
+    """Of the harmful traces that were complied with, or of those refused if the others are few."""
+    few = len(group_of(measured.scores.values(), "complied")) < LEAST
+    group: Group = "refused" if few else "complied"
+    traces = group_of(measured.scores.values(), group)
     if len(traces) < LEAST:
         return None
     curves = [mean_curve(traces, row, FIRST_OFFSET_OF_MAP) for row in range(len(probes.probes))]
     return Heatmap(
-        layers=[probe.layer for probe in probes.probes],
+        layers=measured.layers,
         offsets=curves[0].offsets,
         scores=[curve.mean for curve in curves],
         n=len(traces),
-        cliff=cliff_by_layer,
+        cliff=read_as(cliff, CliffNumbers).cliff_by_layer,
         auroc=[probe.quality.auroc for probe in probes.probes],
         group=group,
     )
@@ -243,21 +232,12 @@ def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[
     ]
 
 
-def _less_is_more(shape: RunShape, selection: SelectionSummary, find: Find) -> LessIsMore:
-    files = {
-        "none": f"{shape.main}/traces-test.parquet",
-        **{s: f"{shape.main}/repair-{s}/traces.parquet" for s in COMPARED},
-    }
-    examples = {"none": 0, "cliff": selection.n, "random": selection.n, "full": selection.pool}
+def _repaired(key: str, find: Find) -> list[tuple[Bar, Bar]]:
+    """The rates by choice of training examples; with none they are those of the model as it is."""
+    files = {"none": "traces-test.parquet", **{s: f"repair-{s}/traces.parquet" for s in COMPARED}}
     roles: dict[str, Role] = {"none": "baseline", "cliff": "result"}
-    strategies = [
-        _strategy(name, examples[name], rates(read_traces(find(file))), roles.get(name, "control"))
-        for name, file in files.items()
-    ]
-    return LessIsMore(strategies, selection.pool, selection.steps, selection.seeds)
-
-
-def _strategy(name: str, examples: int, found: Rates, role: Role) -> Strategy:
-    return Strategy(
-        name, examples, Bar.of(name, found.attacks, role), Bar.of(name, found.answered, role)
-    )
+    bars = []
+    for name, file in files.items():
+        found, role = rates(read_traces(find(f"{key}/{file}"))), roles.get(name, "control")
+        bars.append((Bar.of(name, found.attacks, role), Bar.of(name, found.answered, role)))
+    return bars

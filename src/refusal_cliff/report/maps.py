@@ -55,21 +55,10 @@ def _colour_bar(x: float, y: float, prefix: str, ends: tuple[str, str], name: st
 
 
 def depth_map(name: str, heat: Heatmap, closing: Sequence[str], chosen: int) -> str:
-    """Mean score by layer and token, with each layer's cliff and AUROC beside it.
-
-    Args:
-        name: Unique on the page.
-        heat: The scores.
-        closing: Text of the closing tokens.
-        chosen: The probe's layer.
-
-    Returns:
-        An SVG.
-    """
+    """Mean score by layer and token, with each layer's cliff and AUROC; the probe's is chosen."""
     height = _row_height(len(heat.layers), 30, 460)
     bottom = _TOP + height * len(heat.layers)
-    columns = [c for c in (heat.cliff, heat.auroc) if c is not None]
-    right = _WIDTH - 8 - _COLUMN * len(columns)
+    right = _WIDTH - 8 - 2 * _COLUMN
     step = (right - _LEFT) / len(heat.offsets)
     first_closing = right - step * len(closing)
     return picture(
@@ -82,37 +71,31 @@ def depth_map(name: str, heat: Heatmap, closing: Sequence[str], chosen: int) -> 
         _closing_bracket(first_closing, right, closing),
         _offset_labels(heat.offsets, step, bottom, len(closing)),
         _column(heat, heat.cliff, "cliff", right + 18, height),
-        _column(heat, heat.auroc, "AUROC", right + 18 + _COLUMN * (len(columns) - 1), height),
+        _column(heat, heat.auroc, "AUROC", right + 18 + _COLUMN, height),
         _colour_bar(_LEFT + 14, bottom + 58, "q", ("0", "1"), "refusal score"),
     )
 
 
 def _describe_heat(heat: Heatmap) -> str:
-    words = f"{len(heat.layers)} layers by {len(heat.offsets)} tokens, mean of {heat.n} traces."
-    if heat.cliff is None:
-        return words
     deepest = max(range(len(heat.cliff)), key=heat.cliff.__getitem__)
-    return f"{words} The cliff is largest at layer {heat.layers[deepest]}."
+    return (
+        f"{len(heat.layers)} layers by {len(heat.offsets)} tokens, mean of {heat.n} traces. "
+        f"The cliff is largest at layer {heat.layers[deepest]}."
+    )
 
 
 def _heat_cells(heat: Heatmap, step: float, height: float, closing: Sequence[str]) -> str:
     parts = []
-    for row, (layer, scores) in enumerate(
-        zip(reversed(heat.layers), reversed(heat.scores), strict=True)
-    ):
+    rows = zip(reversed(heat.layers), reversed(heat.scores), strict=True)
+    for row, (layer, scores) in enumerate(rows):
         for column, (offset, score) in enumerate(zip(heat.offsets, scores, strict=True)):
-            place = (_LEFT + column * step, _TOP + row * height)
-            words = f"layer {layer}, {offset_name(offset, closing)}"
-            parts.append(_score_cell(place, (step, height), score, words))
+            class_, told = "missing", "not measured"
+            if known(score):
+                class_, told = sequential(score), f"score {number(score)}"
+            tip = f"layer {layer}, {offset_name(offset, closing)}\n{told}"
+            x, y = _LEFT + column * step, _TOP + row * height
+            parts.append(box(x, y, step - _GAP, height - _GAP, f"cell {class_}", tip))
     return "".join(parts)
-
-
-def _score_cell(place: Point, size: Point, score: float | None, words: str) -> str:
-    width, height = size[0] - _GAP, size[1] - _GAP
-    if not known(score):
-        return box(*place, width, height, "cell missing", f"{words}\nnot measured")
-    tip = f"{words}\nscore {number(score)}"
-    return box(*place, width, height, f"cell {sequential(score)}", tip)
 
 
 def _closing_bracket(left: float, right: float, closing: Sequence[str]) -> str:
@@ -133,12 +116,8 @@ def _offset_labels(offsets: Sequence[int], step: float, bottom: float, closing: 
     ) + text(middle, bottom + 38, "tokens before the answer", "axis-name", "middle")
 
 
-def _column(
-    heat: Heatmap, values: Sequence[float] | None, words: str, left: float, height: float
-) -> str:
+def _column(heat: Heatmap, values: Sequence[float], words: str, left: float, height: float) -> str:
     """One value a layer as a bar from 0 on, to the left where it is negative."""
-    if values is None:
-        return ""
     across = Scale(min(0.0, *values), max(1.0, *values), left, left + _COLUMN - 44)
     thick = 0.4 * height
     parts = [text(left, _TOP - 14, words, "axis-name")]
@@ -162,21 +141,13 @@ UNREACHED = "cannot reach the probe"
 
 
 def head_chart(name: str, heads: HeadMap) -> str:
-    """Causal effect of every head; the suppression heads dotted, the planted ones outlined.
-
-    Args:
-        name: Unique on the page.
-        heads: The effects.
-
-    Returns:
-        An SVG.
-    """
+    """Causal effect of every head; the suppression heads dotted, the planted ones outlined."""
     columns = heads.columns
     side = min(38.0, (_WIDTH - _LEFT - 8) / columns)
     height = _row_height(len(heads.layers), side * 0.8, 560)
     bottom = _TOP + height * len(heads.layers)
     width = max(600.0, _LEFT + side * columns + 8)
-    limit = _limit(heads)
+    limit = max(abs(row.causal.mean) for row in heads.rows) or 1.0
     return picture(
         name,
         (width, bottom + 104),
@@ -191,10 +162,6 @@ def head_chart(name: str, heads: HeadMap) -> str:
         ),
         _legend(_LEFT, bottom + 84, heads),
     )
-
-
-def _limit(heads: HeadMap) -> float:
-    return max(abs(row.causal.mean) for row in heads.rows) or 1.0
 
 
 def _describe_heads(heads: HeadMap) -> str:

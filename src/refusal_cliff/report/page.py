@@ -11,7 +11,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from refusal_cliff.controls.table import ControlTable, headings, row_texts
-from refusal_cliff.findings.summary import Verdict
 from refusal_cliff.heads.at_tokens import SHOWN
 from refusal_cliff.io import write_text
 from refusal_cliff.report import words
@@ -21,7 +20,7 @@ from refusal_cliff.report.figures import (
     Figure,
     as_csv,
     calibration_name,
-    cliff_figure,
+    cliff_figures,
     figures_of,
 )
 from refusal_cliff.report.palette import page_css, sequential
@@ -57,18 +56,12 @@ class Token:
 
 def tokens_of(trace: ExampleTrace) -> list[Token]:
     """Thinking, closing and answer of a trace; the prompt is shown elsewhere."""
-    spans = trace.spans
-    thinking = _shortened([_token(trace, i) for i in range(spans.prompt, spans.thinking)])
-    rest = [_token(trace, i) for i in range(spans.thinking, len(trace.pieces))]
-    return [*thinking, *rest]
-
-
-def _shortened(tokens: Sequence[Token]) -> list[Token]:
-    left_out = len(tokens) - MAX_TOKENS
-    if left_out <= 0:
-        return list(tokens)
-    note = Token(f" ⋯ {count(left_out, 'token')} left out ⋯ ", "gap", "")
-    return [*tokens[:_BEFORE_GAP], note, *tokens[_BEFORE_GAP + left_out :]]
+    tokens = [_token(trace, at) for at in range(trace.spans.prompt, len(trace.pieces))]
+    left_out = trace.spans.thinking - trace.spans.prompt - MAX_TOKENS
+    if left_out > 0:
+        note = Token(f" ⋯ {count(left_out, 'token')} left out ⋯ ", "gap", "")
+        tokens[_BEFORE_GAP : _BEFORE_GAP + left_out] = [note]
+    return tokens
 
 
 def _token(trace: ExampleTrace, at: int) -> Token:
@@ -104,31 +97,10 @@ TITLES = {
 """Sections in their order."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    """The cliff picture of one model, and what it says."""
-
-    subject: str
-    verdict: Verdict | None
-    reason: str
-    picture: Markup
-
-
-@dataclass(frozen=True, slots=True)
-class _TraceView:
-    trace: ExampleTrace
-    picture: Markup
-    tokens: list[Token]
-
-
 def render_page(data: ReportData) -> str:
-    """The page as HTML.
+    """The page as HTML: a whole document without any reference to another file.
 
-    Args:
-        data: What to show. Parts that are None or empty are left out; texts may be hostile.
-
-    Returns:
-        A whole document without any reference to another file.
+    Parts that are None or empty are left out; texts may be hostile.
     """
     figures = figures_of(data)
     template = _environment().get_template("page.html.j2")
@@ -142,10 +114,6 @@ def render_page(data: ReportData) -> str:
         reader=data.reader and packed(data.reader),
         head_most=SHOWN,
         head_steps=HEAD_STEPS,
-        traces=[
-            _TraceView(trace, Markup(figures[f"trace-{at}"].svg), tokens_of(trace))
-            for at, trace in enumerate(data.traces, 1)
-        ],
         **_common(figures.values()),
     )
 
@@ -155,17 +123,11 @@ def render_comparison(
     panels: Sequence[tuple[str, str, Sequence[Curve]]],
     tables: Mapping[str, ControlTable],
 ) -> str:
-    """Several runs beside each other as HTML.
-
-    Args:
-        names: Of the runs.
-        panels: Of each run its name, its verdict and its mean curves.
-        tables: By title.
-    """
+    """Runs beside each other as HTML: name, verdict and mean curves of each; tables by title."""
     figures = [
         (name, verdict, figure)
         for at, (name, verdict, curves) in enumerate(panels, 1)
-        if (figure := cliff_figure(f"cliff-{at}", curves, (), None, SINGLE_WIDTH))
+        for figure in cliff_figures(f"cliff-{at}", curves, (), None, SINGLE_WIDTH)
     ]
     template = _environment().get_template("comparison.html.j2")
     return template.render(
@@ -203,8 +165,8 @@ def _environment() -> Environment:
     )
     named = (
         *(words.number, words.number_interval, words.percent, words.percent_interval),
-        *(words.listing, words.count),
-        *(words.visible, headings, row_texts, calibration_name),
+        *(words.listing, words.count, words.visible),
+        *(headings, row_texts, calibration_name, tokens_of),
     )
     environment.filters.update({function.__name__: function for function in named})
     environment.filters["kinds"] = _kinds
@@ -225,33 +187,33 @@ def _kinds(parts: Iterable[Bar | Curve]) -> str:
 def _contents(data: ReportData, figures: Mapping[str, Figure]) -> list[tuple[str, str]]:
     """Id and title of each section that the page has."""
     drawn = {name.partition("-")[0] for name in figures}
-    there = {
-        **{name: name in drawn for name in ("cliff", "depth", "heads", "ablation", "dose")},
-        "next": data.next_step is not None,
+    told = {
+        "next": data.next_step,
         "findings": data.findings,
-        "proof": data.summary.proof is not None,
-        "repair": "repair" in drawn,
+        "proof": data.summary.proof,
         "controls": data.controls,
         "traces": data.traces,
-        "reader": data.reader is not None,
+        "reader": data.reader,
         "notes": data.notes,
         "provenance": data.provenance,
     }
-    return [(name, title) for name, title in TITLES.items() if there[name]]
+    there = {*drawn, *(name for name, part in told.items() if part)}
+    return [(name, title) for name, title in TITLES.items() if name in there]
 
 
-def _panels(data: ReportData, figures: Mapping[str, Figure]) -> list[_Panel]:
+def _panels(data: ReportData, figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
+    """The cliff picture of each model, and what it says."""
     both = (
         ("cliff-model", data.curves, data.summary.cliff),
         ("cliff-control", data.control_curves, data.summary.control),
     )
     return [
-        _Panel(
-            subject=curves[0].subject,
-            verdict=cliff.verdict if cliff else None,
-            reason=cliff.reason if cliff else "",
-            picture=Markup(figures[name].svg),
-        )
+        {
+            "subject": curves[0].subject,
+            "verdict": cliff and cliff.verdict,
+            "reason": cliff.reason if cliff else "",
+            "picture": Markup(figures[name].svg),
+        }
         for name, curves, cliff in both
         if name in figures
     ]

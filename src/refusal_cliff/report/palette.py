@@ -96,10 +96,6 @@ def colours() -> dict[str, tuple[str, str]]:
     return named
 
 
-def _scale_names() -> list[str]:
-    return [f"{prefix}{step}" for prefix in "qd" for step in range(LEVELS)]
-
-
 def page_css(root: str = ":root") -> str:
     """Custom properties that follow the theme, and the classes of both scales.
 
@@ -109,11 +105,7 @@ def page_css(root: str = ":root") -> str:
     light, dark = (
         "".join(f"--{name}:{pair[theme]};" for name, pair in colours().items()) for theme in (0, 1)
     )
-    steps = (f".{name}{{--c:var(--{name});--k:var(--on-{name})}}" for name in _scale_names())
-    return "\n".join(
-        (
-            f"{root}{{{light}}}",
-            f"@media (prefers-color-scheme:dark){{{root}{{{dark}}}}}",
-            *steps,
-        )
-    )
+    names = (f"{prefix}{step}" for prefix in "qd" for step in range(LEVELS))
+    steps = (f".{name}{{--c:var(--{name});--k:var(--on-{name})}}" for name in names)
+    by_theme = (f"{root}{{{light}}}", f"@media (prefers-color-scheme:dark){{{root}{{{dark}}}}}")
+    return "\n".join((*by_theme, *steps))

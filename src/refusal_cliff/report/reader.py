@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from refusal_cliff.report.data import AfterTrace, HeadShares, Reader, ReaderTrace
+from refusal_cliff.report.data import HeadShares, Reader, ReaderTrace, Side
 from refusal_cliff.report.palette import LEVELS
 from refusal_cliff.report.words import token_text, visible
 from refusal_cliff.thinking import Spans
@@ -36,15 +36,11 @@ class PackedReader:
         index: All that the list and the open trace's text need.
         scores: The levels of each trace, compressed alone, so that only the open one is unpacked.
         more: Of each trace, alone too: what heads add, and the same prompt with the heads out.
-        has_heads: Whether any trace says what heads add.
-        has_after: Whether any trace has the other side.
     """
 
     index: Markup
     scores: Sequence[Markup]
     more: Sequence[Markup]
-    has_heads: bool
-    has_after: bool
 
 
 def page_script() -> str:
@@ -88,8 +84,6 @@ def packed(reader: Reader) -> PackedReader:
         index=_packed_json(index),
         scores=[compressed(trace.levels) for trace in reader.traces],
         more=[_packed_json(_more(trace)) for trace in reader.traces],
-        has_heads=any(trace.heads for trace in reader.traces),
-        has_after=any(trace.after for trace in reader.traces),
     )
 
 
@@ -112,7 +106,7 @@ def _heads(shares: HeadShares) -> dict[str, Any]:
     }
 
 
-def _side(after: AfterTrace) -> dict[str, Any]:
+def _side(after: Side) -> dict[str, Any]:
     return {
         "verdict": visible(after.verdict),
         "spans": after.spans and _ends(after.spans),

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
 from scipy.special import expit
 
-from refusal_cliff.cliff.curves import MeanCurve, TraceCliff, mean_curve
+from refusal_cliff.cliff.curves import TraceCliff, mean_curve
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.controls.taxonomy import Kind, kinds_of
 from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.heads.at_tokens import TokenRow
+from refusal_cliff.io import fields_of
 from refusal_cliff.model.subject import Head
 from refusal_cliff.report.data import (
-    AfterTrace,
     Curve,
     ExampleTrace,
     Group,
     HeadShares,
     Reader,
     ReaderTrace,
+    Side,
 )
 from refusal_cliff.report.reader import quantised
 
@@ -34,30 +35,24 @@ LEAST = 3
 GROUPS: tuple[Group, ...] = ("complied", "refused", "benign")
 
 
-def curves_of(name: str, scores: Sequence[TraceScores], row: int) -> list[Curve]:
-    """Mean curve of each group that has traces enough.
-
-    Args:
-        name: Of the model.
-        scores: Of any traces.
-        row: Row of the layer.
-    """
-    measured: list[tuple[Group, list[TraceScores]]] = [
-        (group, group_of(scores, group)) for group in GROUPS
-    ]
+def curves_of(name: str, scores: Collection[TraceScores], row: int) -> list[Curve]:
+    """Mean curve of each group of a model's traces that is large enough, at a row of layers."""
     return [
-        curve_of(name, group, mean_curve(traces, row, FIRST_OFFSET))
-        for group, traces in measured
-        if len(traces) >= LEAST
+        curve_of(name, group, traces, row)
+        for group in GROUPS
+        if len(traces := group_of(scores, group)) >= LEAST
     ]
 
 
-def curve_of(name: str, group: Group, mean: MeanCurve) -> Curve:
-    """A mean curve with whose it is."""
-    return Curve(name, group, mean.offsets, mean.mean, mean.low, mean.high, mean.n)
+def curve_of(
+    name: str, group: Group, traces: Sequence[TraceScores], row: int, words: str = ""
+) -> Curve:
+    """The mean curve of some traces of a model."""
+    mean = mean_curve(traces, row, FIRST_OFFSET)
+    return Curve(**fields_of(mean), subject=name, group=group, words=words)
 
 
-def group_of(scores: Sequence[TraceScores], group: Group) -> list[TraceScores]:
+def group_of(scores: Collection[TraceScores], group: Group) -> list[TraceScores]:
     """The traces of one group."""
     if group == "benign":
         return [trace for trace in scores if trace.label == "benign"]
@@ -72,12 +67,7 @@ def shows(verdict: str, group: Group) -> bool:
 def closing_texts(
     traces: Iterable[Trace], pieces_of: Callable[[Trace], Sequence[str]]
 ) -> list[str]:
-    """Text of the closing tokens of the first trace that closed.
-
-    Args:
-        traces: Closed or not.
-        pieces_of: Text of each token of a trace.
-    """
+    """Text of the closing tokens of the first trace that closed."""
     for trace in traces:
         if trace.spans is not None:
             return list(pieces_of(trace)[trace.spans.thinking : trace.spans.closing])
@@ -101,51 +91,31 @@ class Measured:
 
     Attributes:
         traces: Scored or not.
-        scores: Of those that closed their thinking.
+        scores: Of those that closed their thinking, by trace id.
         cliffs: At the chosen layer.
         layers: Of the rows of the scores.
         row: Row of the chosen layer.
         tokens: Their tokens as the model is, by trace id: texts, and what heads add.
-        after: What was written with the heads out.
-        after_tokens: Its tokens, by trace id.
+        after: What was written with the heads out, by trace id.
+        after_tokens: Its tokens.
         after_scores: Its scores, at the same rows of layers.
         out: The heads taken out.
     """
 
     traces: Sequence[Trace]
-    scores: Sequence[TraceScores]
+    scores: Mapping[str, TraceScores]
     cliffs: Sequence[TraceCliff]
     layers: Sequence[int]
     row: int
     tokens: Mapping[str, TokenRow]
-    after: Sequence[Trace] = ()
-    after_tokens: Mapping[str, TokenRow] = field(default_factory=dict)
-    after_scores: Sequence[TraceScores] = ()
-    out: Sequence[Head] = ()
+    after: Mapping[str, Trace]
+    after_tokens: Mapping[str, TokenRow]
+    after_scores: Mapping[str, TraceScores]
+    out: Sequence[Head]
 
     def pieces(self, trace: Trace) -> Sequence[str]:
         """Text of each token of a trace."""
         return self.tokens[trace.prompt.id].pieces
-
-    @cached_property
-    def trace(self) -> dict[str, Trace]:
-        """Traces by id."""
-        return {trace.prompt.id: trace for trace in self.traces}
-
-    @cached_property
-    def after_trace(self) -> dict[str, Trace]:
-        """Traces with the heads out by id."""
-        return {trace.prompt.id: trace for trace in self.after}
-
-    @cached_property
-    def after_score(self) -> dict[str, TraceScores]:
-        """Their scores by id."""
-        return {scores.trace_id: scores for scores in self.after_scores}
-
-    @cached_property
-    def score(self) -> dict[str, TraceScores]:
-        """Scores by id."""
-        return {scores.trace_id: scores for scores in self.scores}
 
     @cached_property
     def cliff(self) -> dict[str, TraceCliff]:
@@ -162,18 +132,14 @@ class Measured:
 
 
 def typical_traces(measured: Measured, name: str) -> list[ExampleTrace]:
-    """Of each group the trace whose cliff is nearest the median of the group.
-
-    Args:
-        measured: The test traces.
-        name: Of the model.
-    """
+    """Of each group of a model's test traces that whose cliff is nearest the group's median."""
     found = ((title, measured.typical(label, group)) for title, label, group in _WANTED)
     return [_example(title, name, measured, one) for title, one in found if one is not None]
 
 
 def _example(title: str, name: str, measured: Measured, trace_id: str) -> ExampleTrace:
-    trace, scores = measured.trace[trace_id], measured.score[trace_id]
+    trace = next(one for one in measured.traces if one.prompt.id == trace_id)
+    scores = measured.scores[trace_id]
     return ExampleTrace(
         title=title,
         subject=name,
@@ -187,11 +153,7 @@ def _example(title: str, name: str, measured: Measured, trace_id: str) -> Exampl
 
 
 def reader_of(measured: Measured) -> Reader | None:
-    """The traces of the run, or as many of them and of the layers as a page can hold.
-
-    Args:
-        measured: The test traces.
-    """
+    """The test traces of the run, or as many of them and of the layers as a page can hold."""
     typical = [one for _, label, group in _WANTED if (one := measured.typical(label, group))]
     kept = _kept(measured, typical)
     if not kept:
@@ -223,7 +185,7 @@ def _reader_trace(
         cliff=None if cliff is None else cliff.cliff,
         pieces=measured.pieces(trace),
         spans=trace.spans,
-        levels=_levels(measured.score.get(prompt.id), rows),
+        levels=_levels(measured.scores.get(prompt.id), rows),
         heads=_head_shares(measured, trace),
         after=_after(measured, prompt.id),
     )
@@ -240,12 +202,12 @@ def _head_shares(measured: Measured, trace: Trace) -> HeadShares | None:
     )
 
 
-def _after(measured: Measured, trace_id: str) -> AfterTrace | None:
-    trace, row = measured.after_trace.get(trace_id), measured.after_tokens.get(trace_id)
+def _after(measured: Measured, trace_id: str) -> Side | None:
+    trace, row = measured.after.get(trace_id), measured.after_tokens.get(trace_id)
     if trace is None or row is None:
         return None
-    levels = _levels(measured.after_score.get(trace_id), [measured.row])
-    return AfterTrace(trace.verdict, row.pieces, trace.spans, levels)
+    levels = _levels(measured.after_scores.get(trace_id), [measured.row])
+    return Side(trace.verdict, row.pieces, trace.spans, levels)
 
 
 def _kept(measured: Measured, always: Sequence[str]) -> list[Trace]:
