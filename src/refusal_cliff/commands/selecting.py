@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated
 
 import typer
 
@@ -41,11 +41,6 @@ from refusal_cliff.settings import (
 )
 from refusal_cliff.user_text import existing_file
 
-if TYPE_CHECKING:
-    from refusal_cliff.select.selection_run import Choice
-    from refusal_cliff.select.shards import ScoringPlan
-    from refusal_cliff.select.strategies import Strategy
-
 
 def select(
     *,
@@ -79,18 +74,19 @@ def select(
     require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.select.selection_run import Source, evaluation_of, run_selection
+    from refusal_cliff.select.shards import ScoringPlan
 
-    plan = _scoring(model, probe, out, selecting, replace(generation, seed=seed), loading, judge)
+    selecting, generation = replace(selecting, seed=seed), replace(generation, seed=seed)
+    plan = ScoringPlan(model, probe, out, selecting, generation, loading, judge)
     asked = reading_of(None, evaluation_column, prefix="evaluation-")
     source = Source(
         data,
         (*evaluation_of(probe), *(PromptFile(file, asked) for file in evaluation or ())),
         reading(replace(rows, label=label)),
     )
-    choice = _choice(selecting, seed)
     console = screen()
     with LiveView(console, f"refusal-cliff select {data} → {out}") as view:
-        done = run_selection(plan, source, choice, engine=engine, watch=view.step)
+        done = run_selection(plan, source, engine=engine, watch=view.step)
     if done is None:
         return
     chosen = f"{done.chosen:,} chosen by {selecting.strategy}"
@@ -183,14 +179,14 @@ def repair(
     require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.select.selection_run import Source, evaluation_of
+    from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.workflows.repair_loop import RepairPlan, run_repair
 
-    scoring = _scoring(model, probe, out, selecting, replace(generation, seed=seed), loading, judge)
+    selecting, generation = replace(selecting, seed=seed), replace(generation, seed=seed)
     asked = reading_of(prompts_label, prompts_column, prefix="prompts-")
     plan = RepairPlan(
-        scoring,
+        ScoringPlan(model, probe, out, selecting, generation, loading, judge),
         Source(data, evaluation_of(probe), reading(replace(rows, label=label))),
-        _choice(selecting, seed),
         benign,
         replace(training, seed=seed),
         tuple(PromptFile(file, asked) for file in prompts or ()),
@@ -207,33 +203,3 @@ def repair(
         say(console, f"{out / name}")
     if not proof.holds:
         raise typer.Exit(GATE_CLOSED)
-
-
-def _scoring(
-    model: str,
-    probe: Path,
-    out: Path,
-    selecting: Selecting,
-    generation: GenerationConfig,
-    loading: Loading,
-    judge: JudgeSettings,
-) -> ScoringPlan:
-    from refusal_cliff.select.shards import ScoringPlan
-
-    return ScoringPlan(
-        model=model,
-        probe=probe,
-        out=out,
-        own_thinking=selecting.thinking == "own",
-        own_target=selecting.target == "own",
-        generation=generation,
-        loading=loading,
-        judge=judge,
-    )
-
-
-def _choice(selecting: Selecting, seed: int) -> Choice:
-    from refusal_cliff.select.selection_run import Choice
-
-    strategy = cast("Strategy", selecting.strategy)
-    return Choice(strategy, selecting.fraction, selecting.n, seed)

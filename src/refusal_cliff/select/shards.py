@@ -30,7 +30,7 @@ from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.pool import Numbered, read_candidates, scores_path, shard_path
 from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.select.targets import own_refusals
-from refusal_cliff.settings import BY_RULES, GenerationConfig, JudgeSettings, Loading
+from refusal_cliff.settings import BY_RULES, GenerationConfig, JudgeSettings, Loading, Selecting
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 
@@ -69,9 +69,8 @@ class ScoringPlan:
         model: See `load_subject`.
         probe: Folder of the probe.
         out: Folder of the selection.
-        own_thinking: Score what the model itself thinks, instead of the thinking of the data.
-        own_target: Train on refusals in the model's own words, see `own_refusals`, instead of the
-            answers of the data; needs ``own_thinking``.
+        selecting: Whose thinking is scored and whose answers are trained on, see `own_refusals`;
+            and which candidates are chosen then.
         generation: How the model writes.
         loading: How it is loaded.
         judge: Who says what the model's own answers do.
@@ -80,10 +79,9 @@ class ScoringPlan:
     model: str
     probe: Path
     out: Path
-    own_thinking: bool
+    selecting: Selecting = Selecting()
     generation: GenerationConfig = GenerationConfig()
     loading: Loading = Loading()
-    own_target: bool = False
     judge: JudgeSettings = BY_RULES
 
     def __post_init__(self) -> None:
@@ -93,9 +91,15 @@ class ScoringPlan:
                 "with --target own."
             )
 
-    def subject(self) -> Subject:
-        """Load the model."""
-        return load(self.model, self.loading)
+    @property
+    def own_thinking(self) -> bool:
+        """Whether what the model itself thinks is scored, and not the thinking of the data."""
+        return self.selecting.thinking == "own"
+
+    @property
+    def own_target(self) -> bool:
+        """Whether refusals in the model's own words are trained on, and not the data's answers."""
+        return self.selecting.target == "own"
 
 
 class ShardScorer:
@@ -108,7 +112,7 @@ class ShardScorer:
 
     def __init__(self, plan: ScoringPlan, subject: Subject | None = None) -> None:
         self._plan = plan
-        self._subject = subject or plan.subject()
+        self._subject = subject or load(plan.model, plan.loading)
         probes = probes_of(plan.probe, self._subject)
         self._probes: ProbeSet = replace(probes, probes=(probes.chosen,))
         self._judge = judge_of(plan.judge) if plan.own_thinking else RulesJudge()

@@ -9,18 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refusal_cliff.data.types import Verdict, complies
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.settings import STRATEGIES, Strategy
 
-Strategy = Literal[
-    "cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"
-]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 COMPARED: tuple[Strategy, ...] = ("cliff", "random", "full")
 """Those that the demo compares; the laboratory compares all."""
 FRACTION = 0.017

@@ -20,6 +20,7 @@ from refusal_cliff.settings.work import (
     RowSettings,
     Selecting,
     Server,
+    Strategy,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "RowSettings",
     "Selecting",
     "Server",
+    "Strategy",
     "Writing",
     "setting",
 ]
