@@ -10,9 +10,8 @@ import typer
 
 from refusal_cliff.cli import prepare, program
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, name_of, positive
+from refusal_cliff.commands.arguments import Model, Out, Seed, checked, name_of, positive
 from refusal_cliff.commands.grouped import Command, grouped
-from refusal_cliff.commands.options import Model, Out, Seed
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.settings.declare import setting
+from refusal_cliff.settings.model import setting
 from refusal_cliff.user_text import (
     address,
     column_of,
