@@ -77,7 +77,7 @@ class Job:
     work: Path
     progress: Progress
     seconds: Mapping[str, float]
-    journal: Path | None = None
+    journal: Path
 
     def input(self, name: str) -> Path:
         """Path of a declared input."""
