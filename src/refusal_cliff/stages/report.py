@@ -22,6 +22,7 @@ from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.select.strategies import COMPARED
 from refusal_cliff.stages.control import CONTROLS, control_file
 from refusal_cliff.stages.measure import TOKENS
+from refusal_cliff.stages.study import Study
 
 SUMMARY, PAGE, RECIPE = "summary.json", "report.html", "page.json"
 _OF_EACH = (
@@ -35,10 +36,25 @@ _OF_MAIN = (
 
 
 def report_stage(
-    shape: RunShape, subject: Subject, *, notes: Sequence[str], provenance: Pairs
+    shape: RunShape, study: Study, command: str, notes: Sequence[str], asked: Pairs
 ) -> Stage:
-    """The last stage of a run; to its provenance is added what it ran on."""
-    told = (*provenance, *_about_model(shape.model, subject))
+    """The last stage of a run.
+
+    Args:
+        shape: Which models the run measured.
+        study: The main one.
+        command: The command line that asked for the run; empty where there was none.
+        notes: What a reader must know.
+        asked: What else the run was asked; what it ran on is added.
+    """
+    writes = study.generation
+    told = (
+        *([("command", command)] if command else []),
+        ("seed", str(study.seed)),
+        ("decoding", f"{writes}, at most {writes.max_new_tokens:,} tokens"),
+        *asked,
+        *_about_model(shape.model, study.subject),
+    )
     return Stage(
         "report",
         tuple(_inputs(shape)),
