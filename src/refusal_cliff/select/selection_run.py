@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -51,11 +51,7 @@ from refusal_cliff.select.strategies import Candidate, how_many, select
 from refusal_cliff.settings import Engine, Selecting
 from refusal_cliff.sharded import HERE, Rank, Work, claim_together, loading_here, run_shards
 
-SELECTED, REPORT, LEFT_OUT = (
-    "selected.jsonl",
-    "selection.json",
-    "left-out.jsonl",
-)
+SELECTED, REPORT, LEFT_OUT = "selected.jsonl", "selection.json", "left-out.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,21 +227,13 @@ def _write_selected(out: Path, shards: int, chosen: Sequence[Candidate]) -> None
     wanted = {int(candidate.id): candidate for candidate in chosen}
     rows: dict[int, dict[str, Any]] = {}
     for number in range(shards):
-        rows.update(_training_rows(out, number, wanted))
+        words = own_words(scores_path(out, number), set(wanted))
+        for row, example in read_candidates(shard_path(out, number)) if words else ():
+            if row in words:
+                rows[row] = _training_row(row, example, *words[row], wanted[row])
     with atomic_path(out / SELECTED) as temporary, temporary.open("w", encoding="utf-8") as file:
         for candidate in chosen:
             file.write(json.dumps(rows[int(candidate.id)], ensure_ascii=False) + "\n")
-
-
-def _training_rows(
-    out: Path, number: int, wanted: dict[int, Candidate]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    words = own_words(scores_path(out, number), set(wanted))
-    if not words:
-        return
-    for row, example in read_candidates(shard_path(out, number)):
-        if row in words:
-            yield row, _training_row(row, example, *words[row], wanted[row])
 
 
 def _training_row(
