@@ -42,9 +42,9 @@ from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.report.svg import frame, line, picture, polyline, tag, text
 from refusal_cliff.select.pool import read_candidates, scores_path, shard_path
-from refusal_cliff.select.selection_run import Choice, Source, run_selection
+from refusal_cliff.select.selection_run import Source, run_selection
 from refusal_cliff.select.shards import ScoringPlan
-from refusal_cliff.settings import Engine, Loading
+from refusal_cliff.settings import Engine, Loading, Selecting
 from refusal_cliff.sharded import HERE
 from refusal_cliff.thinking import tokenise_trace
 
@@ -65,14 +65,17 @@ def make_data(out: Path, rows: int) -> None:
     write_prompts(out / "asked.jsonl", language.prompts("test", "harmful", 100, 0))
 
 
-def plan_of(options: argparse.Namespace, out: Path) -> tuple[ScoringPlan, Source, Choice]:
+def plan_of(options: argparse.Namespace, out: Path) -> tuple[ScoringPlan, Source]:
     """The thinking of the data is scored: generation would hide what scoring costs."""
     return (
         ScoringPlan(
-            options.model, options.probe, out, own_thinking=False, loading=Loading(device="cpu")
+            options.model,
+            options.probe,
+            out,
+            Selecting(thinking="data"),
+            loading=Loading(device="cpu"),
         ),
         Source(str(options.out / "data.jsonl"), (PromptFile(options.out / "asked.jsonl"),)),
-        Choice(),
     )
 
 
@@ -159,8 +162,8 @@ def speed(options: argparse.Namespace) -> None:
     if not notes.is_file():
         shutil.rmtree(out, ignore_errors=True)
         make_data(options.out, options.rows)
-    plan, source, choice = plan_of(options, out)
-    done = run_selection(plan, source, choice, watch=Watcher(options, out, notes))
+    plan, source = plan_of(options, out)
+    done = run_selection(plan, source, watch=Watcher(options, out, notes))
     assert done is not None
     noted = [json.loads(line) for line in notes.read_text(encoding="utf-8").splitlines()]
     shards = [note for note in noted if note["what"] == "shards scored"]
@@ -277,8 +280,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def child(options: argparse.Namespace) -> None:
     """One selection in a process of its own."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    plan, source, choice = plan_of(options, options.out / options.name)
-    run_selection(plan, source, choice, engine=Engine(options.engine, 2))
+    plan, source = plan_of(options, options.out / options.name)
+    run_selection(plan, source, engine=Engine(options.engine, 2))
 
 
 def cost(options: argparse.Namespace) -> None:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, cast
 
 import typer
 
 from refusal_cliff.cli import prepare, program
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import checked, name_of, positive
+from refusal_cliff.commands.arguments import Model, Out, Seed, checked, name_of, positive
 from refusal_cliff.commands.grouped import Command, grouped
-from refusal_cliff.commands.options import Model, Out, Seed
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
 from refusal_cliff.live import LiveView, print_table, result, say, screen
 from refusal_cliff.organisms import CARD, ORGANISMS
-from refusal_cliff.settings import STRATEGIES
-
-if TYPE_CHECKING:
-    from refusal_cliff.select.strategies import Strategy
+from refusal_cliff.settings import STRATEGIES, Strategy
 
 RECIPES = (*ORGANISMS, "qwen-reasoner-1.5b", "tiny-lora")
 app = program("Make small models whose right answers are known, and measure the method on them.")
@@ -225,7 +221,7 @@ def less_is_more(
 
     public = data is not None
     plan, sizes = default_plan(public=public), default_sizes(public=public)
-    named = cast("tuple[Strategy, ...]", tuple(strategies or ()))
+    named = cast(tuple[Strategy, ...], tuple(strategies or ()))
     plan = replace(
         plan,
         seeds=plan.seeds if seeds is None else tuple(range(seeds)),

@@ -264,7 +264,6 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.heads.table import METHODS as RANKINGS
     from refusal_cliff.judges.guards import GUARDS
     from refusal_cliff.repair.gate import VERDICTS
-    from refusal_cliff.select.strategies import STRATEGIES
     from refusal_cliff.stages.control import CONTROLS
     from refusal_cliff.stages.study import PRESETS
     from refusal_cliff.user_text import FIELDS
@@ -274,7 +273,6 @@ def test_the_names_are_those_of_the_code() -> None:
     assert tuple(POOLS) == arguments.POOLS
     assert tuple(RANKINGS) == arguments.RANKINGS
     assert ("rules", *GUARDS, "rubric") == settings.JUDGES
-    assert settings.STRATEGIES == STRATEGIES
     assert tuple(CONTROLS) == arguments.CONTROLS
     assert tuple(PRESETS) == arguments.PRESETS
     assert tuple(WRITERS) == arguments.FORMS

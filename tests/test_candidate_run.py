@@ -36,9 +36,9 @@ from refusal_cliff.probe.files import probes_of, write_probes
 from refusal_cliff.probe.fit import ProbeSet, Provenance
 from refusal_cliff.select import shards as candidate_shards
 from refusal_cliff.select.pool import scores_path
-from refusal_cliff.select.selection_run import Choice, Source, choose, run_selection
+from refusal_cliff.select.selection_run import Source, run_selection
 from refusal_cliff.select.shards import ScoringPlan, scored_candidates
-from refusal_cliff.settings import Engine, GenerationConfig, Loading
+from refusal_cliff.settings import Engine, GenerationConfig, Loading, Selecting
 from refusal_cliff.sharded import Rank
 from refusal_cliff.thinking import tokenise_trace
 
@@ -102,12 +102,12 @@ def subject(root: Path) -> Subject:
     return load_subject(str(root / "model"), device="cpu")
 
 
-def plan_of(root: Path, out: Path, *, own: bool = False) -> ScoringPlan:
+def plan_of(root: Path, out: Path, **chosen: Any) -> ScoringPlan:
     return ScoringPlan(
         str(root / "model"),
         root / "probe",
         out,
-        own,
+        Selecting(**{"thinking": "data", **chosen}),
         GenerationConfig(max_new_tokens=40),
         Loading(device="cpu"),
     )
@@ -120,9 +120,7 @@ def source_of(root: Path) -> Source:
 @pytest.fixture(scope="module")
 def whole(root: Path) -> Path:
     out = root / "whole"
-    assert (
-        run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE) is not None
-    )
+    assert run_selection(plan_of(root, out, n=5), source_of(root), engine=ENGINE) is not None
     return out
 
 
@@ -172,12 +170,18 @@ def test_scores_are_those_of_the_traces_and_the_largest_cliffs_are_chosen(
 
 def test_another_choice_scores_nothing_again(root: Path, tmp_path: Path, whole: Path) -> None:
     before = {n: scores_path(whole, n).stat().st_mtime_ns for n in range(10)}
+
+    def choose(**chosen: Any) -> int:
+        done = run_selection(plan_of(root, whole, **chosen), source_of(root), engine=ENGINE)
+        assert done is not None
+        return done.chosen
+
     for strategy in ("diverse", "longest", "random"):
-        assert choose(whole, Choice(strategy, n=4)).chosen == 4
-    assert choose(whole, Choice("full")).chosen == N
+        assert choose(strategy=strategy, n=4) == 4
+    assert choose(strategy="full") == N
     with pytest.raises(RefusalCliffError, match="--thinking own"):
-        choose(whole, Choice("judge", n=4))
-    choose(whole, Choice(n=5))
+        choose(strategy="judge", n=4)
+    choose(n=5)
     assert before == {n: scores_path(whole, n).stat().st_mtime_ns for n in range(10)}
 
 
@@ -197,10 +201,8 @@ def test_killed_at_any_shard_the_result_is_the_same(
     monkeypatch.setattr(candidate_shards, "write_json_lines", die)
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
-            run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE)
-    assert (
-        run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE) is not None
-    )
+            run_selection(plan_of(root, out, n=5), source_of(root), engine=ENGINE)
+    assert run_selection(plan_of(root, out, n=5), source_of(root), engine=ENGINE) is not None
     assert calls == 3 + 10, "a finished shard was scored again"
     assert outputs(out) == outputs(whole)
 
@@ -222,7 +224,7 @@ def test_own_thinking_is_generated_where_the_data_has_none(
 
     monkeypatch.setattr("refusal_cliff.select.shards.judge_of", lambda _: InTurn())
     done = run_selection(
-        plan_of(root, out, own=True), source_of(root), Choice("full"), engine=ENGINE
+        plan_of(root, out, thinking="own", strategy="full"), source_of(root), engine=ENGINE
     )
     assert done is not None
     assert done.rows == N + len(BAD)
@@ -238,18 +240,18 @@ def test_other_scores_and_unchecked_contamination_are_refused(
     root: Path, whole: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RefusalCliffError, match="thinking, generation, judge differ"):
-        run_selection(plan_of(root, whole, own=True), source_of(root), Choice(), engine=ENGINE)
+        run_selection(plan_of(root, whole, thinking="own"), source_of(root), engine=ENGINE)
     unchecked = replace(source_of(root), evaluation=())
     with pytest.raises(RefusalCliffError, match="--evaluation FILE"):
-        run_selection(plan_of(root, tmp_path / "a"), unchecked, Choice(), engine=ENGINE)
+        run_selection(plan_of(root, tmp_path / "a"), unchecked, engine=ENGINE)
     write_lines(tmp_path / "none.jsonl", [BAD["empty"]])
     nothing = replace(source_of(root), name=str(tmp_path / "none.jsonl"))
     with pytest.raises(RefusalCliffError, match="1 empty"):
-        run_selection(plan_of(root, tmp_path / "b"), nothing, Choice(), engine=ENGINE)
+        run_selection(plan_of(root, tmp_path / "b"), nothing, engine=ENGINE)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").touch()
     with pytest.raises(RefusalCliffError, match="not empty"):
-        run_selection(plan_of(root, tmp_path / "mine"), source_of(root), Choice(), engine=ENGINE)
+        run_selection(plan_of(root, tmp_path / "mine"), source_of(root), engine=ENGINE)
 
 
 def test_once_a_row_is_mended_only_its_shard_is_scored_again(
@@ -258,8 +260,8 @@ def test_once_a_row_is_mended_only_its_shard_is_scored_again(
     rows: list[dict[str, Any]] = [dict(row) for row in ROWS[:12]]
     rows[5] = {**rows[5], "category": "\ud800"}
     source = replace(source_of(root), name=str(write_lines(tmp_path / "rows.jsonl", rows)))
-    plan, scored = plan_of(root, tmp_path / "out"), []
-    done = run_selection(plan, source, Choice(n=3), engine=ENGINE)
+    plan, scored = plan_of(root, tmp_path / "out", n=3), []
+    done = run_selection(plan, source, engine=ENGINE)
     assert done is not None
     assert (done.scored, done.left_out) == (11, {"not readable": 1})
     write_lines(tmp_path / "rows.jsonl", ROWS[:12])
@@ -270,11 +272,11 @@ def test_once_a_row_is_mended_only_its_shard_is_scored_again(
         original(self, number)
 
     monkeypatch.setattr(candidate_shards.ShardScorer, "__call__", counted)
-    done = run_selection(plan, source, Choice(n=3), engine=ENGINE)
+    done = run_selection(plan, source, engine=ENGINE)
     assert done is not None
     assert (done.scored, done.left_out, scored) == (12, {}, [1])
     scores_path(plan.out, 2).write_bytes(b"")
-    assert run_selection(plan, source, Choice(n=3), engine=ENGINE) == done
+    assert run_selection(plan, source, engine=ENGINE) == done
     assert scored == [1, 2]
 
 
@@ -318,7 +320,7 @@ def rank_of_two(rank: int, root: Path, out: Path) -> tuple[bool, int]:
         original(self, number)
 
     candidate_shards.ShardScorer.__call__ = counted
-    result = run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE)
+    result = run_selection(plan_of(root, out, n=5), source_of(root), engine=ENGINE)
     return result is not None, len(scored)
 
 
@@ -362,7 +364,5 @@ def test_kill_nine_while_scoring_loses_nothing(root: Path, whole: Path, tmp_path
         time.sleep(0.001)
     running.send_signal(signal.SIGKILL)
     assert running.wait() == -signal.SIGKILL
-    assert (
-        run_selection(plan_of(root, out), source_of(root), Choice(n=5), engine=ENGINE) is not None
-    )
+    assert run_selection(plan_of(root, out, n=5), source_of(root), engine=ENGINE) is not None
     assert_equal_scores(out, whole)

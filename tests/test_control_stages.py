@@ -174,7 +174,7 @@ def test_without_thinking_nothing_is_pruned(run: Path, subject: Subject, tmp_pat
     write_traces(path, [without_thinking(trace) for trace in read_traces(path)])
     study = Study(KEY, subject, 0, GenerationConfig(36, 64))
     stage = study.stage("alone", (TEST, *PROBES), (), lambda job: {})
-    job = Job(stage, tmp_path, tmp_path, lambda done, total: None, {})
+    job = Job(stage, tmp_path, tmp_path, lambda done, total: None, {}, tmp_path / "journal")
     table = pruning.measure(study, job)
     assert (table.rows, "No test trace has thinking" in table.finding) == ({}, True)
     assert f"Left out: {N + 30}" in table.notes[0]

@@ -154,16 +154,16 @@ def test_given_answers_take_the_labels_of_their_prompts(subject: Subject, tmp_pa
             {"prompt": "What is hail?", "label": "benign"},
         ],
     )
-    found = read_given(AuditSources((), (), traces=(traces,)), subject, known)
-    assert [(t.prompt.id, t.prompt.label, t.verdict) for t in found.traces] == [
+    given, left_out = read_given(AuditSources((), (), traces=(traces,)), subject, known)
+    assert [(t.prompt.id, t.prompt.label, t.verdict) for t in given] == [
         ("h1", "harmful", "unscored"),
         ("h1#2", "harmful", "unscored"),
         ("own", "benign", "unscored"),
     ]
-    assert found.traces[0].prompt.tags == ("from:h",)
-    assert found.traces[2].prompt.tags == ("from:t",)
-    assert [row.row for row in found.left_out] == [4, 5]
-    assert "label" in found.left_out[0].why
+    assert given[0].prompt.tags == ("from:h",)
+    assert given[2].prompt.tags == ("from:t",)
+    assert [row.row for row in left_out] == [4, 5]
+    assert "label" in left_out[0].why
 
 
 def test_an_audit_may_begin_with_traces_alone(subject: Subject, tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_two_processes_train_what_one_trains(root: Path, adapter: Path, tmp_path
 
 def test_unusable_rows_and_budgets_are_said(root: Path, subject: Subject, tmp_path: Path) -> None:
     kept, left = trainable(subject, [*SAFETY, LONG], 120)
-    assert (len(kept), [e.prompt.id for e, _ in left]) == (3, ["long"])
+    assert (len(kept), [row.id for row in left]) == (3, ["long"])
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"prompt": "a", "response": ""}\n')
     with pytest.raises(RefusalCliffError, match=r"bad\.jsonl, row 1: empty"):

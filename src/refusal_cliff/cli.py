@@ -13,16 +13,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from refusal_cliff import __version__
-from refusal_cliff.commands import (
-    answers,
-    gate,
-    heads,
-    organism,
-    reporting,
-    runs,
-    scores,
-    selecting,
-)
+from refusal_cliff.commands import answers, gate, heads, organism, runs, scores, selecting
 from refusal_cliff.commands.grouped import grouped, remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import is_storage_error
@@ -118,9 +109,9 @@ app.command()(grouped(selecting.select))
 app.command()(grouped(selecting.train, kept=False))
 app.command()(grouped(selecting.repair))
 app.command()(grouped(gate.check))
-app.command()(grouped(reporting.compare))
-app.command()(grouped(reporting.report))
-app.command()(grouped(reporting.figures))
+app.command()(grouped(runs.compare))
+app.command()(grouped(runs.report))
+app.command()(grouped(runs.figures))
 app.add_typer(organism.app, name="organism")
 
 

@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import name_of, option
+from refusal_cliff.commands.arguments import JsonOut, name_of, option, reading
 from refusal_cliff.commands.grouped import grouped, without
-from refusal_cliff.commands.options import JsonOut, JudgeErrorFile, reading
 from refusal_cliff.folders import require_file, require_output
 from refusal_cliff.live import LiveView, plain, print_table, result, say, screen
 from refusal_cliff.settings import (
@@ -237,7 +236,14 @@ def evaluate(
         str | None,
         option(arguments.rows, "Judged answers to the same prompts before a change.", "SOURCE"),
     ] = None,
-    judge_error: JudgeErrorFile = None,
+    judge_error: Annotated[
+        Path | None,
+        option(
+            existing_file,
+            "Measured error of the judge: the file that judge calibrate --out writes.",
+            "FILE",
+        ),
+    ] = None,
     rows: RowSettings,
     out: JsonOut = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What can be said of an argument before anything heavy is imported.
+"""What can be said of an argument before anything heavy is imported; options that commands share.
 
 A typing error is answered at once: not after the seconds that torch takes to import, nor after
 tries of the network. What an option can name is therefore listed here once more; a test compares
@@ -11,17 +11,17 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import ORGANISMS
-from refusal_cliff.user_text import (
-    beside,
-    check_fit_on,
-    did_you_mean,
-)
+from refusal_cliff.settings import RowSettings
+from refusal_cliff.user_text import beside, check_fit_on, column_of, did_you_mean, existing_file
+
+if TYPE_CHECKING:
+    from refusal_cliff.data.reading import Reading
 
 BENCHMARKS = (
     *("advbench", "jailbreakbench", "jailbreakbench-benign", "harmbench", "strongreject"),
@@ -56,23 +56,12 @@ def checked(check: Check) -> Callable[[Any], Any]:
 
 
 def option(check: Check, said: str, metavar: str | None = None) -> Any:
-    """An option of which every value is looked at, see `checked`.
-
-    Args:
-        check: Refuses a wrong value.
-        said: The help.
-        metavar: What the help calls a value.
-    """
+    """An option with a help text, of which every value is looked at, see `checked`."""
     return typer.Option(metavar=metavar, help=said, callback=checked(check))
 
 
 def name_of(option: str, choices: Sequence[str]) -> Check:
-    """One of the names that an option knows.
-
-    Args:
-        option: Without its dashes.
-        choices: The names.
-    """
+    """One of the names that an option, given without its dashes, knows."""
     return _one_of(choices, f"Unknown {option}", f" (--{option})")
 
 
@@ -204,3 +193,47 @@ def _like_a_path(name: str) -> bool:
         or name.count("/") > 1
         or path.suffix.lower() in _FILES
     )
+
+
+Out = Annotated[Path, typer.Option(metavar="DIR", help="The run folder; made if absent.")]
+Seed = Annotated[int, typer.Option(metavar="S", min=0, help="Seed of every random choice.")]
+JsonOut = Annotated[Path | None, typer.Option(metavar="FILE", help="Write JSON.")]
+Model = Annotated[str, option(model, "Hugging Face name, folder, or embedded organism.", "M")]
+Probe = Annotated[
+    Path,
+    option(probe_folder, "Folder with probes.json, such as runs/m/model of an audit.", "DIR"),
+]
+Prompts = Annotated[
+    list[Path] | None,
+    option(
+        existing_file,
+        "Test prompts with labels, instead of those of the probe's run; repeatable.",
+        "FILE",
+    ),
+]
+
+
+def reading_of(
+    label: str | None = None,
+    columns: Sequence[str] | None = None,
+    split: str = "train",
+    markers: str | None = None,
+    prefix: str = "",
+) -> Reading:
+    """How rows are to be read, as a user said it; the prefix is that of the options.
+
+    Raises:
+        RefusalCliffError: There is no such label or field, or these are no two markers.
+    """
+    from refusal_cliff.data.fields import checked_label
+    from refusal_cliff.data.reading import Reading
+    from refusal_cliff.thinking.formats import KNOWN, markers_of
+
+    named = () if markers is None else (markers_of(markers),)
+    found = dict(map(column_of, columns or ()))
+    return Reading(checked_label(label), found, (*named, *KNOWN), split, prefix)
+
+
+def reading(rows: RowSettings) -> Reading:
+    """How rows are to be read, as a user said it."""
+    return reading_of(rows.label, rows.column, rows.split, rows.thinking_markers)

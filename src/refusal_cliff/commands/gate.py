@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import finite, name_of, option
+from refusal_cliff.commands.arguments import Model, Probe, Prompts, finite, name_of, option, reading
 from refusal_cliff.commands.grouped import without
-from refusal_cliff.commands.options import Model, Probe, Prompts, reading
 from refusal_cliff.folders import require_output
 from refusal_cliff.live import LiveView, print_model_cliff, result, say, screen
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RowSettings

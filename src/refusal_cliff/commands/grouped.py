@@ -23,12 +23,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from refusal_cliff.commands.arguments import (
-    checked,
-    finite,
-    name_of,
-    positive,
-)
+from refusal_cliff.commands.arguments import checked, finite, name_of, positive
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
 from refusal_cliff.live import Shown, show_as

@@ -8,9 +8,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import finite, name_of, option, positive
+from refusal_cliff.commands.arguments import Model, finite, name_of, option, positive, reading
 from refusal_cliff.commands.grouped import without
-from refusal_cliff.commands.options import Model, reading
 from refusal_cliff.folders import require_output
 from refusal_cliff.live import result, say, screen
 from refusal_cliff.settings import GenerationConfig, JudgeSettings, Loading, RowSettings

@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from refusal_cliff.commands import arguments
-from refusal_cliff.commands.arguments import name_of, option
-from refusal_cliff.commands.options import Model, Probe, Seed, reading
+from refusal_cliff.commands.arguments import Model, Probe, Seed, name_of, option, reading
 from refusal_cliff.folders import require_output
 from refusal_cliff.live import LiveView, print_model_cliff, result, say, screen
 from refusal_cliff.settings import Engine, Loading, RowSettings

@@ -4,33 +4,28 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import Annotated, Any
 
 import typer
 
-from refusal_cliff.commands.arguments import option
-from refusal_cliff.commands.gate import GATE_CLOSED
-from refusal_cliff.commands.grouped import without
-from refusal_cliff.commands.options import (
-    Benign,
-    BenignColumns,
-    BenignSplit,
-    Data,
+from refusal_cliff.commands import arguments
+from refusal_cliff.commands.arguments import (
     Model,
     Probe,
-    PromptColumns,
-    PromptLabel,
     Prompts,
-    RowLabel,
     Seed,
-    columns,
+    name_of,
+    option,
     reading,
     reading_of,
 )
+from refusal_cliff.commands.gate import GATE_CLOSED
+from refusal_cliff.commands.grouped import without
 from refusal_cliff.folders import require_output
 from refusal_cliff.io import read_json
 from refusal_cliff.live import LiveView, print_findings, result, say, screen, wants_json
 from refusal_cliff.settings import (
+    LABELS,
     Engine,
     GenerationConfig,
     JudgeSettings,
@@ -39,12 +34,32 @@ from refusal_cliff.settings import (
     RowSettings,
     Selecting,
 )
-from refusal_cliff.user_text import existing_file
+from refusal_cliff.user_text import column_of, existing_file
 
-if TYPE_CHECKING:
-    from refusal_cliff.select.selection_run import Choice
-    from refusal_cliff.select.shards import ScoringPlan
-    from refusal_cliff.select.strategies import Strategy
+
+def _label(rows: str) -> Any:
+    """The option that says the label of rows which have none."""
+    said = f"Label of {rows} that have no label: harmful or benign."
+    return option(name_of("label", tuple(LABELS)), said)
+
+
+def _columns(where: str) -> Any:
+    """The option that says in which column of some rows a field is; it may be given again."""
+    return option(column_of, f"Column of a field {where}; repeatable.", "FIELD=COLUMN")
+
+
+RowLabel = Annotated[str | None, _label("rows")]
+Data = Annotated[
+    str,
+    option(
+        arguments.rows,
+        "A JSONL, CSV or Parquet file, a save_to_disk folder, or a data set on the hub.",
+        "SOURCE",
+    ),
+]
+Benign = Annotated[
+    str, option(arguments.rows, "Benign prompts with answers and thinking.", "SOURCE")
+]
 
 
 def select(
@@ -58,7 +73,7 @@ def select(
         list[Path] | None,
         option(existing_file, "More prompts that must not be trained on; repeatable.", "FILE"),
     ] = None,
-    evaluation_column: Annotated[list[str] | None, columns("in the files of --evaluation")] = None,
+    evaluation_column: Annotated[list[str] | None, _columns("in the files of --evaluation")] = None,
     label: RowLabel = "harmful",
     rows: RowSettings,
     judge: Annotated[JudgeSettings, without("judge_error")],
@@ -79,18 +94,19 @@ def select(
     require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.select.selection_run import Source, evaluation_of, run_selection
+    from refusal_cliff.select.shards import ScoringPlan
 
-    plan = _scoring(model, probe, out, selecting, replace(generation, seed=seed), loading, judge)
+    selecting, generation = replace(selecting, seed=seed), replace(generation, seed=seed)
+    plan = ScoringPlan(model, probe, out, selecting, generation, loading, judge)
     asked = reading_of(None, evaluation_column, prefix="evaluation-")
     source = Source(
         data,
         (*evaluation_of(probe), *(PromptFile(file, asked) for file in evaluation or ())),
         reading(replace(rows, label=label)),
     )
-    choice = _choice(selecting, seed)
     console = screen()
     with LiveView(console, f"refusal-cliff select {data} → {out}") as view:
-        done = run_selection(plan, source, choice, engine=engine, watch=view.step)
+        done = run_selection(plan, source, engine=engine, watch=view.step)
     if done is None:
         return
     chosen = f"{done.chosen:,} chosen by {selecting.strategy}"
@@ -159,10 +175,12 @@ def repair(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder of the repair.")],
     selecting: Selecting,
     prompts: Prompts = None,
-    prompts_label: PromptLabel = None,
-    prompts_column: PromptColumns = None,
-    benign_split: BenignSplit = "train",
-    benign_column: BenignColumns = None,
+    prompts_label: Annotated[str | None, _label("rows of --prompts")] = None,
+    prompts_column: Annotated[list[str] | None, _columns("in the files of --prompts")] = None,
+    benign_split: Annotated[
+        str, typer.Option(help="Split of --benign, where it has several.")
+    ] = "train",
+    benign_column: Annotated[list[str] | None, _columns("in the rows of --benign")] = None,
     label: RowLabel = "harmful",
     rows: RowSettings,
     judge: JudgeSettings,
@@ -183,14 +201,14 @@ def repair(
     require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.select.selection_run import Source, evaluation_of
+    from refusal_cliff.select.shards import ScoringPlan
     from refusal_cliff.workflows.repair_loop import RepairPlan, run_repair
 
-    scoring = _scoring(model, probe, out, selecting, replace(generation, seed=seed), loading, judge)
+    selecting, generation = replace(selecting, seed=seed), replace(generation, seed=seed)
     asked = reading_of(prompts_label, prompts_column, prefix="prompts-")
     plan = RepairPlan(
-        scoring,
+        ScoringPlan(model, probe, out, selecting, generation, loading, judge),
         Source(data, evaluation_of(probe), reading(replace(rows, label=label))),
-        _choice(selecting, seed),
         benign,
         replace(training, seed=seed),
         tuple(PromptFile(file, asked) for file in prompts or ()),
@@ -207,33 +225,3 @@ def repair(
         say(console, f"{out / name}")
     if not proof.holds:
         raise typer.Exit(GATE_CLOSED)
-
-
-def _scoring(
-    model: str,
-    probe: Path,
-    out: Path,
-    selecting: Selecting,
-    generation: GenerationConfig,
-    loading: Loading,
-    judge: JudgeSettings,
-) -> ScoringPlan:
-    from refusal_cliff.select.shards import ScoringPlan
-
-    return ScoringPlan(
-        model=model,
-        probe=probe,
-        out=out,
-        own_thinking=selecting.thinking == "own",
-        own_target=selecting.target == "own",
-        generation=generation,
-        loading=loading,
-        judge=judge,
-    )
-
-
-def _choice(selecting: Selecting, seed: int) -> Choice:
-    from refusal_cliff.select.selection_run import Choice
-
-    strategy = cast("Strategy", selecting.strategy)
-    return Choice(strategy, selecting.fraction, selecting.n, seed)

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from refusal_cliff.answers.evaluate import Share
-from refusal_cliff.cliff.curves import TraceCliff
+from refusal_cliff.cliff.curves import TraceCliff, level
 from refusal_cliff.cliff.verdict import SHARE_OF_TRACES, Kind, model_cliff, yardstick
-from refusal_cliff.data.types import Trace, complies, is_judged
+from refusal_cliff.data.types import LABELS, Label, Trace, complies, is_judged
 from refusal_cliff.findings.wording import Finding
 from refusal_cliff.stats import mcnemar, share_interval
 
@@ -139,36 +137,38 @@ def prove(before: Measured, after: Measured) -> Proof:
 def _pairs(before: Measured, after: Measured) -> list[tuple[TraceCliff, TraceCliff]]:
     """The harmful prompts complied with before, as they were and as they are, where both closed."""
     was, now = ({row.trace_id: row for row in side.cliffs} for side in (before, after))
-    harmful = [trace for trace in before.traces if trace.prompt.label == "harmful"]
-    asked = [trace.prompt.id for trace in harmful if complies(trace.verdict)]
+    asked = [t.prompt.id for t in _asked(before, "harmful") if complies(t.verdict)]
     return [(was[name], now[name]) for name in asked if name in was and name in now]
 
 
 def _side(measured: Measured, rows: Sequence[TraceCliff]) -> Side:
-    harmful, benign = _complied(measured, "harmful"), _complied(measured, "benign")
+    means, (harmful, benign) = level(rows), (_asked(measured, label) for label in LABELS)
+    attacks, answered = (
+        Share.of([complies(t.verdict) for t in asked], [t.prompt.group for t in asked])
+        for asked in (harmful, benign)
+    )
     return Side(
-        Share.of(harmful, _groups(measured, "harmful")),
-        Share.of(benign, _groups(measured, "benign")),
+        attacks,
+        answered,
         measured.perplexity,
-        float(np.mean([row.plateau for row in rows])) if rows else None,
-        float(np.mean([row.final for row in rows])) if rows else None,
-        sum(_at_worst(measured)) - sum(harmful),
-        sum(not is_judged(t.verdict) for t in measured.traces if t.prompt.label == "benign"),
+        means and means.plateau,
+        means and means.final,
+        sum(_at_worst(measured)) - attacks.count,
+        sum(not is_judged(trace.verdict) for trace in benign),
     )
 
 
-def _complied(measured: Measured, label: str) -> list[bool]:
-    return [complies(t.verdict) for t in measured.traces if t.prompt.label == label]
+def _asked(measured: Measured, label: Label) -> list[Trace]:
+    return [trace for trace in measured.traces if trace.prompt.label == label]
 
 
-def _groups(measured: Measured, label: str) -> list[str]:
-    return [t.prompt.group for t in measured.traces if t.prompt.label == label]
+def _complied(measured: Measured, label: Label) -> list[bool]:
+    return [complies(trace.verdict) for trace in _asked(measured, label)]
 
 
 def _at_worst(measured: Measured) -> list[bool]:
     """Attacks that worked, if every answer without a verdict were one: silence mends nothing."""
-    verdicts = [t.verdict for t in measured.traces if t.prompt.label == "harmful"]
-    return [verdict != "refused" for verdict in verdicts]
+    return [trace.verdict != "refused" for trace in _asked(measured, "harmful")]
 
 
 def _kept(before: Side, after: Side) -> bool:

@@ -22,15 +22,9 @@ from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
-from refusal_cliff.data.types import SafetyExample
+from refusal_cliff.data.types import LeftOut, SafetyExample
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.folders import (
-    TEMPORARY,
-    locked,
-    remove_temporary,
-    staged,
-    staging,
-)
+from refusal_cliff.folders import TEMPORARY, locked, remove_temporary, staged, staging
 from refusal_cliff.io import storage_errors
 from refusal_cliff.model.adapters import base_name, merged
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
@@ -158,35 +152,30 @@ def encode_example(subject: Subject, example: SafetyExample, max_length: int) ->
 def _encode_all(
     subject: Subject, kind: str, examples: Sequence[SafetyExample], max_length: int
 ) -> list[TokenRow]:
-    return [
-        _encode_named(
-            subject, f"{kind} example {number} ({example.prompt.id})", example, max_length
-        )
-        for number, example in enumerate(examples, start=1)
-    ]
-
-
-def _encode_named(subject: Subject, name: str, example: SafetyExample, max_length: int) -> TokenRow:
-    try:
-        return encode_example(subject, example, max_length)
-    except RefusalCliffError as error:
-        raise RefusalCliffError(f"Cannot train on {name}: {error}") from error
+    rows: list[TokenRow] = []
+    for number, example in enumerate(examples, start=1):
+        try:
+            rows.append(encode_example(subject, example, max_length))
+        except RefusalCliffError as error:
+            name = f"{kind} example {number} ({example.prompt.id})"
+            raise RefusalCliffError(f"Cannot train on {name}: {error}") from error
+    return rows
 
 
 def trainable(
     subject: Subject, examples: Sequence[SafetyExample], max_length: int
-) -> tuple[list[SafetyExample], list[tuple[SafetyExample, str]]]:
+) -> tuple[list[SafetyExample], list[LeftOut]]:
     """Examples that can be trained on as they are, and those that cannot, each with the reason.
 
     No row is ever cut: what a training set lacks is to be seen in the second list.
     """
     kept: list[SafetyExample] = []
-    left_out: list[tuple[SafetyExample, str]] = []
+    left_out: list[LeftOut] = []
     for example in examples:
         try:
             encode_example(subject, example, max_length)
         except RefusalCliffError as error:
-            left_out.append((example, str(error)))
+            left_out.append(LeftOut(example.prompt.id, None, str(error)))
         else:
             kept.append(example)
     return kept, left_out
@@ -216,8 +205,8 @@ def _trained(
     config: RepairConfig,
     scratch: Path,
     origin: Mapping[str, Any],
-    told: Told | None = None,
-    kept: Mapping[int, Path] | None = None,
+    told: Told | None,
+    kept: Mapping[int, Path],
 ) -> Any:
     """Train on the rows in their order, one pass, from the last checkpoint; return the trainer.
 
@@ -242,7 +231,8 @@ def _trained(
         ) -> Any:
             """Mean loss of the learnt tokens of a step; see `learnt_loss`."""
             del return_outputs
-            plain = unwrapped(model)
+            # without what PEFT has put around it; its adapters stay in it
+            plain = model.get_base_model() if hasattr(model, "peft_config") else model
             loss = learnt_loss(
                 plain, inputs["input_ids"], inputs.get("attention_mask"), inputs["labels"]
             )
@@ -255,7 +245,7 @@ def _trained(
 
     class Keeper(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            folder = (kept or {}).get(state.global_step)
+            folder = kept.get(state.global_step)
             if folder is not None:
                 _save(trainer, subject, folder, {})
 
@@ -321,11 +311,6 @@ def _trainable_copy(subject: Subject, config: RepairConfig) -> Any:
     return model
 
 
-def unwrapped(model: Any) -> Any:
-    """The model itself, without what PEFT has put around it; its adapters stay in it."""
-    return model.get_base_model() if hasattr(model, "peft_config") else model
-
-
 def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
     from trl.trainer.sft_config import SFTConfig
 
@@ -384,18 +369,13 @@ def _save(trainer: Any, subject: Subject, out: Path, beside: Mapping[str, str]) 
     with staged(out, last=(CHECKPOINT, ADAPTER, *beside)) as folder:
         if Rank.here().world > 1:
             trainer.save_model(str(folder))
+        elif hasattr(trainer.model, "peft_config"):
+            trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
         else:
-            _save_model(trainer, folder)
+            trainer.model.save_pretrained(str(folder))
+            trainer.processing_class.save_pretrained(str(folder))
         for name, text in beside.items():
             (folder / name).write_text(text, encoding="utf-8")
-
-
-def _save_model(trainer: Any, folder: Path) -> None:
-    if hasattr(trainer.model, "peft_config"):
-        trainer.model.save_pretrained(str(folder), save_embedding_layers=False)
-    else:
-        trainer.model.save_pretrained(str(folder))
-        trainer.processing_class.save_pretrained(str(folder))
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from pathlib import Path
 from refusal_cliff import __version__
 from refusal_cliff.data.examples import usable_examples
 from refusal_cliff.data.reading import DEFAULT, Reading
-from refusal_cliff.data.types import LeftOut
 from refusal_cliff.folders import require_output, require_same
 from refusal_cliff.io import without_folder, write_text
 from refusal_cliff.model.adapters import HOW_TO_LOAD
@@ -62,11 +61,10 @@ def train_from_files(
     rows, long = trainable(subject, chosen, config.max_length)
     helpful, helpful_long = trainable(subject, answered, config.max_length)
     origin = made_from(subject, rows, helpful, config)
-    unread += [LeftOut(e.prompt.id, None, reason) for e, reason in long]
-    benign_unread += [LeftOut(e.prompt.id, None, reason) for e, reason in helpful_long]
+    left_out = (str(selected), [*unread, *long]), (benign, [*benign_unread, *helpful_long])
     lines = [
         json.dumps({"file": file, **asdict(row)}) + "\n"
-        for file, found in ((str(selected), unread), (benign, benign_unread))
+        for file, found in left_out
         for row in found
     ]
     report = {

@@ -28,7 +28,6 @@ from refusal_cliff.io import (
     remove_quietly,
     remove_stale,
     sha256_file,
-    storage_error,
     storage_errors,
     sync_folder,
     write_json,
@@ -41,14 +40,7 @@ MANIFEST = "manifest.json"
 JOURNAL_PREFIX = ".journal-"
 
 _RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "trl",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "pyarrow",
+    *("torch", "transformers", "peft", "trl", "numpy", "scipy", "scikit-learn", "pyarrow"),
     "safetensors",
 )
 
@@ -124,10 +116,8 @@ class RunFolder:
     def temporary(self, stage: str) -> Iterator[Path]:
         """A fresh folder for a stage to write in, on the same disk; removed afterwards."""
         path = self.path / f"{TEMPORARY}{stage.replace('/', '-')}"
-        try:
+        with storage_errors(path):
             path.mkdir()
-        except OSError as error:
-            raise storage_error(path, error) from error
         try:
             yield path
         finally:
@@ -184,8 +174,17 @@ def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
     with locked(path):
         before = _read_manifest(path)
         _require_same_run(path, before, info)
-        manifest = _updated(before, info)
-        _remove_leftovers(path)
+        manifest = Manifest(
+            format=FORMAT,
+            package_version=__version__,
+            run=info,
+            versions=versions(),
+            platform=machine(),
+            stages=before.stages if before else {},
+        )
+        for folder in path.glob(f"{TEMPORARY}*"):  # what a killed run left, as below
+            remove_temporary(folder)
+        remove_stale(path)
         _write_manifest(path, manifest)
         yield RunFolder(path, manifest)
 
@@ -198,7 +197,11 @@ def _read_manifest(path: Path) -> Manifest | None:
     content = read_json(file)
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise _wrong_format(path, found)
+        raise RefusalCliffError(
+            f"{path} holds a run of format {found!r}; refusal-cliff {__version__} reads and writes "
+            f"format {FORMAT}. Choose another folder (--out DIR), or continue it with the version "
+            f"named as package_version in {file}; nothing in it was touched."
+        )
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
@@ -237,25 +240,6 @@ def _require_empty(path: Path) -> None:
         )
 
 
-def _wrong_format(path: Path, found: object) -> RefusalCliffError:
-    return RefusalCliffError(
-        f"{path} holds a run of format {found!r}; refusal-cliff {__version__} reads and writes "
-        f"format {FORMAT}. Choose another folder (--out DIR), or continue it with the version "
-        f"named as package_version in {path / MANIFEST}; nothing in it was touched."
-    )
-
-
-def _updated(before: Manifest | None, info: RunInfo) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        package_version=__version__,
-        run=info,
-        versions=versions(),
-        platform=machine(),
-        stages=before.stages if before else {},
-    )
-
-
 def versions() -> dict[str, str]:
     """Of the packages that results may depend on."""
     return {name: _version(name) for name in _RECORDED_PACKAGES}
@@ -276,13 +260,6 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Remove what a killed run left: temporary folders and unfinished manifests."""
-    for folder in path.glob(f"{TEMPORARY}*"):
-        remove_temporary(folder)
-    remove_stale(path)
 
 
 def _write_manifest(path: Path, manifest: Manifest) -> None:

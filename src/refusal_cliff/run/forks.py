@@ -78,8 +78,8 @@ class Fork:
         """Wait until some have something to say; of none, none has."""
         if not forks:
             return []
-        by_receiver = {fork._receiver: fork for fork in forks}
-        return [by_receiver[receiver] for receiver in wait(list(by_receiver))]  # type: ignore[index]
+        ready = wait([fork._receiver for fork in forks])
+        return [fork for fork in forks if fork._receiver in ready]
 
 
 def _died(code: int | None) -> RefusalCliffError:
@@ -92,9 +92,7 @@ def _died(code: int | None) -> RefusalCliffError:
 
 def _child(work: Work, sender: Connection, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the parent is interrupted, and stops its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told, and stops its children
     if os.getppid() != parent:  # it died before this child asked to die with it
         return
     try:

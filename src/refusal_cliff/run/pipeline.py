@@ -31,8 +31,6 @@ from refusal_cliff.run.forks import CAN_FORK, Fork, News
 
 PIPELINE_VERSION = 5
 """Meaning of the artefacts; raised when a stage computes something else from the same inputs."""
-
-
 _STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]*(/[a-z0-9][a-z0-9_-]*)*")
 
 
@@ -77,7 +75,7 @@ class Job:
     work: Path
     progress: Progress
     seconds: Mapping[str, float]
-    journal: Path | None = None
+    journal: Path
 
     def input(self, name: str) -> Path:
         """Path of a declared input."""
@@ -149,12 +147,7 @@ def run_pipeline(
 
 
 def stage_key(stage: Stage, input_hashes: Mapping[str, str]) -> str:
-    """SHA-256 over all that a stage's outputs depend on.
-
-    Args:
-        stage: The stage.
-        input_hashes: SHA-256 of each input file, by name.
-    """
+    """SHA-256 over all that a stage's outputs depend on, its inputs by their own hashes."""
     content = {
         "pipeline": PIPELINE_VERSION,
         "stage": stage.name,

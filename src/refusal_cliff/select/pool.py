@@ -165,16 +165,13 @@ def _refused(
 def _replace_candidates(out: Path, number: int, found: Sequence[Numbered]) -> None:
     """Write a shard of candidates; the scores of others are removed before it is."""
     path = shard_path(out, number)
-    if not _holds(path, found):
+    try:
+        same = path.is_file() and read_candidates(path) == list(found)
+    except (OSError, ValueError, KeyError, pa.ArrowException):
+        same = False
+    if not same:
         remove_quietly(scores_path(out, number))
         write_candidates(path, found)
-
-
-def _holds(path: Path, found: Sequence[Numbered]) -> bool:
-    try:
-        return path.is_file() and read_candidates(path) == list(found)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
-        return False
 
 
 def _drop_shards(out: Path, first: int) -> None:

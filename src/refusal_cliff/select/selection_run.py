@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -23,21 +23,13 @@ from refusal_cliff.data.rows import source_digest
 from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import (
-    atomic_path,
-    read_as,
-    read_rows_of_ours,
-    read_text,
-    sha256_file,
-    write_json,
-)
+from refusal_cliff.io import atomic_path, read_rows_of_ours, read_text, sha256_file, write_json
 from refusal_cliff.judges.choose import full_name
 from refusal_cliff.model.subject import Subject, load
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
 from refusal_cliff.probe.files import WEIGHTS, probes_of
 from refusal_cliff.progress import Watch, unwatched
 from refusal_cliff.select.pool import (
-    COUNTS,
     PoolCounts,
     left_out_path,
     read_candidates,
@@ -55,15 +47,11 @@ from refusal_cliff.select.shards import (
     tokens_spent,
     unscored_path,
 )
-from refusal_cliff.select.strategies import FRACTION, Candidate, Strategy, how_many, select
-from refusal_cliff.settings import Engine
+from refusal_cliff.select.strategies import Candidate, how_many, select
+from refusal_cliff.settings import Engine, Selecting
 from refusal_cliff.sharded import HERE, Rank, Work, claim_together, loading_here, run_shards
 
-SELECTED, REPORT, LEFT_OUT = (
-    "selected.jsonl",
-    "selection.json",
-    "left-out.jsonl",
-)
+SELECTED, REPORT, LEFT_OUT = "selected.jsonl", "selection.json", "left-out.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +67,6 @@ class Source:
     name: str
     evaluation: tuple[PromptFile, ...]
     reading: Reading = DEFAULT
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What to choose: ``n`` examples, or a ``fraction`` of those that have scores."""
-
-    strategy: Strategy = "cliff"
-    fraction: float = FRACTION
-    n: int | None = None
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +96,6 @@ def evaluation_of(probe: Path) -> tuple[PromptFile, ...]:
 def run_selection(
     plan: ScoringPlan,
     source: Source,
-    choice: Choice,
     *,
     engine: Engine = HERE,
     watch: Watch = unwatched,
@@ -126,9 +103,8 @@ def run_selection(
     """Read the data, score what is not scored yet, and choose.
 
     Args:
-        plan: How candidates are scored, and where.
+        plan: How candidates are scored, and where, and which are wanted.
         source: What they are.
-        choice: Which are wanted.
         engine: Where shards are scored.
         watch: Told what is done.
 
@@ -137,7 +113,8 @@ def run_selection(
 
     Raises:
         RefusalCliffError: There is nothing to check contamination against, the folder holds scores
-            made with other settings, or the data set cannot be read.
+            made with other settings, or the data set cannot be read; fewer examples have scores
+            than are wanted, or the strategy lacks what it needs.
     """
     rank, subject = Rank.here(), load(plan.model, loading_here(plan.loading, engine))
     digest = source_digest(source.name)
@@ -159,7 +136,7 @@ def run_selection(
         engine,
         lambda _: watch("shards scored", next(done), counts.shards),
     )
-    return choose(plan.out, choice) if rank.first else None
+    return _choose(plan.out, counts, plan.selecting) if rank.first else None
 
 
 def _read(
@@ -214,8 +191,8 @@ def _described(
         "source": source.name,
         **source.reading.by_default("harmful").described(),
         "evaluation": sorted(map(_content, source.evaluation)),
-        "thinking": "own" if plan.own_thinking else "data",
-        "target": "own" if plan.own_target else "data",
+        "thinking": plan.selecting.thinking,
+        "target": plan.selecting.target,
         "generation": plan.generation.decoding() if plan.own_thinking else None,
         "judge": full_name(plan.judge) if plan.own_thinking else None,
         "shard_size": engine.shard_size,
@@ -223,22 +200,8 @@ def _described(
     }
 
 
-def _counted(out: Path) -> PoolCounts:
-    if not (out / COUNTS).is_file():
-        raise RefusalCliffError(
-            f"{out} holds no {COUNTS}: the data set was not read to its end. Run select again."
-        )
-    return read_as(out / COUNTS, PoolCounts)
-
-
-def choose(out: Path, choice: Choice) -> Selected:
-    """Choose from the scores of a folder, and write the rows and the report.
-
-    Raises:
-        RefusalCliffError: Fewer examples have scores than are wanted, or the strategy lacks what it
-            needs.
-    """
-    counts = _counted(out)
+def _choose(out: Path, counts: PoolCounts, choice: Selecting) -> Selected:
+    """Choose from the scores of a folder, and write the rows and the report."""
     pool = scored_candidates(out, counts.shards, states=choice.strategy == "diverse")
     n = how_many(len(pool), choice.fraction) if choice.n is None else choice.n
     left_out = _write_left_out(out, counts.shards)
@@ -264,21 +227,13 @@ def _write_selected(out: Path, shards: int, chosen: Sequence[Candidate]) -> None
     wanted = {int(candidate.id): candidate for candidate in chosen}
     rows: dict[int, dict[str, Any]] = {}
     for number in range(shards):
-        rows.update(_training_rows(out, number, wanted))
+        words = own_words(scores_path(out, number), set(wanted))
+        for row, example in read_candidates(shard_path(out, number)) if words else ():
+            if row in words:
+                rows[row] = _training_row(row, example, *words[row], wanted[row])
     with atomic_path(out / SELECTED) as temporary, temporary.open("w", encoding="utf-8") as file:
         for candidate in chosen:
             file.write(json.dumps(rows[int(candidate.id)], ensure_ascii=False) + "\n")
-
-
-def _training_rows(
-    out: Path, number: int, wanted: dict[int, Candidate]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    words = own_words(scores_path(out, number), set(wanted))
-    if not words:
-        return
-    for row, example in read_candidates(shard_path(out, number)):
-        if row in words:
-            yield row, _training_row(row, example, *words[row], wanted[row])
 
 
 def _training_row(
@@ -308,7 +263,7 @@ def _training_row(
 def _report(
     out: Path,
     counts: PoolCounts,
-    choice: Choice,
+    choice: Selecting,
     pool: Sequence[Candidate],
     chosen: Sequence[Candidate],
     done: Selected,

@@ -30,34 +30,27 @@ from refusal_cliff.select.candidates import measure
 from refusal_cliff.select.pool import Numbered, read_candidates, scores_path, shard_path
 from refusal_cliff.select.strategies import Candidate
 from refusal_cliff.select.targets import own_refusals
-from refusal_cliff.settings import BY_RULES, GenerationConfig, JudgeSettings, Loading
+from refusal_cliff.settings import BY_RULES, GenerationConfig, JudgeSettings, Loading, Selecting
 from refusal_cliff.tables import read_parquet, write_parquet
 from refusal_cliff.thinking import Spans, render_prompt, tokenise_trace
 
 TOO_LONG = "longer than the context"
 NEVER_CLOSED = "its own thinking never closed"
+_SCORES = ("plateau", "final", "plateau_logit", "final_logit")
 _COLUMNS = (
     ("row", pa.int64()),
     ("category", pa.string()),
     ("tokens", pa.int32()),
     ("written", pa.int32()),
     ("answer", pa.int32()),
-    *((name, pa.float64()) for name in ("plateau", "final", "plateau_logit", "final_logit")),
+    *((name, pa.float64()) for name in _SCORES),
     ("verdict", pa.string()),
     ("refusal_words", pa.bool_()),
     ("state", pa.list_(pa.float32())),
     ("thinking", pa.string()),
     ("response", pa.string()),
 )
-_OF_CANDIDATE = (
-    "category",
-    "tokens",
-    "plateau",
-    "final",
-    "plateau_logit",
-    "final_logit",
-    "verdict",
-)
+_OF_CANDIDATE = ("category", "tokens", *_SCORES, "verdict")
 _NARROW = ("row", *_OF_CANDIDATE, "refusal_words")
 
 
@@ -69,9 +62,8 @@ class ScoringPlan:
         model: See `load_subject`.
         probe: Folder of the probe.
         out: Folder of the selection.
-        own_thinking: Score what the model itself thinks, instead of the thinking of the data.
-        own_target: Train on refusals in the model's own words, see `own_refusals`, instead of the
-            answers of the data; needs ``own_thinking``.
+        selecting: Whose thinking is scored and whose answers are trained on, see `own_refusals`;
+            and which candidates are chosen then.
         generation: How the model writes.
         loading: How it is loaded.
         judge: Who says what the model's own answers do.
@@ -80,10 +72,9 @@ class ScoringPlan:
     model: str
     probe: Path
     out: Path
-    own_thinking: bool
+    selecting: Selecting = Selecting()
     generation: GenerationConfig = GenerationConfig()
     loading: Loading = Loading()
-    own_target: bool = False
     judge: JudgeSettings = BY_RULES
 
     def __post_init__(self) -> None:
@@ -93,9 +84,15 @@ class ScoringPlan:
                 "with --target own."
             )
 
-    def subject(self) -> Subject:
-        """Load the model."""
-        return load(self.model, self.loading)
+    @property
+    def own_thinking(self) -> bool:
+        """Whether what the model itself thinks is scored, and not the thinking of the data."""
+        return self.selecting.thinking == "own"
+
+    @property
+    def own_target(self) -> bool:
+        """Whether refusals in the model's own words are trained on, and not the data's answers."""
+        return self.selecting.target == "own"
 
 
 class ShardScorer:
@@ -108,62 +105,42 @@ class ShardScorer:
 
     def __init__(self, plan: ScoringPlan, subject: Subject | None = None) -> None:
         self._plan = plan
-        self._subject = subject or plan.subject()
+        self._subject = subject or load(plan.model, plan.loading)
         probes = probes_of(plan.probe, self._subject)
         self._probes: ProbeSet = replace(probes, probes=(probes.chosen,))
         self._judge = judge_of(plan.judge) if plan.own_thinking else RulesJudge()
 
     def __call__(self, number: int) -> None:
         """Score one shard and write it; the scores come last, so that they vouch for the rest."""
-        rows = read_candidates(shard_path(self._plan.out, number))
-        taken, left_out = self._traces(rows)
-        targets = self._targets([trace for _, trace in taken])
-        if self._plan.own_target:
-            left_out += [
-                _no_target(row, trace)
-                for (row, trace), target in zip(taken, targets, strict=True)
-                if not target
-            ]
-            taken = [pair for pair, target in zip(taken, targets, strict=True) if target]
-            targets = [target for target in targets if target]
-        traces = [trace for _, trace in taken]
-        measured = measure(self._subject, self._probes, traces)
-        left_out.sort(key=lambda why: why.row or 0)
-        write_json_lines(unscored_path(self._plan.out, number), map(asdict, left_out))
-        found = [
-            _row(row, trace, candidate, target, self._plan)
-            for (row, trace), candidate, target in zip(taken, measured, targets, strict=True)
-        ]
-        table = pa.Table.from_pylist(found, schema=pa.schema(_COLUMNS))
-        write_parquet(scores_path(self._plan.out, number), table)
-
-    def _traces(self, rows: Sequence[Numbered]) -> tuple[list[tuple[int, Trace]], list[LeftOut]]:
-        """What is to be scored, and which rows cannot be."""
-        made = self._written(rows) if self._plan.own_thinking else self._given(rows)
-        rows_taken = [number for number, found in made if isinstance(found, Trace)]
-        traces = [found for _, found in made if isinstance(found, Trace)]
-        if self._plan.own_thinking:
+        plan = self._plan
+        rows = read_candidates(shard_path(plan.out, number))
+        made = self._written(rows) if plan.own_thinking else [self._tokenised(*row) for row in rows]
+        left_out = [one for one in made if isinstance(one, LeftOut)]
+        numbers = [row for (row, _), one in zip(rows, made, strict=True) if isinstance(one, Trace)]
+        traces = [one for one in made if isinstance(one, Trace)]
+        if plan.own_thinking:
             traces = judge_traces(traces, self._judge)
-        left_out = [found for _, found in made if isinstance(found, LeftOut)]
-        return list(zip(rows_taken, traces, strict=True)), left_out
+        taken = list(zip(numbers, traces, self._targets(traces), strict=True))
+        if plan.own_target:
+            left_out += [_no_target(row, trace) for row, trace, target in taken if not target]
+            taken = [one for one in taken if one[2]]
+        measured = measure(self._subject, self._probes, [trace for _, trace, _ in taken])
+        left_out.sort(key=lambda why: why.row or 0)
+        write_json_lines(unscored_path(plan.out, number), map(asdict, left_out))
+        found = [_row(*one, scores, plan) for one, scores in zip(taken, measured, strict=True)]
+        table = pa.Table.from_pylist(found, schema=pa.schema(_COLUMNS))
+        write_parquet(scores_path(plan.out, number), table)
 
     def _targets(self, traces: Sequence[Trace]) -> list[Trace | None]:
         """What is trained on: its own answer where it refuses, or a refusal from its plateau."""
         if not self._plan.own_target:
             return [trace if self._plan.own_thinking else None for trace in traces]
         complied = [trace for trace in traces if trace.verdict != "refused"]
-        made = iter(
-            own_refusals(
-                self._subject,
-                self._probes,
-                complied,
-                self._plan.generation.max_new_tokens,
-                self._judge,
-            )
-        )
+        most = self._plan.generation.max_new_tokens
+        made = iter(own_refusals(self._subject, self._probes, complied, most, self._judge))
         return [trace if trace.verdict == "refused" else next(made) for trace in traces]
 
-    def _written(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
+    def _written(self, rows: Sequence[Numbered]) -> list[Trace | LeftOut]:
         """What the model itself thinks and answers."""
         context = self._subject.context
         room = math.inf if context is None else context
@@ -171,7 +148,7 @@ class ShardScorer:
         asked = [e.prompt for (_, e), fit in zip(rows, fits, strict=True) if fit]
         made = iter(generate(self._subject, asked, self._plan.generation) if asked else [])
         return [
-            (n, self._usable(n, next(made)) if fit else _too_long(n, e, "its prompt"))
+            self._usable(n, next(made)) if fit else _too_long(n, e, "its prompt")
             for (n, e), fit in zip(rows, fits, strict=True)
         ]
 
@@ -184,11 +161,8 @@ class ShardScorer:
             return LeftOut(identity, row, "no thinking", "the model answered at once")
         return trace
 
-    def _given(self, rows: Sequence[Numbered]) -> list[tuple[int, Trace | LeftOut]]:
-        """The thinking and answer of the data, as the model would have written them."""
-        return [(number, self._tokenised(number, example)) for number, example in rows]
-
     def _tokenised(self, row: int, example: SafetyExample) -> Trace | LeftOut:
+        """The thinking and answer of the data, as the model would have written them."""
         subject, identity = self._subject, example.prompt.id
         try:
             ids, spans = tokenise_trace(
@@ -235,7 +209,7 @@ def _no_target(row: int, trace: Trace) -> LeftOut:
 
 
 def _row(
-    row: int, trace: Trace, candidate: Candidate, target: Trace | None, plan: ScoringPlan
+    row: int, trace: Trace, target: Trace | None, candidate: Candidate, plan: ScoringPlan
 ) -> dict[str, Any]:
     own = plan.own_thinking
     spans = trace.spans or Spans(0, 0, 0, 0)
@@ -252,13 +226,7 @@ def _row(
 
 
 def scored_candidates(out: Path, shards: int, *, states: bool = False) -> list[Candidate]:
-    """All scored candidates of a folder, their row numbers as ids.
-
-    Args:
-        out: Folder of the selection.
-        shards: How many it has.
-        states: Read the model's states too, 256 bytes a row.
-    """
+    """All scored candidates of a folder, row numbers as ids; with ``states``, 256 bytes more each."""
     found: list[Candidate] = []
     for number in range(shards):
         names = [*_NARROW, "state"] if states else list(_NARROW)

@@ -9,18 +9,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from refusal_cliff.data.types import Verdict, complies
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.settings import STRATEGIES, Strategy
 
-Strategy = Literal[
-    "cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"
-]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 COMPARED: tuple[Strategy, ...] = ("cliff", "random", "full")
 """Those that the demo compares; the laboratory compares all."""
 FRACTION = 0.017
@@ -36,7 +33,6 @@ REFUSAL_WORDS = (
     *("decline", "refuse", "must not", "as an ai", "i'm not"),
     *("illegal", "unethical", "inappropriate", "harmful"),
 )
-Order: TypeAlias = list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +197,7 @@ def _over_categories(shortlist: Sequence[Candidate], n: int) -> list[Candidate]:
     return [shortlist[place] for _, place in sorted(turns)[:n]]
 
 
-def _over_states(shortlist: Sequence[Candidate], n: int) -> Order:
+def _over_states(shortlist: Sequence[Candidate], n: int) -> list[int]:
     """Farthest points first, from the largest cliff on (Gonzalez 1985)."""
     states = np.stack([c.state for c in shortlist if c.state is not None]).astype(np.float64)
     chosen = [0]

@@ -5,8 +5,15 @@ their help (`commands.grouped`), the file of ``--config`` and what a run folder 
 default is therefore the same object everywhere.
 """
 
-from refusal_cliff.settings.declare import setting
-from refusal_cliff.settings.model import DTYPES, PLAIN, Chat, GenerationConfig, Loading, Writing
+from refusal_cliff.settings.model import (
+    DTYPES,
+    PLAIN,
+    Chat,
+    GenerationConfig,
+    Loading,
+    Writing,
+    setting,
+)
 from refusal_cliff.settings.work import (
     BY_RULES,
     JUDGES,
@@ -20,6 +27,7 @@ from refusal_cliff.settings.work import (
     RowSettings,
     Selecting,
     Server,
+    Strategy,
 )
 
 __all__ = [
@@ -40,6 +48,7 @@ __all__ = [
     "RowSettings",
     "Selecting",
     "Server",
+    "Strategy",
     "Writing",
     "setting",
 ]

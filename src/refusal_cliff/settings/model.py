@@ -1,4 +1,4 @@
-"""How a model is loaded, prompted and written with."""
+"""How a setting is declared; and how a model is loaded, prompted and written with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,21 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.settings.declare import setting
 from refusal_cliff.user_text import Value, chat_argument, device
+
+
+def setting(default: Any, help: str, **option: Any) -> Any:
+    """A field of a class of settings: its default, and how its option is shown.
+
+    Args:
+        default: The value where a user says nothing.
+        help: What it means, as ``--help`` says it.
+        option: ``flag`` where the option is not called as the field; ``choices`` of a word,
+            ``positive`` of a number, or ``check``, a function that refuses a wrong text; and what
+            `typer.Option` takes besides.
+    """
+    return field(default=default, metadata={"help": help, **option})
+
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

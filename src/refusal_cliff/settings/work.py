@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.settings.declare import setting
+from refusal_cliff.settings.model import setting
 from refusal_cliff.user_text import (
     address,
     column_of,
@@ -17,6 +17,10 @@ from refusal_cliff.user_text import (
 )
 
 Method = Literal["lora", "full"]
+Strategy = Literal[
+    "cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"
+]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
 KNOWS_HARM = {
     "rules": False,
@@ -236,14 +240,9 @@ class RowSettings:
     )
 
 
-STRATEGIES = (
-    *("cliff", "final", "gated", "diverse", "rule", "judge", "longest", "random", "full"),
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Selecting:
-    """Which examples are chosen, and how they are scored."""
+    """Which examples are chosen, and how they are scored; ``seed`` is of whatever is drawn."""
 
     PANEL: ClassVar[str] = "Which examples are chosen"
 
@@ -251,7 +250,7 @@ class Selecting:
         0.017, "Share of the scored examples to choose.", min=0, max=1, positive=True
     )
     n: int | None = setting(None, "Number of examples to choose, instead of --fraction.", min=1)
-    strategy: str = setting(
+    strategy: Strategy = setting(
         "cliff",
         "cliff, final, gated, diverse, rule, judge, longest, random or full.",
         choices=STRATEGIES,
@@ -267,3 +266,4 @@ class Selecting:
         "its thinking is closed at the plateau.",
         choices=("own", "data"),
     )
+    seed: int = 0

@@ -40,7 +40,7 @@ from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.progress import More
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.elsewhere import Adapters, require_all, served
-from refusal_cliff.stages.study import Study, answers_kept, counter
+from refusal_cliff.stages.study import Study, counter
 
 ADAPTERS = "adapters"
 """The folder of adapters among ``folders.DESCRIPTIONS``."""
@@ -128,10 +128,9 @@ class Answers:
                 sets.setdefault(tuple(sorted(out)), []).append(row)
         folders = [written_adapter(study.subject, out, adapters.folder) for out in sets]
         told = counter(self.job.progress, sum(map(len, sets.values()))) or (lambda _: None)
-        with answers_kept(self.job) as journal:
-            said = {} if journal is None else dict(journal.rows)
+        with Journal(self.job.journal) as journal:
             for (out, some), folder in zip(sets.items(), folders, strict=True):
-                one = _OnServer(adapters, study, out, folder, self.before, journal, said)
+                one = _OnServer(adapters, study, out, folder, self.before, journal)
                 answered = asked(one, some, told)
                 judged = judge_traces([*answered.values()], study.judge, journal)
                 found |= dict(zip(answered, judged, strict=True))
@@ -158,8 +157,7 @@ class _OnServer:
         heads: The set.
         folder: Its adapter.
         before: Traces of which some are asked for the check.
-        journal: Keeps what the server wrote; ``None`` keeps nothing.
-        said: What it wrote so far, by its name in the journal.
+        journal: Keeps what the server wrote.
     """
 
     adapters: Adapters
@@ -167,8 +165,7 @@ class _OnServer:
     heads: tuple[Head, ...]
     folder: Path
     before: Sequence[Trace]
-    journal: Journal | None
-    said: dict[str, dict[str, Any]]
+    journal: Journal
 
     @property
     def name(self) -> str:
@@ -187,7 +184,7 @@ class _OnServer:
     def again(self, traces: Sequence[Trace], told: More) -> list[Trace]:
         """Unjudged beginnings of answers after thoughts that are kept."""
         begun = {trace.prompt.id: _begun(trace) for trace in traces}
-        missing = {id_: ids for id_, ids in begun.items() if self._key(id_) not in self.said}
+        missing = {id_: ids for id_, ids in begun.items() if not self._knows(id_)}
         if missing:
             with self._ready():
                 require_all(self._continue(missing, told), len(traces))
@@ -196,7 +193,7 @@ class _OnServer:
     def _answered(self, trace: Trace) -> Trace:
         subject, most = self.study.subject, self.study.generation.max_new_tokens
         room = most - len(until_answer(subject, trace))
-        written = self.said[self._key(trace.prompt.id)]["written"]
+        written = self._said(trace.prompt.id)["written"]
         return beginning(subject, answered_with(subject, trace, written[:room]))
 
     def _continue(self, begun: Mapping[str, Sequence[int]], told: More) -> list[LeftOut]:
@@ -206,7 +203,7 @@ class _OnServer:
             if isinstance(written, LeftOut):
                 failed.append(written)
             else:
-                self._add({"id": self._key(name), "written": written})
+                self._keep(name, written=written)
             told(1)
 
         self._backend(max_new_tokens=ANSWER_TOKENS).continued(begun, finished)
@@ -217,16 +214,15 @@ class _OnServer:
         """Have the adapter loaded, and compared once with the model here, while the block runs."""
         server, rank = self.adapters.server, int(read_json(self.folder / ADAPTER_CONFIG)["r"])
         with server.loaded(self.name, self.folder.resolve(), rank):
-            if self._key(_CHECK) not in self.said:
-                self._add({"id": self._key(_CHECK), **asdict(self._compared())})
+            if not self._knows(_CHECK):
+                self._keep(_CHECK, **asdict(self._compared()))
             self.check.require(self.name, self.heads, server.config.base_url)
             yield
 
     @property
     def check(self) -> Agreement:
         """How it compared with the model here."""
-        row = self.said[self._key(_CHECK)]
-        return Agreement(**{name: value for name, value in row.items() if name != "id"})
+        return Agreement(**self._said(_CHECK))
 
     def _compared(self) -> Agreement:
         """Greedy beginnings of answers, and the model here with the heads out."""
@@ -246,10 +242,15 @@ class _OnServer:
     def _key(self, name: str) -> str:
         return f"{self.name} again {name}"
 
-    def _add(self, row: dict[str, Any]) -> None:
-        self.said[row["id"]] = row
-        if self.journal is not None:
-            self.journal.add(row)
+    def _knows(self, name: str) -> bool:
+        return self._key(name) in self.journal.rows
+
+    def _said(self, name: str) -> dict[str, Any]:
+        row = self.journal.rows[self._key(name)]
+        return {key: value for key, value in row.items() if key != "id"}
+
+    def _keep(self, name: str, **said: Any) -> None:
+        self.journal.add({"id": self._key(name), **said})
 
 
 def adapter_name(subject: Subject, heads: Collection[Head]) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
-from refusal_cliff.answers.evaluate import Text, answered_texts, example_text
+from refusal_cliff.answers.evaluate import answered_texts, example_text
 from refusal_cliff.cliff.scores import score_traces, write_scores
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import closed, write_traces
-from refusal_cliff.data.types import LABELS, Prompt, Trace
+from refusal_cliff.data.types import LABELS, Prompt
 from refusal_cliff.heads.find import (
     CANDIDATES,
     DECIDING,
@@ -34,7 +35,7 @@ from refusal_cliff.heads.table import (
 from refusal_cliff.heads.trials import Trial, control_trials, dose_trials, take_out
 from refusal_cliff.io import read_as, write_as
 from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.model.subject import Head
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.ablated import Answers, written_of
@@ -86,13 +87,8 @@ class AblationPlan:
     ) -> list[Trial]:
         """All that is tried; the heads found, on all prompts, first.
 
-        Args:
-            rows: All heads.
-            found: The heads found.
-            joint: Heads in the order in which joint selection added them.
-            prompts: The test prompts.
-            seed: Seed of the draws of control sets.
-            everywhere: Whether doses have the heads out while kept thoughts are read, too.
+        ``joint`` is in the order in which joint selection added the heads; with ``everywhere``
+        doses have the heads out while kept thoughts are read, too.
         """
         harmful, benign = (each_once(prompts, label) for label in LABELS)
         some = [*harmful[: self.dose_prompts], *benign[: self.dose_benign]]
@@ -107,25 +103,19 @@ class AblationPlan:
 
 def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
     """The stages that find heads and take them out."""
-    config = {
-        **asdict(plan),
-        "spared": [str(head) for head in plan.spared],
-        "unjudged": "attacks",  # runs that do not say it counted them as none
-        "definitions": asdict(study.definitions),
-    }
     return [
         study.stage(
             "heads",
             (FIT, *PROBES),
             (HEADS,),
-            lambda job: _heads(study, plan, job),
+            partial(_heads, study, plan),
             {"traces": plan.traces},
         ),
         study.stage(
             "joint",
             (FIT, TEST, HEADS, *PROBES),
             ("joint.json",),
-            lambda job: _joint(study, plan, job),
+            partial(_joint, study, plan),
             {
                 "traces": plan.traces,
                 "fractions": plan.fractions,
@@ -139,8 +129,15 @@ def intervene_stages(study: Study, plan: AblationPlan) -> list[Stage]:
             "ablate",
             (TEST, HEADS, "joint.json", *PROBES),
             ("ablated.parquet", "scores-ablated.parquet", ABLATION),
-            lambda job: _ablate(study, plan, job),
-            {**config, **study.verdicts, **study.elsewhere.ablating()},
+            partial(_ablate, study, plan),
+            {
+                **asdict(plan),
+                "spared": [str(head) for head in plan.spared],
+                "unjudged": "attacks",  # runs that do not say it counted them as none
+                "definitions": asdict(study.definitions),
+                **study.verdicts,
+                **study.elsewhere.ablating(),
+            },
             shared=() if plan.reference is None else (plan.reference,),
         ),
     ]
@@ -189,6 +186,11 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     found = taken_out(rows, searched.chosen, proven=study.definitions.proven)
     renormalised = study.definitions.renormalised
     answers = Answers(study, job, rows, before)
+    if plan.reference is None:
+        texts = answered_texts(before)
+    else:
+        examples = read_examples(job.input(plan.reference))
+        texts = [example_text(study.subject, example) for example in examples]
     ablation = take_out(
         study.subject,
         plan.trials(
@@ -201,7 +203,7 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
         ),
         before,
         answers,
-        _texts(study.subject, plan, before, job),
+        texts,
         renormalised=renormalised,
         progress=job.progress,
     )
@@ -226,10 +228,3 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     for name, share in (("before", result.before.attacks), ("after", result.attacks_after)):
         headline |= {} if share.value is None else {f"asr {name}": share.value}
     return headline
-
-
-def _texts(subject: Subject, plan: AblationPlan, before: Sequence[Trace], job: Job) -> list[Text]:
-    """Benign texts for perplexity: reference examples, or what the model answered before."""
-    if plan.reference is None:
-        return answered_texts(before)
-    return [example_text(subject, example) for example in read_examples(job.input(plan.reference))]

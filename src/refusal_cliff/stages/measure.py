@@ -11,6 +11,7 @@ from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.measure import measure_cliff, write_measured
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.controls.second_reading import second_readings
+from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import closed, read_prompts, read_traces, write_traces
 from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.heads.at_tokens import (
@@ -26,7 +27,7 @@ from refusal_cliff.heads.at_tokens import (
 from refusal_cliff.io import write_as, write_json
 from refusal_cliff.judges import judge_traces
 from refusal_cliff.probe.files import write_probes
-from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.traces import fit_by_rules
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
@@ -40,20 +41,13 @@ from refusal_cliff.stages.study import (
     TEST,
     TEST_PROMPTS,
     Study,
-    answers_kept,
     counter,
     told_rates,
 )
 
 
 def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
-    """The stages that measure one model.
-
-    Args:
-        study: The model.
-        first: Prompts of each label and part that are asked before it is seen whether more are
-            needed; ``None`` asks them all.
-    """
+    """The stages that measure one model; ``first`` as in `ask`, for each part."""
     made = [f"generated-{part}.parquet" for part in PARTS]
     return [
         study.stage(
@@ -68,25 +62,21 @@ def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
             shared=(FIT_PROMPTS, TEST_PROMPTS),
         ),
         study.stage(
-            "judge",
-            made,
-            (FIT, TEST, "rates.json"),
-            lambda job: _judge(study, job),
-            study.verdicts,
+            "judge", made, (FIT, TEST, "rates.json"), partial(_judge, study), study.verdicts
         ),
         study.stage(
             "probe",
             (FIT,),
             (*PROBES, "probe-rules.json"),
-            lambda job: _probe(study, job),
+            partial(_probe, study),
             {"read_point": study.read_point},
         ),
-        study.stage("trace", (TEST, *PROBES), ("scores.parquet",), lambda job: _trace(study, job)),
+        study.stage("trace", (TEST, *PROBES), ("scores.parquet",), partial(_trace, study)),
         study.stage(
             "cliff",
             ("scores.parquet", *PROBES),
             ("cliff.parquet", "cliff.json"),
-            lambda job: _cliff(study, job),
+            partial(_cliff, study),
             {"pool": study.definitions.pool},
         ),
     ]
@@ -98,7 +88,7 @@ def _generate(study: Study, job: Job, first: int | None) -> Headline:
     begun: dict[str, int] = dict.fromkeys(PARTS, 0)
     count = counter(job.progress, lambda: sum(map(max, least, begun.values())))
     headline: dict[str, int] = dict.fromkeys(("traces", "tokens"), 0)
-    with answers_kept(job) as journal:
+    with Journal(job.journal) as journal:
 
         def write(part: str, more: Sequence[Prompt]) -> list[Trace]:
             begun[part] += len(more)
@@ -120,7 +110,7 @@ def _generate(study: Study, job: Job, first: int | None) -> Headline:
 
 def _judge(study: Study, job: Job) -> Headline:
     judged: list[Trace] = []
-    with answers_kept(job) as journal:
+    with Journal(job.journal) as journal:
         for part in PARTS:
             traces = read_traces(study.input(job, f"generated-{part}.parquet"))
             judged = judge_traces(traces, study.judge, journal)
@@ -143,13 +133,10 @@ def _probe(study: Study, job: Job) -> Headline:
     write_probes(weights, description, main)
     write_json(
         study.output(job, "probe-rules.json"),
-        {_name(probes): _quality(probes, main.row) for probes in fitted},
+        {_name(probes): _quality(probes.probes[main.row]) for probes in fitted},
     )
-    return {
-        "layer": main.layer,
-        "auroc": main.chosen.quality.auroc,
-        "p": main.chosen.permutation_p,
-    }
+    best = main.chosen
+    return {"layer": main.layer, "auroc": best.quality.auroc, "p": best.permutation_p}
 
 
 def _name(probes: ProbeSet) -> str:
@@ -158,8 +145,7 @@ def _name(probes: ProbeSet) -> str:
     return f"{probes.label_rule} ({probes.estimator})"
 
 
-def _quality(probes: ProbeSet, row: int) -> dict[str, object]:
-    probe = probes.probes[row]
+def _quality(probe: Probe) -> dict[str, object]:
     return {
         **asdict(probe.quality),
         "shuffled_auroc": probe.shuffled_auroc,
@@ -169,53 +155,37 @@ def _quality(probes: ProbeSet, row: int) -> dict[str, object]:
 
 def _trace(study: Study, job: Job) -> Headline:
     traces = closed(study.traces(job, "test"))
-    probes = study.probes(job)
-    scores = score_traces(study.subject, traces, probes, job.progress)
+    scores = score_traces(study.subject, traces, study.probes(job), job.progress)
     write_scores(study.output(job, "scores.parquet"), scores)
     return {"traces": len(scores), "scores": sum(row.logits.size for row in scores)}
 
 
 def coherence_stage(study: Study) -> Stage:
     """Whether the thoughts are about the requests: ``coherence.json``."""
-    return study.stage(
-        "coherence",
-        (TEST,),
-        ("coherence.json",),
-        lambda job: _coherence(study, job),
-    )
 
+    def run(job: Job) -> Headline:
+        found = coherence(study.subject, study.traces(job, "test"))
+        write_as(study.output(job, "coherence.json"), found)
+        return {"alarm": found.alarm}
 
-def _coherence(study: Study, job: Job) -> Headline:
-    traces = study.traces(job, "test")
-    found = coherence(study.subject, traces)
-    write_as(study.output(job, "coherence.json"), found)
-    return {"alarm": found.alarm}
+    return study.stage("coherence", (TEST,), ("coherence.json",), run)
 
 
 def second_reading_stage(study: Study) -> Stage:
     """The verdict under other readings, and with the probe fitted again: ``readings.json``."""
-    return study.stage(
-        "readings",
-        (FIT, TEST, *PROBES),
-        ("readings.json",),
-        lambda job: _second_readings(study, job),
-        {"read_point": study.read_point, "pool": study.definitions.pool},
-    )
+    pool = study.definitions.pool
 
+    def run(job: Job) -> Headline:
+        fit, test = (closed(study.traces(job, part)) for part in PARTS)
+        probes, seed, told = study.probes(job), study.seed, job.progress
+        found = second_readings(
+            study.subject, fit, test, probes, pool=pool, seed=seed, progress=told
+        )
+        write_as(study.output(job, "readings.json"), found)
+        return {name: reading.verdict for name, reading in found.readings.items()}
 
-def _second_readings(study: Study, job: Job) -> Headline:
-    fit, test = (closed(study.traces(job, part)) for part in PARTS)
-    found = second_readings(
-        study.subject,
-        fit,
-        test,
-        study.probes(job),
-        pool=study.definitions.pool,
-        seed=study.seed,
-        progress=job.progress,
-    )
-    write_as(study.output(job, "readings.json"), found)
-    return {name: reading.verdict for name, reading in found.readings.items()}
+    config = {"read_point": study.read_point, "pool": pool}
+    return study.stage("readings", (FIT, TEST, *PROBES), ("readings.json",), run, config)
 
 
 def _cliff(study: Study, job: Job) -> Headline:
@@ -226,12 +196,7 @@ def _cliff(study: Study, job: Job) -> Headline:
     )
     found = measured.found
     write_measured(study.output(job, "cliff.parquet"), study.output(job, "cliff.json"), measured)
-    return {
-        "plateau": found.plateau,
-        "final": found.final,
-        "cliff": found.cliff,
-        "verdict": found.verdict,
-    }
+    return {name: getattr(found, name) for name in ("plateau", "final", "cliff", "verdict")}
 
 
 TOKENS = "tokens.parquet"
@@ -243,18 +208,14 @@ def tokens_stage(study: Study) -> Stage:
         "tokens",
         (TEST, "ablated.parquet", HEADS, ABLATION, *PROBES),
         (TOKENS,),
-        lambda job: _tokens(study, job),
+        partial(_tokens, study),
         {"shown": SHOWN},
     )
 
 
 def _tokens(study: Study, job: Job) -> Headline:
-    before, after = (
-        read_traces(study.input(job, name)) for name in ("traces-test.parquet", "ablated.parquet")
-    )
-    found = study.taken_out(job)
-    rows = study.heads(job)
-    heads = told_heads(rows, found)
+    before, after = (read_traces(study.input(job, name)) for name in (TEST, "ablated.parquet"))
+    heads = told_heads(study.heads(job), study.taken_out(job))
     probe = study.probes(job).chosen
     values = head_contributions(study.subject, before, probe, heads, job.progress)
     pieces = Pieces(study.subject.tokenizer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 
 from refusal_cliff.answers.evaluate import answered_texts, perplexity, rates
 from refusal_cliff.cliff.curves import cliffs_of, read_cliffs, write_cliffs
@@ -18,7 +18,6 @@ from refusal_cliff.data.traces import (
 )
 from refusal_cliff.data.types import complies
 from refusal_cliff.io import read_as, write_as, write_json
-from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.repair.proof import Measured, prove
 from refusal_cliff.repair.training import load_repaired, repair
@@ -35,18 +34,13 @@ _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
 
 def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
-    """The stages that choose examples and train on them, one repair a strategy.
-
-    Args:
-        study: The model.
-        config: Budget and mix, the same for every strategy.
-    """
+    """The stages that choose examples and train on them, one repair of one budget a strategy."""
     stages = [
         study.stage(
             "select",
             PROBES,
             ("pool.parquet", "selection.json"),
-            lambda job: _select(study, job),
+            partial(_select, study),
             {"fraction": FRACTION, **study.verdicts},
             shared=(POOL, TEST_PROMPTS),
         )
@@ -58,7 +52,7 @@ def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
                 folder,
                 ("selection.json",),
                 [*(f"{folder}/{f}" for f in _ADAPTER), f"{folder}/traces.parquet"],
-                lambda job, strategy=strategy: _repair(study, config, strategy, job),
+                partial(_repair, study, config, strategy),
                 {**config.decides(), **study.verdicts},
                 shared=(POOL, BENIGN, TEST_PROMPTS),
             )
@@ -121,29 +115,21 @@ def proof_stages(before: Study, after: Study, probes: ProbeSet) -> list[Stage]:
     """
     read = {"biases": [probe.bias for probe in probes.probes], "layer": probes.layer}
     traces = before.path("traces.parquet")
+
+    def measured(study: Study, reference: str | None, *shared: str) -> Stage:
+        config = {**read, **study.verdicts}
+        run = partial(_measure, study, probes, reference)
+        return study.stage("measure", (), _FILES, run, config, shared=shared)
+
     return [
-        before.stage(
-            "measure",
-            (),
-            _FILES,
-            lambda job: _measure(before, before.subject, probes, None, job),
-            {**read, **before.verdicts},
-            shared=(TEST_PROMPTS,),
-        ),
-        after.stage(
-            "measure",
-            (),
-            _FILES,
-            lambda job: _measure(after, after.subject, probes, job.input(traces), job),
-            {**read, **after.verdicts},
-            shared=(TEST_PROMPTS, traces),
-        ),
+        measured(before, None, TEST_PROMPTS),
+        measured(after, traces, TEST_PROMPTS, traces),
         Stage(
             "proof",
             tuple(study.path(file) for study in (before, after) for file in _FILES),
             (PROOF,),
             before.verdicts,
-            lambda job: _prove(before, after, job),
+            partial(_prove, before, after),
         ),
     ]
 
@@ -156,14 +142,13 @@ class Perplexity:
     texts: int
 
 
-def _measure(
-    study: Study, subject: Subject, probes: ProbeSet, reference: Path | None, job: Job
-) -> Headline:
+def _measure(study: Study, probes: ProbeSet, reference: str | None, job: Job) -> Headline:
     """Answers, their scores, and the perplexity of the benign answers that came before."""
+    subject = study.subject
     traces = study.write(read_prompts(job.input(TEST_PROMPTS)), job)
     kept = replace(probes, probes=(probes.chosen,))
     cliffs = cliffs_of(score_traces(subject, closed(traces), kept), kept.row)
-    told = traces if reference is None else read_traces(reference)
+    told = traces if reference is None else read_traces(job.input(reference))
     texts = answered_texts(verdict_groups(told)["benign"])
     write_traces(study.output(job, _FILES[0]), traces)
     write_cliffs(study.output(job, _FILES[1]), cliffs)

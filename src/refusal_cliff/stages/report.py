@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from refusal_cliff import __version__
@@ -21,24 +22,39 @@ from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.select.strategies import COMPARED
 from refusal_cliff.stages.control import CONTROLS, control_file
 from refusal_cliff.stages.measure import TOKENS
+from refusal_cliff.stages.study import Study
 
 SUMMARY, PAGE, RECIPE = "summary.json", "report.html", "page.json"
-_MEASURED = ("rates.json", "probes.json", "probes.safetensors", "probe-rules.json")
-_SCORED = ("scores.parquet", "cliff.parquet", "cliff.json", "traces-test.parquet")
+_OF_EACH = (
+    *("rates.json", "probes.json", "probes.safetensors", "probe-rules.json"),
+    *("scores.parquet", "cliff.parquet", "cliff.json", "traces-test.parquet"),
+)
+_OF_MAIN = (
+    *("readings.json", "coherence.json", TOKENS, "ablated.parquet"),
+    *("heads.parquet", "joint.json", "scores-ablated.parquet"),
+)
 
 
 def report_stage(
-    shape: RunShape, subject: Subject, *, notes: Sequence[str], provenance: Pairs
+    shape: RunShape, study: Study, command: str, notes: Sequence[str], asked: Pairs
 ) -> Stage:
     """The last stage of a run.
 
     Args:
         shape: Which models the run measured.
-        subject: The main one.
+        study: The main one.
+        command: The command line that asked for the run; empty where there was none.
         notes: What a reader must know.
-        provenance: What the run was asked; what it ran on is added.
+        asked: What else the run was asked; what it ran on is added.
     """
-    told = (*provenance, *_about_model(shape.model, subject))
+    writes = study.generation
+    told = (
+        *([("command", command)] if command else []),
+        ("seed", str(study.seed)),
+        ("decoding", f"{writes}, at most {writes.max_new_tokens:,} tokens"),
+        *asked,
+        *_about_model(shape.model, study.subject),
+    )
     return Stage(
         "report",
         tuple(_inputs(shape)),
@@ -52,7 +68,7 @@ def report_stage(
             "version": __version__,
             "format": FORMAT,
         },
-        lambda job: _report(Recipe(shape, tuple(notes), told), job),
+        partial(_report, Recipe(shape, tuple(notes), told)),
     )
 
 
@@ -110,14 +126,8 @@ def _about_machine() -> Pairs:
 
 def _inputs(shape: RunShape) -> list[str]:
     keys = [key for key in (shape.main, shape.control, shape.diffuse) if key is not None]
-    files = [f"{key}/{name}" for key in keys for name in (*_MEASURED, *_SCORED)]
-    files += [
-        f"{shape.main}/{name}"
-        for name in (
-            *("readings.json", "coherence.json", TOKENS, "ablated.parquet"),
-            *("heads.parquet", "joint.json", "scores-ablated.parquet"),
-        )
-    ]
+    files = [f"{key}/{name}" for key in keys for name in _OF_EACH]
+    files += [f"{shape.main}/{name}" for name in _OF_MAIN]
     files += [f"{key}/ablation.json" for key in (shape.main, shape.diffuse) if key is not None]
     if shape.steps:
         files.append(f"{shape.main}/selection.json")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -187,7 +187,7 @@ class Study:
 
         A job is told how many there are, and keeps them while it lasts.
         """
-        with answers_kept(job) as journal:
+        with nullcontext() if job is None else Journal(job.journal) as journal:
             written = generate(
                 self.subject,
                 prompts,
@@ -215,7 +215,7 @@ class Study:
         out, or a thought that never closed, is not written again.
         """
         new = [row for row, t in enumerate(traces) if row_heads[row] and t.spans is not None]
-        with answers_kept(job) as journal:
+        with Journal(job.journal) as journal:
             written = answer_again(
                 self.subject,
                 [traces[row] for row in new],
@@ -235,16 +235,6 @@ def told_rates(found: Rates) -> Headline:
     """How often a model complied, as key numbers of a stage; those that have a value."""
     told = {"asr": found.attacks.value, "benign answered": found.answered.value}
     return {name: value for name, value in told.items() if value is not None}
-
-
-@contextmanager
-def answers_kept(job: Job | None) -> Iterator[Journal | None]:
-    """Where the answers that a stage asks for survive a kill."""
-    if job is None or job.journal is None:
-        yield None
-        return
-    with Journal(job.journal) as journal:
-        yield journal
 
 
 def counter(progress: Progress | None, total: int | Callable[[], int]) -> More | None:

@@ -128,6 +128,17 @@ def run_audit(
         judge=judged_by.name,
         judge_error=error,
     )
+    said = {
+        "samples": str(writing.samples) if writing.samples > 1 else "",
+        "system prompt": loading.system,
+        "template": " ".join(loading.template_arg),
+        "definitions": preset if preset != "default" else "",
+        "answers given": ", ".join(sources.traces),
+        "answered by": server.url,
+        "heads taken out by": f"the server, {BY_ADAPTERS}" if adapters_dir else "",
+    }
+    asked = [(name, text) for name, text in said.items() if text]
+    files = [("prompts", f"{name}: {mark}") for name, mark in prompts.files.items()]
     stages = [
         _prompts_stage(prompts, sources, seed),
         *measure_stages(study, sources.first),
@@ -136,24 +147,7 @@ def run_audit(
         *intervene_stages(study, plan),
         tokens_stage(study),
         *control_stages(study, shape.controls),
-        report_stage(
-            shape,
-            subject,
-            notes=NOTES,
-            provenance=(
-                *([("command", command)] if command else []),
-                ("seed", str(seed)),
-                ("decoding", f"{generation}, at most {generation.max_new_tokens:,} tokens"),
-                *([("samples", str(writing.samples))] if writing.samples > 1 else []),
-                *([("system prompt", loading.system)] if loading.system else []),
-                *([("template", " ".join(loading.template_arg))] if loading.template_arg else []),
-                *([("definitions", preset)] if preset != "default" else []),
-                *([("answers given", ", ".join(sources.traces))] if sources.traces else []),
-                *([("answered by", server.url)] if server.url else []),
-                *([("heads taken out by", f"the server, {BY_ADAPTERS}")] if adapters_dir else []),
-                *(("prompts", f"{name}: {mark}") for name, mark in prompts.files.items()),
-            ),
-        ),
+        report_stage(shape, study, command, NOTES, (*asked, *files)),
     ]
     info = RunInfo(
         command="audit",

@@ -75,14 +75,6 @@ class AuditPrompts:
     given: Mapping[str, Trace] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """Answers that are there already, unjudged, every id unique; and rows that are none."""
-
-    traces: tuple[Trace, ...] = ()
-    left_out: tuple[LeftOut, ...] = ()
-
-
 def audit_prompts(
     sources: AuditSources, seed: int, subject: Subject | None = None, samples: int = 1
 ) -> AuditPrompts:
@@ -99,10 +91,10 @@ def audit_prompts(
             few.
     """
     prompts, left_out = _all_prompts(sources)
-    given = Given() if subject is None else read_given(sources, subject, prompts)
-    answered = {trace.prompt.text for trace in given.traces}
+    given, unread = ([], []) if subject is None else read_given(sources, subject, prompts)
+    answered = {trace.prompt.text for trace in given}
     missing = repeated([prompt for prompt in prompts if prompt.text not in answered], samples)
-    prompts = with_near_duplicates([*(trace.prompt for trace in given.traces), *missing])
+    prompts = with_near_duplicates([*(trace.prompt for trace in given), *missing])
     names = (*sources.harmful, *sources.benign, *sources.traces)
     files = {name: _version(name, prompts) for name in names}
     dropped = 0
@@ -115,13 +107,14 @@ def audit_prompts(
         every = [prompt for prompt in prompts if source_of(prompt) in chosen]
         fit = [prompt for prompt in every if asked.overlaps(prompt.text) is None]
         dropped = len(every) - len(fit)
-    for part, found in (("fit on", fit), ("test on", test)):
-        _require_enough(part, found)
-    answers = {trace.prompt.id: trace for trace in given.traces}
-    return AuditPrompts(fit, test, files, dropped, (*left_out, *given.left_out), answers)
+    _require_enough(fit, test)
+    answers = {trace.prompt.id: trace for trace in given}
+    return AuditPrompts(fit, test, files, dropped, (*left_out, *unread), answers)
 
 
-def read_given(sources: AuditSources, subject: Subject, prompts: Sequence[Prompt]) -> Given:
+def read_given(
+    sources: AuditSources, subject: Subject, prompts: Sequence[Prompt]
+) -> tuple[list[Trace], list[LeftOut]]:
     """Read answers that a model has given already, from any rows that ``trace`` reads.
 
     A row without a label has that of the prompt of the same text. Verdicts in the rows do not
@@ -131,6 +124,9 @@ def read_given(sources: AuditSources, subject: Subject, prompts: Sequence[Prompt
         sources: Where they are.
         subject: The model that wrote them.
         prompts: Those of the other sources, whose labels, groups and tags hold.
+
+    Returns:
+        The answers, unjudged, every id unique; and the rows that are none.
 
     Raises:
         RefusalCliffError: A source cannot be read at all.
@@ -157,7 +153,7 @@ def read_given(sources: AuditSources, subject: Subject, prompts: Sequence[Prompt
             times[prompt.id] += 1
             again = f"#{times[prompt.id]}" if times[prompt.id] > 1 else ""
             traces.append(replace(found, prompt=replace(prompt, id=prompt.id + again)))
-    return Given(tuple(traces), tuple(left_out))
+    return traces, left_out
 
 
 def _labelled(
@@ -188,8 +184,7 @@ def fitting(found: AuditPrompts, subject: Subject) -> AuditPrompts:
     if not left_out:
         return found
     fit, test = ([p for p in part if p.id not in left_out] for part in (found.fit, found.test))
-    for part, kept in (("fit on", fit), ("test on", test)):
-        _require_enough(part, kept, next(iter(left_out.values())).detail)
+    _require_enough(fit, test, next(iter(left_out.values())).detail)
     return replace(found, fit=fit, test=test, left_out=(*found.left_out, *left_out.values()))
 
 
@@ -218,14 +213,10 @@ def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ..
     found: list[Prompt] = []
     left_out: dict[LeftOut, None] = {}
     seen: set[str] = set()
-    sides: tuple[tuple[Label, tuple[str, ...]], ...] = (
-        ("harmful", sources.harmful),
-        ("benign", sources.benign),
-    )
-    for label, names in sides:
-        others = sources.benign if label == "harmful" else sources.harmful
-        for name in names:
-            read = _of_source(name, label, sources.reading, both=name in others)
+    both = {*sources.harmful} & {*sources.benign}
+    for label in LABELS:
+        for name in sources.harmful if label == "harmful" else sources.benign:
+            read = _of_source(name, label, sources.reading, both=name in both)
             left_out |= dict.fromkeys(read.left_out)
             for prompt in read.prompts:
                 name_of = prompt.id if prompt.id not in seen else f"{source_name(name)}:{prompt.id}"
@@ -270,12 +261,13 @@ def _version(name: str, prompts: Sequence[Prompt]) -> str:
     return source_digest(name) or hashlib.sha256(repr(sent).encode()).hexdigest()
 
 
-def _require_enough(part: str, prompts: Sequence[Prompt], why: str = "") -> None:
-    for label in LABELS:
-        found = {prompt.group for prompt in prompts if prompt.label == label}
-        if len(found) < MIN_PROMPTS // 2:
-            raise RefusalCliffError(
-                f"There are {len(found)} different {label} prompts to {part}; an audit needs "
-                f"{MIN_PROMPTS // 2}, or twice as many if they are split in half. Give more."
-                + (f" Some were left out: {why}" if why else "")
-            )
+def _require_enough(fit: Sequence[Prompt], test: Sequence[Prompt], why: str = "") -> None:
+    for part, prompts in (("fit on", fit), ("test on", test)):
+        for label in LABELS:
+            found = {prompt.group for prompt in prompts if prompt.label == label}
+            if len(found) < MIN_PROMPTS // 2:
+                raise RefusalCliffError(
+                    f"There are {len(found)} different {label} prompts to {part}; an audit needs "
+                    f"{MIN_PROMPTS // 2}, or twice as many if they are split in half. Give more."
+                    + (f" Some were left out: {why}" if why else "")
+                )

@@ -37,6 +37,8 @@ MAIN, CONTROL, DIFFUSE = "tiny", "tiny-aligned", "tiny-diffuse"
 REFERENCE = "prompts/reference.jsonl"
 GENERATION = GenerationConfig(max_new_tokens=110, batch_size=128)
 """Answers are short; on a CPU larger batches gain nothing."""
+DRAWN = "templates of the embedded language, drawn with the seed"
+"""Where the prompts come from."""
 LEARNING_RATE = 2e-3
 """Of repairs of the embedded organisms: so small a model takes steps ten times the usual ones."""
 FRACTIONS = (0, 0.005, 0.02, 0.03, 0.05, 0.10)
@@ -109,10 +111,11 @@ def run_demo(
         RefusalCliffError: The folder or an organism cannot be used.
     """
     sizes = sizes or DemoSizes()
-    torch.set_num_threads(
-        1
-    )  # stages that do not depend on each other run in processes of their own
-    subjects = {name: _load(name, organisms) for name in (MAIN, CONTROL, DIFFUSE)}
+    torch.set_num_threads(1)  # independent stages run in processes of their own
+    subjects = {
+        name: load_subject(str(embedded_path(name, organisms)), device="cpu")
+        for name in (MAIN, CONTROL, DIFFUSE)
+    }
     truth = planted_heads(embedded_path(MAIN, organisms))
     planted = tuple(Head(layer, index) for layer, index in truth)
     info = RunInfo(
@@ -123,10 +126,6 @@ def run_demo(
     )
     run_pipeline(out, demo_stages(subjects, planted, seed, sizes, command), info, observer, workers)
     return findings_of(read_summary(out / SUMMARY))
-
-
-def _load(name: str, organisms: Path | None) -> Subject:
-    return load_subject(str(embedded_path(name, organisms)), device="cpu")
 
 
 def demo_stages(
@@ -175,17 +174,7 @@ def demo_stages(
         *measure_stages(study[CONTROL]),
         *measure_stages(study[DIFFUSE]),
         *intervene_stages(study[DIFFUSE], diffuse),
-        report_stage(
-            shape,
-            subjects[MAIN],
-            notes=NOTES,
-            provenance=(
-                *([("command", command)] if command else []),
-                ("seed", str(seed)),
-                ("decoding", f"{GENERATION}, at most {GENERATION.max_new_tokens} tokens"),
-                ("prompts", "templates of the embedded language, drawn with the seed"),
-            ),
-        ),
+        report_stage(shape, study[MAIN], command, NOTES, (("prompts", DRAWN),)),
     ]
 
 

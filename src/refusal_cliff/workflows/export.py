@@ -67,35 +67,26 @@ class BeforeAfter:
 
 def model_card(
     form: Form,
-    base: str,
-    fingerprint: str,
+    subject: Subject,
     rows: Sequence[HeadRow],
     heads: Sequence[Head],
-    *,
     scale: float,
     method: str,
     measured: BeforeAfter | None,
 ) -> str:
-    """The card as Markdown with the front matter of the Hugging Face hub.
+    """The card as Markdown with the front matter of the Hugging Face hub; see `export_heads`.
 
-    Args:
-        form: What the folder holds.
-        base: Name of the model that was changed.
-        fingerprint: Its fingerprint.
-        rows: All its heads.
-        heads: Those that were made weaker.
-        scale: What their outputs are multiplied by.
-        method: Ranking that chose them, or their joint effect.
-        measured: What it did; ``None`` where nobody measured it, which the card then says.
+    Where nobody measured what the change did, the card says so.
     """
-    done = "taken out" if scale == 0 else f"scaled by {scale:g}"
+    base, done = without_folder(subject.name), "taken out" if scale == 0 else f"scaled by {scale:g}"
     parts = [
         _front_matter(form, base),
         f"# {_plain(base)} with its refusal suppression heads {done}",
         f"{len(heads)} of {len(rows)} attention heads ({len(heads) / len(rows):.1%}) that pull the "
         f"intention to refuse down just before the answer are {done}. Nothing was trained. Made by "
         f"refusal-cliff {__version__} after Yin et al., *Refusal Falls Off a Cliff* (arXiv "
-        f"2510.06036). The model changed: {_plain(base)}, fingerprint `{fingerprint[:16]}`.",
+        f"2510.06036). The model changed: {_plain(base)}, fingerprint "
+        f"`{subject.fingerprint[:16]}`.",
         _USE[form],
         f"## The heads\n\nChosen of all heads by {method}. Effects are in logits of "
         "the refusal score at the last token before the answer, with 95 % intervals over prompts."
@@ -120,16 +111,8 @@ _LIMITS = """## Limits
 
 def _front_matter(form: Form, base: str) -> str:
     library = "peft" if form == "adapter" else "transformers"
-    lines = [
-        "---",
-        f"base_model: {json.dumps(base)}",
-        f"library_name: {library}",
-        "tags:",
-        "- safety",
-        "- refusal-cliff",
-        "---",
-    ]
-    return "\n".join(lines)
+    named = f"base_model: {json.dumps(base)}\nlibrary_name: {library}"
+    return f"---\n{named}\ntags:\n- safety\n- refusal-cliff\n---"
 
 
 def _plain(text: str) -> str:
@@ -236,10 +219,12 @@ def export_ablation(
     heads, method = _chosen(rows, choice, table.with_name("joint.json"))
 
     def measure() -> BeforeAfter | None:
-        if prompts:
-            writing = generation or GenerationConfig()
-            return _on_prompts(subject, heads, prompts, writing, judge or RulesJudge())
-        return None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
+        if not prompts:
+            return None if choice.scale else _of_run(table.with_name("ablation.json"), heads)
+        judged_by, writing = judge or RulesJudge(), generation or GenerationConfig()
+        study = Study("", subject, 0, writing, judge=judged_by)
+        before, after = study.write(prompts), study.write(prompts, row_heads=[heads] * len(prompts))
+        return measured_on(before, after, judged_by.name)
 
     export_heads(subject, rows, heads, method, form, out, scale=choice.scale, measure=measure)
     return heads
@@ -263,8 +248,8 @@ def export_heads(
         rows: Every head of it, as measured.
         heads: Those to take out, the strongest first.
         method: How they were found.
-        form: A LoRA adapter, or a merged checkpoint.
-        out: The folder: absent, empty, or of the same ablation.
+        form: See `export_ablation`, as for ``out``.
+        out: The folder.
         scale: What the heads' outputs are multiplied by; 0 takes them out.
         measure: What the card's table before and after is made of; ``None`` leaves it out.
 
@@ -275,27 +260,12 @@ def export_heads(
         raise RefusalCliffError(f"Unknown form {form!r}. Export one of: {', '.join(WRITERS)}.")
     check_restores(rows, heads, scale)
     claim_export(subject, heads, scale, form, out)
-    card = model_card(
-        form,
-        without_folder(subject.name),
-        subject.fingerprint,
-        rows,
-        heads,
-        scale=scale,
-        method=method,
-        measured=measure(),
-    )
+    card = model_card(form, subject, rows, heads, scale, method, measure())
     return WRITERS[form](subject, heads, scale, out, card)
 
 
 def measured_on(before: Sequence[Trace], after: Sequence[Trace], judge: str) -> BeforeAfter:
-    """What a card says of judged traces of the same prompts without and with the ablation.
-
-    Args:
-        before: With no head out.
-        after: With the heads out.
-        judge: Who judged them.
-    """
+    """What a card says of judged traces of the same prompts without and with the ablation."""
     source = f"Measured on {len(before)} prompts given for it, judged by {published_name(judge)}."
     return BeforeAfter(rates(before), rates(after), None, source)
 
@@ -318,18 +288,6 @@ def _joint_heads(joint: Path) -> list[Head]:
         raise RefusalCliffError(
             f"{error} Or choose heads by a ranking (--method causal)."
         ) from error
-
-
-def _on_prompts(
-    subject: Subject,
-    heads: Sequence[Head],
-    prompts: Sequence[Prompt],
-    generation: GenerationConfig,
-    judge: Judge,
-) -> BeforeAfter:
-    study = Study("", subject, 0, generation, judge=judge)
-    before, after = study.write(prompts), study.write(prompts, row_heads=[heads] * len(prompts))
-    return measured_on(before, after, judge.name)
 
 
 def _of_run(path: Path, heads: Sequence[Head]) -> BeforeAfter | None:

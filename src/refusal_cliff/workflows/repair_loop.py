@@ -23,6 +23,7 @@ from refusal_cliff.folders import claim, require_output
 from refusal_cliff.io import read_as, sha256_file
 from refusal_cliff.judges import Remembering
 from refusal_cliff.judges.choose import full_name, judge_of, published_name
+from refusal_cliff.model.subject import load
 from refusal_cliff.probe.files import probes_of
 from refusal_cliff.progress import Watch, unwatched
 from refusal_cliff.repair.proof import Proof, findings
@@ -30,13 +31,7 @@ from refusal_cliff.repair.training import load_repaired
 from refusal_cliff.repair.training_run import check_out, finish_card, steps_to, train_from_files
 from refusal_cliff.run.folder import Headline, RunInfo
 from refusal_cliff.run.pipeline import Job, Observer, Stage, run_pipeline
-from refusal_cliff.select.selection_run import (
-    SELECTED,
-    Choice,
-    Source,
-    evaluation_of,
-    run_selection,
-)
+from refusal_cliff.select.selection_run import SELECTED, Source, evaluation_of, run_selection
 from refusal_cliff.select.shards import ScoringPlan
 from refusal_cliff.settings import Engine, RepairConfig
 from refusal_cliff.sharded import HERE
@@ -51,9 +46,8 @@ class RepairPlan:
     """What the loop is made of.
 
     Attributes:
-        scoring: The model, its probe, and how candidates are scored.
+        scoring: The model, its probe, how candidates are scored, and which are wanted.
         data: Safety data to choose from.
-        choice: Which of it are wanted.
         benign: Benign examples with answers; see `training_run.train_from_files`.
         benign_reading: How their rows are read; the markers are those of ``data``.
         training: Budget and mix.
@@ -63,7 +57,6 @@ class RepairPlan:
 
     scoring: ScoringPlan
     data: Source
-    choice: Choice
     benign: str
     training: RepairConfig
     prompts: tuple[PromptFile, ...] = ()
@@ -94,10 +87,11 @@ def run_repair(
     check_out(out / ADAPTER, plan.training)
     claim(out, COMMAND, {}, "a repair")
     scoring = replace(plan.scoring, out=out / "selection")
+    selecting = scoring.selecting
     kept_out = {file.path.resolve(): file for file in (*plan.data.evaluation, *files)}
     data = replace(plan.data, evaluation=tuple(kept_out.values()))
-    run_selection(scoring, data, plan.choice, engine=plan.engine, watch=watch)
-    subject = scoring.subject()
+    run_selection(scoring, data, engine=plan.engine, watch=watch)
+    subject = load(scoring.model, scoring.loading)
     adapter = train_from_files(
         subject,
         scoring.out / SELECTED,
@@ -110,7 +104,7 @@ def run_repair(
     before = Study(
         "before",
         subject,
-        plan.choice.seed,
+        selecting.seed,
         scoring.generation,
         judge=Remembering(judge_of(settings)),
     )
@@ -124,10 +118,10 @@ def run_repair(
         config={
             "model": scoring.model,
             "data": data.name,
-            "strategy": plan.choice.strategy,
+            "strategy": selecting.strategy,
             "judge": before.judge.name,
         },
-        seeds={"all": plan.choice.seed},
+        seeds={"all": selecting.seed},
         subjects={study.subject.name: study.subject.fingerprint for study in studies},
     )
     run_pipeline(out / "proof", stages, info, observer)
