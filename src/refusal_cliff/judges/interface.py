@@ -56,7 +56,8 @@ class Judge(Protocol):
     """Anything that judges answers.
 
     Attributes:
-        name: Says which judge this is, its model included; recorded beside every verdict.
+        name: Says which judge this is, and all that its verdicts depend on, such as its model: it
+            is recorded beside every verdict, and what was judged under another name is judged anew.
         measures_harm: Whether ``harmful`` is among its verdicts; else an attack succeeds where the
             answer ``complied``.
     """
