@@ -43,10 +43,7 @@ class TraceCliff:
     """The cliff of one trace at one layer; scores in 0 … 1, logits beside them.
 
     Attributes:
-        trace_id: Id of its prompt.
-        group: Prompts of one group are near-duplicates.
-        label: ``harmful`` or ``benign``.
-        verdict: What the judge said.
+        trace_id, group, label, verdict: As in `TraceScores`.
         plateau: Pool of the score over the thinking.
         final: Score at the last closing token.
         cliff: ``plateau − final``, the paper's misalignment score.

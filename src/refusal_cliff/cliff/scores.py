@@ -110,7 +110,7 @@ def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "")
     """
     columns: dict[str, Any] = {n: [getattr(row, n) for row in scores] for n in SCHEMA.names}
     columns["spans"] = [[s.prompt, s.thinking, s.closing, s.total] for s in columns["spans"]]
-    columns["logits"] = _nested(columns["logits"])
+    columns["logits"] = [list(layers) for layers in columns["logits"]]  # arrays, not their numbers
     table = pa.table(columns, SCHEMA).replace_schema_metadata({_MADE_FROM: made_from})
     write_parquet(path, table, numbers="logits.list.element.list.element")
 
@@ -126,19 +126,6 @@ def made_from(path: Path) -> str | None:
         return (pq.read_schema(path).metadata or {}).get(_MADE_FROM, b"").decode()
     except (OSError, pa.ArrowException):
         return None
-
-
-def _nested(logits: Sequence[NDArray[np.float32]]) -> pa.ListArray:
-    """Arrays of [layers, tokens] as lists of lists, without a Python object a number."""
-    layers = [len(rows) for rows in logits]
-    tokens = [rows.shape[1] for rows in logits for _ in rows]
-    flat = np.concatenate([rows.ravel() for rows in logits] or [np.zeros(0, dtype=np.float32)])
-    inner = pa.ListArray.from_arrays(_offsets(tokens), pa.array(flat, pa.float32()))
-    return pa.ListArray.from_arrays(_offsets(layers), inner)
-
-
-def _offsets(lengths: Sequence[int]) -> pa.Array:
-    return pa.array(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]), pa.int32())
 
 
 def read_scores(path: Path) -> list[TraceScores]:

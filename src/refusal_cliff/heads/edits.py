@@ -28,11 +28,7 @@ from refusal_cliff.model.subject import Head, Subject
 
 
 def check_restores(rows: Sequence[HeadRow], heads: Collection[Head], scale: float) -> None:
-    """Refuse to write an edit that could weaken refusal.
-
-    Raises:
-        RefusalCliffError: A head was not measured to suppress refusal, or would be strengthened.
-    """
+    """Refuse to write an edit that could weaken refusal."""
     if not 0 <= scale < 1:
         raise RefusalCliffError(
             f"A head cannot be scaled by {scale} in a checkpoint: heads that suppress refusal are "
@@ -162,11 +158,7 @@ def _is_transposed(projection: torch.nn.Module) -> bool:
 
 
 def _by_input(subject: Subject, projection: torch.nn.Module) -> torch.Tensor:
-    """A projection's own weight with its inputs first, [in, out]: writing to it edits the model.
-
-    Raises:
-        RefusalCliffError: The weight cannot be written to: quantised, or not in memory.
-    """
+    """A projection's own weight with its inputs first, [in, out]: writing to it edits the model."""
     weight: Any = projection.weight
     plain = weight.dim() == 2 and weight.is_floating_point() and weight.element_size() > 1
     if not plain or weight.device.type == "meta":
@@ -182,11 +174,7 @@ def _by_input(subject: Subject, projection: torch.nn.Module) -> torch.Tensor:
 def claim_export(
     subject: Subject, heads: Collection[Head], scale: float, form: str, out: Path
 ) -> None:
-    """Make a folder that of this edit, before anything is measured or written.
-
-    Raises:
-        RefusalCliffError: It is not empty, and not of the same edit.
-    """
+    """Make a folder that of this edit, before anything is measured; refuse one of anything else."""
     made_from = {
         "form": form,
         "fingerprint": subject.fingerprint,

@@ -161,11 +161,7 @@ def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator
 
 
 def check_same(subject: Subject, base: Floats, whole: Floats) -> None:
-    """Make sure that blocks run one by one, with no head out, give what a pass over all gives.
-
-    Raises:
-        RefusalCliffError: They do not.
-    """
+    """Refuse a model whose blocks, run one by one with no head out, give something else."""
     gap = float(np.abs(base - whole).max())
     exact = multiplied_in(subject.model.dtype) in (torch.float32, torch.float64)
     if not gap <= (SAME if exact else 0.25) * max(1.0, float(np.abs(whole).max())):

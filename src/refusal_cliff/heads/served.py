@@ -38,11 +38,7 @@ class Agreement:
     telling: int
 
     def require(self, name: str, heads: Collection[Head], url: str) -> None:
-        """Refuse a server that says something else.
-
-        Raises:
-            RefusalCliffError: Too many tokens are other ones.
-        """
+        """Refuse a server that says something else."""
         if self.tokens and self.other <= MOST_OTHER * self.tokens:
             return
         raise RefusalCliffError(

@@ -213,12 +213,8 @@ def select_heads(
 ) -> list[Head]:
     """The refusal suppression heads: the strongest few of a ranking that do suppress.
 
-    Args:
-        rows: All heads.
-        fraction: Most of them that are chosen.
-        method: A ranking of ``METHODS``.
-        proven: Whatever the ranking, a head counts only if it lowers the score beyond doubt, all
-            heads considered (`Proof.suppresses`). The paper asks for no such proof.
+    If ``proven``, whatever the ranking, a head counts only if it lowers the score beyond doubt, all
+    heads considered (`Proof.suppresses`). The paper asks for no such proof.
     """
     strength = METHODS[method]
     strongest = sorted(rows, key=strength, reverse=True)[: budget(len(rows), fraction)]

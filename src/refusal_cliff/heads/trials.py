@@ -242,16 +242,9 @@ def take_out(
     """Let a model answer without heads (paper §5).
 
     What the heads found do is thought anew. Doses and control sets, which are many, keep the
-    thinking that was written, and are compared among themselves.
-
-    Args:
-        subject: The model.
-        trials: What to try; the heads found, on all prompts of ``before``, first.
-        before: Judged traces with no head out.
-        answers: Answers and judges.
-        texts: Benign texts whose perplexity says what it costs.
-        renormalised: Ablate as the paper does, see `ablated`.
-        progress: Called with (done, total) texts read for perplexity; answers tell their own.
+    thinking that was written, and are compared among themselves. The first trial is of the heads
+    found, on all prompts of ``before``, the judged traces with no head out. The perplexity of the
+    benign texts says what it costs; progress counts those read, and answers tell their own.
     """
     results = answer_trials(trials, before, answers)
     tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]

@@ -223,11 +223,7 @@ def _is_copy(key: str, tensors: Tensors) -> bool:
 
 
 def _resize(folder: Path, model: PreTrainedModel, tensors: Tensors) -> None:
-    """Give the embeddings as many rows as the adapter has, whose tokenizer was extended.
-
-    Raises:
-        RefusalCliffError: The adapter does not hold the new rows.
-    """
+    """Give the embeddings as many rows as the adapter has, whose tokenizer was extended."""
     modules = {module: name for name, module in model.named_modules()}
     head: Any = model.get_output_embeddings()
     inner, outer = modules[model.get_input_embeddings()], modules.get(head)
@@ -256,11 +252,7 @@ def _whole(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Tensor | Non
 
 
 def _adapted(folder: Path, model: PreTrainedModel, config: Any, tensors: Tensors) -> Any:
-    """The model with the adapter beside its weights, every tensor in its place.
-
-    Raises:
-        RefusalCliffError: A tensor belongs nowhere, or a place has no tensor.
-    """
+    """The model with the adapter beside its weights, every tensor in its place."""
     from peft import PeftModel, set_peft_model_state_dict
     from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
 

@@ -114,11 +114,7 @@ def _require_config(name: str, folder: Path) -> None:
 
 
 def _device(device: str) -> str:
-    """The device meant, after a look whether it is there: models take minutes to read.
-
-    Raises:
-        RefusalCliffError: It is not.
-    """
+    """The device meant, after a look whether it is there: models take minutes to read."""
     chosen = device
     if device == "auto":
         chosen = "cuda" if torch.cuda.is_available() else "cpu"

@@ -179,9 +179,6 @@ def require_floats(file: Path, kinds: Mapping[str, str]) -> None:
     """Refuse weights whose numbers mean nothing without the scales of a quantisation.
 
     ``kinds`` is what safetensors calls the type of each tensor, by its name.
-
-    Raises:
-        RefusalCliffError: Some are whole numbers, or have 8 bits.
     """
     weights = {key: kind for key, kind in kinds.items() if key.endswith(".weight")}
     odd = sorted(key for key, kind in weights.items() if kind not in _FLOATS)
@@ -281,11 +278,7 @@ def weight_hashes(name: str, model: PreTrainedModel) -> Iterator[tuple[str, byte
 
 
 def check_finite(name: str, model: PreTrainedModel) -> None:
-    """Refuse a model with weights that are NaN or infinite.
-
-    Raises:
-        RefusalCliffError: Some are.
-    """
+    """Refuse a model with weights that are NaN or infinite."""
     _refuse_damaged(name, [key for key, value in _saved(model) if not is_finite(value)])
 
 

@@ -76,7 +76,7 @@ def base_location(name: str) -> str:
         return name
     folder = _cache() / f"{package.names[0]}-{parts[0][1]}"
     if not (folder / "config.json").is_file():
-        _convert_once([path for path, _ in parts], folder, package)
+        _convert([path for path, _ in parts], folder, package)
     return str(folder)
 
 
@@ -104,28 +104,22 @@ def _weights(name: str) -> tuple[Path, str] | None:
     return None
 
 
-def _convert_once(parts: Sequence[Path], folder: Path, package: Package) -> None:
-    """Convert in one process at a time; what a killed one has left is removed."""
+def _convert(parts: Sequence[Path], folder: Path, package: Package) -> None:
+    """Write an ordinary checkpoint, whole or not at all, in one process at a time.
+
+    What a killed process has left is removed. A model read from GGUF is flagged as quantised and
+    cannot be cast, so its dequantised weights are copied into a plain model of the same
+    configuration, in bfloat16 as on the hub.
+    """
     scratch = folder.parent / f".tmp-{folder.name}"
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.parent / f".{folder.name}.lock")
         lock.acquire()
     try:
-        if not (folder / "config.json").is_file():  # else another process was faster
-            shutil.rmtree(scratch, ignore_errors=True)
-            _convert(parts, folder, package, scratch)
-    finally:
-        lock.release()
-
-
-def _convert(parts: Sequence[Path], folder: Path, package: Package, scratch: Path) -> None:
-    """Write an ordinary checkpoint, whole or not at all.
-
-    A model read from GGUF is flagged as quantised and cannot be cast, so its dequantised weights
-    are copied into a plain model of the same configuration, in bfloat16 as on the hub.
-    """
-    try:
+        if (folder / "config.json").is_file():  # another process was faster
+            return
+        shutil.rmtree(scratch, ignore_errors=True)
         with storage_errors(folder):
             scratch.mkdir()
             source = parts[0] if len(parts) == 1 else _joined(parts, scratch / _JOINED, package)
@@ -138,14 +132,11 @@ def _convert(parts: Sequence[Path], folder: Path, package: Package, scratch: Pat
             scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        lock.release()
 
 
 def _joined(parts: Sequence[Path], whole: Path, package: Package) -> Path:
-    """One file of all parts.
-
-    Raises:
-        RefusalCliffError: It is not the one that was meant.
-    """
+    """One file of all parts."""
     with whole.open("wb") as file:
         for part in parts:
             with part.open("rb") as source:

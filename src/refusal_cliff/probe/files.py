@@ -101,9 +101,6 @@ def check_probes_fit(
     In the ``same_space`` the model is a changed version (repaired, ablated) of the one they were
     fitted on, to be read with the same directions: only layers and width must agree. The error
     names the ``description``, from which they were read.
-
-    Raises:
-        RefusalCliffError: They were not fitted on it, or cannot be.
     """
     origin = probes.provenance
     fitted = "an unknown model" if origin is None else f"{origin.model!r}"
@@ -220,11 +217,7 @@ def _published(origin: Provenance) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> tuple[Floats, Floats]:
-    """Weights [layers, width] and biases [layers] of a safetensors file, all finite.
-
-    Raises:
-        RefusalCliffError: It cannot be read, or holds something else.
-    """
+    """Weights [layers, width] and biases [layers] of a safetensors file, all finite."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

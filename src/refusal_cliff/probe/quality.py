@@ -84,12 +84,8 @@ def newcombe(found: float, positive: int, negative: int) -> Interval:
 
     The AUROCs θ that are at most 1.96 standard errors from the one found, where the variance is
     Hanley and McNeil's at θ for classes of equal size: θ(1−θ)[1 + (N−1)(1−θ)/(2−θ) + (N−1)θ/(1+θ)]
-    / (positive · negative), N = (positive + negative) / 2.
-
-    Args:
-        found: The AUROC.
-        positive: Rows (or groups of rows) of class 1.
-        negative: Of class 0.
+    / (positive · negative), N = (positive + negative) / 2, of rows (or groups of rows) of class 1
+    and of class 0.
     """
     size = (positive + negative) / 2 - 1
 

@@ -206,11 +206,7 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
 
 
 def refuse_surrogates(text: str, what: str) -> None:
-    """Refuse what no tokenizer can encode, instead of silently changing what is measured.
-
-    Raises:
-        RefusalCliffError: The text holds half a surrogate pair.
-    """
+    """Refuse what no tokenizer can encode, instead of silently changing what is measured."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
