@@ -17,7 +17,7 @@ import torch
 
 from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.generate import batches
+from refusal_cliff.generate import drafts
 from refusal_cliff.organisms import language
 from refusal_cliff.settings import Loading, Writing
 from refusal_cliff.stages.intervene import AblationPlan
@@ -38,7 +38,7 @@ PLAN = AblationPlan(
 
 def bomb(call: int) -> None:
     """Print the rows of every batch, and kill the process after half of the batch ``call``."""
-    greedy_tokens, calls = batches.greedy_tokens, 0
+    greedy_tokens, calls = drafts.greedy_tokens, 0
 
     def bombed(model: Any, input_ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
         nonlocal calls
@@ -51,7 +51,7 @@ def bomb(call: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return written
 
-    batches.greedy_tokens = bombed
+    drafts.greedy_tokens = bombed
 
 
 def command(call: int, *words: str) -> None:

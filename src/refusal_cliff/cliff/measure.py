@@ -41,12 +41,7 @@ class CliffNumbers(ModelCliff):
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCliff:
-    """What the scores of some traces show.
-
-    Attributes:
-        found: Plateau, final, cliff and verdict.
-        rows: The cliff of each trace.
-    """
+    """What the scores of some traces show: in all, and of each trace."""
 
     found: CliffNumbers
     rows: tuple[TraceCliff, ...]

@@ -19,11 +19,7 @@ _NO_SUCH_PATH = (404, 405)
 
 @dataclass(frozen=True, slots=True)
 class AdapterServer:
-    """A server that can load adapters of the model that it serves, as vLLM can.
-
-    Attributes:
-        config: Where and how it is asked.
-    """
+    """A server that can load adapters of the model that it serves, as vLLM can."""
 
     config: EndpointConfig
 

@@ -33,7 +33,7 @@ def answer_again(
     """Write answers of closed traces anew with heads out from the closing tokens on.
 
     The thinking is left as it is; one that several sets of heads share is run once, see
-    ``batches``. With ``everywhere`` the heads are out while prompt and thought are read, too. At
+    ``drafts``. With ``everywhere`` the heads are out while prompt and thought are read, too. At
     most ``most`` tokens of each answer are written. The other arguments are those of `generate`.
 
     Returns:

@@ -8,8 +8,7 @@ from dataclasses import replace
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.batches import write_drafts
-from refusal_cliff.generate.drafts import Draft, Memory
+from refusal_cliff.generate.drafts import Draft, Memory, write_drafts
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.progress import More

@@ -59,13 +59,9 @@ class FoundHeads:
 
 @dataclass(frozen=True, slots=True)
 class Reverse:
-    """The reverse control: the heads made stronger instead of taken out.
+    """The reverse control: the heads made stronger by ``scale`` instead of taken out.
 
-    Attributes:
-        scale: What their outputs are multiplied by.
-        mean: Mean rise of the final score logit.
-        interval: Its bootstrap interval over prompt groups.
-        n: Traces.
+    The mean rise of the final score logit over n traces, with its interval over prompt groups.
     """
 
     scale: float

@@ -134,8 +134,7 @@ _States = list[tuple[torch.Tensor, torch.Tensor]]
 class Rerun:
     """Some traces, ready to be run again from any block on.
 
-    Attributes:
-        tokens: Tokens of each trace that are run again: the closing ones, or all.
+    The ``tokens`` of each that are run again are the closing ones, or all.
     """
 
     def __init__(self, subject: Subject, traces: Sequence[Trace], readout: Readout) -> None:

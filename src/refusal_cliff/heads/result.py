@@ -77,13 +77,7 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a server answered by one adapter.
-
-    Attributes:
-        heads: Those that the adapter takes out.
-        answers: How many.
-        check: How it compared with the model here.
-    """
+    """How many answers a server gave by the adapter of some heads, and how they compared."""
 
     heads: HeadSet
     answers: int

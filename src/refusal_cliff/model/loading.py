@@ -34,13 +34,9 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was loaded.
+    """A model, adapters merged in, its tokenizer, and its folder if it is on this machine.
 
-    Attributes:
-        model: The causal language model, adapters merged in.
-        tokenizer: Its tokenizer.
-        folder: Where it is, if it is on this machine.
-        mark: What tells it from its base if its adapters change nothing; mostly empty.
+    The mark tells it from its base if its adapters change nothing, and is empty otherwise.
     """
 
     model: PreTrainedModel

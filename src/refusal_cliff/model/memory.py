@@ -20,11 +20,7 @@ _SIGNS = (
 
 
 class BatchLimit:
-    """The most that a batch may hold, in whatever unit; it only ever falls.
-
-    Attributes:
-        size: The limit.
-    """
+    """The most that a batch may hold, its ``size`` in whatever unit; it only ever falls."""
 
     def __init__(self, size: int) -> None:
         self.size = size
