@@ -139,14 +139,7 @@ def read_scores(path: Path) -> list[TraceScores]:
         raise RefusalCliffError(f"{path} is not a table of scores. Make the file again.")
     logits = table.column("logits").combine_chunks()
     scores = [
-        TraceScores(
-            row["trace_id"],
-            row["group"],
-            row["label"],
-            row["verdict"],
-            Spans(*row["spans"]),
-            _matrix(logits[place]),
-        )
+        TraceScores(**row | {"spans": Spans(*row["spans"]), "logits": _matrix(logits[place])})
         for place, row in enumerate(table.drop_columns("logits").to_pylist())
     ]
     for row in scores:

@@ -27,13 +27,7 @@ from refusal_cliff.io import on_disk, read_json
 from refusal_cliff.model.adapter_names import ROOT, ModuleNames, Tensors
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import input_device
-from refusal_cliff.model.weights import (
-    as_bytes,
-    is_finite,
-    named,
-    require_floats,
-    tensor_kinds,
-)
+from refusal_cliff.model.weights import as_bytes, is_finite, named, require_floats, tensor_kinds
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
