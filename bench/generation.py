@@ -26,7 +26,7 @@ import transformers
 
 from lab.pretrained.sources import recorded_sources
 from refusal_cliff.data.types import Prompt
-from refusal_cliff.generate import GenerationConfig, batches, generate
+from refusal_cliff.generate import GenerationConfig, drafts, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.audit_prompts import audit_prompts
@@ -76,7 +76,7 @@ def main() -> None:
 
     def without(**patches: Any) -> Callable[[], list[list[int]]]:
         def run() -> list[list[int]]:
-            with patch.multiple(batches, **patches):
+            with patch.multiple(drafts, **patches):
                 return ours()
 
         return run

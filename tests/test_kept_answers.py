@@ -18,7 +18,7 @@ from tiny_chat import SPECIAL, save_tiny
 
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.types import Prompt, Trace
-from refusal_cliff.generate import GenerationConfig, batches, generate
+from refusal_cliff.generate import GenerationConfig, drafts, generate
 from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.run.folder import MANIFEST, Headline, RunInfo
@@ -66,7 +66,7 @@ class Asked:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, kill_at: int = 0) -> None:
         self.rows: list[list[list[int]]] = []
-        greedy_tokens = batches.greedy_tokens
+        greedy_tokens = drafts.greedy_tokens
 
         def asked(model: Any, ids: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
             self.rows.append(ids.tolist())
@@ -74,7 +74,7 @@ class Asked:
                 raise Killed
             return greedy_tokens(model, ids, *args, **options)
 
-        monkeypatch.setattr(batches, "greedy_tokens", asked)
+        monkeypatch.setattr(drafts, "greedy_tokens", asked)
 
 
 def write(subject: Subject, way: str, journal: Journal | None, size: int = 4) -> list[Trace]:
@@ -86,7 +86,7 @@ def write(subject: Subject, way: str, journal: Journal | None, size: int = 4) ->
 def test_after_a_kill_the_same_batches_are_asked(
     way: str, subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "_MOST", 0.5)  # so that there are stragglers
+    monkeypatch.setattr(drafts, "_MOST", 0.5)  # so that there are stragglers
     with monkeypatch.context() as patch:
         whole = Asked(patch)
         expected = write(subject, way, None)

@@ -17,14 +17,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import read_logits, scores_of
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.rerun import Rerun, score_readout
-from refusal_cliff.model.capture import Batch, HeadContributions, Reader, capture, head_vectors
+from refusal_cliff.model.capture import Batch, HeadContributions, capture
 from refusal_cliff.model.rounding import multiplied_in
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
@@ -63,18 +62,11 @@ def direct_contributions(subject: Subject, traces: Sequence[Trace], probe: Probe
     return Direct(closing.values, plateau.values)
 
 
-class _SpanContributions(Reader):
-    """What each head adds to a probe's logit, mean over a span of tokens of each trace.
-
-    Attributes:
-        values: [traces, layers, heads]; zero after the probe's layer.
-    """
+class _SpanContributions(HeadContributions):
+    """The same, mean over a span of tokens of each trace."""
 
     def __init__(self, subject: Subject, spans: Sequence[tuple[int, int]], probe: Probe) -> None:
-        self._vectors = head_vectors(subject, probe.weight, probe.layer)
-        self.head_layers = frozenset(self._vectors)
-        shape = (len(spans), subject.n_layers, subject.n_heads)
-        self.values: NDArray[np.float32] = np.zeros(shape, dtype=np.float32)
+        super().__init__(subject, [first for first, _ in spans], probe.weight, probe.layer)
         self._spans = spans
 
     def read_heads(
