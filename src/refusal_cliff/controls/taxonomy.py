@@ -40,13 +40,7 @@ _OF_SCORE: Mapping[verdict.Kind, Kind] = {
 
 
 def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
-    """What became of one judged harmful trace.
-
-    Args:
-        trace: The trace.
-        cliff: Its plateau and final score; ``None`` where it could not be scored.
-        rule: What its score is held against; ``undecided`` where that is not known.
-    """
+    """What became of one judged harmful trace; its cliff is ``None`` where it was not scored."""
     if trace.verdict == "refused":
         return "refused"
     if not complies(trace.verdict) or cliff is None:

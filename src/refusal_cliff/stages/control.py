@@ -20,7 +20,7 @@ from refusal_cliff.controls import (
 )
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import write_as
+from refusal_cliff.io import write_json
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.stages.study import ABLATION, FIT, HEADS, PROBES, TEST, Study
@@ -115,7 +115,7 @@ def _stage(study: Study, name: str) -> Stage:
 
     def run(job: Job) -> Headline:
         table = control.measure(study, job)
-        write_as(job.output(control_file(study.key, name)), table)
+        write_json(job.output(control_file(study.key, name)), asdict(table))
         return {"rows": len(table.rows)}
 
     config = {
