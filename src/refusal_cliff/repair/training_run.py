@@ -80,7 +80,8 @@ def train_from_files(
         REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
     claim_together(out, COMMAND, origin, "a training")
-    return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside, told)
+    finished = (out / REPORT).is_file() and any(out.glob("*.safetensors"))
+    return out if finished else repair(subject, rows, helpful, config, out, beside, told)
 
 
 def steps_to(watch: Watch) -> Told:
@@ -97,11 +98,6 @@ def check_out(out: Path, config: RepairConfig, inputs: Iterable[str | Path] = ()
     """
     require_output(out, COMMAND, inputs)
     require_same(out, COMMAND, settings(config), "a training")
-
-
-def is_finished(out: Path) -> bool:
-    """Whether a training in a claimed folder has come to its end, and its weights are there."""
-    return (out / REPORT).is_file() and any(out.glob("*.safetensors"))
 
 
 def model_card(subject: Subject, config: RepairConfig, safety: int, benign: int) -> str:

@@ -132,17 +132,9 @@ def read_pool(
 
 
 def read_counts(out: Path, digest: str | None) -> PoolCounts | None:
-    """What `read_pool` has counted of a data set; ``None`` if it has not ended, or of another.
-
-    Args:
-        out: Folder of the selection.
-        digest: See `source_digest`.
-    """
-    path = out / COUNTS
-    if not path.is_file():
-        return None
-    counts = read_as(path, PoolCounts)
-    return counts if counts.source_sha256 == digest else None
+    """What `read_pool` has counted of a data set; ``None`` if it has not ended, or of another."""
+    counts = read_as(out / COUNTS, PoolCounts) if (out / COUNTS).is_file() else None
+    return counts if counts is not None and counts.source_sha256 == digest else None
 
 
 def _refused(
