@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import TextIOWrapper
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console, Group, RenderableType
@@ -215,12 +214,7 @@ class LiveView:
             say(self._console, self._title)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self._end(self._rows.values())
         if self._live:
@@ -310,11 +304,9 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     table.add_column("answer")
     table.add_column("", width=1)
     for finding in findings:
-        mark = {True: "✓", False: "✗", None: " "}[finding.holds]
-        style = {True: "green", False: "red", None: ""}[finding.holds]
-        table.add_row(
-            Text(plain(finding.question)), Text(plain(finding.answer)), Text(mark, style=style)
-        )
+        mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}[finding.holds]
+        words = Text(plain(finding.question)), Text(plain(finding.answer))
+        table.add_row(*words, Text(mark, style=style))
     console.print(table)
 
 

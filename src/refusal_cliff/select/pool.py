@@ -85,8 +85,8 @@ def read_pool(
     *,
     own_thinking: bool,
     reading: Reading,
-    shard_size: int = 256,
-    progress: Count | None = None,
+    shard_size: int,
+    progress: Count,
 ) -> PoolCounts:
     """Read the data set once, in order; the first of several equal prompts stays.
 
@@ -123,8 +123,7 @@ def read_pool(
         write_json_lines(left_out_path(out, shards), map(asdict, why))
         _replace_candidates(out, shards, found)
         rows, kept, shards = rows + len(chunk.rows), kept + len(found), shards + 1
-        if progress is not None:
-            progress(rows)
+        progress(rows)
     _drop_shards(out, shards)
     counts = PoolCounts(rows, kept, shards, dict(left_out), len(asked), digest)
     write_json(out / COUNTS, asdict(counts))
