@@ -1,6 +1,6 @@
 """A data set to the few rows that are worth training on, with an account of all the others.
 
-The folder holds what `candidate_pool` and `candidate_shards` write, ``select.json`` (what was
+The folder holds what `pool` and `shards` write, ``select.json`` (what was
 scored with what), and for the choice made last ``selected.jsonl``, ``selection.json`` and
 ``left-out.jsonl``. Scores do not depend on the choice: another strategy or fraction is chosen from
 the same scores at once.
