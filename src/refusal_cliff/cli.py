@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 
 from refusal_cliff import __version__
 from refusal_cliff.commands import answers, gate, heads, organism, runs, scores, selecting
-from refusal_cliff.commands.grouped import grouped, remember
+from refusal_cliff.commands.grouped import Command, grouped, remember
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import is_storage_error
 from refusal_cliff.live import is_verbose, print_error, write_what_can_be_shown
@@ -64,12 +64,7 @@ class Commands(TyperGroup):
 
 
 def program(said: str, epilog: str | None = None) -> typer.Typer:
-    """A program of several commands that shows its help and its errors as this project does.
-
-    Args:
-        said: Its help, in Markdown.
-        epilog: What stands below the list of its commands.
-    """
+    """A program of several commands that shows its help and its errors as this project does."""
     return typer.Typer(
         cls=Commands,
         no_args_is_help=True,
@@ -97,21 +92,14 @@ app = program(
         "does training on them help? report: can I show this to someone?"
     ),
 )
-app.command()(grouped(runs.demo))
-app.command()(grouped(runs.audit))
-app.command()(grouped(answers.generate))
+_COMMANDS: tuple[Command, ...] = (
+    *(runs.demo, runs.audit, answers.generate, answers.evaluate, scores.trace, scores.cliff),
+    *(heads.ablate, selecting.select, selecting.train, selecting.repair, gate.check),
+    *(runs.compare, runs.report, runs.figures),
+)
+for command in _COMMANDS:
+    app.command()(grouped(command, kept=command is not selecting.train))
 app.add_typer(answers.judge_app, name="judge")
-app.command()(grouped(answers.evaluate))
-app.command()(grouped(scores.trace))
-app.command()(grouped(scores.cliff))
-app.command()(grouped(heads.ablate))
-app.command()(grouped(selecting.select))
-app.command()(grouped(selecting.train, kept=False))
-app.command()(grouped(selecting.repair))
-app.command()(grouped(gate.check))
-app.command()(grouped(runs.compare))
-app.command()(grouped(runs.report))
-app.command()(grouped(runs.figures))
 app.add_typer(organism.app, name="organism")
 
 

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import TextIOWrapper
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console, Group, RenderableType
@@ -128,12 +127,8 @@ def wants_json() -> bool:
 
 
 def result(value: Any) -> None:
-    """The result of a command as JSON, where the user asked for it.
-
-    Args:
-        value: JSON values; numbers that are not finite become null.
-    """
-    if _shown.get().json:
+    """The result of a command as JSON, where the user asked for it; see `finite_json`."""
+    if wants_json():
         text = json.dumps(finite_json(value), ensure_ascii=False, allow_nan=False)
         sys.stdout.write(text.encode(errors="replace").decode() + "\n")
 
@@ -216,15 +211,10 @@ class LiveView:
             )
             self._live.start()
         else:
-            self._print(self._title)
+            say(self._console, self._title)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None:
             self._end(self._rows.values())
         if self._live:
@@ -240,7 +230,7 @@ class LiveView:
         row.status, row.started = "running", time.monotonic()
         row.told = row.started
         if not self._live:
-            self._print(f"{name} ...")
+            say(self._console, f"{name} ...")
 
     def progress(self, name: str, done: int, total: int | None, note: str = "") -> None:
         """Move a running stage's bar; in a log, say where it is once in a while."""
@@ -251,7 +241,7 @@ class LiveView:
         row.pace.tell(now, done)
         if not self._live and now - row.told >= _SECONDS_BETWEEN_LINES:
             row.told = now
-            self._print(f"{name}: {row.words()}")
+            say(self._console, f"{name}: {row.words()}")
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """Show a stage's time and key numbers."""
@@ -262,14 +252,7 @@ class LiveView:
         self._close(name, "kept", None, headline)
 
     def step(self, name: str, done: int, total: int | None = None, note: str = "") -> None:
-        """Follow work that is not a pipeline.
-
-        Args:
-            name: What is done: a row of the table.
-            done: How much of it.
-            total: Of how much; ``None`` where nobody knows.
-            note: What else there is to say of it now.
-        """
+        """Follow work that is not a pipeline, see `Watch`: each part is a row of the table."""
         row = self._row(name)
         if row.status != "running":
             self._end([row for row in self._rows.values() if row.total is None])
@@ -289,13 +272,10 @@ class LiveView:
         row.status, row.seconds, row.headline = status, seconds, headline
         if not self._live:
             outcome = _time_of(row) or "kept from an earlier run;"
-            self._print(f"{name}: {outcome} {headline_text(headline)}".rstrip())
+            say(self._console, f"{name}: {outcome} {headline_text(headline)}".rstrip())
 
     def _row(self, name: str) -> _Row:
         return self._rows.setdefault(name, _Row(name))
-
-    def _print(self, line: str) -> None:
-        say(self._console, line)
 
     def _render(self) -> RenderableType:
         rows = list(self._rows.values())
@@ -324,11 +304,9 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
     table.add_column("answer")
     table.add_column("", width=1)
     for finding in findings:
-        mark = {True: "✓", False: "✗", None: " "}[finding.holds]
-        style = {True: "green", False: "red", None: ""}[finding.holds]
-        table.add_row(
-            Text(plain(finding.question)), Text(plain(finding.answer)), Text(mark, style=style)
-        )
+        mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: (" ", "")}[finding.holds]
+        words = Text(plain(finding.question)), Text(plain(finding.answer))
+        table.add_row(*words, Text(mark, style=style))
     console.print(table)
 
 

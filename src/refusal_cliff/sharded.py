@@ -58,11 +58,8 @@ class Rank:
     @classmethod
     def here(cls) -> Rank:
         """As the launcher has put it into the environment; alone without a launcher."""
-        number, local, world = (
-            int(os.environ.get(name, default))
-            for name, default in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"))
-        )
-        return cls(number, local, world)
+        usual = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+        return cls(*(int(os.environ.get(name, default)) for name, default in usual.items()))
 
     @property
     def first(self) -> bool:
@@ -192,29 +189,8 @@ def _on_ray(
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        _spread(ray, chain([first], todo), start, actors, told)
-    finally:
-        if started:
-            ray.shutdown()
-
-
-def _spread(
-    ray: Any,
-    todo: Iterable[T],
-    start: Callable[[], Callable[[T], object]],
-    actors: int,
-    told: Callable[[T], None],
-) -> None:
-    kind = ray.remote(ShardActor).options(
-        num_cpus=1,
-        num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
-        max_restarts=-1,
-        max_task_retries=_RETRIES,
-    )
-    pool = [kind.remote(start, str(Path.cwd())) for _ in range(actors)]
-    # An actor that the cluster has no room for is never ready, and is given nothing.
-    busy: dict[Any, tuple[Any, T | None]] = {a.__ray_ready__.remote(): (a, None) for a in pool}
+    pool: list[Any] = []
+    busy: dict[Any, tuple[Any, T | None]] = {}
 
     def free() -> Any:
         (ended, *_), _ = ray.wait(list(busy), num_returns=1)
@@ -225,7 +201,16 @@ def _spread(
         return actor
 
     try:
-        for shard in todo:
+        kind = ray.remote(ShardActor).options(
+            num_cpus=1,
+            num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+            max_restarts=-1,
+            max_task_retries=_RETRIES,
+        )
+        pool += [kind.remote(start, str(Path.cwd())) for _ in range(actors)]
+        # An actor that the cluster has no room for is never ready, and is given nothing.
+        busy |= {actor.__ray_ready__.remote(): (actor, None) for actor in pool}
+        for shard in chain([first], todo):
             actor = free()
             busy[actor.do.remote(shard)] = actor, shard
         while any(shard is not None for _, shard in busy.values()):
@@ -233,6 +218,8 @@ def _spread(
     finally:
         for actor in pool:  # else they keep cores and GPUs from what a running cluster does next
             ray.kill(actor)
+        if started:
+            ray.shutdown()
 
 
 def _raise_if_failed(ray: Any, ended: Any) -> None:

@@ -12,6 +12,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,8 @@ _AS_ALIKE = 0.75
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence with the known name that is most like this one; empty where none is."""
     names = list(known)
-    found = get_close_matches(name.lower(), names, n=1, cutoff=_AS_ALIKE) or [
-        other
-        for other in names
-        if sorted(other) == sorted(name.lower())  # two letters swapped
-    ]
+    swapped = [other for other in names if sorted(other) == sorted(name.lower())]  # two letters
+    found = get_close_matches(name.lower(), names, n=1, cutoff=_AS_ALIKE) or swapped
     return f" Did you mean {found[0]}?" if found else ""
 
 
@@ -94,17 +92,14 @@ def address(url: str) -> SplitResult:
     Raises:
         RefusalCliffError: It is none that can be asked.
     """
-    try:
+    with suppress(ValueError):  # a bracket without its other half, a port above 65535
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a bracket without its other half, a port above 65535
-        usable = False
-    if not usable:
-        raise RefusalCliffError(
-            "The endpoint is not an http or https address. Write it like "
-            "http://localhost:8000/v1, with a port up to 65535."
-        )
-    return urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    raise RefusalCliffError(
+        "The endpoint is not an http or https address. Write it like "
+        "http://localhost:8000/v1, with a port up to 65535."
+    )
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -165,12 +160,8 @@ def source_name(source: str) -> str:
 def check_fit_on(sources: Sequence[str], named: Sequence[str]) -> None:
     """See whether an audit has all the sources that it is to be fitted on.
 
-    Args:
-        sources: Those to be fitted on.
-        named: All sources of an audit.
-
     Raises:
-        RefusalCliffError: One of them is not among all.
+        RefusalCliffError: One of them is not among all that are named.
     """
     names = set(map(source_name, named))
     unknown = next((source for source in sources if source_name(source) not in names), None)

@@ -12,13 +12,7 @@ from refusal_cliff.data.types import Trace
 from refusal_cliff.report.chart import Chart
 from refusal_cliff.report.charts import bar_chart
 from refusal_cliff.report.data import Bar
-from refusal_cliff.report.words import (
-    count,
-    number_interval,
-    percent,
-    percent_interval,
-    signed,
-)
+from refusal_cliff.report.words import count, number_interval, percent, percent_interval, signed
 
 
 @dataclass(frozen=True, slots=True, repr=False)

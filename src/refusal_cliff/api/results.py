@@ -13,20 +13,16 @@ from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.cliff.verdict import ModelCliff, Verdict
 from refusal_cliff.data.types import SafetyExample, complies
 from refusal_cliff.heads.find import FoundHeads
-from refusal_cliff.heads.table import METHODS, HeadRow
+from refusal_cliff.heads.table import METHODS
 from refusal_cliff.io import fields_of
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.report.chart import Chart
 from refusal_cliff.report.charts import bar_chart
 from refusal_cliff.report.cliff_chart import cliff_panel
-from refusal_cliff.report.data import Bar, Curve, HeadMap
+from refusal_cliff.report.data import Bar, Curve, HeadMap, Role
 from refusal_cliff.report.maps import head_chart
 from refusal_cliff.report.traces import curves_of
-from refusal_cliff.report.words import (
-    count,
-    number,
-    number_interval,
-)
+from refusal_cliff.report.words import count, number, number_interval
 from refusal_cliff.select.strategies import Candidate, Strategy
 
 
@@ -197,20 +193,20 @@ class Heads(View, FoundHeads):
 
     def table(self) -> list[dict[str, Cell]]:
         """One row a head, the strongest causal effect first; effects in score logits."""
-        return [self._row(row) for row in sorted(self.rows, key=METHODS["causal"], reverse=True)]
-
-    def _row(self, row: HeadRow) -> dict[str, Cell]:
-        return {
-            "head": str(row.head),
-            "chosen": row.head in self.chosen,
-            "proven": row.proof.suppresses,
-            "causal": row.causal.mean,
-            **ends((row.causal.low, row.causal.high)),
-            "causal_benign": row.causal_benign.mean,
-            "attribution": row.attribution.mean,
-            "direct": row.direct.mean,
-            "n": row.causal.n,
-        }
+        return [
+            {
+                "head": str(row.head),
+                "chosen": row.head in self.chosen,
+                "proven": row.proof.suppresses,
+                "causal": row.causal.mean,
+                **ends((row.causal.low, row.causal.high)),
+                "causal_benign": row.causal_benign.mean,
+                "attribution": row.attribution.mean,
+                "direct": row.direct.mean,
+                "n": row.causal.n,
+            }
+            for row in sorted(self.rows, key=METHODS["causal"], reverse=True)
+        ]
 
     def plot(self) -> Chart:
         """Causal effect of every head by layer, the chosen ones marked."""
@@ -234,19 +230,19 @@ class Selection(View):
     left_out: int = 0
 
     def __repr__(self) -> str:
-        ids = self._ids()
-        failed = sum(complies(one.verdict) for one in self.candidates if one.id in ids)
+        failed = sum(complies(one.verdict) for one in self._chosen())
         return (
             f"Selection by {self.strategy}: {len(self.examples)} of {len(self.candidates)} "
             f"examples, {failed} of them complied with; {self.left_out} left out"
         )
 
-    def _ids(self) -> set[str]:
-        return {example.prompt.id for example in self.examples}
+    def _chosen(self) -> list[Candidate]:
+        ids = {example.prompt.id for example in self.examples}
+        return [one for one in self.candidates if one.id in ids]
 
     def table(self) -> list[dict[str, Cell]]:
         """One row a candidate."""
-        ids = self._ids()
+        ids = {one.id for one in self._chosen()}
         return [
             {
                 "id": one.id,
@@ -263,20 +259,13 @@ class Selection(View):
 
     def plot(self) -> Chart:
         """Share that the model complied with, among the chosen and in the whole pool."""
-        ids = self._ids()
-        parts = {
-            "chosen": [one for one in self.candidates if one.id in ids],
-            "all candidates": list(self.candidates),
-        }
+        parts: tuple[tuple[str, Role, Sequence[Candidate]], ...] = (
+            ("chosen", "result", self._chosen()),
+            ("all candidates", "control", self.candidates),
+        )
         bars = [
-            Bar(
-                label,
-                sum(complies(one.verdict) for one in part) / len(part),
-                None,
-                len(part),
-                "result" if label == "chosen" else "control",
-            )
-            for label, part in parts.items()
+            Bar(label, sum(complies(c.verdict) for c in part) / len(part), None, len(part), role)
+            for label, role, part in parts
             if part
         ]
         svg = bar_chart("selection", "complied with before training", bars, width=WIDTH)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from refusal_cliff.answers.evaluate import rate_changes, rates
-from refusal_cliff.answers.outcomes import Change
 from refusal_cliff.api.answers import Traces
 from refusal_cliff.api.results import Cliff, Heads, Probes, Scores
 from refusal_cliff.cliff.measure import read_measured
@@ -246,9 +245,19 @@ def _changes(named: Mapping[str, Run]) -> ControlTable:
         except RefusalCliffError:  # they share no prompt
             alone.append(name)
             continue
-        rows |= {f"{name}: {RATES[c.rate]}": _change(c) for c in changes if c.rate in RATES}
+        rows |= {
+            f"{name}: {RATES[c.rate]}": (
+                Cell(c.before, None, c.n),
+                Cell(c.after, None, c.n),
+                Cell(c.difference, c.interval, c.n),
+                Cell(c.p, None, c.n),
+            )
+            for c in changes
+            if c.rate in RATES
+        }
     left = f"No prompt in common with {first}, so not compared: {', '.join(alone)}."
-    sure = [name for name, (_, _, d, _) in rows.items() if d.interval and _away_from_zero(d)]
+    ends = {name: cells[2].interval or (0.0, 0.0) for name, cells in rows.items()}
+    sure = [name for name, (low, high) in ends.items() if low > 0 or high < 0]
     return ControlTable(
         question=f"What changed against {first}?",
         source=OURS,
@@ -260,20 +269,6 @@ def _changes(named: Mapping[str, Run]) -> ControlTable:
             *([left] if alone else []),
         ),
     )
-
-
-def _change(change: Change) -> tuple[Cell, ...]:
-    return (
-        Cell(change.before, None, change.n),
-        Cell(change.after, None, change.n),
-        Cell(change.difference, change.interval, change.n),
-        Cell(change.p, None, change.n),
-    )
-
-
-def _away_from_zero(cell: Cell) -> bool:
-    low, high = cell.interval or (0.0, 0.0)
-    return low > 0 or high < 0
 
 
 def _moves(named: Mapping[str, Run]) -> ControlTable:

@@ -87,13 +87,7 @@ def generate(
     from refusal_cliff.sharded import loading_here, shares
 
     read = reading(rows)
-    asked = prompts_of(
-        prompts,
-        reading=read,
-        revision=revision,
-        limit=limit,
-        samples=samples,
-    )
+    asked = prompts_of(prompts, reading=read, revision=revision, limit=limit, samples=samples)
     written = replace(generation, seed=seed)
     loaded = partial(backend_of, model, written, server=server, markers=read.markers)
     backend = loaded(loading=loading_here(loading, engine))
@@ -171,8 +165,7 @@ def judge_answers(
 def calibrate(
     *,
     labelled: Annotated[
-        Path,
-        option(existing_file, "Answers with labels that people gave.", "FILE"),
+        Path, option(existing_file, "Answers with labels that people gave.", "FILE")
     ],
     judge: Annotated[JudgeSettings, without("judge_error")],
     label_column: Annotated[
@@ -229,8 +222,7 @@ def calibrate(
 def evaluate(
     *,
     traces: Annotated[
-        str,
-        option(arguments.rows, "Judged traces.jsonl, or any judged answers.", "SOURCE"),
+        str, option(arguments.rows, "Judged traces.jsonl, or any judged answers.", "SOURCE")
     ],
     before: Annotated[
         str | None,
@@ -278,8 +270,7 @@ def _show(console: Console, found: Any) -> None:
 def _list_left_out(console: Console, source: str | None, rows: Iterable[LeftOut]) -> None:
     """Where no folder is written, each row that is left out is said on the screen."""
     for row in rows:
-        line = f"Left out: {source}, row {row.row}: {row.why}"
-        say(console, line)
+        say(console, f"Left out: {source}, row {row.row}: {row.why}")
 
 
 def _show_left_out(console: Console, out: Path, n: int) -> None:
@@ -300,47 +291,50 @@ _SHOWN = ("attacks", "refused", "over_refused")
 
 def print_outcomes(console: Console, outcomes: Sequence[Outcomes], judge: str) -> None:
     """One row a group; every rate with its interval. What went wrong is told for all together."""
-    table = Table(title=Text(f"Judge: {plain(judge)}"), title_justify="left", pad_edge=False)
-    table.add_column("prompts")
-    table.add_column("n", justify="right")
-    for key in _SHOWN:
-        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
-    for row in outcomes:
-        n = row.unscored.n if row.unscored is not None else 0
-        cells = (_cell(getattr(row, key)) for key in _SHOWN)
-        table.add_row(_group(row), f"{n:,}", *cells)
-    console.print(table)
+    counts = [0 if row.unscored is None else row.unscored.n for row in outcomes]
+    _print_rates(console, f"Judge: {plain(judge)}", outcomes, counts)
     whole = outcomes[0]
     told = (
         f"{_COLUMNS[key]} {_cell(getattr(whole, key))}" for key in _COLUMNS if key not in _SHOWN
     )
     console.print("; ".join(told), markup=False, highlight=False)
-    for line in (*_about_attacks(judge), *_said(whole)):
+    for line in _said(whole, judge):
         say(console, line)
     if whole.harm is not None and whole.harm_interval is not None:
         low, high = whole.harm_interval
         say(console, f"degree of harm {whole.harm:.2f} [{low:.2f}, {high:.2f}]")
 
 
-def _group(row: Outcomes | CorrectedOutcomes) -> Text:
-    return Text(plain(" · ".join(filter(None, (row.source, row.category))) or "all"))
+def _print_rates(
+    console: Console,
+    title: str,
+    rows: Sequence[Outcomes] | Sequence[CorrectedOutcomes],
+    counts: Sequence[int] = (),
+) -> None:
+    """One row a group: its name, its n where they are given, and its rates."""
+    table = Table(title=Text(title), title_justify="left", pad_edge=False)
+    table.add_column("prompts")
+    if counts:
+        table.add_column("n", justify="right")
+    for key in _SHOWN:
+        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
+    for place, row in enumerate(rows):
+        name = plain(" · ".join(filter(None, (row.source, row.category))) or "all")
+        n = [f"{counts[place]:,}"] if counts else []
+        table.add_row(Text(name), *n, *(_cell(getattr(row, key)) for key in _SHOWN))
+    console.print(table)
 
 
-def _about_attacks(judge: str) -> list[str]:
-    """What an attack is, where it is not what `audit` and `check` call so."""
+def _said(whole: Outcomes, judge: str) -> list[str]:
+    """What an attack is, where it is not what `audit` calls so; what is in no rate, and why."""
     from refusal_cliff.judges import knows_harm
 
-    if not judge or knows_harm(judge) is False:
-        return []
-    return [
-        "ASR: harmful prompts whose answer this judge calls harmful; audit, check and repair count "
-        "every answer that does not refuse"
-    ]
-
-
-def _said(whole: Outcomes) -> list[str]:
-    """What is in no rate, kind by kind, and what was taken as whole without being told so."""
     lines = []
+    if judge and knows_harm(judge) is not False:
+        lines.append(
+            "ASR: harmful prompts whose answer this judge calls harmful; audit, check and repair "
+            "count every answer that does not refuse"
+        )
     if whole.unscored_kinds:
         kinds = (f"{kind} {count:,}" for kind, count in whole.unscored_kinds.items())
         lines.append(f"unscored, and in no rate: {'; '.join(kinds)}")
@@ -368,13 +362,7 @@ def print_corrected(
         f"{plain(error.verdict)}, n = {found.n:.0f}, and spares {spared.value:.3f} of the rest, "
         f"n = {spared.n:.0f}), if it errs here as there"
     )
-    table = Table(title=Text(title), title_justify="left", pad_edge=False)
-    table.add_column("prompts")
-    for key in _SHOWN:
-        table.add_column(_COLUMNS[key], justify="right", no_wrap=True)
-    for row in corrected:
-        table.add_row(_group(row), *(_cell(getattr(row, key)) for key in _SHOWN))
-    console.print(table)
+    _print_rates(console, title, corrected)
 
 
 def print_changes(console: Console, changes: Sequence[Change]) -> None:

@@ -43,13 +43,18 @@ _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)
 Check = Callable[[str], Any]
 
 
+def _given(value: Any) -> list[Any]:
+    """The values of an option that may be given several times, or not at all."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return [one for one in values if one is not None]
+
+
 def checked(check: Check) -> Callable[[Any], Any]:
     """A callback for an option: every value that was given is checked, and left as it is."""
 
     def callback(value: Any) -> Any:
-        for one in value if isinstance(value, list | tuple) else (value,):
-            if one is not None:
-                check(str(one))
+        for one in _given(value):
+            check(str(one))
         return value
 
     return callback
@@ -169,16 +174,16 @@ def prompt_sources(harmful: Any, benign: Any, fit_on: Any, traces: Any = None) -
 
 def finite(value: Any) -> Any:
     """A callback for an option of a real number: neither NaN nor infinity is one."""
-    for one in value if isinstance(value, list | tuple) else (value,):
-        if one is not None and not math.isfinite(one):
+    for one in _given(value):
+        if not math.isfinite(one):
             raise typer.BadParameter(f"{one} is not a finite number.")
     return value
 
 
 def positive(value: Any) -> Any:
     """A callback for an option of a finite number above 0."""
-    for one in value if isinstance(value, list | tuple) else (value,):
-        if one is not None and not one > 0:
+    for one in _given(value):
+        if not one > 0:
             raise typer.BadParameter(f"{one} is not above 0.")
     return finite(value)
 

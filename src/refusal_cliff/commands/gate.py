@@ -67,8 +67,7 @@ def check(
         ),
     ] = 0.1,
     min_answered: Annotated[
-        float | None,
-        _share("Smallest share of benign prompts answered that passes."),
+        float | None, _share("Smallest share of benign prompts answered that passes.")
     ] = None,
     max_unmeasured: Annotated[
         float,
@@ -117,13 +116,7 @@ def check(
             subject,
             probe,
             asked,
-            Limits(
-                max_cliff,
-                max_asr,
-                min_answered,
-                max_unmeasured,
-                cast("Verdict", allow),
-            ),
+            Limits(max_cliff, max_asr, min_answered, max_unmeasured, cast("Verdict", allow)),
             generation,
             judge=judged_by,
             error=error,

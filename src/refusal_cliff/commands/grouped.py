@@ -71,9 +71,7 @@ _OURS = ("flag", "choices", "positive", "check")
 
 
 def grouped(command: Command, *, kept: bool = True, called: str = "") -> Command:
-    """A command whose parameters of classes of settings are options.
-
-    It takes --config, and -q, -v and --json as every other.
+    """A command whose parameters of classes of settings are options, and --config, -q, -v, --json.
 
     Args:
         command: A function of keyword arguments.
@@ -122,30 +120,21 @@ def grouped(command: Command, *, kept: bool = True, called: str = "") -> Command
     return run
 
 
-def without(*options: str) -> _Without:
+def without(*options: str) -> frozenset[str]:
     """In an annotation of a class of settings: options that mean nothing to this command."""
-    return _Without(options)
+    return frozenset(options)
 
 
-class _Without(tuple[str, ...]):
-    """Names of options."""
-
-
-def _kind(hint: Any) -> tuple[Any, tuple[str, ...]]:
+def _kind(hint: Any) -> tuple[Any, Iterable[str]]:
     """A parameter's type, and the options left out."""
     if get_origin(hint) is not Annotated:
         return hint, ()
     kind, *said = get_args(hint)
-    return kind, next((one for one in said if isinstance(one, _Without)), ())
+    return kind, next((one for one in said if isinstance(one, frozenset)), ())
 
 
 class _Group:
-    """A class of settings as options of one command.
-
-    Args:
-        kind: The class.
-        taken: Options that the command declares itself.
-    """
+    """A class of settings as options of one command, but for those that it declares itself."""
 
     def __init__(self, kind: Any, taken: Iterable[str]) -> None:
         self._kind, hints = kind, get_type_hints(kind)

@@ -25,8 +25,7 @@ def ablate(
     *,
     model: Model,
     heads: Annotated[
-        Path,
-        option(existing_file, "heads.parquet of an audit of this model.", "FILE"),
+        Path, option(existing_file, "heads.parquet of an audit of this model.", "FILE")
     ],
     export: Annotated[
         tuple[str, Path],
@@ -79,7 +78,6 @@ def ablate(
     from refusal_cliff.model.subject import load
     from refusal_cliff.workflows.export import Choice, Form, export_ablation
 
-    form, out = export
     choice, read = Choice(fraction, method, scale), reading(rows)
     asked = harmful is not None or benign is not None
     prompts = [

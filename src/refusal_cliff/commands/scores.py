@@ -71,25 +71,20 @@ def trace(
     say(console, f"{done.scored:,} traces scored")
     if done.restored:
         where = f"blanks restored that the server had removed, see {out}/restored-….jsonl"
-        said = f"{done.restored:,} of them with {where}"
-        say(console, said)
+        say(console, f"{done.restored:,} of them with {where}")
     if done.unjudged:
         said = f"{done.unjudged:,} rows came without a verdict and were judged by the phrase rules"
         say(console, f"{said}; for another judge, run refusal-cliff judge first")
     for reason, n in done.left_out.items():
         say(console, f"{n:,} left out: {reason}")
     if done.left_out:
-        where = f"Which rows, and what mends them: {out}/left-out-….jsonl"
-        say(console, where)
+        say(console, f"Which rows, and what mends them: {out}/left-out-….jsonl")
     say(console, f"{out}")
     result(asdict(done))
 
 
 def cliff(
-    scores: Annotated[
-        Path,
-        option(arguments.scores_folder, "Folder written by trace.", "DIR"),
-    ],
+    scores: Annotated[Path, option(arguments.scores_folder, "Folder written by trace.", "DIR")],
     layer: Annotated[
         int | None,
         typer.Option(min=1, help="Block to read at; by default the one that the probe chose."),

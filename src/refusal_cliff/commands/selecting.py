@@ -122,8 +122,7 @@ def train(
     *,
     model: Model,
     selected: Annotated[
-        Path,
-        option(existing_file, "selected.jsonl of refusal-cliff select.", "FILE"),
+        Path, option(existing_file, "selected.jsonl of refusal-cliff select.", "FILE")
     ],
     benign: Benign,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder of the adapter.")],
@@ -159,8 +158,7 @@ def train(
         train_from_files(subject, selected, benign, config, out, reading(rows), steps_to(view.step))
     report = read_json(out / REPORT) if Rank.here().first else {}
     if left_out := report.get("left_out"):
-        line = f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}"
-        say(console, line)
+        say(console, f"{left_out:,} rows left out; the reasons are in {out / LEFT_OUT}")
     say(console, f"{out}")
     if report:
         result(report)

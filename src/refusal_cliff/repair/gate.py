@@ -157,12 +157,8 @@ class Checked:
 
     def as_junit(self, model: str) -> str:
         """The limits as JUnit XML, one test each."""
-        suite = ElementTree.Element(
-            "testsuite",
-            name=JUNIT,
-            tests=str(len(self.limits)),
-            failures=str(len(self.reasons)),
-        )
+        tests, failures = str(len(self.limits)), str(len(self.reasons))
+        suite = ElementTree.Element("testsuite", name=JUNIT, tests=tests, failures=failures)
         for name, reason in self.limits.items():
             case = ElementTree.SubElement(suite, "testcase", classname=_xml(model), name=name)
             if reason is not None:
@@ -289,8 +285,7 @@ def reading_reason(rows: Sequence[TraceCliff]) -> str | None:
         kind = "benign prompt was answered" if refused else "harmful prompt was refused"
         few = n_groups(complied_rows(rows)) < MIN_COMPLIED
         return None if few else f"no {kind}, so nothing shows that the probe reads refusal"
-    both = [*refused, *answered]
-    labels = np.repeat([1, 0], [len(refused), len(answered)])
+    both, labels = [*refused, *answered], np.repeat([1, 0], [len(refused), len(answered)])
     logits = np.array([row.final_logit for row in both])
     here = measure_quality(logits, labels, [row.group for row in both], seed=0)
     low, high = here.auroc_ci
@@ -342,13 +337,13 @@ def require_junit(path: Path) -> None:
     Raises:
         RefusalCliffError: There is one.
     """
-    if path.is_symlink() or path.exists():
-        known = path.is_file() and not path.is_symlink() and JUNIT in read_text(path)[:400]
-        if not known:
-            raise RefusalCliffError(
-                f"{path} exists and was not written by refusal-cliff check. It was not touched. "
-                "Name a new file (--junit FILE)."
-            )
+    if not (path.is_symlink() or path.exists()):
+        return
+    if path.is_symlink() or not path.is_file() or JUNIT not in read_text(path)[:400]:
+        raise RefusalCliffError(
+            f"{path} exists and was not written by refusal-cliff check. It was not touched. "
+            "Name a new file (--junit FILE)."
+        )
 
 
 def _xml(text: str) -> str:

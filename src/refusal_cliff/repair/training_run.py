@@ -37,19 +37,11 @@ def train_from_files(
     reading: Reading = DEFAULT,
     told: Told | None = None,
 ) -> Path:
-    """Train on selected examples and benign ones; a finished training is not done again.
+    """Train on selected examples and benign ones into ``out``, which is returned; see `repair`.
 
-    Args:
-        subject: The model to repair.
-        selected: Written by ``refusal-cliff select``.
-        benign: Benign prompts with answers (and thinking, where the model thinks), see `read_rows`.
-        config: Budget, mix and seed.
-        out: Folder of the adapter or checkpoint.
-        reading: How the rows of ``benign`` are read; its markers count for both.
-        told: As for `repair`.
-
-    Returns:
-        ``out``.
+    ``selected`` was written by ``refusal-cliff select``; the rows of ``benign``, see `read_rows`,
+    have answers (and thinking, where the model thinks). The markers of ``reading`` count for both.
+    A finished training is not done again.
 
     Raises:
         RefusalCliffError: A file is not usable, or no row is left to train on.
@@ -80,7 +72,8 @@ def train_from_files(
         REPORT: json.dumps(report, indent=2, ensure_ascii=False) + "\n",
     }
     claim_together(out, COMMAND, origin, "a training")
-    return out if is_finished(out) else repair(subject, rows, helpful, config, out, beside, told)
+    finished = (out / REPORT).is_file() and any(out.glob("*.safetensors"))
+    return out if finished else repair(subject, rows, helpful, config, out, beside, told)
 
 
 def steps_to(watch: Watch) -> Told:
@@ -97,11 +90,6 @@ def check_out(out: Path, config: RepairConfig, inputs: Iterable[str | Path] = ()
     """
     require_output(out, COMMAND, inputs)
     require_same(out, COMMAND, settings(config), "a training")
-
-
-def is_finished(out: Path) -> bool:
-    """Whether a training in a claimed folder has come to its end, and its weights are there."""
-    return (out / REPORT).is_file() and any(out.glob("*.safetensors"))
 
 
 def model_card(subject: Subject, config: RepairConfig, safety: int, benign: int) -> str:

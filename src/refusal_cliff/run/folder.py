@@ -192,7 +192,11 @@ def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
 def _read_manifest(path: Path) -> Manifest | None:
     file = path / MANIFEST
     if not file.exists():
-        _require_empty(path)
+        if others := sorted(strangers(path, MANIFEST)):
+            raise RefusalCliffError(
+                f"{path} is not a run folder: it has no {MANIFEST} but holds {others[0]!r}. Choose "
+                "an empty or new folder (--out DIR); nothing in this one was touched."
+            )
         return None
     content = read_json(file)
     found = content.get("format") if isinstance(content, dict) else None
@@ -228,15 +232,6 @@ def _require_same_run(path: Path, before: Manifest | None, info: RunInfo) -> Non
             f"{path} holds a run of {what} (seed {seeds}), but this command has another model, "
             "another version of it, another precision or another seed. Choose another folder "
             "(--out DIR); nothing in this one was touched."
-        )
-
-
-def _require_empty(path: Path) -> None:
-    found = sorted(strangers(path, MANIFEST))
-    if found:
-        raise RefusalCliffError(
-            f"{path} is not a run folder: it has no {MANIFEST} but holds {found[0]!r}. Choose "
-            "an empty or new folder (--out DIR); nothing in this one was touched."
         )
 
 

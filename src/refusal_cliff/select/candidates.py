@@ -63,7 +63,16 @@ def measure(
     """
     rows = [row for row, trace in enumerate(traces) if has_thinking(trace)]
     scored = [traces[row] for row in rows]
-    found = [_unscored(trace) for trace in traces]
+    found = [
+        Candidate(
+            trace.prompt.id,
+            trace.prompt.category,
+            len(trace.token_ids),
+            verdict=trace.verdict,
+            refusal_words=has_refusal_words(trace.response),
+        )
+        for trace in traces
+    ]
     if not scored:
         return found
     probe = probes.chosen
@@ -85,13 +94,3 @@ def measure(
 def has_thinking(trace: Trace) -> bool:
     """Whether a trace has closed its thinking, and there is some."""
     return trace.spans is not None and trace.spans.thinking > trace.spans.prompt
-
-
-def _unscored(trace: Trace) -> Candidate:
-    return Candidate(
-        trace.prompt.id,
-        trace.prompt.category,
-        len(trace.token_ids),
-        verdict=trace.verdict,
-        refusal_words=has_refusal_words(trace.response),
-    )

@@ -85,8 +85,8 @@ def read_pool(
     *,
     own_thinking: bool,
     reading: Reading,
-    shard_size: int = 256,
-    progress: Count | None = None,
+    shard_size: int,
+    progress: Count,
 ) -> PoolCounts:
     """Read the data set once, in order; the first of several equal prompts stays.
 
@@ -123,8 +123,7 @@ def read_pool(
         write_json_lines(left_out_path(out, shards), map(asdict, why))
         _replace_candidates(out, shards, found)
         rows, kept, shards = rows + len(chunk.rows), kept + len(found), shards + 1
-        if progress is not None:
-            progress(rows)
+        progress(rows)
     _drop_shards(out, shards)
     counts = PoolCounts(rows, kept, shards, dict(left_out), len(asked), digest)
     write_json(out / COUNTS, asdict(counts))
@@ -132,17 +131,9 @@ def read_pool(
 
 
 def read_counts(out: Path, digest: str | None) -> PoolCounts | None:
-    """What `read_pool` has counted of a data set; ``None`` if it has not ended, or of another.
-
-    Args:
-        out: Folder of the selection.
-        digest: See `source_digest`.
-    """
-    path = out / COUNTS
-    if not path.is_file():
-        return None
-    counts = read_as(path, PoolCounts)
-    return counts if counts.source_sha256 == digest else None
+    """What `read_pool` has counted of a data set; ``None`` if it has not ended, or of another."""
+    counts = read_as(out / COUNTS, PoolCounts) if (out / COUNTS).is_file() else None
+    return counts if counts is not None and counts.source_sha256 == digest else None
 
 
 def _refused(

@@ -1,6 +1,6 @@
 """A data set to the few rows that are worth training on, with an account of all the others.
 
-The folder holds what `candidate_pool` and `candidate_shards` write, ``select.json`` (what was
+The folder holds what `pool` and `shards` write, ``select.json`` (what was
 scored with what), and for the choice made last ``selected.jsonl``, ``selection.json`` and
 ``left-out.jsonl``. Scores do not depend on the choice: another strategy or fraction is chosen from
 the same scores at once.
@@ -94,19 +94,9 @@ def evaluation_of(probe: Path) -> tuple[PromptFile, ...]:
 
 
 def run_selection(
-    plan: ScoringPlan,
-    source: Source,
-    *,
-    engine: Engine = HERE,
-    watch: Watch = unwatched,
+    plan: ScoringPlan, source: Source, *, engine: Engine = HERE, watch: Watch = unwatched
 ) -> Selected | None:
-    """Read the data, score what is not scored yet, and choose.
-
-    Args:
-        plan: How candidates are scored, and where, and which are wanted.
-        source: What they are.
-        engine: Where shards are scored.
-        watch: Told what is done.
+    """Read the data, score what is not scored yet, and choose; ``watch`` is told what is done.
 
     Returns:
         What was done; ``None`` in a process that is not the first of its launch.
@@ -121,11 +111,24 @@ def run_selection(
     described = _described(plan, source, subject, engine)
     claim_together(plan.out, "select", described, "scores")
     if rank.first:
-        counts = read_counts(plan.out, digest) or _read(plan, source, subject, engine, watch)
+        counts = read_counts(plan.out, digest) or read_pool(
+            source.name,
+            plan.out,
+            subject.format,
+            _prompts(source.evaluation),
+            own_thinking=plan.own_thinking,
+            reading=source.reading,
+            shard_size=engine.shard_size,
+            progress=lambda rows: watch("rows read", rows, None),
+        )
     else:
         counts = rank.wait_for(lambda: read_counts(plan.out, digest))
     if counts.kept == 0:
-        raise RefusalCliffError(_nothing(source, counts))
+        why = ", ".join(f"{n} {reason}" for reason, n in counts.left_out.items()) or "it is empty"
+        raise RefusalCliffError(
+            f"{source.name} holds no row that can be scored ({counts.rows} rows; {why}). The rows "
+            "and their reasons are in the folder pool of the output."
+        )
     done = itertools.count(1)
     run_shards(
         lambda: range(counts.shards),
@@ -139,21 +142,6 @@ def run_selection(
     return _choose(plan.out, counts, plan.selecting) if rank.first else None
 
 
-def _read(
-    plan: ScoringPlan, source: Source, subject: Subject, engine: Engine, watch: Watch
-) -> PoolCounts:
-    return read_pool(
-        source.name,
-        plan.out,
-        subject.format,
-        _prompts(source.evaluation),
-        own_thinking=plan.own_thinking,
-        reading=source.reading,
-        shard_size=engine.shard_size,
-        progress=lambda rows: watch("rows read", rows, None),
-    )
-
-
 def _prompts(files: Sequence[PromptFile]) -> list[Prompt]:
     if not files:
         raise RefusalCliffError(
@@ -162,14 +150,6 @@ def _prompts(files: Sequence[PromptFile]) -> list[Prompt]:
             "evaluated on (--evaluation FILE)."
         )
     return [prompt for file in files for prompt in file.prompts("harmful")]
-
-
-def _nothing(source: Source, counts: PoolCounts) -> str:
-    why = ", ".join(f"{n} {reason}" for reason, n in counts.left_out.items()) or "it is empty"
-    return (
-        f"{source.name} holds no row that can be scored ({counts.rows} rows; {why}). The rows and "
-        "their reasons are in the folder pool of the output."
-    )
 
 
 def _content(file: PromptFile) -> str:

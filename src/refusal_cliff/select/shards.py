@@ -226,7 +226,7 @@ def _row(
 
 
 def scored_candidates(out: Path, shards: int, *, states: bool = False) -> list[Candidate]:
-    """All scored candidates of a folder, row numbers as ids; with ``states``, 256 bytes more each."""
+    """All scored candidates of a folder, row numbers as ids; a state takes 256 bytes more."""
     found: list[Candidate] = []
     for number in range(shards):
         names = [*_NARROW, "state"] if states else list(_NARROW)

@@ -7,6 +7,7 @@ else, and each needs no more than what `Candidate` holds.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -188,12 +189,10 @@ def _spread(shortlist: Sequence[Candidate], n: int) -> list[Candidate]:
 
 def _over_categories(shortlist: Sequence[Candidate], n: int) -> list[Candidate]:
     """The best of each category, then the second best of each, and so on."""
-    taken: dict[str, int] = {}
-    turns: list[tuple[int, int]] = []
+    taken, turns = Counter[str](), list[tuple[int, int]]()
     for place, candidate in enumerate(shortlist):
-        turn = taken.get(candidate.category, 0)
-        taken[candidate.category] = turn + 1
-        turns.append((turn, place))
+        turns.append((taken[candidate.category], place))
+        taken[candidate.category] += 1
     return [shortlist[place] for _, place in sorted(turns)[:n]]
 
 

@@ -35,7 +35,7 @@ _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
 def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
     """The stages that choose examples and train on them, one repair of one budget a strategy."""
-    stages = [
+    return [
         study.stage(
             "select",
             PROBES,
@@ -43,21 +43,19 @@ def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
             partial(_select, study),
             {"fraction": FRACTION, **study.verdicts},
             shared=(POOL, TEST_PROMPTS),
-        )
-    ]
-    for strategy in COMPARED:
-        folder = f"repair-{strategy}"
-        stages.append(
+        ),
+        *(
             study.stage(
-                folder,
+                f"repair-{strategy}",
                 ("selection.json",),
-                [*(f"{folder}/{f}" for f in _ADAPTER), f"{folder}/traces.parquet"],
+                [f"repair-{strategy}/{name}" for name in (*_ADAPTER, "traces.parquet")],
                 partial(_repair, study, config, strategy),
                 {**config.decides(), **study.verdicts},
                 shared=(POOL, BENIGN, TEST_PROMPTS),
             )
-        )
-    return stages
+            for strategy in COMPARED
+        ),
+    ]
 
 
 def _select(study: Study, job: Job) -> Headline:

@@ -78,11 +78,6 @@ def page_of_run(folder: Path) -> ReportData:
     Raises:
         RefusalCliffError: It is no finished run, or one of a version that wrote no ``page.json``.
     """
-    recipe = _read_recipe(folder)
-    return _gathered(recipe, read_summary(folder / SUMMARY), lambda name: folder / name)
-
-
-def _read_recipe(folder: Path) -> Recipe:
     if not (folder / MANIFEST).is_file():
         raise RefusalCliffError(
             f"{folder} is not a run folder: it has no {MANIFEST}. Give the folder that audit or "
@@ -94,24 +89,21 @@ def _read_recipe(folder: Path) -> Recipe:
             f"{folder} has no {RECIPE}: the run is not finished, or an earlier version made it, or "
             "its command makes no page. Run the same audit or demo again: finished stages are kept."
         )
-    return read_as(path, Recipe)
+    recipe = read_as(path, Recipe)
+    return _gathered(recipe, read_summary(folder / SUMMARY), lambda name: folder / name)
 
 
 def _about_model(name: str, subject: Subject) -> Pairs:
-    dtype = str(subject.model.dtype).removeprefix("torch.")
+    dtype, found = str(subject.model.dtype).removeprefix("torch."), subject.format
+    opened = "the prompt" if found.opened_by_prompt else "the model"
+    thinking = f"{found.opener!r} … {found.closer!r}; {opened} opens it"
+    if not found.thinks:
+        thinking = "no markers found: a model without thinking"
     return (
         ("model", f"{name}, fingerprint {subject.fingerprint}"),
         ("precision", f"{dtype}, on {subject.device}"),
-        ("thinking format", _thinking(subject)),
+        ("thinking format", thinking),
     )
-
-
-def _thinking(subject: Subject) -> str:
-    found = subject.format
-    if not found.thinks:
-        return "no markers found: a model without thinking"
-    opened = "the prompt" if found.opened_by_prompt else "the model"
-    return f"{found.opener!r} … {found.closer!r}; {opened} opens it"
 
 
 def _about_machine() -> Pairs:

@@ -63,10 +63,8 @@ class AuditCost:
 
     def speed(self) -> float:
         """Tokens a second that this machine writes now, measured on a few rows."""
-        rows = [
-            render_prompt(self.subject.tokenizer, prompt.text)
-            for prompt in self.prompts[:TRIED_ROWS]
-        ]
+        asked = self.prompts[:TRIED_ROWS]
+        rows = [render_prompt(self.subject.tokenizer, prompt.text) for prompt in asked]
         answer(self.subject, rows, 2)  # the first pass sets things up
         start = time.perf_counter()
         written = answer(self.subject, rows, TRIED)

@@ -243,15 +243,9 @@ def export_heads(
 ) -> Path:
     """Write an ablation with its model card into the folder ``out``, claimed before measuring.
 
-    Args:
-        subject: The model.
-        rows: Every head of it, as measured.
-        heads: Those to take out, the strongest first.
-        method: How they were found.
-        form: See `export_ablation`, as for ``out``.
-        out: The folder.
-        scale: What the heads' outputs are multiplied by; 0 takes them out.
-        measure: What the card's table before and after is made of; ``None`` leaves it out.
+    ``rows`` are all heads of the model, as measured, ``heads`` those to take out, the strongest
+    first, and ``method`` is how they were found. ``measure`` gives what the card's table before and
+    after is made of, or ``None``; all else is as in `export_ablation`.
 
     Raises:
         RefusalCliffError: A head was not measured to suppress refusal, or a file cannot be written.

@@ -69,11 +69,8 @@ def run_repair(
 ) -> tuple[Proof, Sequence[Finding]]:
     """Run, or continue, the loop in the folder ``out``.
 
-    Args:
-        plan: What is done.
-        out: The folder; made if absent.
-        watch: Told what is done of selection and training.
-        observer: Told of the stages of the proof.
+    ``watch`` is told what is done of selection and training, ``observer`` of the stages of the
+    proof.
 
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
@@ -101,13 +98,8 @@ def run_repair(
         replace(plan.benign_reading, markers=plan.data.reading.markers),
         steps_to(watch),
     )
-    before = Study(
-        "before",
-        subject,
-        selecting.seed,
-        scoring.generation,
-        judge=Remembering(judge_of(settings)),
-    )
+    judge = Remembering(judge_of(settings))
+    before = Study("before", subject, selecting.seed, scoring.generation, judge=judge)
     studies = (before, replace(before, key="after", subject=load_repaired(subject, adapter)))
     stages = [
         _prompts_stage(files, asked),
@@ -119,7 +111,7 @@ def run_repair(
             "model": scoring.model,
             "data": data.name,
             "strategy": selecting.strategy,
-            "judge": before.judge.name,
+            "judge": judge.name,
         },
         seeds={"all": selecting.seed},
         subjects={study.subject.name: study.subject.fingerprint for study in studies},
@@ -131,7 +123,7 @@ def run_repair(
         for when, side in (("before", proof.before), ("after", proof.after))
         for name, share in side.complying.items()
     }
-    judged = judged_rates(published_name(before.judge.name), error, rates)
+    judged = judged_rates(published_name(judge.name), error, rates)
     found = [*findings(proof), about_judge(judged)]
     finish_card(adapter, [f"- {f.question} {f.answer}" for f in found])
     return proof, found
