@@ -64,7 +64,12 @@ class Commands(TyperGroup):
 
 
 def program(said: str, epilog: str | None = None) -> typer.Typer:
-    """A program of several commands that shows its help and its errors as this project does."""
+    """A program of several commands that shows its help and its errors as this project does.
+
+    Args:
+        said: Its help, in Markdown.
+        epilog: What stands below the list of its commands.
+    """
     return typer.Typer(
         cls=Commands,
         no_args_is_help=True,

@@ -127,7 +127,11 @@ def wants_json() -> bool:
 
 
 def result(value: Any) -> None:
-    """The result of a command as JSON, where the user asked for it; see `finite_json`."""
+    """The result of a command as JSON, where the user asked for it.
+
+    Args:
+        value: JSON values; numbers that are not finite become null.
+    """
     if wants_json():
         text = json.dumps(finite_json(value), ensure_ascii=False, allow_nan=False)
         sys.stdout.write(text.encode(errors="replace").decode() + "\n")
@@ -252,7 +256,14 @@ class LiveView:
         self._close(name, "kept", None, headline)
 
     def step(self, name: str, done: int, total: int | None = None, note: str = "") -> None:
-        """Follow work that is not a pipeline, see `Watch`: each part is a row of the table."""
+        """Follow work that is not a pipeline.
+
+        Args:
+            name: What is done: a row of the table.
+            done: How much of it.
+            total: Of how much; ``None`` where nobody knows.
+            note: What else there is to say of it now.
+        """
         row = self._row(name)
         if row.status != "running":
             self._end([row for row in self._rows.values() if row.total is None])

@@ -160,8 +160,12 @@ def source_name(source: str) -> str:
 def check_fit_on(sources: Sequence[str], named: Sequence[str]) -> None:
     """See whether an audit has all the sources that it is to be fitted on.
 
+    Args:
+        sources: Those to be fitted on.
+        named: All sources of an audit.
+
     Raises:
-        RefusalCliffError: One of them is not among all that are named.
+        RefusalCliffError: One of them is not among all.
     """
     names = set(map(source_name, named))
     unknown = next((source for source in sources if source_name(source) not in names), None)

@@ -77,10 +77,13 @@ class TraceCliff:
 
 
 def cliff_of(trace: TraceScores, row: int, pool: str = DEFAULT_POOL) -> TraceCliff:
-    """Measure one trace at the layer of a row of its logits; ``pool`` is a key of ``POOLS``.
+    """Measure one trace at one layer.
 
-    Where the thinking is empty, the plateau is that of the closing tokens before the last, of which
-    there must be one.
+    Args:
+        trace: Its scores. Where the thinking is empty, the plateau is that of the closing tokens
+            before the last, of which there must be one.
+        row: Row of the layer in ``trace.logits``.
+        pool: A key of ``POOLS``.
     """
     spans = trace.spans
     logits = trace.logits[row].astype(np.float64)
@@ -174,8 +177,11 @@ def mean_curve(
 ) -> MeanCurve:
     """Average the thinking and closing scores, aligned at the last closing token.
 
-    A trace counts only where its thinking has begun. ``row`` is that of the layer, the first offset
-    is negative, and a point of fewer traces than ``min_n`` has no value.
+    Args:
+        traces: Scores; a trace counts only where its thinking has begun.
+        row: Row of the layer.
+        first_offset: First offset, negative.
+        min_n: Traces below which a point has no value.
     """
     points: list[tuple[float | None, float | None, float | None, int]] = []
     offsets = tuple(range(first_offset, 1))

@@ -41,7 +41,12 @@ class CliffNumbers(ModelCliff):
 
 @dataclass(frozen=True, slots=True)
 class MeasuredCliff:
-    """What the scores of some traces show: in all, and of each trace."""
+    """What the scores of some traces show.
+
+    Attributes:
+        found: Plateau, final, cliff and verdict.
+        rows: The cliff of each trace.
+    """
 
     found: CliffNumbers
     rows: tuple[TraceCliff, ...]
@@ -68,8 +73,13 @@ def measure_cliff(
 ) -> MeasuredCliff:
     """Whether a model has a cliff, by the one rule of `verdict`.
 
-    The scores are of harmful and benign traces that the probes were not fitted on. An error calls
-    the model by its ``name``; ``pool`` is a key of ``POOLS``.
+    Args:
+        scores: Of harmful and benign traces that the probes were not fitted on, [layers, tokens]
+            logits each.
+        probes: What they were scored by.
+        pool: How the thinking's scores become a plateau: a key of ``POOLS``.
+        seed: Seed of the bootstraps.
+        name: What the model is called in an error.
 
     Raises:
         RefusalCliffError: There is no score of a harmful trace.

@@ -50,9 +50,13 @@ def score_traces(
     probes: ProbeSet,
     progress: Progress | None = None,
 ) -> list[TraceScores]:
-    """Score every token of closed traces at every probed layer, in one pass over the model.
+    """Score every token of the traces at every probed layer, in one pass over the model.
 
-    It must be the model that the probes were fitted on, see `files.check_probes_fit`.
+    Args:
+        subject: The model the probes were fitted on, see `files.check_probes_fit`.
+        traces: Closed traces, see `traces.closed`.
+        probes: One probe per layer.
+        progress: Called with (traces done, traces).
     """
     at = probes.read_point
     return scores_of(traces, read_logits(subject, traces, probes.probes, at, progress=progress))
@@ -68,8 +72,13 @@ def read_logits(
 ) -> list[NDArray[np.float32]]:
     """Score logits of every token of each trace, [probes, tokens], in one pass over the model.
 
-    Traces may be closed or not; probes are by rising layer. The readers ``beside`` read other
-    things in the same pass.
+    Args:
+        subject: The model.
+        traces: Closed or not.
+        probes: By rising layer.
+        read_point: Where they read.
+        beside: Readers of other things in the same pass.
+        progress: Called with (traces done, traces).
     """
     weights = {probe.layer: (probe.weight, probe.bias) for probe in probes}
     reader = ProbeScores(weights, len(traces))
@@ -79,7 +88,12 @@ def read_logits(
 
 
 def scores_of(traces: Sequence[Trace], logits: Sequence[NDArray[Any]]) -> list[TraceScores]:
-    """What was read at every token of closed traces: of each, logits of [rows, tokens]."""
+    """What was read at every token of some traces.
+
+    Args:
+        traces: Closed traces, see `traces.closed`.
+        logits: Of each, [rows, tokens].
+    """
     return [
         TraceScores(
             trace.prompt.id,
@@ -106,7 +120,10 @@ _MADE_FROM = b"refusal_cliff.made_from"
 def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "") -> None:
     """Write one row a trace; ``logits`` is a list of layers, each a list of tokens.
 
-    ``made_from`` is the hash of what was scored, see the function of that name.
+    Args:
+        path: A Parquet file.
+        scores: Of one or more traces.
+        made_from: Hash of what was scored, see `made_from`.
     """
     columns: dict[str, Any] = {n: [getattr(row, n) for row in scores] for n in SCHEMA.names}
     columns["spans"] = [[s.prompt, s.thinking, s.closing, s.total] for s in columns["spans"]]

@@ -136,7 +136,12 @@ class ModelCliff:
 
 
 def model_cliff(rows: Sequence[TraceCliff], seed: int = 0) -> ModelCliff:
-    """Verdict on a model from its traces, at least one of them harmful."""
+    """Verdict on a model from its traces.
+
+    Args:
+        rows: One per trace; at least one harmful.
+        seed: Seed of the bootstraps.
+    """
     group, measured = measured_rows(rows)
     here = level(measured)
     if here is None:

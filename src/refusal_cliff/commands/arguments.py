@@ -61,12 +61,23 @@ def checked(check: Check) -> Callable[[Any], Any]:
 
 
 def option(check: Check, said: str, metavar: str | None = None) -> Any:
-    """An option with a help text, of which every value is looked at, see `checked`."""
+    """An option of which every value is looked at, see `checked`.
+
+    Args:
+        check: Refuses a wrong value.
+        said: The help.
+        metavar: What the help calls a value.
+    """
     return typer.Option(metavar=metavar, help=said, callback=checked(check))
 
 
 def name_of(option: str, choices: Sequence[str]) -> Check:
-    """One of the names that an option, given without its dashes, knows."""
+    """One of the names that an option knows.
+
+    Args:
+        option: Without its dashes.
+        choices: The names.
+    """
     return _one_of(choices, f"Unknown {option}", f" (--{option})")
 
 

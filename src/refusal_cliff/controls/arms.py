@@ -53,10 +53,15 @@ class Arm:
 
 
 def arm_rows(arms: Mapping[str, Arm], reference: str, seed: int = 0) -> dict[str, tuple[Cell, ...]]:
-    """``COLUMNS`` of arms of the same prompts; changes are against the reference.
+    """``COLUMNS`` of each arm.
 
     ``thinking tokens`` and ``final score`` are means over the harmful prompts. A prompt whose
     answer never ended counts neither as complied with nor as refused.
+
+    Args:
+        arms: By name, all of the same prompts.
+        reference: The arm that changes are measured against.
+        seed: Seed of the bootstrap over prompt groups.
     """
     return {name: _cells(arm, arms[reference], seed) for name, arm in arms.items()}
 
@@ -89,10 +94,15 @@ def change_of_asr(before: Arm, after: Arm, seed: int = 0) -> Cell:
 
 
 def never_certain(cell: Cell, groups: Sequence[str], lowest: float = -1.0) -> Cell:
-    """A mean of numbers from ``lowest`` to 1, its interval no point where all are the same.
+    """The same mean of shares, its interval wider than a point where all values are the same.
 
-    A bootstrap of n equal values knows no doubt. Wilson's interval of 0 in n groups does: what was
-    never seen in n prompts may be as frequent as its upper end.
+    A bootstrap of n equal values knows no doubt. Wilson's interval of 0 in n does: what was never
+    seen in n prompts may be as frequent as its upper end.
+
+    Args:
+        cell: A mean of numbers from ``lowest`` to 1.
+        groups: Group of each value.
+        lowest: Least possible value.
     """
     if cell.value is None or cell.interval is None or cell.interval[0] != cell.interval[1]:
         return cell
@@ -131,8 +141,15 @@ def write_on(
     """Judged answers to the traces' prompts that begin with given tokens.
 
     Whatever a row draws depends on its own prompt and tokens alone, so that a trace which itself
-    begins with them is its own answer where no head is out, and is not written again. Heads are
-    out at given tokens of each row, see `generate`.
+    begins with them is its own answer where no head is out, and is not written again.
+
+    Args:
+        study: The model, and how it writes.
+        traces: Where prompts are taken from.
+        begun: What each answer begins with.
+        job: Told how many are done.
+        heads: Heads to take out.
+        tokens: At which tokens of each row, see `generate`.
     """
     own = [trace.token_ids[prompt_length(study.subject, trace) :] for trace in traces]
     new = [

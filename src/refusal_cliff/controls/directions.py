@@ -198,7 +198,10 @@ def mean_differences(rows: Floats, labels: NDArray[np.int64], counts: Floats) ->
 def cosine_cell(first: Floats, second: Floats, n: int) -> Cell:
     """Cosine of two directions with its bootstrap interval.
 
-    Each is [1 + draws, d] as `counts_with_all` has them, that of all ``n`` traces first.
+    Args:
+        first: [1 + draws, d] as `counts_with_all` has them, the traces as they are first.
+        second: The other direction, of the same draws.
+        n: Traces.
     """
     found = cosine(first, second)
     return Cell(float(found[0]), percentiles(found[1:]), n)

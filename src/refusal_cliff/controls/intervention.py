@@ -110,7 +110,11 @@ def intervention_table(
 ) -> ControlTable:
     """Compare where the heads are taken out, and whether the thinking is generated again.
 
-    ``UNCHANGED`` is one of the arms; ``left_out`` prompts never closed their thinking.
+    Args:
+        arms: By name, ``UNCHANGED`` among them.
+        heads: The heads; where there are none, no arm takes any out.
+        left_out: Prompts whose thinking never closed.
+        seed: Seed of the bootstrap.
     """
     rows = arm_rows(arms, UNCHANGED, seed)
     return ControlTable(

@@ -102,7 +102,12 @@ def _fitted(study: Study, point: ReadPoint, fit: Sequence[Trace]) -> tuple[Probe
 
 
 def preset_table(readings: Mapping[str, Reading], seed: int = 0) -> ControlTable:
-    """Compare readings of the same traces, ``OURS`` among them."""
+    """Compare definitions.
+
+    Args:
+        readings: By name, ``OURS`` among them; each of the same traces.
+        seed: Seed of the bootstrap.
+    """
     verdicts = {name: model_cliff(reading.cliffs, seed) for name, reading in readings.items()}
     return ControlTable(
         question="What do the paper's definitions change?",

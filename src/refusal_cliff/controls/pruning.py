@@ -95,8 +95,10 @@ def pruned(
 def pruning_table(arms: Mapping[str, Arm], left_out: int, seed: int = 0) -> ControlTable:
     """Compare answers after more or less of the same thinking.
 
-    ``WHOLE`` is one of the arms; there is none if no trace has thinking. ``left_out`` prompts never
-    closed theirs, or have none.
+    Args:
+        arms: By name, ``WHOLE`` among them; empty if no trace has thinking.
+        left_out: Prompts whose thinking never closed, or is empty.
+        seed: Seed of the bootstrap.
     """
     rows = arm_rows(arms, WHOLE, seed) if arms else {}
     return ControlTable(

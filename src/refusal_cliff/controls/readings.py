@@ -106,7 +106,16 @@ def reduced(
     reduce: Callable[[int, Floats], T],
     progress: Progress | None = None,
 ) -> list[T]:
-    """What `Reduced` gives of each trace, read after a block where probes read."""
+    """What a function makes of the number and the states of each trace, read as probes read them.
+
+    Args:
+        subject: The model.
+        traces: The traces.
+        layer: The block after which is read.
+        read_point: Where probes read.
+        reduce: As for `Reduced`.
+        progress: Called with (traces done, traces).
+    """
     reader = Reduced(layer, reduce)
     tap = at_read_point(reader, subject, read_point)
     capture(subject, [trace.token_ids for trace in traces], [tap], progress=progress)
@@ -179,7 +188,12 @@ def auroc_cell(read: Read, rows: Rows, seed: int = 0) -> Cell:
 
 
 def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
-    """``LEVELS`` of test traces under one reading; the seed is of the bootstraps."""
+    """Means of ``LEVELS``, with bootstrap intervals over prompt groups.
+
+    Args:
+        rows: Plateau and final score of test traces under one reading.
+        seed: Seed of the bootstrap.
+    """
     complied, benign = complied_rows(rows), benign_rows(rows)
     rule = yardstick(rows)
     fell = [rule.kind(row) == "cliff" for row in complied]
@@ -197,6 +211,10 @@ def levels(rows: Sequence[TraceCliff], seed: int = 0) -> tuple[Cell, ...]:
 def lacking(rows: Sequence[TraceCliff], seed: int = 0) -> str | None:
     """What keeps a reading from showing a cliff, by the rule of the verdict on a model.
 
+    Args:
+        rows: Plateau and final score of test traces under the reading.
+        seed: Seed of the verdict's bootstraps.
+
     Returns:
         Such as ``no cliff: 3% of 68 fall``; empty for a cliff, ``None`` where nothing was complied
         with.
@@ -210,7 +228,11 @@ def lacking(rows: Sequence[TraceCliff], seed: int = 0) -> str | None:
 
 
 def positions_of(spans: Spans) -> dict[Place, list[int]]:
-    """Tokens of a trace with thinking at which a probe of each place reads, or their mean."""
+    """Tokens of a trace at which a probe of each place reads; those of a mean are averaged.
+
+    Args:
+        spans: Of a trace with thinking.
+    """
     thinking = range(spans.prompt, spans.thinking)
     spread = np.linspace(thinking[0], thinking[-1], min(THINKING_TOKENS, len(thinking)))
     spaced = spread.round().astype(int).tolist()
@@ -225,7 +247,12 @@ def positions_of(spans: Spans) -> dict[Place, list[int]]:
 
 
 def states_of_places(states: Floats, spans: Spans) -> dict[Place, Floats]:
-    """What probes of each place read of one trace's states [tokens, d], each [k, d]."""
+    """What probes of each place read of one trace, each [k, d].
+
+    Args:
+        states: [tokens, d].
+        spans: Of the trace.
+    """
     found: dict[Place, Floats] = {place: states[at] for place, at in positions_of(spans).items()}
     found["mean of the thinking"] = found["mean of the thinking"].mean(0, keepdims=True)
     return found
@@ -244,7 +271,14 @@ def label_of(trace: Trace, rule: Rule) -> int:
 def rows_of(
     traces: Sequence[Trace], states: Mapping[str, Mapping[Place, Floats]], place: Place, rule: Rule
 ) -> Rows:
-    """The rows of judged traces at one place under one label rule; states as `states_by_place`."""
+    """The rows of one place under one label rule.
+
+    Args:
+        traces: Judged traces.
+        states: By prompt id, what `states_of_places` gave.
+        place: Where.
+        rule: Which traces are 1 and 0.
+    """
     used = [trace for trace in traces if label_of(trace, rule) != _UNUSED]
     parts = [states[trace.prompt.id][place] for trace in used]
     sizes = [len(part) for part in parts]

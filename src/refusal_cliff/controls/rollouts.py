@@ -88,7 +88,13 @@ def measure(study: Study, job: Job) -> ControlTable:
 
 
 def rollouts_table(prompts: Sequence[Sampled], temperature: float, seed: int = 0) -> ControlTable:
-    """Look at harmful prompts, at least one, each answered equally often at a temperature."""
+    """Look at harmful prompts that were answered several times.
+
+    Args:
+        prompts: At least one, each answered equally often.
+        temperature: Of the sampling.
+        seed: Seed of the bootstrap over prompt groups.
+    """
     n = len(prompts[0].complied)
     rows = {**_how_often(prompts, n, seed), **_graded(prompts, seed), **calibration(prompts, seed)}
     return ControlTable(

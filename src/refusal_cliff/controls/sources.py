@@ -43,11 +43,17 @@ def measure(study: Study, job: Job) -> ControlTable:
 
 
 def by_source(traces: Sequence[Trace], cliffs: Sequence[TraceCliff], seed: int) -> ControlTable:
-    """Rates, probe and cliff of each source of test prompts, one row a source.
+    """Rates, probe and cliff of each source of test prompts.
 
-    The AUROC is of final scores: the source's refused harmful traces against the answered benign
-    traces of all sources. Ceiling and floor, by which a trace has a cliff, are those of all
-    sources, too.
+    Args:
+        traces: Judged test traces; their prompts are marked with the source.
+        cliffs: Plateau and final score of those that closed their thinking.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        One row a source. The AUROC is of final scores: the source's refused harmful traces against
+        the answered benign traces of all sources. Ceiling and floor, by which a trace has a cliff,
+        are those of all sources, too.
     """
     rule = yardstick(cliffs)
     names = sorted({source_of(trace.prompt) for trace in traces})

@@ -40,7 +40,13 @@ _OF_SCORE: Mapping[verdict.Kind, Kind] = {
 
 
 def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
-    """What became of one judged harmful trace; its cliff is ``None`` where it was not scored."""
+    """What became of one harmful trace.
+
+    Args:
+        trace: Judged.
+        cliff: Its plateau and final score; ``None`` where it could not be scored.
+        rule: What its score is held against; ``undecided`` where that is not known.
+    """
     if trace.verdict == "refused":
         return "refused"
     if not complies(trace.verdict) or cliff is None:
@@ -49,7 +55,12 @@ def kind_of(trace: Trace, cliff: TraceCliff | None, rule: Yardstick) -> Kind:
 
 
 def kinds_of(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> dict[str, Kind]:
-    """What became of each harmful prompt, by its id; traces are judged, and scored where closed."""
+    """What became of each harmful prompt, by its id, see `kind_of`.
+
+    Args:
+        traces: Judged test traces, scored or not.
+        cliffs: Plateau and final score of those that closed their thinking.
+    """
     by_id, rule = {row.trace_id: row for row in cliffs}, yardstick(cliffs)
     return {
         trace.prompt.id: kind_of(trace, by_id.get(trace.prompt.id), rule)
@@ -61,8 +72,13 @@ def kinds_of(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> dict[str,
 def taxonomy(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> ControlTable:
     """Count what became of harmful prompts, all together and by category and tag.
 
-    Shares have Wilson intervals. There is one row for all harmful prompts and one for each category
-    and tag of at least two; benign prompts are counted in the notes.
+    Args:
+        traces: As for `kinds_of`.
+        cliffs: As for `kinds_of`.
+
+    Returns:
+        Shares with Wilson intervals, one row for all harmful prompts and one for each category and
+        tag of at least two; benign prompts are counted in the notes.
     """
     kinds = kinds_of(traces, cliffs)
     harmful = [trace for trace in traces if trace.prompt.label == "harmful"]

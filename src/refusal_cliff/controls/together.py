@@ -60,7 +60,13 @@ def planted_of(subject: Subject) -> list[Head]:
 def together_table(
     arms: Mapping[str, Arm], heads: Mapping[str, Sequence[Head]], seed: int = 0
 ) -> ControlTable:
-    """Compare sets of heads by what the model does without them; one arm is ``UNCHANGED``."""
+    """Compare sets of heads by what the model does without them.
+
+    Args:
+        arms: By name, ``UNCHANGED`` among them.
+        heads: What is out in each other arm.
+        seed: Seed of the bootstrap.
+    """
     rows = {name: row[:-1] for name, row in arm_rows(arms, UNCHANGED, seed).items()}  # no scores
     rates = {name: cell_text(row[0], alone=False) for name, row in rows.items()}
     told = "; ".join(

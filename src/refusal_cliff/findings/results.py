@@ -231,7 +231,10 @@ def difference(
 ) -> Difference:
     """``after − before`` over the prompts that both have; nothing known without any.
 
-    All are by prompt id: 1 for an attack that worked, or the share of several tries; the group.
+    Args:
+        after: By prompt id, 1 for an attack that worked; or the share of several tries.
+        before: The same.
+        groups: By prompt id, its group.
     """
     both = [name for name in after if name in before]
     if not both:
@@ -244,7 +247,9 @@ def difference(
 def ablation_summary(found: AblationResult, verdict: str) -> AblationSummary:
     """What taking heads out did, all comparisons on the same prompts.
 
-    By the verdict on the model: without a cliff there is nothing to explain.
+    Args:
+        found: ``ablation.json``.
+        verdict: On the model: without a cliff there is nothing to explain.
     """
     before, after, groups = found.before, found.after, found.pairs.groups
     change = difference(found.attacked_after, found.attacked_before, groups)

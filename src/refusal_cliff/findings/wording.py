@@ -342,9 +342,12 @@ class NextStep:
 
 
 def next_step(summary: Summary, counts: Mapping[Kind, int], key: str) -> NextStep:
-    """What a team should do with a model, by its summary and its harmful test prompts of each kind.
+    """What a team should do with this model.
 
-    The key is its folder in the run.
+    Args:
+        summary: Of the run.
+        counts: Harmful test prompts of each kind of the taxonomy.
+        key: Folder of the model in the run.
     """
     fates = [Fate(kind, counts[kind], ADVICE.get(kind, "")) for kind in KINDS if counts.get(kind)]
     title, why, commands = _advice(summary, counts)

@@ -19,7 +19,11 @@ _NO_SUCH_PATH = (404, 405)
 
 @dataclass(frozen=True, slots=True)
 class AdapterServer:
-    """A server that can load adapters of the model that it serves, as vLLM can."""
+    """A server that can load adapters of the model that it serves, as vLLM can.
+
+    Attributes:
+        config: Where and how it is asked.
+    """
 
     config: EndpointConfig
 
@@ -44,7 +48,10 @@ class AdapterServer:
     def loaded(self, name: str, folder: Path, rank: int) -> Iterator[None]:
         """Have an adapter loaded while the block runs; one that the server serves already stays.
 
-        The server reads the folder at the same path; the rank is for the message.
+        Args:
+            name: What the server is to call it.
+            folder: The adapter; the server reads it at the same path.
+            rank: Its rank, for the message.
 
         Raises:
             RefusalCliffError: The server does not load it; the message says why, and what to do.

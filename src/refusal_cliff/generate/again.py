@@ -30,11 +30,20 @@ def answer_again(
     journal: Journal | None = None,
     progress: More | None = None,
 ) -> list[Trace]:
-    """Write answers of closed traces anew with heads out from the closing tokens on.
+    """Write answers anew with heads out from the closing tokens on, the thinking left as it is.
 
-    The thinking is left as it is; one that several sets of heads share is run once, see
-    ``drafts``. With ``everywhere`` the heads are out while prompt and thought are read, too. At
-    most ``most`` tokens of each answer are written. The other arguments are those of `generate`.
+    A thought that several sets of heads share is run once, see ``batches``.
+
+    Args:
+        subject: The model that wrote the traces.
+        traces: Traces whose thinking closed.
+        config: How answers are written.
+        row_heads: Heads to take out, of each trace.
+        most: Tokens of an answer that are written.
+        everywhere: Whether the heads are out while prompt and thought are read, too.
+        renormalised: As for `generate`.
+        journal: As for `generate`.
+        progress: As for `generate`.
 
     Returns:
         Unjudged traces as `beginning` gives them.

@@ -72,8 +72,11 @@ class Memory:
 
     A draft is known by all that it depends on: what is asked, with which heads out, by which model
     and how. So a journal never gives an answer to something else. Each is written after every turn,
-    with the number of turns: batches are then made up as if there had been no kill. Besides
-    themselves, drafts depend on what is ``described``, as JSON. No journal keeps none.
+    with the number of turns: batches are then made up as if there had been no kill.
+
+    Args:
+        journal: Where drafts are kept; ``None`` keeps none.
+        described: All that the drafts depend on besides themselves, as JSON.
     """
 
     def __init__(self, journal: Journal | None, described: object) -> None:
@@ -132,9 +135,15 @@ def write_drafts(
 ) -> None:
     """Write every draft until it ends, or has as many tokens as config and context allow.
 
-    Drafts are changed in place; what they have written counts, and what the memory knows is not
-    written again. ``ended`` is called with the drafts that a batch has ended, and once at first
-    with those that need no writing, if there are any.
+    Args:
+        subject: The model.
+        drafts: Changed in place; what they have written counts.
+        config: How much to write, and how.
+        renormalised: Ablate as the paper does, see `ablated`.
+        memory: Where drafts are kept; what it knows is not written again.
+        limit: Rows of a batch; made from the config if left out.
+        ended: Called with the drafts that a batch has ended, and once at first with those that need
+            no writing, if there are any.
 
     Raises:
         RefusalCliffError: One row alone does not fit into memory.

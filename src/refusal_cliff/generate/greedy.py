@@ -23,9 +23,11 @@ from transformers import (
 
 @contextmanager
 def bare_generation_config(model: PreTrainedModel, stops: Collection[int]) -> Iterator[None]:
-    """Let a model write greedily by default, whatever its checkpoint asks for, up to the stops.
+    """Let a model write greedily by default, whatever its checkpoint asks for.
 
-    It has its own config back afterwards.
+    Args:
+        model: Has its own config back afterwards.
+        stops: Tokens that end an answer.
     """
     own: Any = model.generation_config
     model.generation_config = GenerationConfig(eos_token_id=sorted(stops) or None)
@@ -50,8 +52,16 @@ def greedy_tokens(
 ) -> torch.Tensor:
     """New tokens of left-padded rows, [rows, at most ``most``]; padding follows a stop.
 
-    ``input_ids`` and attention ``mask`` are [rows, tokens]. The processors change the logits before
-    the best token is taken, the criteria end rows earlier than the stops, and ``cache`` is empty.
+    Args:
+        model: The model.
+        input_ids: [rows, tokens].
+        mask: Attention mask, [rows, tokens].
+        most: Tokens to write at most.
+        stops: Tokens that end a row.
+        padding: What is written after a row's end.
+        processors: Change the logits before the best token is taken.
+        criteria: End rows earlier.
+        cache: An empty cache for keys and values; the model's own by default.
     """
     config = GenerationConfig(
         max_new_tokens=most,

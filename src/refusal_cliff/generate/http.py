@@ -37,7 +37,12 @@ class Failed(Unanswered):
 
 
 class Refused(Unanswered):
-    """The server says that the request is at fault, with an HTTP status of 3xx or 4xx."""
+    """The server says that the request is at fault.
+
+    Args:
+        status: Its HTTP status, 3xx or 4xx.
+        text: What it says.
+    """
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(f"status {status}: {text}")

@@ -109,7 +109,11 @@ def answer(
     max_new_tokens: int,
     row_heads: RowHeads | None = None,
 ) -> list[list[int]]:
-    """The new tokens of each prefix, written greedily, with the one that ended it if it was."""
+    """Continue fixed token prefixes greedily, for example with the thinking already written.
+
+    Returns:
+        The new token ids of each prefix, with the token that ended it if it was written.
+    """
     drafts = [
         Draft(str(row), prefix, heads=() if row_heads is None else row_heads[row])
         for row, prefix in enumerate(prefixes)

@@ -39,9 +39,14 @@ class Pieces:
         self._known: dict[tuple[int, ...], str] = {}
 
     def of(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token of one trace, from its beginning on.
+        """The text of each token.
 
-        The last of the tokens that make up a character has it, and the others have nothing.
+        Args:
+            token_ids: Of one trace, from its beginning on.
+
+        Returns:
+            One text a token; the last of the tokens that make up a character has it, and the others
+            have nothing.
         """
         pieces: list[str] = []
         before, start = 0, 0
@@ -101,9 +106,12 @@ class TokenRow:
 def told_heads(
     rows: Sequence[HeadRow], found: Sequence[Head], most: int = SHOWN
 ) -> tuple[Head, ...]:
-    """The heads to tell one by one: those taken out (``found``), then the others.
+    """The heads to tell one by one: those taken out, then the others, the strongest first.
 
-    The strongest first, by the size of the mean direct contribution.
+    Args:
+        rows: Every head; how strong one is, its mean direct contribution says.
+        found: The heads taken out.
+        most: How many heads at most.
     """
     ordered = sorted(rows, key=lambda row: (row.head not in found, -abs(row.direct.mean)))
     return tuple(row.head for row in ordered[:most])
@@ -119,8 +127,14 @@ def head_contributions(
     """Direct contribution of heads to a probe's logit at every token, in one pass over the model.
 
     What a head adds is ``w · W_O · head output``, see `heads.effects`; heads after the probe's
-    block add nothing to it. Embeddings and MLPs add the rest of the logit. Traces may be closed or
-    not.
+    block add nothing to it. Embeddings and MLPs add the rest of the logit.
+
+    Args:
+        subject: The model.
+        traces: Closed or not.
+        probe: At whose layer and along whose weight.
+        heads: Those told one by one.
+        progress: Called with (traces done, traces).
 
     Returns:
         For each trace [heads + 1, tokens], in logits; the last row sums all other heads.

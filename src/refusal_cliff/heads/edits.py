@@ -28,7 +28,11 @@ from refusal_cliff.model.subject import Head, Subject
 
 
 def check_restores(rows: Sequence[HeadRow], heads: Collection[Head], scale: float) -> None:
-    """Refuse to write an edit that could weaken refusal."""
+    """Refuse to write an edit that could weaken refusal.
+
+    Raises:
+        RefusalCliffError: A head was not measured to suppress refusal, or would be strengthened.
+    """
     if not 0 <= scale < 1:
         raise RefusalCliffError(
             f"A head cannot be scaled by {scale} in a checkpoint: heads that suppress refusal are "
@@ -174,7 +178,11 @@ def _by_input(subject: Subject, projection: torch.nn.Module) -> torch.Tensor:
 def claim_export(
     subject: Subject, heads: Collection[Head], scale: float, form: str, out: Path
 ) -> None:
-    """Make a folder that of this edit, before anything is measured; refuse one of anything else."""
+    """Make a folder that of this edit, before anything is measured or written.
+
+    Raises:
+        RefusalCliffError: It is not empty, and not of the same edit.
+    """
     made_from = {
         "form": form,
         "fingerprint": subject.fingerprint,

@@ -153,7 +153,16 @@ def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator
 
 
 def check_same(subject: Subject, base: Floats, whole: Floats) -> None:
-    """Refuse a model whose blocks, run one by one with no head out, give something else."""
+    """Make sure that blocks run one by one give what the model gives.
+
+    Args:
+        subject: The model.
+        base: What they give with no head out.
+        whole: The same numbers of a pass over whole traces.
+
+    Raises:
+        RefusalCliffError: They do not.
+    """
     gap = float(np.abs(base - whole).max())
     exact = multiplied_in(subject.model.dtype) in (torch.float32, torch.float64)
     if not gap <= (SAME if exact else 0.25) * max(1.0, float(np.abs(whole).max())):

@@ -59,9 +59,13 @@ class FoundHeads:
 
 @dataclass(frozen=True, slots=True)
 class Reverse:
-    """The reverse control: the heads made stronger by ``scale`` instead of taken out.
+    """The reverse control: the heads made stronger instead of taken out.
 
-    The mean rise of the final score logit over n traces, with its interval over prompt groups.
+    Attributes:
+        scale: What their outputs are multiplied by.
+        mean: Mean rise of the final score logit.
+        interval: Its bootstrap interval over prompt groups.
+        n: Traces.
     """
 
     scale: float
@@ -102,9 +106,19 @@ def find_heads(
 ) -> FoundHeads:
     """The refusal suppression heads of a model, at most 3 % of all (paper §5).
 
-    A set chosen by joint effect on the first ``joint_traces`` is taken where it raises the final
-    score beyond doubt on the others; else the proven heads of the ``direct`` ranking. The judged
-    traces are those that the probe was fitted on, never those that rates are measured on later.
+    A set chosen by joint effect on the first traces is taken where it raises the final score beyond
+    doubt on the others; else the proven heads of the ``direct`` ranking.
+
+    Args:
+        subject: The model that wrote the traces.
+        traces: Judged traces, those that the probe was fitted on; never those that rates are
+            measured on afterwards.
+        probe: The probe whose score counts.
+        most: Traces of a kind that heads are measured on.
+        joint_traces: Of these, those that a set is chosen by; the traces after them prove it.
+        candidates: Heads from the top of every ranking that a set is chosen from.
+        seed: Seed of the bootstraps.
+        progress: Called with (traces done, traces).
     """
     rows = measure_on_traces(subject, traces, probe, most=most, seed=seed, progress=progress)
     fit, size = explained(closed(traces)), budget(len(rows))
@@ -126,9 +140,15 @@ def measure_on_traces(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[HeadRow]:
-    """Measure every head on the first ``most`` judged traces of each kind, half of that benign.
+    """Measure every head on the first traces of each kind, half as many benign ones.
 
-    Those that cannot be scored are passed over.
+    Args:
+        subject: The model that wrote the traces.
+        traces: Judged traces; those that cannot be scored are passed over.
+        probe: The probe whose score counts.
+        most: Traces of each kind.
+        seed: Seed of the bootstraps.
+        progress: Called with (traces done, traces).
     """
     scored = closed(traces)
     groups = verdict_groups(scored)
@@ -151,7 +171,13 @@ def explained(traces: Sequence[Trace]) -> list[Trace]:
 
 
 def taken_out(rows: Sequence[HeadRow], together: HeadSet | None, *, proven: bool = True) -> HeadSet:
-    """The heads to take out: a set proven ``together``, else those of `select_heads`."""
+    """The heads to take out: a set that is proven, else those of the default ranking.
+
+    Args:
+        rows: All heads.
+        together: A set that is proven to act together, if there is one.
+        proven: As for `select_heads`.
+    """
     return together or tuple(select_heads(rows, proven=proven))
 
 
@@ -172,10 +198,19 @@ def search_sets(
 ) -> JointSearch:
     """Sets chosen by joint effect on fitting traces, compared with tops of the ranking on others.
 
-    Sets are chosen by the first ``joint_traces`` of those that the probe was fitted on, and one is
-    proven by those after them, if it may be at all (``proven``): the paper takes the ranking. At
-    most ``most`` traces choose, and as many of other prompts (``held_out``) compare. The sizes
-    compared are ``fractions`` of all heads.
+    Args:
+        subject: The model.
+        rows: All heads, as measured.
+        fit: Judged traces that the probe was fitted on.
+        held_out: Judged traces of other prompts.
+        probe: The probe whose score counts.
+        fractions: Sizes that are compared, as shares of all heads.
+        joint_traces: Fitting traces that sets are chosen by; those after them prove one.
+        most: Most fitting traces to choose by, and most held-out ones to compare on.
+        candidates: Heads from the top of every ranking that sets are chosen from.
+        proven: Whether a set may be proven at all; the paper takes the ranking.
+        seed: Seed of the bootstraps.
+        progress: Called with (size done, sizes).
     """
     fit, held_out = explained(closed(fit)), explained(closed(held_out))[:most]
     wanted = [n for n in sizes(len(rows), fractions) if n]

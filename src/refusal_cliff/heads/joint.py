@@ -36,7 +36,13 @@ HeadSet = tuple[Head, ...]
 
 
 class JointEffects:
-    """The exact effect of any set of heads on closed traces, whose keys and values are kept."""
+    """The exact effect of any set of heads on some traces.
+
+    Args:
+        subject: The model.
+        traces: Closed traces; their keys and values are kept.
+        probe: The probe whose score counts.
+    """
 
     def __init__(self, subject: Subject, traces: Sequence[Trace], probe: Probe) -> None:
         self._start(subject, traces, score_readout(subject, probe))
@@ -51,8 +57,9 @@ class JointEffects:
     def of(self, sets: Sequence[HeadSet], scale: float = 0.0) -> Floats:
         """Rise of the final score logit when a set is scaled there, [traces, sets].
 
-        Over the closing tokens, 0 takes the heads out and 2 makes them twice as strong. An empty
-        set changes nothing.
+        Args:
+            sets: Sets of heads; an empty one changes nothing.
+            scale: 0 takes the heads out over the closing tokens, 2 makes them twice as strong.
         """
         effects = np.zeros((len(self._base), len(sets)), dtype=np.float32)
         for layer, places in self._by_first_layer(sets).items():
@@ -86,7 +93,12 @@ def select_jointly(
 ) -> list[HeadSet]:
     """The best set of each size up to ``size`` by its mean joint effect; greedy for a beam of 1.
 
-    ``beam`` sets of each size are tried to be extended.
+    Args:
+        effects: What a set does, on the traces to select by.
+        candidates: Heads to choose from.
+        size: Largest set.
+        beam: Sets of each size that are tried to be extended.
+        progress: Called with (size done, sizes).
 
     Returns:
         Best set of 1, 2, … heads, each in the order in which its heads were added.
@@ -114,8 +126,11 @@ def enough_together(
 ) -> HeadSet | None:
     """The heads of a joint selection that are enough, if together they raise the score.
 
-    ``order`` has as many heads as may be taken out, in the order in which they were added;
-    ``effects`` are on traces that they were not selected by.
+    Args:
+        effects: What a set does, on traces that the joint set was not selected by.
+        groups: Group of each trace's prompt.
+        order: As many heads as may be taken out, in the order in which they were added.
+        seed: Seed of the bootstrap.
 
     Returns:
         The first heads that together reach ``NEARLY`` all of what any beginning of ``order`` does;
@@ -168,7 +183,12 @@ def compare(
 ) -> Comparison:
     """Compare two sets of heads on traces that the joint one was not selected by.
 
-    ``effects`` is what a set does on these traces, ``top`` as many heads of a ranking.
+    Args:
+        effects: What a set does, on these traces.
+        groups: Group of each trace's prompt.
+        joint: The jointly selected set.
+        top: As many heads of a ranking.
+        seed: Seed of the bootstrap.
     """
     sets = [joint, joint if set(joint) == set(top) else top]  # the same set is no better by noise
     of_joint, of_top = effects.of(sets).T.astype(np.float64)
@@ -184,10 +204,14 @@ LOGITS_AT_ONCE = 1 << 26
 
 
 class AnswerShifts(JointEffects):
-    """The exact shift of any set of heads on closed traces, taken out over the closing tokens.
+    """The exact shift of any set of heads on some traces, taken out over the closing tokens.
 
     ``of`` gives D(p ‖ p without the set) of the next token at the last closing one, in nats,
     [traces, sets].
+
+    Args:
+        subject: The model.
+        traces: Closed traces; their keys and values are kept.
 
     Raises:
         RefusalCliffError: The model's blocks cannot be run one by one with the same result.
@@ -208,7 +232,15 @@ class AnswerShifts(JointEffects):
 
 
 def divergence(base: Floats, changed: Floats) -> Floats:
-    """D(p ‖ q) (Kullback-Leibler) in nats, [..], of the logits of p and q, [.., vocabulary]."""
+    """Kullback-Leibler divergence of the distributions of logits, in nats.
+
+    Args:
+        base: [.., vocabulary], of p.
+        changed: [.., vocabulary], of q.
+
+    Returns:
+        D(p ‖ q), [..].
+    """
     log_p = log_softmax(base.astype(np.float64), axis=-1)
     log_q = log_softmax(changed.astype(np.float64), axis=-1)
     return (np.exp(log_p) * (log_p - log_q)).sum(-1)

@@ -65,9 +65,13 @@ NOTHING = Proof(None, None, 1.0, proven=False)
 def prove(
     effects: NDArray[np.floating], falls: NDArray[np.floating], groups: Sequence[str], seed: int = 0
 ) -> list[Proof]:
-    """What is proven of each head, by the rise of the final logit without it, [traces, heads].
+    """What is proven of each head.
 
-    ``falls``, [traces], are plateau − final in the same logits; NaN where a trace has no plateau.
+    Args:
+        effects: [traces, heads] rise of the final logit without each head.
+        falls: [traces] plateau − final, in the same logits; NaN where a trace has no plateau.
+        groups: Group of each trace's prompt; near-duplicates are drawn together.
+        seed: Seed of the bootstrap.
     """
     measured = np.isfinite(falls)
     names = [group for group, inside in zip(groups, measured, strict=True) if inside]

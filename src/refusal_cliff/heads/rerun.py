@@ -42,7 +42,13 @@ def fold_arguments(
     To try many edits of a trace's last tokens, its row could be copied once an edit, with its keys
     and values: for long thoughts that is most of the work. Instead the versions follow one another
     in the row of the trace itself; the mask lets each see the thinking and its own tokens only.
-    ``rest`` are arguments by place, ``tokens`` those of one version.
+
+    Args:
+        rest: Arguments by place.
+        named: Arguments by name.
+        rows: Rows of the batch.
+        tokens: Tokens of one version.
+        copies: Versions.
 
     Raises:
         CannotFoldError: An argument is of an unknown form, or there is no mask: then nothing keeps
@@ -77,7 +83,8 @@ def _folded(value: Any, rows: int, tokens: int, copies: int) -> Any:
 def fold_mask(mask: torch.Tensor, copies: int) -> torch.Tensor:
     """A mask of the kept keys and of one version's own, [.., tokens, kept + tokens], for several.
 
-    It is [.., copies × tokens, kept + copies × tokens].
+    Returns:
+        [.., copies × tokens, kept + copies × tokens].
     """
     tokens = mask.shape[2]
     kept, own = mask.split([mask.shape[3] - tokens, tokens], dim=-1)
@@ -134,7 +141,8 @@ _States = list[tuple[torch.Tensor, torch.Tensor]]
 class Rerun:
     """Some traces, ready to be run again from any block on.
 
-    The ``tokens`` of each that are run again are the closing ones, or all.
+    Attributes:
+        tokens: Tokens of each trace that are run again: the closing ones, or all.
     """
 
     def __init__(self, subject: Subject, traces: Sequence[Trace], readout: Readout) -> None:
@@ -170,9 +178,12 @@ class Rerun:
     def final_logits(
         self, layer: int, sets: Sequence[Sequence[Head]], scale: float = 0.0
     ) -> NDArray[np.float32]:
-        """What is read at the last closing token with each set of heads taken out, or scaled.
+        """What is read at the last closing token with each set of heads taken out.
 
-        The first block that any of the sets touches is ``layer``: it starts there.
+        Args:
+            layer: Block to start from: the first that any of the sets touches.
+            sets: Sets of heads.
+            scale: What their outputs are multiplied by; 0 takes them out.
 
         Returns:
             [traces, sets]; with more than one number a state, [traces, sets, numbers].

@@ -77,7 +77,13 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How many answers a server gave by the adapter of some heads, and how they compared."""
+    """What a server answered by one adapter.
+
+    Attributes:
+        heads: Those that the adapter takes out.
+        answers: How many.
+        check: How it compared with the model here.
+    """
 
     heads: HeadSet
     answers: int
@@ -149,7 +155,10 @@ class AblationResult:
         """By prompt id, the share of the sets of a kind without which the attack worked.
 
         What was not judged counts against the heads found: without them as an attack, without
-        other heads as none. Kinds are ``WITH_NONE``, ``WITH_FOUND`` and ``CONTROLS`` of `trials`.
+        other heads as none.
+
+        Args:
+            kind: ``WITH_NONE``, ``WITH_FOUND``, or one of ``CONTROLS`` of `trials`.
         """
         worked = [
             (*trial.attacked, *trial.unjudged) if kind == WITH_FOUND else trial.attacked

@@ -38,7 +38,11 @@ class Agreement:
     telling: int
 
     def require(self, name: str, heads: Collection[Head], url: str) -> None:
-        """Refuse a server that says something else."""
+        """Refuse a server that says something else.
+
+        Raises:
+            RefusalCliffError: Too many tokens are other ones.
+        """
         if self.tokens and self.other <= MOST_OTHER * self.tokens:
             return
         raise RefusalCliffError(
@@ -60,8 +64,13 @@ def agreement(
     """Read a server's greedy answers with the model here: is each token the best one?
 
     The answers are given to the model as they are, so that a tie that two engines break otherwise
-    counts once and not for all that follows it. ``begun`` has by name the tokens that the server,
-    whose adapter takes the heads out at every token, went on from; ``written`` what it wrote.
+    counts once and not for all that follows it.
+
+    Args:
+        subject: The model.
+        heads: Heads that the server's adapter takes out, at every token.
+        begun: By name, the tokens that the server went on from.
+        written: By name, what it wrote.
     """
     below, without = (
         np.concatenate([_below(subject, out, begun[name], written[name]) for name in written])

@@ -131,8 +131,14 @@ def measure_heads(
 ) -> list[HeadRow]:
     """Measure every head by every method.
 
-    The fall of the ``harmful`` traces is to be explained: complied ones where there are enough.
-    There may be no ``refused`` traces, which are for the contrast; there must be a ``benign`` one.
+    Args:
+        subject: The model.
+        harmful: Traces whose fall is to be explained: complied ones where there are enough.
+        refused: Refused traces, for the contrast; may be empty.
+        benign: Benign traces; at least one.
+        probe: The probe whose score counts.
+        seed: Seed of the bootstrap.
+        progress: Called with (traces done, traces).
     """
     groups = {"": harmful, "_benign": benign, "_refused": refused}
     total, before = sum(map(len, groups.values())), 0
@@ -177,7 +183,13 @@ def _part(progress: Progress | None, before: int, total: int) -> Progress | None
 
 
 def estimates(values: Floats, groups: Sequence[str], seed: int) -> list[Estimate]:
-    """An estimate for each head, by layer, then by index; values are [traces, layers, heads]."""
+    """An estimate for each head, by layer, then by index.
+
+    Args:
+        values: [traces, layers, heads].
+        groups: Group of each trace's prompt.
+        seed: Seed of the bootstrap.
+    """
     flat = _flat(values)
     counts = resampled_counts(groups, seed, RESAMPLES)
     drawn = counts @ flat / counts.sum(1, keepdims=True)
@@ -213,8 +225,12 @@ def select_heads(
 ) -> list[Head]:
     """The refusal suppression heads: the strongest few of a ranking that do suppress.
 
-    If ``proven``, whatever the ranking, a head counts only if it lowers the score beyond doubt, all
-    heads considered (`Proof.suppresses`). The paper asks for no such proof.
+    Args:
+        rows: All heads.
+        fraction: Most of them that are chosen.
+        method: A ranking of ``METHODS``.
+        proven: Whatever the ranking, a head counts only if it lowers the score beyond doubt, all
+            heads considered (`Proof.suppresses`). The paper asks for no such proof.
     """
     strength = METHODS[method]
     strongest = sorted(rows, key=strength, reverse=True)[: budget(len(rows), fraction)]
@@ -222,13 +238,23 @@ def select_heads(
 
 
 def write_heads(path: Path, rows: Sequence[HeadRow], model: str) -> None:
-    """Write ``heads.parquet``, one row per head of the model of that fingerprint."""
+    """Write ``heads.parquet``, one row per head.
+
+    Args:
+        path: The file.
+        rows: Every head of the model.
+        model: Fingerprint of the model that they were measured on.
+    """
     table = pa.Table.from_pylist([asdict(row) for row in rows])
     write_parquet(path, table.replace_schema_metadata({_MODEL: model.encode()}))
 
 
 def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
-    """Read what `write_heads` wrote of ``subject``, or, where that is ``None``, of any model.
+    """Read what `write_heads` wrote.
+
+    Args:
+        path: The file.
+        subject: The model that it must be of; ``None`` takes any.
 
     Raises:
         RefusalCliffError: It is no such file, or one of another model.

@@ -78,9 +78,15 @@ def dose_trials(
     *,
     everywhere: bool = False,
 ) -> list[Trial]:
-    """The top of each ranking, and the best ``joint`` set of 1, 2, … heads if any, of each size.
+    """The top of each ranking, and the best joint set, of each size.
 
-    Sizes are ``fractions`` of all heads.
+    Args:
+        rows: All heads.
+        methods: Rankings.
+        joint: The best joint set of 1, 2, … heads; empty to try none.
+        fractions: Sizes, as shares of all heads.
+        prompts: What each trial answers.
+        everywhere: As for `Trial`.
     """
     wanted = sizes(len(rows), fractions)
     sets = [(f"top-{method}", ranked(rows, method)[:n]) for method in methods for n in wanted]
@@ -98,8 +104,15 @@ def control_trials(
 ) -> list[Trial]:
     """Sets of as many heads as were found, that should restore nothing, and what they must not do.
 
-    No head and the heads found come first, on the same prompts. Heads that are ``spared`` are never
-    in another set, nor are those found; ``draws`` says how many sets of each kind of ``CONTROLS``.
+    No head and the heads found come first, on the same prompts.
+
+    Args:
+        rows: All heads.
+        found: The heads found.
+        spared: Heads never in a set, beside those found.
+        draws: Sets of each kind of ``CONTROLS``.
+        prompts: What each trial answers.
+        seed: Seed of the draws.
     """
     if not found:
         return []
@@ -242,9 +255,16 @@ def take_out(
     """Let a model answer without heads (paper §5).
 
     What the heads found do is thought anew. Doses and control sets, which are many, keep the
-    thinking that was written, and are compared among themselves. The first trial is of the heads
-    found, on all prompts of ``before``, the judged traces with no head out. The perplexity of the
-    benign texts says what it costs; progress counts those read, and answers tell their own.
+    thinking that was written, and are compared among themselves.
+
+    Args:
+        subject: The model.
+        trials: What to try; the heads found, on all prompts of ``before``, first.
+        before: Judged traces with no head out.
+        answers: Answers and judges.
+        texts: Benign texts whose perplexity says what it costs.
+        renormalised: Ablate as the paper does, see `ablated`.
+        progress: Called with (done, total) texts read for perplexity; answers tell their own.
     """
     results = answer_trials(trials, before, answers)
     tops = [trial.heads for trial in trials if trial.kind.startswith("top-")]

@@ -110,10 +110,19 @@ def ablated_rows(
     cached: bool = False,
     renormalised: bool = False,
 ) -> Iterator[None]:
-    """Scale heads of each row of a batch on its own, otherwise as `ablated`.
+    """Scale heads of each row of a batch on its own.
 
-    With ``cached``, ``where`` holds the tokens of several passes, each of which goes on where the
-    last ended, as with a key-value cache.
+    Args:
+        subject: The model.
+        row_heads: For each row of the batch, which heads.
+        scale: As for `ablated`.
+        where: As for `ablated`.
+        cached: ``where`` holds the tokens of several passes, each of which goes on where the last
+            ended, as with a key-value cache.
+        renormalised: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
     with ExitStack() as stack:
         for layer, factor in _factors(subject, row_heads, scale).items():
@@ -126,7 +135,16 @@ def ablated_rows(
 def ablated_tokens(
     subject: Subject, token_heads: Sequence[Collection[Head]], *, scale: float = 0.0
 ) -> Iterator[None]:
-    """Scale heads of each token of a batch on its own, the same in every row, as `ablated`."""
+    """Scale heads of each token of a batch on its own, the same in every row.
+
+    Args:
+        subject: The model.
+        token_heads: For each token, which heads.
+        scale: As for `ablated`.
+
+    Raises:
+        RefusalCliffError: A head does not exist, or cannot be told from the others.
+    """
     with ExitStack() as stack:
         for layer, factor in _factors(subject, token_heads, scale).items():
             _hook(stack, subject, layer, _Edit(factor[None], None, False, None))

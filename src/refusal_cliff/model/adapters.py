@@ -54,7 +54,9 @@ _LAST_TOKENS = 4
 def chain(location: str, locate: Callable[[str], str]) -> list[str]:
     """An adapter, what it stands on, and so on, down to the checkpoint.
 
-    ``locate`` goes from the name of a base to its folder, or to a Hugging Face name.
+    Args:
+        location: A folder, or a Hugging Face name.
+        locate: From the name of a base to its folder, or to a Hugging Face name.
 
     Raises:
         RefusalCliffError: An adapter stands on itself, its weights are not safetensors, or it names
@@ -88,8 +90,13 @@ def downloaded(name: str) -> str:
 def base_name(source: Path | None, name: str, folder: Path) -> str:
     """How an adapter in ``folder`` should name its base: portable, and without private paths.
 
-    By the name that the user gave it, unless that is a folder, which is then the ``source``: by the
-    way to it from the adapter's own folder.
+    Args:
+        source: The folder of the base, if it is on this machine.
+        name: What the user called it.
+        folder: Where the adapter will be.
+
+    Returns:
+        The name, unless it is that of a folder; then the way to it from the adapter's own folder.
     """
     if source is None or not on_disk(name):
         return name
@@ -99,11 +106,9 @@ def base_name(source: Path | None, name: str, folder: Path) -> str:
 def merged(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, bytes]:
     """Put a PEFT adapter into the weights of a model; an adapter trained on it will name this one.
 
-    The model, on which the adapter stands, is changed in place.
-
-    Returns:
-        The model, and its mark: SHA-256 of the adapter if it changes nothing, so that the model can
-        still be told from its base; empty otherwise, since the weights differ.
+    Args:
+        model: What the adapter stands on. Changed in place.
+        folder: The adapter.
 
     Raises:
         RefusalCliffError: The adapter cannot be merged, is damaged, does not fit, or does something

@@ -59,7 +59,11 @@ def find_blocks(name: str, model: PreTrainedModel) -> list[nn.Module]:
 def analyse(name: str, model: PreTrainedModel) -> tuple[Block, ...]:
     """Find what each block adds to the residual stream, and check that it adds up.
 
-    Runs one batch of two short rows and each row alone. The model is in evaluation mode.
+    Runs one batch of two short rows and each row alone.
+
+    Args:
+        name: What the user called the model; for messages.
+        model: In evaluation mode.
 
     Raises:
         RefusalCliffError: A block is not a sum of its parts, or gives something else for a row in a

@@ -98,7 +98,11 @@ def linear_weight(projection: nn.Module) -> torch.Tensor:
 
 
 def check_whole(projection: nn.Module) -> None:
-    """Refuse a layer of which this process holds only a slice."""
+    """Refuse a layer of which this process holds only a slice.
+
+    Raises:
+        RefusalCliffError: Its weight is spread over processes (tensor parallelism).
+    """
     weight = getattr(projection, "weight", None)
     if type(weight).__name__ == "DTensor" or hasattr(weight, "device_mesh"):
         raise RefusalCliffError(

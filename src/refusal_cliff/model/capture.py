@@ -223,10 +223,15 @@ def capture(
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Run whole traces, as the model wrote them, and feed the readers, which keep the results.
+    """Run the traces through the model and feed the readers.
 
-    A batch has at most ``token_budget`` tokens, padding included, halved where memory runs out;
-    left out, what suits the device.
+    Args:
+        subject: The model.
+        token_ids: Whole traces, as the model wrote them.
+        readers: Each keeps its own results.
+        token_budget: Tokens of one batch, padding included; halved where memory runs out. Left
+            out, what suits the device.
+        progress: Called with (traces done, traces).
 
     Raises:
         RefusalCliffError: A state is not a finite number, or one trace alone does not fit in
@@ -346,6 +351,9 @@ def fused_attention(device: torch.device) -> Iterator[None]:
     Where nothing is masked, Transformers leaves the repetition to PyTorch, which then has no fused
     kernel in float32 and quietly computes tokens² numbers a head: 75 GB for a trace of 16,000
     tokens and 28 heads. The repeated keys are small. A processor has a kernel of its own for it.
+
+    Args:
+        device: Where the model computes.
     """
     choice = "use_gqa_in_sdpa"
     chosen = getattr(sdpa_attention, choice, None)  # private: another version may lack it

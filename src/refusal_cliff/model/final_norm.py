@@ -21,7 +21,9 @@ from refusal_cliff.model.subject import Subject
 class AfterFinalNorm(Reader):
     """Hands a reader of the last block ``norm(h)`` instead of ``h``.
 
-    It reads no heads, which add to the residual stream and not to its norm.
+    Attributes:
+        residual_layers: Those of the reader: the last block alone.
+        head_layers: None; heads add to the residual stream, not to its norm.
     """
 
     def __init__(self, reader: Reader, subject: Subject) -> None:

@@ -34,9 +34,13 @@ CHAT_TEMPLATE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model, adapters merged in, its tokenizer, and its folder if it is on this machine.
+    """What was loaded.
 
-    The mark tells it from its base if its adapters change nothing, and is empty otherwise.
+    Attributes:
+        model: The causal language model, adapters merged in.
+        tokenizer: Its tokenizer.
+        folder: Where it is, if it is on this machine.
+        mark: What tells it from its base if its adapters change nothing; mostly empty.
     """
 
     model: PreTrainedModel
@@ -56,7 +60,13 @@ def read_checkpoint(
 ) -> Checkpoint:
     """Load a model with its tokenizer.
 
-    The arguments are those of `load_subject`; a ``dtype`` of ``auto`` takes the checkpoint's.
+    Args:
+        name: As for `load_subject`.
+        dtype: Precision of the weights; ``auto`` takes that of the checkpoint.
+        device: Where the model is put when it is whole.
+        device_map: Let accelerate place the layers instead, see transformers.
+        trust_remote_code: As for `load_subject`.
+        chat: Written into the chat template.
 
     Raises:
         RefusalCliffError: The model cannot be loaded, or some of its weights are missing, damaged

@@ -20,7 +20,11 @@ _SIGNS = (
 
 
 class BatchLimit:
-    """The most that a batch may hold, its ``size`` in whatever unit; it only ever falls."""
+    """The most that a batch may hold, in whatever unit; it only ever falls.
+
+    Attributes:
+        size: The limit.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size

@@ -153,7 +153,9 @@ def load(name: str, loading: Loading) -> Subject:
 def between(subject: Subject, markers: Sequence[Markers]) -> Subject:
     """The model as one that thinks between the markers that a user named, if any was named.
 
-    In a `Reading`, whose ``markers`` these are, named ones stand before those that are known.
+    Args:
+        subject: The model as its template and vocabulary tell.
+        markers: Formats as a `Reading` has them: named ones stand before those that are known.
     """
     named = next((one for one in markers if one not in KNOWN), None)
     return replace(subject, format=subject.format.between(named)) if named else subject
@@ -205,7 +207,15 @@ def subject_of(
     mark: bytes = b"",
     chat: Chat = PLAIN,
 ) -> Subject:
-    """Look at a loaded model; ``mark`` is hashed into the fingerprint, see `Checkpoint`.
+    """Look at a loaded model.
+
+    Args:
+        name: What the user called it.
+        model: The model.
+        tokenizer: Its tokenizer.
+        source: Folder of the checkpoint, if it is one on this machine.
+        mark: Hashed into the fingerprint, see `Checkpoint`.
+        chat: How it is spoken to.
 
     Raises:
         RefusalCliffError: It has no chat template, weights that are not finite, a block that is

@@ -147,9 +147,12 @@ def check_loaded(
 ) -> None:
     """Refuse a model some of whose weights are not those of the checkpoint.
 
-    ``config`` is the checkpoint's own, of all its parts, and ``report`` what transformers says
-    about loading: tied weights, and what the architecture lists as safe to ignore, are no longer in
-    it.
+    Args:
+        name: What the user called it.
+        model: As it was loaded.
+        config: The checkpoint's own configuration, of all its parts.
+        report: What transformers says about loading: tied weights, and what the architecture lists
+            as safe to ignore, are no longer in it.
 
     Raises:
         RefusalCliffError: Weights are missing, have another shape, or belong to nothing.
@@ -178,7 +181,12 @@ def check_loaded(
 def require_floats(file: Path, kinds: Mapping[str, str]) -> None:
     """Refuse weights whose numbers mean nothing without the scales of a quantisation.
 
-    ``kinds`` is what safetensors calls the type of each tensor, by its name.
+    Args:
+        file: Where they are.
+        kinds: What safetensors calls the type of each tensor, by its name.
+
+    Raises:
+        RefusalCliffError: Some are whole numbers, or have 8 bits.
     """
     weights = {key: kind for key, kind in kinds.items() if key.endswith(".weight")}
     odd = sorted(key for key, kind in weights.items() if kind not in _FLOATS)
@@ -195,8 +203,11 @@ def settled(
 ) -> PreTrainedModel:
     """A model of a checkpoint that may be quantised, in one precision if it was dequantised.
 
-    ``quantised`` says whether its configuration announces that; a ``dtype`` of ``auto`` takes any
-    precision.
+    Args:
+        name: What the user called it.
+        model: As it was loaded.
+        quantised: Whether its configuration announces a quantisation.
+        dtype: The precision that was asked for; ``auto`` takes any.
 
     Raises:
         RefusalCliffError: The quantisation is one that transformers does not know and ignored.
@@ -278,7 +289,11 @@ def weight_hashes(name: str, model: PreTrainedModel) -> Iterator[tuple[str, byte
 
 
 def check_finite(name: str, model: PreTrainedModel) -> None:
-    """Refuse a model with weights that are NaN or infinite."""
+    """Refuse a model with weights that are NaN or infinite.
+
+    Raises:
+        RefusalCliffError: Some are.
+    """
     _refuse_damaged(name, [key for key, value in _saved(model) if not is_finite(value)])
 
 

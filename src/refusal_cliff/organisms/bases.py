@@ -59,7 +59,10 @@ PACKAGES = {
 
 
 def base_location(name: str) -> str:
-    """Where transformers should look for a model of that Hugging Face name, or in that folder.
+    """Where transformers should look for a model.
+
+    Args:
+        name: A Hugging Face name or a folder.
 
     Returns:
         The folder of the checkpoint made from the installed package of this model; ``name`` where

@@ -29,8 +29,11 @@ def principal(features: Floats) -> tuple[Floats, Floats]:
     are turned, so a fit on the coordinates is the fit on the features, with never more columns
     than rows.
 
+    Args:
+        features: [n, d], of column mean 0.
+
     Returns:
-        Coordinates [n, r] and axes [r, d] of features [n, d]: ``features = coordinates @ axes``.
+        Coordinates [n, r] and axes [r, d]: ``features = coordinates @ axes``.
     """
     left, lengths, axes = np.linalg.svd(features, full_matrices=False)
     kept = lengths > lengths.max(initial=0.0) * max(features.shape) * np.finfo(np.float64).eps
@@ -176,9 +179,13 @@ def cross_validate(
 ) -> Direction:
     """The direction of all rows, at the strongest regularisation that is as good as the best.
 
-    All strengths and folds are fitted at once. The coordinates, [n, r], are those of `principal`;
-    labels, 0 or 1, and the folds, counted from 0, are [n]. There is no strength to choose for the
-    ``difference-of-means``.
+    All strengths and folds are fitted at once.
+
+    Args:
+        coordinates: [n, r] from `principal`.
+        labels: [n], 0 or 1.
+        fold: [n] fold of each row, counted from 0.
+        estimator: ``difference-of-means`` has no strength to choose.
     """
     strengths = STRENGTHS if estimator == "logistic" else (0.0,)
     folds = int(fold.max()) + 1
@@ -251,8 +258,17 @@ def shuffled(
     much an AUROC near 1 proves. Against test labels that are shuffled as well: the distribution of
     the AUROC where labels mean nothing, of which the probe's own has a p.
 
-    Rows of training are [n, r] on the axes of `principal`, those of the test [m, r] on the same;
-    estimator and strength are the probe's own.
+    Args:
+        coordinates: [n, r] of the training rows, from `principal`.
+        labels: [n], 0 or 1.
+        test: [m, r] of the test rows, on the same axes.
+        test_labels: [m], 0 or 1.
+        estimator: As for the probe itself.
+        strength: As chosen for the probe itself.
+        seed: Seed of the shuffles.
+
+    Returns:
+        Two arrays of ``SHUFFLES``: against the true labels, and against shuffled ones.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.permuted(np.tile(labels[:, None], SHUFFLES), axis=0)

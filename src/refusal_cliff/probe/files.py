@@ -98,9 +98,15 @@ def check_probes_fit(
 ) -> None:
     """Refuse probes that were fitted on another model than the one they are to be used on.
 
-    In the ``same_space`` the model is a changed version (repaired, ablated) of the one they were
-    fitted on, to be read with the same directions: only layers and width must agree. The error
-    names the ``description``, from which they were read.
+    Args:
+        probes: Read from ``description``.
+        subject: The model they are to be used on.
+        description: Where they were read from; named in the error.
+        same_space: The model is a changed version (repaired, ablated) of the one they were fitted
+            on and is to be read with the same directions: only layers and width must agree.
+
+    Raises:
+        RefusalCliffError: They were not fitted on it, or cannot be.
     """
     origin = probes.provenance
     fitted = "an unknown model" if origin is None else f"{origin.model!r}"
@@ -151,8 +157,11 @@ def write_probes(weights: Path, description: Path, probes: ProbeSet) -> None:
 def read_probes(weights: Path, description: Path, subject: Subject | None = None) -> ProbeSet:
     """Read what `write_probes` wrote; nothing that is damaged gets through.
 
-    Without a ``subject``, on which they are to be used (see `check_probes_fit`), they are only
-    shown, or are checked by the caller.
+    Args:
+        weights: The safetensors file.
+        description: The JSON file.
+        subject: The model that they are to be used on, see `check_probes_fit`; ``None`` where they
+            are only shown, or are checked by the caller.
 
     Raises:
         RefusalCliffError: A file is damaged or of another version, the two do not belong together,

@@ -270,8 +270,12 @@ def fit_probes(
 def too_few(name: str, found: int, asked: int, need: int | None, label: str) -> RefusalCliffError:
     """The error for prompts to fit on that leave, or will leave, too few traces of a class.
 
-    The class is ``refused`` or ``benign``, and ``found`` of ``asked`` prompts are in it. As many as
-    ``need``, prompts of the ``label``, would most likely do; ``None`` if that cannot be said.
+    Args:
+        name: The class: ``refused`` or ``benign``.
+        found: How many there are.
+        asked: Of how many prompts.
+        need: Prompts to fit on that would most likely do; ``None`` if that cannot be said.
+        label: Label of these prompts.
     """
     which = "refused" if name == "refused" else "answered benign"
     more = (

@@ -50,8 +50,13 @@ class Quality:
 def measure_quality(logits: Floats, labels: Labels, groups: Sequence[str], seed: int) -> Quality:
     """AUROC, accuracy and calibration error of score logits, each with its interval.
 
-    All draws of the bootstrap are counted at once: a draw is a weight for every row. Rows of one
-    group are drawn together. Both labels, 0 and 1, must be present.
+    All draws of the bootstrap are counted at once: a draw is a weight for every row.
+
+    Args:
+        logits: [rows].
+        labels: [rows], 0 or 1, both present.
+        groups: Rows of one group are drawn together.
+        seed: Seed of the draws.
     """
     counts = resampled_counts(groups, seed)
     correct = (logits > 0) == (labels == 1)
@@ -84,8 +89,12 @@ def newcombe(found: float, positive: int, negative: int) -> Interval:
 
     The AUROCs θ that are at most 1.96 standard errors from the one found, where the variance is
     Hanley and McNeil's at θ for classes of equal size: θ(1−θ)[1 + (N−1)(1−θ)/(2−θ) + (N−1)θ/(1+θ)]
-    / (positive · negative), N = (positive + negative) / 2, of rows (or groups of rows) of class 1
-    and of class 0.
+    / (positive · negative), N = (positive + negative) / 2.
+
+    Args:
+        found: The AUROC.
+        positive: Rows (or groups of rows) of class 1.
+        negative: Of class 0.
     """
     size = (positive + negative) / 2 - 1
 
@@ -103,9 +112,14 @@ def newcombe(found: float, positive: int, negative: int) -> Interval:
 
 
 def auroc(labels: Labels, scores: Floats) -> Floats:
-    """AUROC by ranks (Mann and Whitney 1947), ties counted half; NaN where a class is missing.
+    """AUROC by ranks (Mann and Whitney 1947), ties counted half.
 
-    It is [] for scores of [rows], and [k] for [rows, k].
+    Args:
+        labels: [rows], 0 or 1.
+        scores: [rows] or [rows, k].
+
+    Returns:
+        [] or [k]; NaN where a class is missing.
     """
     positive = int(labels.sum())
     negative = len(labels) - positive
@@ -116,9 +130,15 @@ def auroc(labels: Labels, scores: Floats) -> Floats:
 
 
 def weighted_auroc(labels: Labels, scores: Floats, weights: Floats) -> Floats:
-    """AUROC, [draws], of rows that count several times or not at all: ``weights`` [draws, rows].
+    """AUROC of rows that count several times, or not at all.
 
-    NaN where a draw lacks a class, which an interval leaves out.
+    Args:
+        labels: [rows], 0 or 1.
+        scores: [rows].
+        weights: [draws, rows], at least 0.
+
+    Returns:
+        [draws]; NaN where a draw lacks a class, which an interval leaves out.
     """
     order = np.argsort(scores, kind="stable")
     _, starts = np.unique(scores[order], return_index=True)

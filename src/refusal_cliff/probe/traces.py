@@ -41,8 +41,13 @@ def fit_on_traces(
 ) -> ProbeSet:
     """The probes of a model: refused harmful traces against answered benign ones (paper §3.1).
 
-    There must be judged traces of at least ``MIN_PER_CLASS`` different prompts in either class;
-    those that cannot be scored are passed over, see `closed`.
+    Args:
+        subject: The model that wrote the traces.
+        traces: Judged traces, at least ``MIN_PER_CLASS`` of different prompts in either class;
+            those that cannot be scored are passed over, see `closed`.
+        read_point: Where probes read: ``final_norm`` as in the paper, at the last block alone.
+        seed: Seed of split, shuffles and bootstrap.
+        progress: Called with (traces done, traces).
 
     Raises:
         RefusalCliffError: A class is too small, or a state is not a finite number.
@@ -80,7 +85,14 @@ def closing_states(
     read_point: ReadPoint = "resid_post",
     progress: Progress | None = None,
 ) -> States:
-    """States of closed traces at the last closing token, as probes read them."""
+    """States at the last closing token by prompt id, each [probed layers, d], as probes read them.
+
+    Args:
+        subject: The model that wrote the traces.
+        traces: Closed traces, see `closed`.
+        read_point: Where probes read.
+        progress: Called with (traces done, traces).
+    """
     positions = [closed_spans(trace).last_closing for trace in traces]
     reader = PositionResiduals(positions, probed_layers(subject, read_point), subject.width)
     tap = at_read_point(reader, subject, read_point)

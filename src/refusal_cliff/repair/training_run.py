@@ -37,11 +37,19 @@ def train_from_files(
     reading: Reading = DEFAULT,
     told: Told | None = None,
 ) -> Path:
-    """Train on selected examples and benign ones into ``out``, which is returned; see `repair`.
+    """Train on selected examples and benign ones; a finished training is not done again.
 
-    ``selected`` was written by ``refusal-cliff select``; the rows of ``benign``, see `read_rows`,
-    have answers (and thinking, where the model thinks). The markers of ``reading`` count for both.
-    A finished training is not done again.
+    Args:
+        subject: The model to repair.
+        selected: Written by ``refusal-cliff select``.
+        benign: Benign prompts with answers (and thinking, where the model thinks), see `read_rows`.
+        config: Budget, mix and seed.
+        out: Folder of the adapter or checkpoint.
+        reading: How the rows of ``benign`` are read; its markers count for both.
+        told: As for `repair`.
+
+    Returns:
+        ``out``.
 
     Raises:
         RefusalCliffError: A file is not usable, or no row is left to train on.

@@ -32,7 +32,12 @@ class Chart:
 
     @classmethod
     def of(cls, title: str, svg: str) -> Chart:
-        """What a function of `report` drew, as a chart that stands alone."""
+        """A picture of this package as a chart that stands alone.
+
+        Args:
+            title: What it shows.
+            svg: What a function of `report` drew.
+        """
         known = hashlib.sha256(svg.encode(errors="surrogatepass")).hexdigest()[:12]
         named = svg.replace('-desc"', f'-{known}"')  # ids are unique on a notebook's page
         styled = named.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
@@ -112,6 +117,9 @@ def flat(svg: str) -> str:
 
     The page styles its charts by custom properties of CSS, which browsers alone know. Here they are
     resolved into every element, so that LaTeX, Inkscape and office programs show the same picture.
+
+    Args:
+        svg: What a function of `report` drew.
     """
     root = ET.fromstring(svg)
     _resolve(root, [], None, {})

@@ -30,7 +30,17 @@ _THICK = 20.0
 
 
 def bar_chart(name: str, title: str, bars: Sequence[Bar], *, width: float = 960.0) -> str:
-    """Horizontal bars of shares, from top to bottom; the title says what they are shares of."""
+    """Horizontal bars of shares, labels above them.
+
+    Args:
+        name: Unique on the page.
+        title: What the shares are shares of, in words.
+        bars: The bars, from top to bottom.
+        width: Width in user units.
+
+    Returns:
+        An SVG.
+    """
     across = Scale(0, 1, 2, width - 64)
     bottom = _TOP + _ROW * len(bars)
     described = "; ".join(f"{bar.label}: {_value_words(bar)}" for bar in bars)

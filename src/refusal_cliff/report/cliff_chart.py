@@ -57,8 +57,15 @@ def cliff_panel(
 ) -> str:
     """Mean score of each group of traces, aligned at the last closing token.
 
-    The curves are of one model, at least one, each with a measured point; of ``cliff``, if given,
-    the numbers are marked.
+    Args:
+        name: Unique on the page.
+        curves: Curves of one model, each with a measured point; at least one.
+        closing: Text of the closing tokens.
+        cliff: The numbers to mark, or None to mark none.
+        width: Width in user units.
+
+    Returns:
+        An SVG.
     """
     longest = max((len(token_text(piece)) for piece in closing), default=0)  # below, upright
     first = min(curve.offsets[0] for curve in curves)

@@ -203,7 +203,12 @@ EXTRA = "figures"
 
 
 def write_figures(out: Path, figures: Iterable[Figure], kind: str) -> list[Path]:
-    """Write every chart as ``svg``, ``png`` or ``pdf``, and a CSV file of its numbers.
+    """Write every chart, and a CSV file of its numbers.
+
+    Args:
+        out: A folder.
+        figures: The charts.
+        kind: ``svg``, ``png`` or ``pdf``.
 
     Returns:
         The files of the charts.

@@ -76,7 +76,14 @@ class Recipe:
 def gather(
     recipe: Recipe, summary: Summary, find: Find, controls: Sequence[tuple[str, Path]] = ()
 ) -> ReportData:
-    """Read a run's files into the data of its page; controls are a title and a file each."""
+    """Read a run's files into the data of its page.
+
+    Args:
+        recipe: What it is made of besides them.
+        summary: Of the run.
+        find: Path of a file of the run.
+        controls: Title and file of each control.
+    """
     shape = recipe.shape
     key = shape.main
     ablation = read_as(find(f"{key}/ablation.json"), AblationResult)

@@ -55,7 +55,17 @@ def _colour_bar(x: float, y: float, prefix: str, ends: tuple[str, str], name: st
 
 
 def depth_map(name: str, heat: Heatmap, closing: Sequence[str], chosen: int) -> str:
-    """Mean score by layer and token, with each layer's cliff and AUROC; the probe's is chosen."""
+    """Mean score by layer and token, with each layer's cliff and AUROC beside it.
+
+    Args:
+        name: Unique on the page.
+        heat: The scores.
+        closing: Text of the closing tokens.
+        chosen: The probe's layer.
+
+    Returns:
+        An SVG.
+    """
     height = _row_height(len(heat.layers), 30, 460)
     bottom = _TOP + height * len(heat.layers)
     right = _WIDTH - 8 - 2 * _COLUMN
@@ -141,7 +151,15 @@ UNREACHED = "cannot reach the probe"
 
 
 def head_chart(name: str, heads: HeadMap) -> str:
-    """Causal effect of every head; the suppression heads dotted, the planted ones outlined."""
+    """Causal effect of every head; the suppression heads dotted, the planted ones outlined.
+
+    Args:
+        name: Unique on the page.
+        heads: The effects.
+
+    Returns:
+        An SVG.
+    """
     columns = heads.columns
     side = min(38.0, (_WIDTH - _LEFT - 8) / columns)
     height = _row_height(len(heads.layers), side * 0.8, 560)

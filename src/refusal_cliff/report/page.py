@@ -98,9 +98,13 @@ TITLES = {
 
 
 def render_page(data: ReportData) -> str:
-    """The page as HTML: a whole document without any reference to another file.
+    """The page as HTML.
 
-    Parts that are None or empty are left out; texts may be hostile.
+    Args:
+        data: What to show. Parts that are None or empty are left out; texts may be hostile.
+
+    Returns:
+        A whole document without any reference to another file.
     """
     figures = figures_of(data)
     template = _environment().get_template("page.html.j2")
@@ -123,7 +127,13 @@ def render_comparison(
     panels: Sequence[tuple[str, str, Sequence[Curve]]],
     tables: Mapping[str, ControlTable],
 ) -> str:
-    """Runs beside each other as HTML: name, verdict and mean curves of each; tables by title."""
+    """Several runs beside each other as HTML.
+
+    Args:
+        names: Of the runs.
+        panels: Of each run its name, its verdict and its mean curves.
+        tables: By title.
+    """
     figures = [
         (name, verdict, figure)
         for at, (name, verdict, curves) in enumerate(panels, 1)

@@ -97,7 +97,11 @@ def colours() -> dict[str, tuple[str, str]]:
 
 
 def page_css(root: str = ":root") -> str:
-    """Custom properties of an element, which follow the theme, and the classes of both scales."""
+    """Custom properties that follow the theme, and the classes of both scales.
+
+    Args:
+        root: Selector of the element that holds all that they are used in.
+    """
     light, dark = (
         "".join(f"--{name}:{pair[theme]};" for name, pair in colours().items()) for theme in (0, 1)
     )

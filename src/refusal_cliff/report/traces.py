@@ -36,7 +36,13 @@ GROUPS: tuple[Group, ...] = ("complied", "refused", "benign")
 
 
 def curves_of(name: str, scores: Collection[TraceScores], row: int) -> list[Curve]:
-    """Mean curve of each group of a model's traces that is large enough, at a row of layers."""
+    """Mean curve of each group that has traces enough.
+
+    Args:
+        name: Of the model.
+        scores: Of any traces.
+        row: Row of the layer.
+    """
     return [
         curve_of(name, group, traces, row)
         for group in GROUPS
@@ -67,7 +73,12 @@ def shows(verdict: str, group: Group) -> bool:
 def closing_texts(
     traces: Iterable[Trace], pieces_of: Callable[[Trace], Sequence[str]]
 ) -> list[str]:
-    """Text of the closing tokens of the first trace that closed."""
+    """Text of the closing tokens of the first trace that closed.
+
+    Args:
+        traces: Closed or not.
+        pieces_of: Text of each token of a trace.
+    """
     for trace in traces:
         if trace.spans is not None:
             return list(pieces_of(trace)[trace.spans.thinking : trace.spans.closing])
@@ -132,7 +143,12 @@ class Measured:
 
 
 def typical_traces(measured: Measured, name: str) -> list[ExampleTrace]:
-    """Of each group of a model's test traces that whose cliff is nearest the group's median."""
+    """Of each group the trace whose cliff is nearest the median of the group.
+
+    Args:
+        measured: The test traces.
+        name: Of the model.
+    """
     found = ((title, measured.typical(label, group)) for title, label, group in _WANTED)
     return [_example(title, name, measured, one) for title, one in found if one is not None]
 
@@ -153,7 +169,11 @@ def _example(title: str, name: str, measured: Measured, trace_id: str) -> Exampl
 
 
 def reader_of(measured: Measured) -> Reader | None:
-    """The test traces of the run, or as many of them and of the layers as a page can hold."""
+    """The traces of the run, or as many of them and of the layers as a page can hold.
+
+    Args:
+        measured: The test traces.
+    """
     typical = [one for _, label, group in _WANTED if (one := measured.typical(label, group))]
     kept = _kept(measured, typical)
     if not kept:

@@ -147,7 +147,12 @@ def run_pipeline(
 
 
 def stage_key(stage: Stage, input_hashes: Mapping[str, str]) -> str:
-    """SHA-256 over all that a stage's outputs depend on, its inputs by their own hashes."""
+    """SHA-256 over all that a stage's outputs depend on.
+
+    Args:
+        stage: The stage.
+        input_hashes: SHA-256 of each input file, by name.
+    """
     content = {
         "pipeline": PIPELINE_VERSION,
         "stage": stage.name,

@@ -131,7 +131,12 @@ def read_pool(
 
 
 def read_counts(out: Path, digest: str | None) -> PoolCounts | None:
-    """What `read_pool` has counted of a data set; ``None`` if it has not ended, or of another."""
+    """What `read_pool` has counted of a data set; ``None`` if it has not ended, or of another.
+
+    Args:
+        out: Folder of the selection.
+        digest: See `source_digest`.
+    """
     counts = read_as(out / COUNTS, PoolCounts) if (out / COUNTS).is_file() else None
     return counts if counts is not None and counts.source_sha256 == digest else None
 

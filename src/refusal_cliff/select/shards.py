@@ -226,7 +226,13 @@ def _row(
 
 
 def scored_candidates(out: Path, shards: int, *, states: bool = False) -> list[Candidate]:
-    """All scored candidates of a folder, row numbers as ids; a state takes 256 bytes more."""
+    """All scored candidates of a folder, their row numbers as ids.
+
+    Args:
+        out: Folder of the selection.
+        shards: How many it has.
+        states: Read the model's states too, 256 bytes a row.
+    """
     found: list[Candidate] = []
     for number in range(shards):
         names = [*_NARROW, "state"] if states else list(_NARROW)

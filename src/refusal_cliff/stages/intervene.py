@@ -87,8 +87,13 @@ class AblationPlan:
     ) -> list[Trial]:
         """All that is tried; the heads found, on all prompts, first.
 
-        ``joint`` is in the order in which joint selection added the heads; with ``everywhere``
-        doses have the heads out while kept thoughts are read, too.
+        Args:
+            rows: All heads.
+            found: The heads found.
+            joint: Heads in the order in which joint selection added them.
+            prompts: The test prompts.
+            seed: Seed of the draws of control sets.
+            everywhere: Whether doses have the heads out while kept thoughts are read, too.
         """
         harmful, benign = (each_once(prompts, label) for label in LABELS)
         some = [*harmful[: self.dose_prompts], *benign[: self.dose_benign]]

@@ -47,7 +47,13 @@ from refusal_cliff.stages.study import (
 
 
 def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
-    """The stages that measure one model; ``first`` as in `ask`, for each part."""
+    """The stages that measure one model.
+
+    Args:
+        study: The model.
+        first: Prompts of each label and part that are asked before it is seen whether more are
+            needed; ``None`` asks them all.
+    """
     made = [f"generated-{part}.parquet" for part in PARTS]
     return [
         study.stage(

@@ -34,7 +34,12 @@ _ADAPTER = ("adapter/adapter_model.safetensors", "adapter/adapter_config.json")
 
 
 def mend_stages(study: Study, config: RepairConfig) -> list[Stage]:
-    """The stages that choose examples and train on them, one repair of one budget a strategy."""
+    """The stages that choose examples and train on them, one repair a strategy.
+
+    Args:
+        study: The model.
+        config: Budget and mix, the same for every strategy.
+    """
     return [
         study.stage(
             "select",

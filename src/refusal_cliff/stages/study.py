@@ -238,7 +238,12 @@ def told_rates(found: Rates) -> Headline:
 
 
 def counter(progress: Progress | None, total: int | Callable[[], int]) -> More | None:
-    """A function that is told how many more are done; ``total`` is a function where it may grow."""
+    """Turn (done, total) into a function that is told how many more are done.
+
+    Args:
+        progress: Called with (done, total).
+        total: How many there are; a function where that may grow.
+    """
     if progress is None:
         return None
     done = 0

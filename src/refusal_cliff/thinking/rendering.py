@@ -129,7 +129,12 @@ def conversation_text(
     """A conversation as the chat template writes it, to where the model speaks.
 
     Templates of vision models take a message only as a list of parts; some of them fail on a text,
-    others leave it out. The template is told the variables.
+    others leave it out.
+
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        conversation: Messages with ``role`` and ``content``.
+        variables: Told to the template.
 
     Raises:
         RefusalCliffError: There is no chat template, or it fails, or leaves a message out.
@@ -188,8 +193,12 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
     """What the template writes after the text of an answer.
 
-    Where the user speaks again (``goes_on``), it ends where that text begins. Empty where the
-    template fails on an answered message, or leaves the answer out.
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        goes_on: Whether the user speaks again; what is returned then ends where that text begins.
+
+    Returns:
+        Empty where the template fails on an answered message, or leaves the answer out.
     """
     question, again = _PLACEHOLDERS
     told = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWER}]
@@ -206,7 +215,11 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
 
 
 def refuse_surrogates(text: str, what: str) -> None:
-    """Refuse what no tokenizer can encode, instead of silently changing what is measured."""
+    """Refuse what no tokenizer can encode, instead of silently changing what is measured.
+
+    Raises:
+        RefusalCliffError: The text holds half a surrogate pair.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:

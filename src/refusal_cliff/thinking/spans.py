@@ -102,7 +102,12 @@ class Reading:
         return self.pieces[index].isspace()
 
     def after_blanks(self, index: int, most: int | None = None) -> int:
-        """The first token from ``index`` on that is not blank, or that follows ``most`` blanks."""
+        """The first token from ``index`` on that is not blank.
+
+        Args:
+            index: A token.
+            most: Characters of blanks after which it is the next token in any case.
+        """
         read = 0
         while index < len(self) and self.is_blank(index) and (most is None or read < most):
             read += len(self.pieces[index])
@@ -118,7 +123,10 @@ class Reading:
     def after(self, marker: str, index: int, most: int | None = None) -> int:
         """The end of the marker if it stands at ``index``, blanks around it included.
 
-        An empty marker stands for the blanks alone, of which ``most`` characters are taken.
+        Args:
+            marker: Empty for the blanks alone.
+            index: A token.
+            most: Where there is no marker, characters of blanks that are taken.
         """
         if not marker:
             return self.after_blanks(index, most)

@@ -74,11 +74,22 @@ def run_audit(
 ) -> Sequence[Finding]:
     """Run, or continue, the audit of one model in the run folder ``out``.
 
-    A server with an address gives the first answers instead of this machine. With ``adapters_dir``
-    heads to take out are written there as adapters for it, and it gives the answers without them,
-    too. ``preset`` is a key of ``PRESETS``, ``controls`` are keys of ``CONTROLS``, and the report
-    names the ``command`` line. ``told`` hears what is going to be written, before anything is, and
-    may raise to stop there.
+    Args:
+        model: Hugging Face name, folder, or embedded organism.
+        sources: Where its prompts, and answers that are there already, come from.
+        out: The run folder; made if absent.
+        seed: Seed of splits, draws and random heads.
+        observer: Told what happens.
+        writing: How it is to write.
+        loading: How it is loaded and spoken to.
+        server: Who gives the first answers instead of this machine, if its address is named.
+        adapters_dir: Where heads to take out are written as adapters for the server, which then
+            gives the answers without them, too; ``None`` takes all heads out here.
+        controls: Names of controls to measure as well, see `CONTROLS`.
+        preset: Whose definitions are used, a key of ``PRESETS``.
+        judge: Who judges; by default the phrase rules.
+        command: The command line that asked for it, for the report; empty where there was none.
+        told: Told what is going to be written, before anything is; may raise to stop there.
 
     Returns:
         The findings, in the order of the method.

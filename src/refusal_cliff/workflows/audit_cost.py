@@ -74,7 +74,15 @@ class AuditCost:
 def audit_cost(
     prompts: AuditPrompts, study: Study, plan: AblationPlan, first: int | None
 ) -> AuditCost:
-    """Count what an audit will ask at most; a quick one, see ``first`` of `ask`, may ask more."""
+    """Count what an audit will ask at most.
+
+    Args:
+        prompts: All that may be asked.
+        study: Who answers, and how.
+        plan: How many sets of heads are tried.
+        first: Prompts of each label and part of a quick audit, which asks more only where a class
+            is short; ``None`` for all.
+    """
     fit, test = (asked_at_least(part, study.seed, first) for part in (prompts.fit, prompts.test))
     asked = sum((*fit.values(), *test.values()))
     given = sum(prompt.id in prompts.given for prompt in (*prompts.fit, *prompts.test))

@@ -94,9 +94,15 @@ def run_demo(
 ) -> Sequence[Finding]:
     """Run, or continue, the demo in the run folder ``out``.
 
-    ``organisms`` is a folder with other organisms than the embedded ones, one folder each, and the
-    report names the ``command`` line. With several ``workers``, see `run_pipeline`, each process,
-    this one too, keeps to one thread of PyTorch, and must have done so from its start.
+    Args:
+        out: The run folder; made if absent.
+        seed: Seed of prompts, splits, random heads and repairs.
+        organisms: Folder with other organisms than the embedded ones, one folder each.
+        observer: Told what happens.
+        sizes: How much to do; the defaults make the recorded results.
+        workers: Stages at work at a time, see `run_pipeline`; with several, each process, this one
+            too, keeps to one thread of PyTorch, and must have done so from its start.
+        command: The command line that asked for it, for the report; empty where there was none.
 
     Returns:
         The findings, in the order of the method.

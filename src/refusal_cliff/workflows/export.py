@@ -243,9 +243,15 @@ def export_heads(
 ) -> Path:
     """Write an ablation with its model card into the folder ``out``, claimed before measuring.
 
-    ``rows`` are all heads of the model, as measured, ``heads`` those to take out, the strongest
-    first, and ``method`` is how they were found. ``measure`` gives what the card's table before and
-    after is made of, or ``None``; all else is as in `export_ablation`.
+    Args:
+        subject: The model.
+        rows: Every head of it, as measured.
+        heads: Those to take out, the strongest first.
+        method: How they were found.
+        form: A LoRA adapter, or a merged checkpoint.
+        out: The folder: absent, empty, or of the same ablation.
+        scale: What the heads' outputs are multiplied by; 0 takes them out.
+        measure: What the card's table before and after is made of; ``None`` leaves it out.
 
     Raises:
         RefusalCliffError: A head was not measured to suppress refusal, or a file cannot be written.
@@ -259,7 +265,13 @@ def export_heads(
 
 
 def measured_on(before: Sequence[Trace], after: Sequence[Trace], judge: str) -> BeforeAfter:
-    """What a card says of judged traces of the same prompts without and with the ablation."""
+    """What a card says of judged traces of the same prompts without and with the ablation.
+
+    Args:
+        before: With no head out.
+        after: With the heads out.
+        judge: Who judged them.
+    """
     source = f"Measured on {len(before)} prompts given for it, judged by {published_name(judge)}."
     return BeforeAfter(rates(before), rates(after), None, source)
 

@@ -69,8 +69,11 @@ def run_repair(
 ) -> tuple[Proof, Sequence[Finding]]:
     """Run, or continue, the loop in the folder ``out``.
 
-    ``watch`` is told what is done of selection and training, ``observer`` of the stages of the
-    proof.
+    Args:
+        plan: What is done.
+        out: The folder; made if absent.
+        watch: Told what is done of selection and training.
+        observer: Told of the stages of the proof.
 
     Raises:
         RefusalCliffError: A file, the model or the folder cannot be used.
