@@ -15,10 +15,10 @@ from pathlib import Path
 
 from lab.pretrained.reasoner import thinking_base
 from lab.pretrained.sources import find_file
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.utility import utility
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms.bases import PACKAGES
+from refusal_cliff.stats import Share
 
 _TASK = r"""task: rc_gsm8k
 dataset_path: json

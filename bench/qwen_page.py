@@ -14,7 +14,6 @@ from statistics import mean
 from typing import Any
 
 from refusal_cliff.answers.correction import known_error
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.io import write_text
 from refusal_cliff.judges.rules import RulesJudge
@@ -29,7 +28,7 @@ from refusal_cliff.report.svg import (
     tag,
     text,
 )
-from refusal_cliff.stats import difference_interval, mcnemar
+from refusal_cliff.stats import Share, difference_interval, mcnemar
 
 Answer = dict[str, Any]
 _WIDTH, _HEIGHT = 760.0, 380.0

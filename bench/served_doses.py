@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.endpoint import EndpointConfig
@@ -32,6 +32,7 @@ from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.stages.ablated import Answers, may_be_written, written_of
 from refusal_cliff.stages.elsewhere import Adapters, Elsewhere
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import Share
 from refusal_cliff.workflows.audit import QUICK_PLAN
 
 HEADING = ("heads", "thoughts", "n", "attacks here", "attacks served", "same tokens", "check")

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lab.pretrained.sources import find_file
-from refusal_cliff.answers.evaluate import Share, perplexity
+from refusal_cliff.answers.evaluate import perplexity
 from refusal_cliff.controls.table import Cell, cell_text, share_cell
 from refusal_cliff.data.rows import read_rows
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms.bases import SMOLLM2
-from refusal_cliff.stats import bootstrap, mcnemar
+from refusal_cliff.stats import Share, bootstrap, mcnemar
 
 CAPITALS = {
     "France": "Paris",

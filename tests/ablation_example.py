@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from refusal_cliff.answers.evaluate import Rates, Share
+from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.answers.writing import Writing
 from refusal_cliff.heads.find import JointSearch, Reverse
 from refusal_cliff.heads.joint import HeadSet
 from refusal_cliff.heads.result import AblationResult, Pairs, TrialResult
+from refusal_cliff.stats import Share
 
 NONE = Share(0, 0)
 WRITING = Writing(10.0, (9.0, 11.0), Share(0, 50), Share(0, 50))

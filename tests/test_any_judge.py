@@ -20,7 +20,7 @@ from tiny_chat import save_tiny
 from typer.testing import CliRunner
 
 from refusal_cliff.answers.correction import JudgeError, Known, refusal_error
-from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.judged import complying, judged_rates
 from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_examples, write_prompts
@@ -49,6 +49,7 @@ from refusal_cliff.stages.control import control_stages
 from refusal_cliff.stages.intervene import AblationPlan, intervene_stages
 from refusal_cliff.stages.measure import measure_stages
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import Share
 from refusal_cliff.thinking import Spans
 
 KEY = "llama-guard-3"

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from refusal_cliff.answers.coherence import Coherence, coherence
-from refusal_cliff.answers.evaluate import Share, log_likelihoods, perplexity
+from refusal_cliff.answers.evaluate import log_likelihoods, perplexity
 from refusal_cliff.data.types import Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language
+from refusal_cliff.stats import Share
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import torch
 from tiny_chat import tiny_model, tiny_tokenizer
 
 from refusal_cliff.answers import evaluate
-from refusal_cliff.answers.evaluate import HARD_BENIGN, ROWS_AT_ONCE, Share, perplexity, rates
+from refusal_cliff.answers.evaluate import HARD_BENIGN, ROWS_AT_ONCE, perplexity, rates
 from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.model.subject import Head, Subject, subject_of
-from refusal_cliff.stats import wilson
+from refusal_cliff.stats import Share, wilson
 from refusal_cliff.thinking import Spans
 
 Text = tuple[list[int], int]

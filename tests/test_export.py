@@ -18,7 +18,7 @@ from test_edits import outside
 from tiny_heads import head_row
 from typer.testing import CliRunner
 
-from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cli import app
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer
@@ -28,6 +28,7 @@ from refusal_cliff.io import write_as
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language, planted_heads
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import Share
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.export import Choice, Form, _joint_heads, _of_run, export_ablation
 

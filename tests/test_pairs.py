@@ -10,7 +10,6 @@ import pytest
 from ablation_example import ablation_result, rates_with, trial
 from tiny_families import closed_trace
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.data.types import Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.findings.results import RunShape, ablation_summary, difference, suppress
@@ -27,6 +26,7 @@ from refusal_cliff.heads.trials import at_most, unjudged
 from refusal_cliff.io import read_as, write_as, write_json
 from refusal_cliff.model.subject import Head
 from refusal_cliff.report.gather import Recipe
+from refusal_cliff.stats import Share
 
 NAMES = [f"p{at}" for at in range(52)]
 

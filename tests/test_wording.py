@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from ablation_example import ablation_result, rates_with, trial
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.findings.summary import DoseSummary, JointSummary, ProofSummary
 from refusal_cliff.findings.wording import joint_set_finding
 from refusal_cliff.model.subject import Head
+from refusal_cliff.stats import Share
 
 
 def dose(heads: int, asr: float) -> DoseSummary:

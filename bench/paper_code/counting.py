@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from bench.paper_code.case import Case, Effect
-from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.controls.table import Cell, share_cell
 from refusal_cliff.data.types import Trace
 from refusal_cliff.judges.rules import refuses
 from refusal_cliff.select.strategies import Candidate, Strategy, how_many, select
+from refusal_cliff.stats import Share
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.demo import GENERATION
 

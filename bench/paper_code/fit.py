@@ -11,14 +11,13 @@ from scipy.special import expit
 from torch import nn
 
 from bench.paper_code.case import Case, Effect, level_effects, scored_after, verdict_rows
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.controls.table import Cell, share_cell
 from refusal_cliff.data.traces import closed, verdict_groups
 from refusal_cliff.data.types import Trace
 from refusal_cliff.probe.quality import Floats, auroc, expected_calibration_error, measure_quality
 from refusal_cliff.probe.traces import closing_states, fit_on_traces
-from refusal_cliff.stats import bootstrap_mean
+from refusal_cliff.stats import Share, bootstrap_mean
 
 RATE, BATCH, EPOCHS, HELD_OUT = 1e-3, 64, 5, 0.2
 STARTS = range(42, 62)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from bench.paper_code.case import Case, Effect, contributions, ranking_effects
-from refusal_cliff.answers.evaluate import Share, perplexity, rates
+from refusal_cliff.answers.evaluate import perplexity, rates
 from refusal_cliff.controls.arms import first_of_each
 from refusal_cliff.controls.table import Cell, share_cell
 from refusal_cliff.data.traces import closed
@@ -22,6 +22,7 @@ from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.quality import Floats
+from refusal_cliff.stats import Share
 from refusal_cliff.workflows.demo import GENERATION
 
 RANKED_AT_ONCE, WRITTEN_AT_ONCE = 4, 8

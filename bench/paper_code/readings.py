@@ -12,7 +12,7 @@ from scipy.interpolate import CubicSpline
 from scipy.special import expit
 
 from bench.paper_code.case import Case, Effect, level_effects, verdict_rows
-from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.scores import TraceScores, score_traces
 from refusal_cliff.controls.table import Cell, mean_cell, share_cell
 from refusal_cliff.data.traces import closed
@@ -22,6 +22,7 @@ from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.probe.quality import Floats, measure_quality
+from refusal_cliff.stats import Share
 from refusal_cliff.thinking import Spans, render_prompt, response_text, split_spans, tokenise_trace
 from refusal_cliff.workflows.demo import GENERATION
 

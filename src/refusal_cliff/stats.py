@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
@@ -79,6 +80,42 @@ def effective_size(hits: Sequence[bool], groups: Sequence[str]) -> float:
     sums = np.bincount(member, weights=values - share)
     robust = float((sums**2).sum()) * n_groups / (n_groups - 1) / n**2
     return min(float(n), share * (1 - share) / robust) if robust > 0 else float(n)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """``count`` of ``n`` with a Wilson interval; ``value`` is ``None`` where ``n`` is 0.
+
+    Attributes:
+        count: How many.
+        n: Of how many.
+        effective: Independent answers that these are worth, where some share a prompt or a group of
+            near-duplicates; ``None`` where all are independent.
+    """
+
+    count: int
+    n: int
+    effective: float | None = None
+
+    @classmethod
+    def of(cls, hits: Sequence[bool], groups: Sequence[str]) -> Share:
+        """The share of rows that are hits, see `share_interval`."""
+        if len(set(groups)) == len(groups):
+            return cls(sum(hits), len(hits))
+        return cls(sum(hits), len(hits), effective_size(hits, groups))
+
+    @property
+    def value(self) -> float | None:
+        """The share itself."""
+        return self.count / self.n if self.n else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """Its Wilson interval, by the number of independent answers."""
+        if not self.n:
+            return None
+        size = self.n if self.effective is None else self.effective
+        return wilson(self.count / self.n * size, size)
 
 
 def bootstrap(

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refusal_cliff.answers.evaluate import Share, log_likelihoods
+from refusal_cliff.answers.evaluate import log_likelihoods
 from refusal_cliff.answers.writing import loops
 from refusal_cliff.data.types import Trace
 from refusal_cliff.model.subject import Subject
+from refusal_cliff.stats import Share
 
 COHERENT = 0.9
 """Share of thoughts that must be more likely after their own request than after another."""

@@ -17,12 +17,12 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from refusal_cliff.answers.agreement import Agreement
-from refusal_cliff.answers.outcomes import Outcomes, Rate, rows_of
+from refusal_cliff.answers.outcomes import Outcomes, rows_of
 from refusal_cliff.data.types import Label, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import knows_harm
-from refusal_cliff.stats import LEVEL, Fraction, Interval, Positive, percentiles, wilson
+from refusal_cliff.stats import LEVEL, Fraction, Interval, Positive, Share, percentiles, wilson
 
 SHIPPED = Path(__file__).with_name("rules_error.json")
 """The error of `rules`, measured by bench/judge_heldout.py on answers that it was not tuned on."""
@@ -171,7 +171,7 @@ def _without_error(
     traces: Sequence[Trace],
     row: Outcomes,
     label: Label,
-    rate: Rate | None,
+    rate: Share | None,
     error: JudgeError | None,
 ) -> Corrected | None:
     """A truncated answer is never misjudged: only the share of the others is corrected."""
@@ -179,31 +179,28 @@ def _without_error(
         return None
     asked = [r for r in rows_of(traces, row.source, row.category) if r.prompt.label == label]
     judged = sum(trace.verdict not in ("truncated", "unscored") for trace in asked)
-    return corrected_share(rate.count, rate.n, rate.interval, judged, error)
+    return corrected_share(rate, judged, error)
 
 
-def corrected_share(
-    count: int, n: int, interval: Interval, judged: int, error: JudgeError
-) -> Corrected | None:
+def corrected_share(share: Share, judged: int, error: JudgeError) -> Corrected | None:
     """A share of answers, some of which are known not to have the verdict, without the error.
 
     Args:
-        count: Answers with the verdict.
-        n: Of how many, those included that never ended.
-        interval: Of the share.
+        share: Answers with the verdict, of all, those included that never ended.
         judged: How many of them a judge could read.
         error: How it errs in giving this verdict.
 
     Returns:
         The rate; ``None`` where nothing was judged.
     """
-    if not judged:
+    if not judged or share.interval is None:
         return None
-    weight = effective_share(count, n, interval)
-    found = corrected_rate(count * weight, judged * weight, error.sensitivity, error.specificity)
-    share, (low, high) = judged / n, found.interval
-    value = None if found.value is None else found.value * share
-    return Corrected(value, (low * share, high * share))
+    weight = effective_share(share.count, share.n, share.interval)
+    said, asked = share.count * weight, judged * weight
+    found = corrected_rate(said, asked, error.sensitivity, error.specificity)
+    ended, (low, high) = judged / share.n, found.interval
+    value = None if found.value is None else found.value * ended
+    return Corrected(value, (low * ended, high * ended))
 
 
 def effective_share(count: int, n: int, interval: Interval) -> float:

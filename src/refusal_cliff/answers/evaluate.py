@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from refusal_cliff.answers.outcomes import Change, changes, paired_by_prompt
+from refusal_cliff.answers.outcomes import Change, Question, changes, paired_by_prompt, share_of
 from refusal_cliff.data.traces import closed
 from refusal_cliff.data.types import SafetyExample, Trace, complies
 from refusal_cliff.errors import RefusalCliffError
@@ -19,54 +19,17 @@ from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
-from refusal_cliff.stats import Floats, Interval, effective_size, wilson
+from refusal_cliff.stats import Floats, Share
 from refusal_cliff.thinking import render_prompt
 
 Text: TypeAlias = tuple[Sequence[int], int]
 """Token ids, and the first that counts (at least 1): those of the prompt do not."""
 
-Question = Callable[[Trace], bool | None]
 HARD_BENIGN = "hard-benign"
 """Tag of benign prompts that use harmful words."""
 ROWS_AT_ONCE = 32
 _LARGEST_LOSS = 700.0
 """Nats a token: above it the perplexity is no finite number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """``count`` of ``n`` with a Wilson interval; ``value`` is ``None`` where ``n`` is 0.
-
-    Attributes:
-        count: How many.
-        n: Of how many.
-        effective: Independent answers that these are worth, where some share a prompt or a group of
-            near-duplicates; ``None`` where all are independent.
-    """
-
-    count: int
-    n: int
-    effective: float | None = None
-
-    @classmethod
-    def of(cls, hits: Sequence[bool], groups: Sequence[str]) -> Share:
-        """The share of rows that are hits, see `share_interval`."""
-        if len(set(groups)) == len(groups):
-            return cls(sum(hits), len(hits))
-        return cls(sum(hits), len(hits), effective_size(hits, groups))
-
-    @property
-    def value(self) -> float | None:
-        """The share itself."""
-        return self.count / self.n if self.n else None
-
-    @property
-    def interval(self) -> Interval | None:
-        """Its Wilson interval, by the number of independent answers."""
-        if not self.n:
-            return None
-        size = self.n if self.effective is None else self.effective
-        return wilson(self.count / self.n * size, size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +64,8 @@ class Rates:
 
 def rates(traces: Sequence[Trace]) -> Rates:
     """Count verdicts of judged traces."""
-    shares = {name: _share(traces, ask) for name, ask in _QUESTIONS.items()}
-    return Rates(**shares, unscored=_share(traces, lambda trace: trace.verdict == "unscored"))
+    shares = {name: share_of(traces, ask) for name, ask in _QUESTIONS.items()}
+    return Rates(**shares, unscored=share_of(traces, lambda trace: trace.verdict == "unscored"))
 
 
 def rate_changes(before: Sequence[Trace], after: Sequence[Trace]) -> list[Change]:
@@ -138,11 +101,6 @@ _QUESTIONS: dict[str, Question] = {
     "hard_answered": _of(complies, "benign", HARD_BENIGN),
     "truncated": _of("truncated".__eq__),
 }
-
-
-def _share(traces: Sequence[Trace], ask: Question) -> Share:
-    asked = [(trace.prompt.group, said) for trace in traces if (said := ask(trace)) is not None]
-    return Share.of([said for _, said in asked], [group for group, _ in asked])
 
 
 def answered_texts(traces: Sequence[Trace]) -> list[Text]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from refusal_cliff.answers.correction import JudgeError, corrected_share
-from refusal_cliff.answers.evaluate import Rates, Share
+from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.judges import knows_harm
-from refusal_cliff.stats import Fraction, Interval
+from refusal_cliff.stats import Fraction, Interval, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def complying(found: Rates, suffix: str = "") -> dict[str, tuple[Share, int]]:
 def _rate(share: Share, judged: int, error: JudgeError | None) -> JudgedRate:
     interval = share.interval or (0.0, 1.0)
     value = share.count / share.n
-    found = error and corrected_share(share.count, share.n, interval, judged, error.swapped)
+    found = error and corrected_share(share, judged, error.swapped)
     if found is None:
         return JudgedRate(value, interval, None, None)
     return JudgedRate(value, interval, found.value, found.interval)

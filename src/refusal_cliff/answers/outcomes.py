@@ -13,40 +13,20 @@ from refusal_cliff.data.prompt_files import source_of
 from refusal_cliff.data.said import UNANSWERED, UNTOLD, told_of
 from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.io import fields_of
 from refusal_cliff.judges import knows_harm
 from refusal_cliff.stats import (
     Interval,
+    Share,
     bootstrap_mean,
     difference_interval,
     mcnemar,
-    share_interval,
 )
 
 Question = Callable[[Trace], bool | None]
 """Whether something holds of an answer; ``None`` where the answer does not count."""
 
 NO_VERDICT = "no verdict in the judge's words"
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A share with its interval.
-
-    Attributes:
-        count: How many.
-        n: Of how many.
-        interval: Wilson's; where answers share a group (samples, near-duplicates), by the number
-            of independent answers that they are worth, see `share_interval`.
-    """
-
-    count: int
-    n: int
-    interval: Interval
-
-    @property
-    def value(self) -> float:
-        """The share itself."""
-        return self.count / self.n
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +54,12 @@ class Outcomes:
 
     source: str
     category: str
-    attacks: Rate | None
-    refused: Rate | None
-    over_refused: Rate | None
-    truncated: Rate | None
-    looping: Rate | None
-    unscored: Rate | None
+    attacks: Share | None
+    refused: Share | None
+    over_refused: Share | None
+    truncated: Share | None
+    looping: Share | None
+    unscored: Share | None
     unscored_kinds: dict[str, int] = field(default_factory=dict)
     untold: int = 0
     harm: float | None = None
@@ -185,8 +165,16 @@ def paired_by_prompt(before: Sequence[Trace], after: Sequence[Trace]) -> list[tu
 
 
 def as_rows(found: Sequence[Outcomes] | Sequence[Change]) -> list[dict[str, Any]]:
-    """Outcomes or changes as JSON."""
-    return [asdict(row) for row in found]
+    """Outcomes or changes as JSON; of a share its count, n and interval."""
+    return [
+        asdict(row)
+        | {
+            name: {"count": value.count, "n": value.n, "interval": value.interval}
+            for name, value in fields_of(row).items()
+            if isinstance(value, Share)
+        }
+        for row in found
+    ]
 
 
 def loops(text: str) -> bool:
@@ -246,7 +234,8 @@ def _outcomes(
     traces: Sequence[Trace], source: str, category: str, attack: Callable[[Trace], bool]
 ) -> Outcomes:
     chosen = rows_of(traces, source, category)
-    rates = {name: _rate(chosen, ask) for name, ask in _questions(attack).items()}
+    shares = {name: share_of(chosen, ask) for name, ask in _questions(attack).items()}
+    rates = {name: share if share.n else None for name, share in shares.items()}
     found = Outcomes(
         source,
         category,
@@ -278,12 +267,10 @@ def _kinds(traces: Sequence[Trace]) -> dict[str, int]:
     return dict(told.most_common())
 
 
-def _rate(traces: Sequence[Trace], ask: Question) -> Rate | None:
-    asked = [(r.prompt.group, said) for r in traces if (said := ask(r)) is not None]
-    if not asked:
-        return None
-    groups, answers = [group for group, _ in asked], [said for _, said in asked]
-    return Rate(sum(answers), len(answers), share_interval(answers, groups))
+def share_of(traces: Sequence[Trace], ask: Question) -> Share:
+    """The share of the traces that count of which something holds."""
+    asked = [(trace.prompt.group, said) for trace in traces if (said := ask(trace)) is not None]
+    return Share.of([said for _, said in asked], [group for group, _ in asked])
 
 
 def changes(

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.outcomes import ends_in_loop
 from refusal_cliff.data.types import Trace
-from refusal_cliff.stats import Interval, bootstrap_mean
+from refusal_cliff.stats import Interval, Share, bootstrap_mean
 
 REPEATS, LONGEST_PERIOD, LEAST = 3, 64, 24
 """A loop: the same tokens at least ``REPEATS`` times at the end, ``LEAST`` tokens together."""

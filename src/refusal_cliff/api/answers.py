@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.answers.evaluate import Rates, rates
 from refusal_cliff.answers.outcomes import Change
 from refusal_cliff.api.view import WIDTH, Cell, Rows, View, ends
 from refusal_cliff.data.types import Trace
@@ -13,6 +13,7 @@ from refusal_cliff.report.chart import Chart
 from refusal_cliff.report.charts import bar_chart
 from refusal_cliff.report.data import Bar
 from refusal_cliff.report.words import count, number_interval, percent, percent_interval, signed
+from refusal_cliff.stats import Share
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -30,8 +30,9 @@ from refusal_cliff.user_text import existing_file
 
 if TYPE_CHECKING:  # a command imports nothing heavy before its arguments are seen to be right
     from refusal_cliff.answers.correction import Corrected, CorrectedOutcomes, JudgeError
-    from refusal_cliff.answers.outcomes import Change, Outcomes, Rate
+    from refusal_cliff.answers.outcomes import Change, Outcomes
     from refusal_cliff.data.types import LeftOut
+    from refusal_cliff.stats import Share
 
 judge_app = typer.Typer(
     invoke_without_command=True,
@@ -382,8 +383,8 @@ def print_changes(console: Console, changes: Sequence[Change]) -> None:
     print_table(console, heading, rows, "Change")
 
 
-def _cell(rate: Rate | Corrected | None) -> str:
-    if rate is None:
+def _cell(rate: Share | Corrected | None) -> str:
+    if rate is None or rate.interval is None:
         return "–"
     low, high = rate.interval
     value = "?" if rate.value is None else f"{rate.value:.2f}"

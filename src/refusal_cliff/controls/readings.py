@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import (
     benign_rows,
@@ -28,7 +27,7 @@ from refusal_cliff.probe.direction import Direction, cross_validate, fit_logisti
 from refusal_cliff.probe.fit import fold_groups
 from refusal_cliff.probe.quality import auroc, weighted_auroc
 from refusal_cliff.progress import Progress
-from refusal_cliff.stats import Floats, percentiles, resampled_counts
+from refusal_cliff.stats import Floats, Share, percentiles, resampled_counts
 from refusal_cliff.thinking import Spans
 
 Read: TypeAlias = Callable[[Floats], Floats]

@@ -9,7 +9,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import read_cliffs
 from refusal_cliff.controls.arms import final_scores, never_certain, parts
 from refusal_cliff.controls.table import (
@@ -26,7 +25,7 @@ from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.asking import each_once
 from refusal_cliff.stages.study import Study
-from refusal_cliff.stats import bootstrap, spearman
+from refusal_cliff.stats import Share, bootstrap, spearman
 
 SAMPLED, SAMPLES, TEMPERATURE = 60, 8, 0.7
 """Harmful test prompts that are answered several times, how often, and the paper's temperature."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from refusal_cliff.answers.evaluate import Share
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import TraceCliff, read_cliffs
 from refusal_cliff.cliff.verdict import (
     Yardstick,
@@ -21,6 +21,7 @@ from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.probe.quality import measure_quality
 from refusal_cliff.run.pipeline import Job
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import Share
 
 WITH_CLIFF = "complied traces with a cliff"
 COLUMNS = (
@@ -80,17 +81,15 @@ def _row(
     complied = complied_rows(harmful)
     judged = complied if rule.ceiling is not None and rule.floor is not None else []
     fell = [rule.kind(cliff) == "cliff" for cliff in judged]
-    attacks = sum(trace.prompt.id in ids and complies(trace.verdict) for trace in mine)
-    benign = [trace for trace in mine if trace.prompt.label == "benign"]
-    answered = sum(complies(trace.verdict) for trace in benign)
+    found = rates(mine)
     return (
         _auroc(refused_rows(harmful), cliffs, seed),
-        share_cell(Share(attacks, len(ids))),
+        share_cell(found.attacks),
         level_cell(complied, "plateau", seed),
         level_cell(complied, "final", seed),
         level_cell(complied, "cliff", seed),
         share_cell(Share.of(fell, [cliff.group for cliff in judged])),
-        share_cell(Share(answered, len(benign))),
+        share_cell(found.answered),
     )
 
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff
-from refusal_cliff.stats import Interval, bootstrap_mean
+from refusal_cliff.stats import Interval, Share, bootstrap_mean
 
 EDGES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Ends of the bins of the final score in rows of a calibration."""

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias, get_args
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff import verdict
 from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.cliff.verdict import Yardstick, yardstick
 from refusal_cliff.controls.table import ControlTable, share_cell
 from refusal_cliff.data.types import Trace, complies
+from refusal_cliff.stats import Share
 
 Kind: TypeAlias = Literal[
     "refused",

@@ -12,7 +12,7 @@ import numpy as np
 from refusal_cliff import __version__
 from refusal_cliff.answers.coherence import Coherence
 from refusal_cliff.answers.correction import JudgeError
-from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.answers.evaluate import Rates, rates
 from refusal_cliff.answers.judged import complying, judged_rates
 from refusal_cliff.answers.writing import Writing
 from refusal_cliff.cliff.measure import CliffNumbers
@@ -58,7 +58,7 @@ from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.select.strategies import COMPARED, Chosen
-from refusal_cliff.stats import Interval, bootstrap_mean, difference_interval
+from refusal_cliff.stats import Interval, Share, bootstrap_mean, difference_interval
 
 Find = Callable[[str], Path]
 """Path of a file of the run, by its name there."""

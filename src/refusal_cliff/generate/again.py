@@ -32,7 +32,7 @@ def answer_again(
 ) -> list[Trace]:
     """Write answers anew with heads out from the closing tokens on, the thinking left as it is.
 
-    A thought that several sets of heads share is run once, see ``batches``.
+    A thought that several sets of heads share is run once, see ``drafts``.
 
     Args:
         subject: The model that wrote the traces.

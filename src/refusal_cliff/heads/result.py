@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from refusal_cliff.answers.evaluate import Rates, Share
+from refusal_cliff.answers.evaluate import Rates
 from refusal_cliff.answers.writing import Writing
 from refusal_cliff.heads.joint import JOINT, HeadSet
 from refusal_cliff.heads.served import Agreement
 from refusal_cliff.heads.table import DEFAULT_METHOD
 from refusal_cliff.judges import RulesJudge
-from refusal_cliff.stats import Positive
+from refusal_cliff.stats import Positive, Share
 
 JOINT_KIND = "joint"
 """The kind of trial of a joint set."""

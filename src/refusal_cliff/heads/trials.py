@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from refusal_cliff.answers.evaluate import Share, Text, perplexity, rates
+from refusal_cliff.answers.evaluate import Text, perplexity, rates
 from refusal_cliff.answers.writing import writing_of
 from refusal_cliff.data.traces import verdict_groups
 from refusal_cliff.data.types import Prompt, Trace, complies, is_judged
@@ -27,6 +27,7 @@ from refusal_cliff.heads.table import METHODS, HeadRow, budget, ranked
 from refusal_cliff.io import fields_of
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.progress import Progress
+from refusal_cliff.stats import Share
 
 CONTROLS = ("random", "same-layer", "promoting")
 """Kinds of control sets: any other heads; others of the same blocks; heads that promote refusal."""

@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 import numpy as np
 
 from refusal_cliff.answers.correction import JudgeError
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.answers.judged import JudgedRates, judged_rates
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import score_traces
@@ -42,6 +41,7 @@ from refusal_cliff.probe.files import DESCRIPTION, WEIGHTS, check_probes_fit, re
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.quality import measure_quality
 from refusal_cliff.progress import More
+from refusal_cliff.stats import Share
 
 COMMAND, ANSWERS = "check", "answers.journal"
 JUNIT = "refusal-cliff check"

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import TraceCliff, level
 from refusal_cliff.cliff.verdict import SHARE_OF_TRACES, Kind, model_cliff, yardstick
 from refusal_cliff.data.types import LABELS, Label, Trace, complies, is_judged
 from refusal_cliff.findings.wording import Finding
-from refusal_cliff.stats import mcnemar, share_interval
+from refusal_cliff.stats import Share, mcnemar, share_interval
 
 USEFUL_LOSS = 0.03
 """Share of the benign answers that a repair may cost."""

@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from refusal_cliff.answers.evaluate import Share
 from refusal_cliff.cliff.curves import MeanCurve
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import Finding, NextStep
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.subject import Head
-from refusal_cliff.stats import Interval
+from refusal_cliff.stats import Interval, Share
 from refusal_cliff.thinking import Spans
 
 Group = Literal["complied", "refused", "benign"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refusal_cliff.answers.evaluate import Share, rates
+from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import mean_curve, read_cliffs
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.cliff.scores import TraceScores, read_scores
@@ -46,7 +46,7 @@ from refusal_cliff.report.traces import (
     typical_traces,
 )
 from refusal_cliff.select.strategies import COMPARED
-from refusal_cliff.stats import bootstrap_mean
+from refusal_cliff.stats import Share, bootstrap_mean
 
 FIRST_OFFSET_OF_MAP = -20
 BASE_NOTES = (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from refusal_cliff import __version__
-from refusal_cliff.answers.evaluate import Rates, Share, rates
+from refusal_cliff.answers.evaluate import Rates, rates
 from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
@@ -32,6 +32,7 @@ from refusal_cliff.judges.choose import published_name
 from refusal_cliff.model.adapters import HOW_TO_LOAD
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stages.study import Study
+from refusal_cliff.stats import Share
 
 Form = Literal["adapter", "merged"]
 RATES = {
