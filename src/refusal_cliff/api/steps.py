@@ -12,7 +12,6 @@ from refusal_cliff.answers.evaluate import rate_changes
 from refusal_cliff.api.answers import Changes, RateTable, Traces
 from refusal_cliff.api.results import Cliff, Heads, Probes, Scores, Selection
 from refusal_cliff.cliff import measure, scores
-from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.traces import closed
 from refusal_cliff.data.types import Prompt, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
@@ -32,7 +31,7 @@ from refusal_cliff.report.traces import closing_texts
 from refusal_cliff.select import candidates, strategies
 from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
-from refusal_cliff.settings import RepairConfig
+from refusal_cliff.settings import DEFAULT_POOL, RepairConfig
 from refusal_cliff.stages.study import counter
 from refusal_cliff.workflows.export import Form, export_heads, measured_on
 

@@ -12,8 +12,10 @@ import pyarrow as pa
 from scipy.special import expit
 
 from refusal_cliff.cliff.scores import TraceScores
+from refusal_cliff.settings import DEFAULT_POOL
 from refusal_cliff.stats import EXACT, Floats, bootstrap_mean
 from refusal_cliff.tables import read_parquet, rows_as, write_parquet
+from refusal_cliff.thinking.spans import late_start
 
 LAST_THINKING = 5
 """Thinking tokens before the closing span that still count as its neighbourhood."""
@@ -28,14 +30,13 @@ def _median(values: Floats) -> float:
 
 
 POOLS: dict[str, Callable[[Floats], float]] = {
-    "late-median": lambda s: _median(s[len(s) // 2 :]),
+    "late-median": lambda s: _median(s[late_start(len(s)) :]),
     "max": lambda s: float(s.max()),
     "q90": lambda s: float(np.quantile(s, 0.9)),
     "mean": lambda s: float(s.mean()),
 }
-"""How the thinking's scores become one plateau: ``late-median`` from `Spans.late` on; ``max`` is
-the paper's."""
-DEFAULT_POOL = "late-median"
+"""How the thinking's scores become one plateau, by the names in `settings.POOLS`; ``max`` is the
+paper's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_cliff.cliff.curves import (
-    DEFAULT_POOL,
     TraceCliff,
     cliffs_of,
     read_cliffs,
@@ -18,6 +17,7 @@ from refusal_cliff.cliff.verdict import ModelCliff, mean_cliff, model_cliff
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import fields_of, read_as, write_as
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.settings import DEFAULT_POOL
 from refusal_cliff.stats import EXACT
 
 
@@ -36,7 +36,7 @@ class CliffNumbers(ModelCliff):
 
     layer: int
     cliff_by_layer: tuple[float, ...]
-    pool: str = DEFAULT_POOL  # older files do not say it
+    pool: str = "late-median"  # that of the files which do not say it
 
 
 @dataclass(frozen=True, slots=True)

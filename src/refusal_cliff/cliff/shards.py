@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from refusal_cliff import __version__
 from refusal_cliff.cliff.curves import (
-    DEFAULT_POOL,
     POOLS,
     cliffs_of,
 )
@@ -49,7 +48,7 @@ from refusal_cliff.io import (
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.progress import Count
-from refusal_cliff.settings import Engine
+from refusal_cliff.settings import DEFAULT_POOL, Engine
 from refusal_cliff.sharded import HERE, Rank, Work, claim_together, run_shards
 
 DESCRIPTION = DESCRIPTIONS["trace"]

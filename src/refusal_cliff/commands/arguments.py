@@ -35,7 +35,6 @@ CONTROLS = (
 RANKINGS = ("causal", "causal-contrast", "attribution", "direct", "direct-contrast")
 FORMS = ("adapter", "merged")
 PRESETS = ("default", "paper")
-POOLS = ("late-median", "max", "q90", "mean")
 VERDICTS = ("no cliff", "undecided", "cliff")
 _FILES = frozenset({".jsonl", ".csv", ".parquet", ".json", ".txt", ".tsv", ".safetensors", ".gguf"})
 _HUB_NAME = re.compile(r"[\w.-]+(?:/[\w.-]+)?", re.ASCII)

@@ -13,7 +13,7 @@ from refusal_cliff.commands import arguments
 from refusal_cliff.commands.arguments import Model, Probe, Seed, name_of, option, reading
 from refusal_cliff.folders import require_output
 from refusal_cliff.live import LiveView, print_model_cliff, result, say, screen
-from refusal_cliff.settings import Engine, Loading, RowSettings
+from refusal_cliff.settings import DEFAULT_POOL, POOLS, Engine, Loading, RowSettings
 
 
 def trace(
@@ -92,10 +92,10 @@ def cliff(
     pool: Annotated[
         str,
         option(
-            name_of("pool", arguments.POOLS),
-            f"The plateau: {', '.join(arguments.POOLS)}; max is the paper's.",
+            name_of("pool", POOLS),
+            f"The plateau: {', '.join(POOLS)}; max is the paper's.",
         ),
-    ] = arguments.POOLS[0],
+    ] = DEFAULT_POOL,
     seed: Seed = 0,
 ) -> None:
     """Turn scores into a verdict: is there a plateau, and does it fall?

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 
-from refusal_cliff.cliff.curves import DEFAULT_POOL, TraceCliff, cliffs_of
+from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, scores_of
 from refusal_cliff.cliff.verdict import (
     SHARE_OF_TRACES,
@@ -50,6 +50,7 @@ from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import MIN_PER_CLASS, ProbeSet
 from refusal_cliff.probe.quality import auroc, calibrate
 from refusal_cliff.progress import Progress
+from refusal_cliff.settings import DEFAULT_POOL
 from refusal_cliff.stats import Correlation, Fraction, Ordered, percentiles, resampled_counts
 from refusal_cliff.thinking import Spans
 

@@ -17,6 +17,7 @@ from refusal_cliff.cliff.verdict import Verdict
 from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import first_fault, read_json, write_json, write_text
+from refusal_cliff.settings import DEFAULT_POOL, POOLS
 from refusal_cliff.stats import Fraction, Ordered
 
 FORMAT: Literal[4] = 4
@@ -99,8 +100,11 @@ class LevelSummary(_Part):
 class CliffSummary(_Part):
     """The cliff of one model."""
 
-    plateau: Share = Field(
-        description="Mean plateau; by default the median score in the second half of the thinking."
+    plateau: Share = Field(description="Mean plateau, see `pool`.")
+    pool: str = Field(
+        "late-median",  # in files that do not say it
+        description=f"How a trace's scores become its plateau. By default, `{DEFAULT_POOL}`: "
+        f"{POOLS[DEFAULT_POOL]}.",
     )
     final: Share = Field(description="Mean score at the last closing token.")
     cliff: float = Field(ge=-1, le=1, description="Mean of plateau − final.")

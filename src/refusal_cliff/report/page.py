@@ -33,6 +33,7 @@ from refusal_cliff.report.reader import (
 )
 from refusal_cliff.report.svg import known
 from refusal_cliff.report.words import count, number, token_text
+from refusal_cliff.settings import POOLS
 
 MAX_TOKENS = 400
 """Thinking tokens shown; a longer thought loses its middle, because the cliff is at its end."""
@@ -111,6 +112,7 @@ def render_page(data: ReportData) -> str:
     return template.render(
         data=data,
         summary=data.summary,
+        plateau=POOLS.get(data.summary.cliff.pool, data.summary.cliff.pool),
         titles=TITLES,
         contents=_contents(data, figures),
         panels=_panels(data, figures),

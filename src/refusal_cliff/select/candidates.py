@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from refusal_cliff.cliff.curves import DEFAULT_POOL, cliff_of
+from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import read_logits, scores_of
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.strategies import Candidate, has_refusal_words
+from refusal_cliff.settings import DEFAULT_POOL
 from refusal_cliff.thinking import Spans
 
 STATE_WIDTH = 64

@@ -16,9 +16,11 @@ from refusal_cliff.settings.model import (
 )
 from refusal_cliff.settings.work import (
     BY_RULES,
+    DEFAULT_POOL,
     JUDGES,
     KNOWS_HARM,
     LABELS,
+    POOLS,
     STRATEGIES,
     Engine,
     JudgeSettings,
@@ -32,11 +34,13 @@ from refusal_cliff.settings.work import (
 
 __all__ = [
     "BY_RULES",
+    "DEFAULT_POOL",
     "DTYPES",
     "JUDGES",
     "KNOWS_HARM",
     "LABELS",
     "PLAIN",
+    "POOLS",
     "STRATEGIES",
     "Chat",
     "Engine",

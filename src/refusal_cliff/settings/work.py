@@ -240,6 +240,16 @@ class RowSettings:
     )
 
 
+POOLS = {
+    "late-median": "the median over the second half of the thinking",
+    "max": "the maximum over the thinking, as in the paper",
+    "q90": "the 90th percentile over the thinking",
+    "mean": "the mean over the thinking",
+}
+"""How a trace's scores become one plateau, in words; `cliff.curves` computes it."""
+DEFAULT_POOL = "late-median"
+
+
 @dataclass(frozen=True, slots=True)
 class Selecting:
     """Which examples are chosen, and how they are scored; ``seed`` is of whatever is drawn."""

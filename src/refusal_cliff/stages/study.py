@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refusal_cliff.answers.evaluate import Rates
-from refusal_cliff.cliff.curves import DEFAULT_POOL
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.data.types import Prompt, Trace
@@ -26,6 +25,7 @@ from refusal_cliff.probe.fit import ProbeSet, ReadPoint
 from refusal_cliff.progress import More, Progress
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
+from refusal_cliff.settings import DEFAULT_POOL
 from refusal_cliff.stages.elsewhere import NOWHERE, Elsewhere, served
 
 RULES = RulesJudge()

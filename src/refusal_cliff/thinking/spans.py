@@ -173,6 +173,11 @@ def _joined(
 _ROOM_FOR_MARKERS = 64
 
 
+def late_start(n: int) -> int:
+    """How many of n thinking tokens come before the second half, over which plateaus are read."""
+    return n // 2
+
+
 @dataclass(frozen=True, slots=True)
 class Spans:
     """Half-open ends of the four parts of a trace, in tokens.
@@ -197,8 +202,8 @@ class Spans:
 
     @property
     def late(self) -> int:
-        """Index of the first token of the thinking's second half, over which plateaus are read."""
-        return self.prompt + (self.thinking - self.prompt) // 2
+        """Index of the first token of the thinking over which plateaus are read."""
+        return self.prompt + late_start(self.thinking - self.prompt)
 
     @property
     def last_closing(self) -> int:
