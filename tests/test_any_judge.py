@@ -234,11 +234,12 @@ def test_no_verdict_is_asked_for_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_the_name_is_known_before_the_judge_is_loaded(name: str) -> None:
-    settings = JudgeSettings(name, "m", "http://localhost:1/v1")
+    served = () if name == "rules" else ("m", "http://localhost:1/v1")
+    settings = JudgeSettings(name, *served)
     judge = judge_of(settings)
     assert full_name(settings) == judge.name
     assert knows_harm(judge.name) is judge.measures_harm
-    assert full_name(settings) == chosen_judge(name, "m", "http://localhost:1/v1").name
+    assert full_name(settings) == chosen_judge(name, *served).name
 
 
 @pytest.mark.parametrize(("name", "said"), [("rubric", "needs a model"), ("words", "Unknown")])

@@ -106,6 +106,7 @@ TRACE = "trace --model tiny --probe probe --traces traces.jsonl --out run"
         (f"{CHECK} --judge-error errors.json", "There is no file errors.json."),
         (f"{AUDIT} --judge rubric", "A judge with a rubric needs a model."),
         (f"{CHECK} --judge rubric --prompts harmful.jsonl", "Name it with --judge-model"),
+        (f"{CHECK} --judge-model m --prompts harmful.jsonl", "The judge rules has no weights"),
         (f"{CHECK} --prompts no.jsonl", "There is no file no.jsonl."),
         (f"{CHECK} --probe run/model", "There is no folder run/model. There is no folder run"),
         (f"{CHECK} --probe prob", "Did you mean probe?"),

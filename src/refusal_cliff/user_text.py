@@ -47,7 +47,8 @@ def beside(name: str) -> str:
     """A sentence with the file beside the missing one that has most its name; else empty."""
     path = Path(name)
     if path.exists():
-        return f" {name} is a {'folder' if path.is_dir() else 'file'}."
+        kind = "a file" if path.is_file() else "no ordinary file"
+        return f" {name} is {'a folder' if path.is_dir() else kind}."
     try:
         names = [other.name for other in path.parent.iterdir()]
     except OSError:

@@ -83,7 +83,7 @@ def generate(
     """
     if server.url is None:
         arguments.model(model)
-    require_output(out, "generate", (prompts, model, judge.model))
+    require_output(out, "generate", (prompts, model, *judge.inputs))
     from refusal_cliff.answers.answering import ask_and_judge, backend_of, prompts_of
     from refusal_cliff.sharded import loading_here, shares
 
@@ -147,7 +147,7 @@ def judge_answers(
         return
     if traces is None or out is None:
         raise typer.BadParameter("give --traces SOURCE and --out DIR")
-    require_output(out, "judge", (traces, judge.model))
+    require_output(out, "judge", (traces, *judge.inputs))
     from refusal_cliff.answers.answering import judge_source
 
     read = reading(rows)
@@ -195,7 +195,7 @@ def calibrate(
     separately. Rows with the same prompt are drawn together. Give the file that --out writes to
     evaluate as --judge-error.
     """
-    require_file(out, "judge calibrate", (labelled, judge.model))
+    require_file(out, "judge calibrate", (labelled, *judge.inputs))
     from refusal_cliff.answers.calibration import calibrate_file
     from refusal_cliff.io import write_json
     from refusal_cliff.judges.choose import judge_of

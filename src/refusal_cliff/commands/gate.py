@@ -92,7 +92,7 @@ def check(
     not be measured.
     """
     if out is not None:
-        require_output(out, "check", (model, probe, judge.model, judge.error, *(prompts or ())))
+        require_output(out, "check", (model, probe, *judge.inputs, *(prompts or ())))
     from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.io import write_text

@@ -71,7 +71,7 @@ def ablate(
     """
     form, out = export
     name_of("export", arguments.FORMS)(form)
-    read = (model, heads, harmful, benign, judge.model)
+    read = (model, heads, harmful, benign, *judge.inputs)
     require_output(out, "ablate", read, option="--export FORM DIR")
     from refusal_cliff.data.traces import read_prompts
     from refusal_cliff.judges.choose import judge_of

@@ -154,10 +154,10 @@ def audit(
     """
     arguments.prompt_sources(harmful, benign, fit_on, traces)
     given = (*(harmful or ()), *(benign or ()), *(fit_on or ()), *(traces or ()))
-    require_output(out, "audit", (model, judge.model, judge.error, *given))
+    require_output(out, "audit", (model, *judge.inputs, *given))
     if adapters_dir is not None:
         option = "--adapters-dir DIR"
-        require_output(adapters_dir, "adapters", (model, out, *given), option=option)
+        require_output(adapters_dir, "adapters", (model, out, *judge.inputs, *given), option=option)
     from refusal_cliff.stages.control import chosen_controls
     from refusal_cliff.workflows.audit import run_audit
     from refusal_cliff.workflows.audit_cost import AuditCost, cost_lines, time_lines

@@ -91,7 +91,7 @@ def select(
     DIR/selected.jsonl (training rows), DIR/selection.json, DIR/left-out.jsonl (every row that was
     not used, and why).
     """
-    require_output(out, "select", (model, probe, data, judge.model, *(evaluation or ())))
+    require_output(out, "select", (model, probe, data, *judge.inputs, *(evaluation or ())))
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.select.selection_run import Source, evaluation_of, run_selection
     from refusal_cliff.select.shards import ScoringPlan
@@ -196,7 +196,7 @@ def repair(
     --prompts have their own. Writes DIR/adapter with its model card, and DIR/proof/proof.json. Exit
     status 3: the proof does not hold.
     """
-    require_output(out, "repair", (model, probe, data, benign, judge.model, *(prompts or ())))
+    require_output(out, "repair", (model, probe, data, benign, *judge.inputs, *(prompts or ())))
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.select.selection_run import Source, evaluation_of
     from refusal_cliff.select.shards import ScoringPlan

@@ -70,11 +70,21 @@ class JudgeSettings:
     )
 
     def __post_init__(self) -> None:
+        if self.name == "rules" and (self.model or self.endpoint):
+            raise RefusalCliffError(
+                "The judge rules has no weights and no server. Name the judge that --judge-model "
+                "or --judge-endpoint is for (--judge), or leave both out."
+            )
         if self.name == "rubric" and self.model is None:  # it has no usual one
             raise RefusalCliffError(
                 "A judge with a rubric needs a model. Name it with --judge-model, and its server "
                 "with --judge-endpoint."
             )
+
+    @property
+    def inputs(self) -> tuple[str | Path | None, ...]:
+        """What it reads, which no output may overwrite."""
+        return (self.model, self.error)
 
 
 BY_RULES = JudgeSettings()
