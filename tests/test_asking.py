@@ -15,7 +15,7 @@ from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.probe.fit import MIN_PER_CLASS
-from refusal_cliff.stages.asking import PILOT, ask, asked_at_least, prompts_needed
+from refusal_cliff.stages.asking import PILOT, ask, asked_first, prompts_needed
 from refusal_cliff.thinking import Spans
 
 SPANS = Spans(1, 3, 5, 6)
@@ -89,7 +89,7 @@ def test_a_quick_audit_draws_more_of_the_kind_that_is_short() -> None:
 @pytest.mark.parametrize(("first", "refuses"), [(40, 2), (40, 20), (None, 2)])
 def test_what_is_asked_in_any_case_is_known_before(first: int | None, refuses: int) -> None:
     model, every = Model(refuses), prompts(400, 300)
-    least = sum(asked_at_least(every, 0, first).values())
+    least = sum(map(len, asked_first(every, 0, first).values()))
     ask(model, judge_all, every, "fit", 0, first)
     asked = sum(map(len, model.batches))
     assert asked == least if refuses == 2 else asked > least
@@ -101,9 +101,13 @@ def test_every_prompt_that_is_asked_has_all_its_samples(first: int | None) -> No
     model, every = Model(2), repeated(prompts(60, 50), 4)
     asked = Counter(trace.prompt.text for trace in ask(model, judge_all, every, "fit", 0, first))
     assert set(asked.values()) == {4}
-    assert sum(asked.values()) == sum(asked_at_least(every, 0, first).values())
+    assert sum(asked.values()) == sum(map(len, asked_first(every, 0, first).values()))
     if first is not None:
-        assert asked_at_least(every, 0, first) == {"harmful": 120, "benign": 120}
+        found = asked_first(every, 0, first)
+        assert {label: len(asked) for label, asked in found.items()} == {
+            "harmful": 120,
+            "benign": 120,
+        }
 
 
 def test_complied_traces_are_short_only_while_it_is_open_whether_it_complies() -> None:

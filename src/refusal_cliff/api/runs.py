@@ -291,14 +291,20 @@ def _moves(named: Mapping[str, Run]) -> ControlTable:
         columns=KINDS,
         rows=rows,
         finding="Each row is shared out among what its prompts are now.",
-        notes=("Prompts are matched by their text.",),
+        notes=("Answers are matched by the text of their prompt, several to one by their order.",),
     )
 
 
-def _kinds(run: Run) -> dict[str, Kind]:
-    """By the text of each harmful prompt, what became of it."""
+def _kinds(run: Run) -> dict[tuple[str, int], Kind]:
+    """What became of each answer to a harmful prompt, by its text and the number of the answer."""
     kinds = kinds_of(run.traces, run.cliff.measured.rows)
-    return {t.prompt.text: kinds[t.prompt.id] for t in run.traces if t.prompt.id in kinds}
+    found: dict[tuple[str, int], Kind] = {}
+    numbers: Counter[str] = Counter()
+    for trace in run.traces:
+        if trace.prompt.id in kinds:
+            numbers[trace.prompt.text] += 1
+            found[trace.prompt.text, numbers[trace.prompt.text]] = kinds[trace.prompt.id]
+    return found
 
 
 def _turns(named: Mapping[str, Run]) -> ControlTable:

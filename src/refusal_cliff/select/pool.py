@@ -20,6 +20,7 @@ from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.rows import chunks, source_digest
 from refusal_cliff.data.shapes import example_of_row
 from refusal_cliff.data.types import LeftOut, Prompt, SafetyExample
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_as, remove_quietly, write_json, write_json_lines
 from refusal_cliff.progress import Count
 from refusal_cliff.select.contamination import Evaluation, Seen
@@ -163,7 +164,7 @@ def _replace_candidates(out: Path, number: int, found: Sequence[Numbered]) -> No
     path = shard_path(out, number)
     try:
         same = path.is_file() and read_candidates(path) == list(found)
-    except (OSError, ValueError, KeyError, pa.ArrowException):
+    except (OSError, ValueError, KeyError, pa.ArrowException, RefusalCliffError):
         same = False
     if not same:
         remove_quietly(scores_path(out, number))

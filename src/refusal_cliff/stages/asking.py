@@ -70,10 +70,14 @@ def ask(
     return sorted(found, key=lambda trace: place[trace.prompt.id])
 
 
-def asked_at_least(prompts: Sequence[Prompt], seed: int, first: int | None) -> dict[Label, int]:
-    """How many answers `ask` asks for in any case, by label."""
-    drawn: _Waiting = {label: _shuffled(prompts, label, seed)[:first] for label in LABELS}
-    return {label: sum(map(len, found)) for label, found in drawn.items()}
+def asked_first(
+    prompts: Sequence[Prompt], seed: int, first: int | None
+) -> dict[Label, list[Prompt]]:
+    """What `ask` asks in any case, by label."""
+    return {
+        label: [prompt for samples in _shuffled(prompts, label, seed)[:first] for prompt in samples]
+        for label in LABELS
+    }
 
 
 def by_prompt(prompts: Sequence[Prompt], label: Label) -> list[list[Prompt]]:

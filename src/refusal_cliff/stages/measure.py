@@ -31,7 +31,7 @@ from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.traces import fit_by_rules
 from refusal_cliff.run.folder import Headline
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.stages.asking import PARTS, ask, asked_at_least
+from refusal_cliff.stages.asking import PARTS, ask, asked_first
 from refusal_cliff.stages.study import (
     ABLATION,
     FIT,
@@ -90,7 +90,7 @@ def measure_stages(study: Study, first: int | None = None) -> list[Stage]:
 
 def _generate(study: Study, job: Job, first: int | None) -> Headline:
     prompts = [read_prompts(job.input(name)) for name in (FIT_PROMPTS, TEST_PROMPTS)]
-    least = [sum(asked_at_least(given, study.seed, first).values()) for given in prompts]
+    least = [sum(map(len, asked_first(given, study.seed, first).values())) for given in prompts]
     begun: dict[str, int] = dict.fromkeys(PARTS, 0)
     count = counter(job.progress, lambda: sum(map(max, least, begun.values())))
     headline: dict[str, int] = dict.fromkeys(("traces", "tokens"), 0)

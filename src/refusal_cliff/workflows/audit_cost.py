@@ -12,7 +12,7 @@ from refusal_cliff.generate.again import ANSWER_TOKENS
 from refusal_cliff.generate.local import answer
 from refusal_cliff.heads.trials import sizes
 from refusal_cliff.model.subject import Subject
-from refusal_cliff.stages.asking import asked_at_least, each_once
+from refusal_cliff.stages.asking import asked_first, each_once
 from refusal_cliff.stages.intervene import AblationPlan
 from refusal_cliff.stages.study import Study
 from refusal_cliff.thinking import render_prompt
@@ -83,10 +83,9 @@ def audit_cost(
         first: Prompts of each label and part of a quick audit, which asks more only where a class
             is short; ``None`` for all.
     """
-    fit, test = (asked_at_least(part, study.seed, first) for part in (prompts.fit, prompts.test))
-    asked = sum((*fit.values(), *test.values()))
-    given = sum(prompt.id in prompts.given for prompt in (*prompts.fit, *prompts.test))
-    harmful, benign = test["harmful"], test["benign"]
+    fit, test = (asked_first(part, study.seed, first) for part in (prompts.fit, prompts.test))
+    asked = [prompt for part in (fit, test) for found in part.values() for prompt in found]
+    missing = sum(prompt.id not in prompts.given for prompt in asked)
     heads = len(study.subject.heads())
     rankings = len(plan.methods) + 1  # and jointly
     doses = rankings * sum(n > 0 for n in sizes(heads, plan.fractions))
@@ -98,8 +97,13 @@ def audit_cost(
     ablated = adapters is None
     return AuditCost(
         (
-            Part("answers of the model", max(0, asked - given), most, not study.elsewhere.server),
-            Part("the same test prompts without the heads found", harmful + benign, most, ablated),
+            Part("answers of the model", missing, most, not study.elsewhere.server),
+            Part(
+                "the same test prompts without the heads found",
+                sum(map(len, test.values())),
+                most,
+                ablated,
+            ),
             Part("doses, thoughts kept", doses * dose, ANSWER_TOKENS, ablated),
             Part("control sets, thoughts kept", control, ANSWER_TOKENS),
         ),
