@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_cliff.cliff.verdict import MIN_BENIGN, MIN_COMPLIED, MIN_REFUSED
-from refusal_cliff.data.types import Prompt, Trace
+from refusal_cliff.data.types import LABELS, Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.sampling import repeated
 from refusal_cliff.probe.fit import MIN_PER_CLASS
@@ -104,10 +104,7 @@ def test_every_prompt_that_is_asked_has_all_its_samples(first: int | None) -> No
     assert sum(asked.values()) == sum(map(len, asked_first(every, 0, first).values()))
     if first is not None:
         found = asked_first(every, 0, first)
-        assert {label: len(asked) for label, asked in found.items()} == {
-            "harmful": 120,
-            "benign": 120,
-        }
+        assert {label: len(some) for label, some in found.items()} == dict.fromkeys(LABELS, 120)
 
 
 def test_complied_traces_are_short_only_while_it_is_open_whether_it_complies() -> None:

@@ -35,7 +35,7 @@ from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.probe.files import probes_of, write_probes
 from refusal_cliff.probe.fit import ProbeSet, Provenance
 from refusal_cliff.select import shards as candidate_shards
-from refusal_cliff.select.pool import scores_path
+from refusal_cliff.select.pool import scores_path, shard_path
 from refusal_cliff.select.selection_run import Source, run_selection
 from refusal_cliff.select.shards import ScoringPlan, scored_candidates
 from refusal_cliff.settings import Engine, GenerationConfig, Loading, Selecting
@@ -278,6 +278,10 @@ def test_once_a_row_is_mended_only_its_shard_is_scored_again(
     scores_path(plan.out, 2).write_bytes(b"")
     assert run_selection(plan, source, engine=ENGINE) == done
     assert scored == [1, 2]
+    write_lines(tmp_path / "rows.jsonl", [*ROWS[:11], {**ROWS[11], "category": "other"}])
+    shard_path(plan.out, 0).write_bytes(b"damaged")  # read again: it is made anew
+    assert run_selection(plan, source, engine=ENGINE) is not None
+    assert scored == [1, 2, 0, 2]
 
 
 def command(root: Path, out: Path, *more: str) -> list[str]:

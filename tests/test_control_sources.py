@@ -11,6 +11,7 @@ from refusal_cliff.cliff.curves import TraceCliff
 from refusal_cliff.controls.sources import COLUMNS, WITH_CLIFF, by_source
 from refusal_cliff.controls.table import Cell
 from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
+from refusal_cliff.stats import wilson
 
 
 def trace(name: str, source: str, label: Label, verdict: Verdict) -> Trace:
@@ -95,3 +96,12 @@ def test_a_verdict_on_a_mixture_of_sources_is_said() -> None:
     assert "have a cliff: a 1.00 [0.76, 1.00], n = 12; b 0.00 [0.00, 0.24], n = 12" in table.finding
     alike = by_source([t for t in traces if t.prompt.id[0] != "b"], cliffs, 0)
     assert "differ" not in alike.finding
+
+
+def test_answers_without_a_verdict_and_near_duplicates_count_as_in_every_rate() -> None:
+    made = [trace(f"h{i}", "a", "harmful", "complied") for i in range(8)]
+    alike = [replace(one, prompt=replace(one.prompt, group="same")) for one in made]
+    unscored = trace("u", "a", "harmful", "unscored")
+    (row,) = by_source([*alike, unscored], [], 0).rows.values()
+    cell = row[COLUMNS.index("attack success")]
+    assert (cell.value, cell.n, cell.interval) == (1.0, 8, wilson(1, 1))

@@ -21,6 +21,7 @@ from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.endpoint import EndpointConfig
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.settings import Server
+from refusal_cliff.stages.asking import asked_first
 from refusal_cliff.stages.elsewhere import Adapters, Elsewhere, served
 from refusal_cliff.stages.study import Study
 from refusal_cliff.workflows.audit import run_audit
@@ -218,6 +219,12 @@ def test_the_cost_is_counted(subject: Subject, written: dict[str, Trace], tmp_pa
         Part("control sets, thoughts kept", 4 * 5, 64),
     )
     assert cost.tokens(10) == 10 * 10 + 12 * 10 + 20 * 10
+    for first in (2, 5, None):  # of a quick audit, only given answers to what it asks spare any
+        fit, test = (asked_first(part, 0, first) for part in (prompts.fit, prompts.test))
+        asked = [prompt.id for part in (fit, test) for some in part.values() for prompt in some]
+        assert audit_cost(prompts, server, plan, first).parts[0].answers == sum(
+            name != "p0" for name in asked
+        )
     assert "by the server" in cost_lines(cost)[0]
     assert cost.speed() > 0
     config = EndpointConfig("http://here/v1", "m")

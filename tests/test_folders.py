@@ -162,6 +162,18 @@ def test_a_folder_that_holds_an_input_keeps_every_byte(root: Path, command: str)
     assert tree(root) == before
 
 
+@pytest.mark.parametrize("command", ["audit", "check", "repair"])
+def test_the_measured_error_of_the_judge_is_an_input(
+    root: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / "judged").mkdir()
+    (root / "judged" / "error.json").write_text("{}")
+    told = [*COMMANDS[command], "--judge-error", "judged/error.json"]
+    monkeypatch.setitem(COMMANDS, command, told)
+    code, error = run(command, "judged")
+    assert (code, "is or holds the input" in error) == (1, True), error
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_of_another_command_keeps_every_byte(root: Path, command: str) -> None:
     others = [name for name in COMMANDS if name != command]
