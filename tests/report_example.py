@@ -321,7 +321,7 @@ def example_heads(layers: int = LAYERS, heads: int = HEADS) -> HeadMap:
     for head in (Head(1 + at // heads, at % heads) for at in range(layers * heads)):
         drawn = 2.4 - 0.4 * found.index(head) if head in found else rng.gauss(0, 0.12)
         effect = drawn * (head.layer < layers)
-        row = head_row(head.index, effect, direct=0.8 * effect)
+        row = head_row(head.index, effect, direct=-0.8 * effect)
         rows.append(replace(row, layer=head.layer))
     return HeadMap(rows, found, [Head(*place) for place in PLANTED])
 

@@ -215,6 +215,14 @@ def check_estimates(got: list[Estimate], values: NDArray[Any]) -> None:
     assert any(e.low < e.mean < e.high for e in got)
 
 
+@pytest.mark.parametrize(("explained", "benign"), [([], BENIGN), (TRACES, [])])
+def test_a_kind_of_traces_that_is_missing_is_named(
+    explained: list[Trace], benign: list[Trace]
+) -> None:
+    with pytest.raises(RefusalCliffError, match=f"{len(explained)} and {len(benign)} of the"):
+        measure_heads(planted(Head(2, 1)), explained, [], benign, probe())
+
+
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 def test_plateau_contributions_are_what_a_silenced_head_takes_away(family: str) -> None:
     """In the probe's own block, with its MLP silent, a head acts by what it adds only."""

@@ -55,7 +55,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class HeadRow:
-    """One head, by every measure of `effects`; *harmful* are the traces whose fall is explained.
+    """One head, by every measure of `effects`; *explained* are the traces whose fall is.
 
     Attributes:
         layer: Block, from 1.
@@ -121,7 +121,7 @@ heads act through later blocks (docs/concepts/heads.md)."""
 
 def measure_heads(
     subject: Subject,
-    harmful: Sequence[Trace],
+    explained: Sequence[Trace],
     refused: Sequence[Trace],
     benign: Sequence[Trace],
     probe: Probe,
@@ -133,14 +133,24 @@ def measure_heads(
 
     Args:
         subject: The model.
-        harmful: Traces whose fall is to be explained: complied ones where there are enough.
+        explained: Traces whose fall is to be explained, at least one: complied ones where there are
+            enough, else refused ones, too.
         refused: Refused traces, for the contrast; may be empty.
         benign: Benign traces; at least one.
         probe: The probe whose score counts.
         seed: Seed of the bootstrap.
         progress: Called with (traces done, traces).
+
+    Raises:
+        RefusalCliffError: There is no trace to explain, or no benign one.
     """
-    groups = {"": harmful, "_benign": benign, "_refused": refused}
+    if not (explained and benign):
+        raise RefusalCliffError(
+            "Heads are measured on answers to harmful prompts and on answered benign ones; "
+            f"{len(explained)} and {len(benign)} of the traces can be used. Give more prompts of "
+            "the kind that is missing, or allow longer answers."
+        )
+    groups = {"": explained, "_benign": benign, "_refused": refused}
     total, before = sum(map(len, groups.values())), 0
     columns: dict[str, list[Estimate] | list[Proof] | None] = {}
     for suffix, traces in groups.items():
@@ -151,7 +161,7 @@ def measure_heads(
         for name in wanted:
             measured = values.get(name.removesuffix(suffix))
             columns[name] = None if measured is None else estimates(measured, names, seed)
-        if traces is harmful:
+        if traces is explained:
             fall = falls(subject, traces, probe)
             columns["proof"] = prove(_flat(values["causal"]), fall, names, seed)
     rows = []

@@ -16,7 +16,7 @@ from refusal_cliff.cliff.curves import MeanCurve
 from refusal_cliff.controls.table import ControlTable
 from refusal_cliff.findings.summary import Summary
 from refusal_cliff.findings.wording import Finding, NextStep
-from refusal_cliff.heads.table import HeadRow
+from refusal_cliff.heads.table import METHODS, HeadRow
 from refusal_cliff.model.subject import Head
 from refusal_cliff.stats import Interval, Share
 from refusal_cliff.thinking import Spans
@@ -78,6 +78,10 @@ class Heatmap:
         _same_length("Heatmap offsets", self.offsets, *self.scores)
 
 
+TABLED = 12
+"""Heads in the table below the map."""
+
+
 @dataclass(frozen=True, slots=True)
 class HeadMap:
     """What the final score does when each head is taken out.
@@ -106,6 +110,14 @@ class HeadMap:
     def columns(self) -> int:
         """Heads of a block."""
         return 1 + max(row.index for row in self.rows)
+
+    @property
+    def strongest(self) -> list[HeadRow]:
+        """Those taken out, then those of the largest effects, ``TABLED`` in all or more."""
+        by_effect = sorted(self.rows, key=METHODS["causal"], reverse=True)
+        out = [row for row in by_effect if row.head in self.taken_out]
+        others = [row for row in by_effect if row.head not in self.taken_out]
+        return out + others[: max(0, TABLED - len(out))]
 
 
 @dataclass(frozen=True, slots=True)
