@@ -271,7 +271,7 @@ def test_the_names_are_those_of_the_code() -> None:
     from refusal_cliff.workflows.export import WRITERS
 
     assert tuple(BENCHMARKS) == arguments.BENCHMARKS
-    assert tuple(POOLS) == settings.POOLS
+    assert tuple(POOLS) == tuple(settings.POOLS)
     assert tuple(RANKINGS) == arguments.RANKINGS
     assert ("rules", *GUARDS, "rubric") == settings.JUDGES
     assert tuple(CONTROLS) == arguments.CONTROLS

@@ -50,13 +50,14 @@ def find_ending(
     Args:
         tokenizer: The tokenizer with its chat template.
         configured: The model's generation config, which may name several tokens.
-        fmt: The model's thinking format; looked for if left out.
+        fmt: The model's thinking format.
     """
     named = _named(tokenizer, configured)
-    last = _run_of_tokens(tokenizer, after_answer(tokenizer, goes_on=False))
-    between = last or _run_of_tokens(tokenizer, after_answer(tokenizer, goes_on=True))
-    if not between:  # a template that takes no answer: a request ends alike
-        between = _run_of_tokens(tokenizer, fmt.tail)
+    after_last = after_answer(tokenizer, goes_on=False)
+    last = _run_of_tokens(tokenizer, after_last or "")
+    between = last or _run_of_tokens(tokenizer, after_answer(tokenizer, goes_on=True) or "")
+    if after_last is None:  # a template that takes no answer: a request ends alike
+        between = between or _run_of_tokens(tokenizer, fmt.tail)
     thought = _tokens_of_thinking(tokenizer, fmt)
     last, between = ([] if run[:1] and run[0] in thought else run for run in (last, between))
     return Ending(frozenset([*named, *between[:1]]), tuple(last or named[:1]))

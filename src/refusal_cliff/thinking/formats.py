@@ -148,7 +148,7 @@ def _from_pair(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | None:
     for closer in added:
         opener = closer.replace("/", "", 1)
         if opener != closer and opener in added and end.endswith(opener):
-            around_answer = closer in after_answer(tokenizer, goes_on=False)
+            around_answer = closer in (after_answer(tokenizer, goes_on=False) or "")
             return None if around_answer else Finding(_tags(opener, closer), opened_by_prompt=True)
     return None
 

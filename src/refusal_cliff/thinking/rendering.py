@@ -190,7 +190,7 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     return before[len(prompt) :], between
 
 
-def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
+def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str | None:
     """What the template writes after the text of an answer.
 
     Args:
@@ -198,7 +198,7 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
         goes_on: Whether the user speaks again; what is returned then ends where that text begins.
 
     Returns:
-        Empty where the template fails on an answered message, or leaves the answer out.
+        ``None`` where the template fails on an answered message, or leaves the answer out.
     """
     question, again = _PLACEHOLDERS
     told = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWER}]
@@ -211,7 +211,7 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str:
         _, answered, rest = whole.rpartition(_ANSWER)
         if answered:
             return rest.partition(again)[0] if goes_on else rest
-    return ""
+    return None
 
 
 def refuse_surrogates(text: str, what: str) -> None:
