@@ -234,7 +234,7 @@ def test_no_verdict_is_asked_for_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", JUDGES)
 def test_the_name_is_known_before_the_judge_is_loaded(name: str) -> None:
-    served = () if name == "rules" else ("m", "http://localhost:1/v1")
+    served = (None, None) if name == "rules" else ("m", "http://localhost:1/v1")
     settings = JudgeSettings(name, *served)
     judge = judge_of(settings)
     assert full_name(settings) == judge.name

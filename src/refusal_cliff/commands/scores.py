@@ -92,7 +92,7 @@ def cliff(
     pool: Annotated[
         str,
         option(
-            name_of("pool", POOLS),
+            name_of("pool", tuple(POOLS)),
             f"The plateau: {', '.join(POOLS)}; max is the paper's.",
         ),
     ] = DEFAULT_POOL,
