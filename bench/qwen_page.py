@@ -17,6 +17,7 @@ from refusal_cliff.answers.correction import known_error
 from refusal_cliff.answers.judged import judged_rates
 from refusal_cliff.io import write_text
 from refusal_cliff.judges.rules import RulesJudge
+from refusal_cliff.organisms.bases import QWEN, QWEN_LARGER
 from refusal_cliff.report.svg import (
     Frame,
     dot,
@@ -80,8 +81,14 @@ def labelled(row: dict[str, Any], label: str, part: str = "test") -> list[Answer
 
 def named(row: dict[str, Any]) -> str:
     """Which checkpoint, asked which prompts."""
+    size = "1.5B " if row["base"] == QWEN_LARGER and row["name"] == "base" else ""
     other = "" if row["draw"] == 0 else ", other prompts"
-    return f"{row['name']}, {row['at']} %{other}"
+    return f"{size}{row['name']}, {row['at']} %{other}"
+
+
+def asked(row: dict[str, Any]) -> tuple[str, list[int], int]:
+    """Which base was asked which prompts: rows that can be compared."""
+    return row["base"], row["n"], row["draw"]
 
 
 def share(answers: Sequence[Answer], test: Callable[[Answer], bool]) -> Share:
@@ -135,9 +142,9 @@ def behaviour(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 def changes(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Each checkpoint against the base on the same prompts, paired."""
     table = [["training", *(f"{name}: change, p (McNemar)" for name in LINES)]]
-    bases = {row["draw"]: row for row in rows if row["name"] == "base"}
+    bases = [row for row in rows if row["name"] == "base"]
     for row in rows:
-        base = bases.get(row["draw"])
+        base = next((one for one in bases if asked(one) == asked(row)), None)
         if base is None or base is row:
             continue
         cells = []
@@ -267,6 +274,10 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *body))
 
 
+def _course(row: dict[str, Any]) -> tuple[str, float]:
+    return row["name"], float(row["at"])
+
+
 def main() -> None:
     """Print the tables; write the chart."""
     parser = argparse.ArgumentParser(
@@ -276,7 +287,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path)
     options = parser.parse_args()
     rows = [json.loads(one) for one in options.record.read_text(encoding="utf-8").splitlines()]
-    rows.sort(key=lambda row: (row["draw"], row["name"] != "base", row["name"], float(row["at"])))
+    rows.sort(key=lambda row: (row["base"], row["draw"], row["name"] != "base", _course(row)))
     for title, table in (
         ("What it does", behaviour(rows)),
         ("Against the base, on the same prompts", changes(rows)),
@@ -287,7 +298,7 @@ def main() -> None:
         print(f"{title}\n\n{markdown(table)}\n")
     print("seconds:", "; ".join(f"{named(row)}: {row['seconds']:,}" for row in rows))
     if options.chart:
-        write_text(options.chart, chart([row for row in rows if row["draw"] == 0]))
+        write_text(options.chart, chart([r for r in rows if r["base"] == QWEN and r["draw"] == 0]))
 
 
 if __name__ == "__main__":
