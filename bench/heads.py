@@ -25,7 +25,13 @@ import transformers
 
 from bench.shapes import add_model_options, chosen, place
 from refusal_cliff.data.types import Trace, closed_spans
-from refusal_cliff.heads.effects import attributed_effects, causal_effects
+from refusal_cliff.heads.effects import (
+    attributed_effects,
+    causal_effects,
+    direct_contributions,
+    falls,
+    head_effects,
+)
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import ProbeScores, capture
 from refusal_cliff.model.subject import Head, Subject
@@ -142,6 +148,12 @@ def main() -> None:
         effects = causal_effects(subject, traces, probe)
     with measured(subject) as slopes:
         estimated = attributed_effects(subject, traces, probe)
+    with measured(subject) as others:
+        direct_contributions(subject, traces, probe)
+        falls(subject, traces, probe)
+    with measured(subject) as together:
+        head_effects(subject, traces, probe)
+    apart = ours.token_blocks + slopes.token_blocks + others.token_blocks
     spread = np.linspace(0, len(heads) - 1, options.timed + 2).astype(int)[1:-1]
     gaps = []
     with measured(subject) as theirs:
@@ -164,6 +176,8 @@ def main() -> None:
     print(
         f"attribution     {slopes.token_blocks:,} token-blocks forward, {slopes.seconds:.1f} s; "
         f"correlation with the exact mean effects {np.corrcoef(mean)[0, 1]:.3f}\n"
+        f"every measure   {together.token_blocks:,} token-blocks, {together.seconds:.1f} s; one by "
+        f"one {apart:,}\n"
         f"machine         {place(subject)}, {options.dtype}, "
         f"torch {torch.__version__}, transformers {transformers.__version__}"
     )

@@ -11,8 +11,8 @@ from scipy.stats import binom
 from tiny_families import BENIGN, closed_trace, family_subject, logits_of, planted, probe
 from tiny_families import TRACES as MADE
 
+from refusal_cliff.heads import effects as effects_module
 from refusal_cliff.heads import proof as proof_module
-from refusal_cliff.heads import table as table_module
 from refusal_cliff.heads.effects import causal_effects, falls
 from refusal_cliff.heads.proof import NOTHING, SMALLEST_SHARE, prove
 from refusal_cliff.heads.table import METHODS, measure_heads, select_heads
@@ -126,7 +126,7 @@ def test_a_planted_head_is_proven_where_traces_fall(monkeypatch: pytest.MonkeyPa
     subject, head = planted(Head(3, 0)), Head(3, 0)
     traces = [closed_trace(5, 6 + seed, 4, 2, seed=seed) for seed in range(14)]
     undone = causal_effects(subject, traces, probe())[:, head.layer - 1, head.index]
-    monkeypatch.setattr(table_module, "falls", lambda *_: 2 * undone)
+    monkeypatch.setattr(effects_module, "_falls", lambda *_: 2 * undone)
     rows = measure_heads(subject, traces, [], BENIGN, probe())
     (proven,) = (row for row in rows if row.proof.proven)
     assert proven.head == head

@@ -31,8 +31,15 @@ from tiny_heads import head_row
 
 from refusal_cliff.data.types import Prompt, Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.heads import effects, rerun
 from refusal_cliff.heads import effects as effects_module
-from refusal_cliff.heads.effects import attributed_effects, causal_effects, direct_contributions
+from refusal_cliff.heads.effects import (
+    attributed_effects,
+    causal_effects,
+    direct_contributions,
+    falls,
+    head_effects,
+)
 from refusal_cliff.heads.rerun import Rerun, score_readout
 from refusal_cliff.heads.table import (
     METHODS,
@@ -213,6 +220,34 @@ def check_estimates(got: list[Estimate], values: NDArray[Any]) -> None:
     np.testing.assert_allclose([e.consistency for e in got], alike)
     assert all(e.low <= e.mean <= e.high and e.n == len(values) for e in got)
     assert any(e.low < e.mean < e.high for e in got)
+
+
+@pytest.mark.parametrize("attributed", [True, False])
+def test_all_measures_come_from_two_runs_of_whole_traces(
+    attributed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the single functions to the last digit: one run is read, one keeps thoughts."""
+    subject, reading, runs = family_subject("qwen3"), probe(2), list[str]()
+    direct = direct_contributions(subject, TRACES, reading)
+    alone = {
+        "causal": causal_effects(subject, TRACES, reading),
+        "attribution": attributed_effects(subject, TRACES, reading) if attributed else None,
+        "direct": direct.closing,
+        "plateau": direct.plateau,
+        "falls": falls(subject, TRACES, reading),
+    }
+    for module, name in ((effects, "read_logits"), (rerun, "_thoughts")):
+        whole = getattr(module, name)
+
+        def counted(*args: Any, whole: Any = whole, name: str = name, **more: Any) -> Any:
+            runs.append(name)
+            return whole(*args, **more)
+
+        monkeypatch.setattr(module, name, counted)
+    found = head_effects(subject, TRACES, reading, attributed=attributed)
+    assert runs == ["read_logits", "_thoughts"]
+    for name, values in alone.items():
+        np.testing.assert_array_equal(getattr(found, name), values)
 
 
 @pytest.mark.parametrize(("explained", "benign"), [([], BENIGN), (TRACES, [])])

@@ -54,12 +54,21 @@ def direct_contributions(subject: Subject, traces: Sequence[Trace], probe: Probe
     Where the probe reads after the final norm, its weight is used on what heads write before the
     norm, as in the paper's code: neither the norm's gain nor its scale is folded in.
     """
+    readers = _direct_readers(subject, traces, probe)
+    capture(subject, [trace.token_ids for trace in traces], readers)
+    return Direct(*(reader.values for reader in readers))
+
+
+def _direct_readers(
+    subject: Subject, traces: Sequence[Trace], probe: Probe
+) -> tuple[HeadContributions, HeadContributions]:
+    """Of the closing and of the plateau."""
     spans = [closed_spans(trace) for trace in traces]
     last = [span.last_closing for span in spans]
-    closing = HeadContributions(subject, last, probe.weight, probe.layer)
-    plateau = _SpanContributions(subject, [(span.late, span.thinking) for span in spans], probe)
-    capture(subject, [trace.token_ids for trace in traces], [closing, plateau])
-    return Direct(closing.values, plateau.values)
+    return (
+        HeadContributions(subject, last, probe.weight, probe.layer),
+        _SpanContributions(subject, [(span.late, span.thinking) for span in spans], probe),
+    )
 
 
 class _SpanContributions(HeadContributions):
@@ -100,18 +109,13 @@ def causal_effects(
     Raises:
         RefusalCliffError: The model's blocks cannot be run one by one with the same result.
     """
-    effects = np.zeros((len(traces), subject.n_layers, subject.n_heads), dtype=np.float32)
-    for start, closing in _reruns(subject, traces, probe):
-        base = closing.final_logits(1, [()])[:, 0]
-        end = start + len(base)
-        for layer in range(1, probe.layer + 1):
-            heads = [(Head(layer, index),) for index in range(subject.blocks[layer - 1].n_heads)]
-            if heads:
-                changed = closing.final_logits(layer, heads) - base[:, None]
-                effects[start:end, layer - 1, : len(heads)] = changed
+    logits = read_logits(subject, traces, [probe], probe.read_point)
+    parts = []
+    for done, closing in _reruns(subject, traces, probe, logits):
+        parts.append(_without_each(subject, closing, probe))
         if progress is not None:
-            progress(end, len(traces))
-    return effects
+            progress(done, len(traces))
+    return np.concatenate(parts)
 
 
 @torch.no_grad()  # inference mode would forbid the backward pass
@@ -121,8 +125,9 @@ def attributed_effects(subject: Subject, traces: Sequence[Trace], probe: Probe) 
     Right where the score is linear in the head's output, so best for small effects; a head whose
     removal saturates or flips something later is misjudged.
     """
-    parts = [closing.attributions() for _, closing in _reruns(subject, traces, probe)]
-    return np.concatenate(parts)
+    logits = read_logits(subject, traces, [probe], probe.read_point)
+    reruns = _reruns(subject, traces, probe, logits)
+    return np.concatenate([closing.attributions() for _, closing in reruns])
 
 
 def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
@@ -130,18 +135,92 @@ def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
 
     NaN where a trace has neither thinking nor a closing token before the last: no plateau.
     """
+    return _falls(traces, read_logits(subject, traces, [probe], probe.read_point))
+
+
+@dataclass(frozen=True, slots=True)
+class HeadEffects:
+    """Every measure of every head on some traces, in logits.
+
+    Attributes:
+        causal: [traces, layers, heads], see `causal_effects`.
+        attribution: The same, see `attributed_effects`; ``None`` where it was not asked for.
+        direct: The same, see `Direct`.
+        plateau: The same, see `Direct`.
+        falls: [traces], see `falls`.
+    """
+
+    causal: Floats
+    attribution: Floats | None
+    direct: Floats
+    plateau: Floats
+    falls: Floats
+
+
+@torch.no_grad()  # inference mode would forbid the backward pass
+def head_effects(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probe: Probe,
+    progress: Progress | None = None,
+    *,
+    attributed: bool = True,
+) -> HeadEffects:
+    """All measures together: whole traces are run twice, once to be read and once to be kept.
+
+    Args:
+        subject: The model.
+        traces: Closed traces, at least one.
+        probe: The probe whose score counts.
+        progress: Called with (traces done, traces).
+        attributed: Whether to run the backward pass.
+
+    Raises:
+        RefusalCliffError: The model's blocks cannot be run one by one with the same result.
+    """
+    readers = _direct_readers(subject, traces, probe)
+    logits = read_logits(subject, traces, [probe], probe.read_point, *readers)
+    causal, attribution = [], []
+    for done, closing in _reruns(subject, traces, probe, logits):
+        causal.append(_without_each(subject, closing, probe))
+        if attributed:
+            attribution.append(closing.attributions())
+        if progress is not None:
+            progress(done, len(traces))
+    return HeadEffects(
+        np.concatenate(causal),
+        np.concatenate(attribution) if attributed else None,
+        readers[0].values,
+        readers[1].values,
+        _falls(traces, logits),
+    )
+
+
+def _without_each(subject: Subject, closing: Rerun, probe: Probe) -> Floats:
+    """Causal effect of every head on a few traces."""
+    base = closing.final_logits(1, [()])[:, 0]
+    effects = np.zeros((len(base), subject.n_layers, subject.n_heads), dtype=np.float32)
+    for layer in range(1, probe.layer + 1):
+        heads = [(Head(layer, index),) for index in range(subject.blocks[layer - 1].n_heads)]
+        if heads:
+            changed = closing.final_logits(layer, heads) - base[:, None]
+            effects[:, layer - 1, : len(heads)] = changed
+    return effects
+
+
+def _falls(traces: Sequence[Trace], logits: Sequence[Floats]) -> Floats:
     found = np.full(len(traces), np.nan)
-    scores = scores_of(traces, read_logits(subject, traces, [probe], probe.read_point))
-    for row, one in enumerate(scores):
+    for row, one in enumerate(scores_of(traces, logits)):
         if one.spans.last_closing > one.spans.prompt:
             cliff = cliff_of(one, 0)
             found[row] = cliff.plateau_logit - cliff.final_logit
     return found
 
 
-def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator[tuple[int, Rerun]]:
-    """The traces a few at a time, ready to be run again, and the number of the first."""
-    logits = read_logits(subject, traces, [probe], probe.read_point)
+def _reruns(
+    subject: Subject, traces: Sequence[Trace], probe: Probe, logits: Sequence[Floats]
+) -> Iterator[tuple[int, Rerun]]:
+    """The traces a few at a time, ready to be run again, and how many there were so far."""
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
         closing = Rerun(subject, chosen, score_readout(subject, probe))
@@ -149,7 +228,7 @@ def _reruns(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Iterator
         place = [closed_spans(trace).last_closing for trace in chosen]
         whole = [logits[start + row][0, at] for row, at in enumerate(place)]
         check_same(subject, base, np.asarray(whole))
-        yield start, closing
+        yield start + len(chosen), closing
 
 
 def check_same(subject: Subject, base: Floats, whole: Floats) -> None:

@@ -13,12 +13,7 @@ import pyarrow as pa
 
 from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.heads.effects import (
-    attributed_effects,
-    causal_effects,
-    direct_contributions,
-    falls,
-)
+from refusal_cliff.heads.effects import HeadEffects, head_effects
 from refusal_cliff.heads.proof import Proof, prove
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
@@ -155,15 +150,17 @@ def measure_heads(
     columns: dict[str, list[Estimate] | list[Proof] | None] = {}
     for suffix, traces in groups.items():
         wanted = [name + suffix for name in _MEASURED if name + suffix in HeadRow.__annotations__]
-        values = _measure(subject, traces, probe, _part(progress, before, total)) if traces else {}
+        if not traces:
+            columns |= dict.fromkeys(wanted)
+            continue
+        told, attributed = _part(progress, before, total), f"attribution{suffix}" in wanted
+        found = head_effects(subject, traces, probe, told, attributed=attributed)
         before += len(traces)
         names = [trace.prompt.group for trace in traces]
         for name in wanted:
-            measured = values.get(name.removesuffix(suffix))
-            columns[name] = None if measured is None else estimates(measured, names, seed)
+            columns[name] = estimates(getattr(found, name.removesuffix(suffix)), names, seed)
         if traces is explained:
-            fall = falls(subject, traces, probe)
-            columns["proof"] = prove(_flat(values["causal"]), fall, names, seed)
+            columns["proof"] = prove(_flat(found.causal), found.falls, names, seed)
     rows = []
     for head in subject.heads():
         place = (head.layer - 1) * subject.n_heads + head.index
@@ -172,20 +169,7 @@ def measure_heads(
     return rows
 
 
-_MEASURED = ("causal", "attribution", "direct", "plateau")
-
-
-def _measure(
-    subject: Subject, traces: Sequence[Trace], probe: Probe, progress: Progress | None
-) -> dict[str, Floats]:
-    """Each measure of each head on each trace, [traces, layers, heads]."""
-    direct = direct_contributions(subject, traces, probe)
-    return {
-        "causal": causal_effects(subject, traces, probe, progress),
-        "attribution": attributed_effects(subject, traces, probe),
-        "direct": direct.closing,
-        "plateau": direct.plateau,
-    }
+_MEASURED = tuple(name for name in HeadEffects.__slots__ if name != "falls")
 
 
 def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
