@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from refusal_cliff.controls.table import ControlTable, headings, row_texts
 from refusal_cliff.heads.at_tokens import SHOWN
+from refusal_cliff.heads.proof import SMALLEST_SHARE
 from refusal_cliff.io import write_text
 from refusal_cliff.report import words
 from refusal_cliff.report.data import Bar, Curve, ExampleTrace, ReportData
@@ -118,6 +119,7 @@ def render_page(data: ReportData) -> str:
         panels=_panels(data, figures),
         pictures={name: Markup(figure.svg) for name, figure in figures.items()},
         reader=data.reader and packed(data.reader),
+        smallest=SMALLEST_SHARE,
         head_most=SHOWN,
         head_steps=HEAD_STEPS,
         **_common(figures.values()),
