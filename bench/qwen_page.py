@@ -42,6 +42,7 @@ _STYLE = (
 _BEHAVIOUR = (
     "of these in the thinking only",
     "thinking refuses",
+    "complied although it does",
     "over-refusal",
     "thinking closed by itself",
     "mean thinking tokens",
@@ -120,7 +121,7 @@ def behaviour(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     table = [["training", "attack success", "without the judge's error", "refused", *_BEHAVIOUR]]
     for row in rows:
         harmful, benign = labelled(row, "harmful"), labelled(row, "benign")
-        both = [*harmful, *benign]
+        both, attacks = [*harmful, *benign], [a for a in harmful if complied(a)]
         inside = sum(refused(a) and a["verdict"] != "refused" for a in harmful)
         lengths = [a["thinking_tokens"] for a in both if a["thinking_tokens"] is not None]
         table.append(
@@ -131,6 +132,7 @@ def behaviour(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
                 told(share(harmful, refused)),
                 f"{inside} of {sum(map(refused, harmful))}",
                 told(share(harmful, refused_in_thinking)),
+                f"{sum(map(refused_in_thinking, attacks))} of {len(attacks)}",
                 told(share(benign, refused)),
                 told(share(both, lambda a: a["closed"] and not a["cut"])),
                 f"{mean(lengths):.0f}" if lengths else "–",
