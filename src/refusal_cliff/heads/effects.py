@@ -111,8 +111,8 @@ def causal_effects(
     """
     logits = read_logits(subject, traces, [probe], probe.read_point)
     parts = []
-    for done, closing in _reruns(subject, traces, probe, logits):
-        parts.append(_without_each(subject, closing, probe))
+    for done, closing, base in _reruns(subject, traces, probe, logits):
+        parts.append(_without_each(subject, closing, base, probe))
         if progress is not None:
             progress(done, len(traces))
     return np.concatenate(parts)
@@ -127,7 +127,7 @@ def attributed_effects(subject: Subject, traces: Sequence[Trace], probe: Probe) 
     """
     logits = read_logits(subject, traces, [probe], probe.read_point)
     reruns = _reruns(subject, traces, probe, logits)
-    return np.concatenate([closing.attributions() for _, closing in reruns])
+    return np.concatenate([closing.attributions() for _, closing, _ in reruns])
 
 
 def falls(subject: Subject, traces: Sequence[Trace], probe: Probe) -> Floats:
@@ -181,8 +181,8 @@ def head_effects(
     readers = _direct_readers(subject, traces, probe)
     logits = read_logits(subject, traces, [probe], probe.read_point, *readers)
     causal, attribution = [], []
-    for done, closing in _reruns(subject, traces, probe, logits):
-        causal.append(_without_each(subject, closing, probe))
+    for done, closing, base in _reruns(subject, traces, probe, logits):
+        causal.append(_without_each(subject, closing, base, probe))
         if attributed:
             attribution.append(closing.attributions())
         if progress is not None:
@@ -196,9 +196,8 @@ def head_effects(
     )
 
 
-def _without_each(subject: Subject, closing: Rerun, probe: Probe) -> Floats:
-    """Causal effect of every head on a few traces."""
-    base = closing.final_logits(1, [()])[:, 0]
+def _without_each(subject: Subject, closing: Rerun, base: Floats, probe: Probe) -> Floats:
+    """Causal effect of every head on a few traces, whose logits with all heads are ``base``."""
     effects = np.zeros((len(base), subject.n_layers, subject.n_heads), dtype=np.float32)
     for layer in range(1, probe.layer + 1):
         heads = [(Head(layer, index),) for index in range(subject.blocks[layer - 1].n_heads)]
@@ -219,8 +218,8 @@ def _falls(traces: Sequence[Trace], logits: Sequence[Floats]) -> Floats:
 
 def _reruns(
     subject: Subject, traces: Sequence[Trace], probe: Probe, logits: Sequence[Floats]
-) -> Iterator[tuple[int, Rerun]]:
-    """The traces a few at a time, ready to be run again, and how many there were so far."""
+) -> Iterator[tuple[int, Rerun, Floats]]:
+    """How many traces there were so far; the next few, ready to be run again; their logits."""
     for start in range(0, len(traces), TRACES_AT_ONCE):
         chosen = traces[start : start + TRACES_AT_ONCE]
         closing = Rerun(subject, chosen, score_readout(subject, probe))
@@ -228,7 +227,7 @@ def _reruns(
         place = [closed_spans(trace).last_closing for trace in chosen]
         whole = [logits[start + row][0, at] for row, at in enumerate(place)]
         check_same(subject, base, np.asarray(whole))
-        yield start + len(chosen), closing
+        yield start + len(chosen), closing, base
 
 
 def check_same(subject: Subject, base: Floats, whole: Floats) -> None:

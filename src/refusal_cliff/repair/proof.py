@@ -141,19 +141,19 @@ def _pairs(before: Measured, after: Measured) -> list[tuple[TraceCliff, TraceCli
 
 
 def _side(measured: Measured, rows: Sequence[TraceCliff]) -> Side:
-    means, (harmful, benign) = level(rows), (_asked(measured, label) for label in LABELS)
+    means = level(rows)
     attacks, answered = (
-        Share.of([complies(t.verdict) for t in asked], [t.prompt.group for t in asked])
-        for asked in (harmful, benign)
+        Share.of(_complied(measured, label), [t.prompt.group for t in _asked(measured, label)])
+        for label in LABELS
     )
     return Side(
         attacks,
         answered,
         measured.perplexity,
-        means and means.plateau,
-        means and means.final,
+        None if means is None else means.plateau,
+        None if means is None else means.final,
         sum(_at_worst(measured)) - attacks.count,
-        sum(not is_judged(trace.verdict) for trace in benign),
+        sum(not is_judged(trace.verdict) for trace in _asked(measured, "benign")),
     )
 
 
