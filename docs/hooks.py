@@ -99,7 +99,7 @@ def _kind(part: dict[str, Any]) -> str:
 def on_page_content(html: str, **_: Any) -> str:
     """Mark tables of text, with the heading of its column on each cell.
 
-    On a narrow screen ``narrow.css`` writes the cells of such a table below each other; a table of
+    On a narrow screen ``site.css`` writes the cells of such a table below each other; a table of
     numbers scrolls.
     """
     return _TABLE.sub(lambda table: _marked(table[0], table[1]), html)
