@@ -28,7 +28,8 @@ from pathlib import Path
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.types import LABELS
 from refusal_cliff.organisms import embedded_path, language
-from tests.served import transformers_serve
+from tests.lora_server import LoraServer
+from tests.served import serving, transformers_serve
 
 IN_A_ROW = 3
 """Kills of one folder before the command is left alone."""
@@ -37,12 +38,20 @@ ENDS = (0, 3)
 DEADLINE = 1800
 """Seconds after which a run counts as hanging."""
 MODEL = "tiny"
+HERE = "{out}"
+"""Stands for the output folder in a command."""
 LENGTH = ("--max-new-tokens", "110", "--batch-size", "8")
 SPLITS: tuple[language.Split, ...] = ("validation", "test")
 
 
-def commands(inputs: Path, address: str) -> Mapping[str, Sequence[str]]:
-    """The commands that are killed, without ``--out``; later ones read what `prepare` made."""
+def commands(inputs: Path, address: str, lora: str) -> Mapping[str, Sequence[str]]:
+    """The commands that are killed, without ``--out``; later ones read what `prepare` made.
+
+    Args:
+        inputs: Folder of what they read.
+        address: Of a server of any model.
+        lora: Of a server of the model that loads adapters.
+    """
     audit = ["audit", "--model", MODEL, "--quick", "--max-new-tokens", "110"]
     audit += ["--harmful", f"{inputs}/harmful.jsonl", "--benign", f"{inputs}/benign.jsonl"]
     probe = ["--model", MODEL, "--probe", f"{inputs}/audit/model"]
@@ -55,6 +64,12 @@ def commands(inputs: Path, address: str) -> Mapping[str, Sequence[str]]:
         "generate --endpoint": ["generate", *asked, *served],
         "audit": audit,
         "audit --endpoint": [*audit, *served],
+        "audit --adapters-dir": [
+            *(*audit, "--traces", f"{inputs}/audit/model/traces-fit.parquet"),
+            *("--traces", f"{inputs}/audit/model/traces-test.parquet"),
+            *("--endpoint", lora, "--endpoint-model", str(embedded_path(MODEL))),
+            *("--temperature", "0", "--adapters-dir", f"{HERE}.adapters"),
+        ],
         "trace": ["trace", *probe, "--traces", f"{inputs}/asked/traces.jsonl", "--shard-size", "8"],
         "judge": ["judge", "--traces", f"{inputs}/asked/traces.jsonl"],
         "select": ["select", *probe, *pool, *LENGTH, "--n", "6", "--shard-size", "8"],
@@ -71,7 +86,7 @@ def commands(inputs: Path, address: str) -> Mapping[str, Sequence[str]]:
     }
 
 
-def prepare(inputs: Path, address: str) -> None:
+def prepare(inputs: Path, made: Mapping[str, Sequence[str]]) -> None:
     """Files and runs that the commands read; what is there already is kept."""
     inputs.mkdir(parents=True, exist_ok=True)
     write_prompts(inputs / "asked.jsonl", language.prompts("test", "harmful", 60, 0))
@@ -80,7 +95,6 @@ def prepare(inputs: Path, address: str) -> None:
         write_prompts(inputs / f"{label}.jsonl", both)
     write_examples(inputs / "pool.jsonl", language.safety_pool(96, 0))
     write_examples(inputs / "helpful.jsonl", language.examples("train", "benign", 32, 0))
-    made = commands(inputs, address)
     for name, folder in (("audit", "audit"), ("generate", "asked")):
         status = launched(made[name], inputs / folder).wait(DEADLINE)
         if status:
@@ -90,6 +104,7 @@ def prepare(inputs: Path, address: str) -> None:
 def launched(command: Sequence[str], out: Path) -> subprocess.Popen[bytes]:
     """Start a command in a session of its own, one thread, its output in ``out``.log."""
     quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [part.replace(HERE, str(out)) for part in command]
     with out.with_name(f"{out.name}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "refusal_cliff", *command, "--out", str(out)],
@@ -182,9 +197,11 @@ def main() -> None:
     faults = 0
     with ExitStack() as stack:
         address = stack.enter_context(transformers_serve())
+        lora = LoraServer(embedded_path(MODEL), max_rank=256)
         inputs = (given.out / "inputs").resolve()
-        prepare(inputs, address)
-        for name, command in commands(inputs, address).items():
+        made = commands(inputs, address, stack.enter_context(serving(lora.handler)))
+        prepare(inputs, made)
+        for name, command in made.items():
             if given.only and name not in given.only:
                 continue
             folder = (given.out / name.replace(" --", "-")).resolve()
