@@ -1,6 +1,6 @@
 """Long commands killed at random moments, and the same command again: are the files the same?
 
-    python -m bench.kills --kills 12 --out runs/kills > table.md
+    PYTHONPATH=tests python -m bench.kills --kills 12 --out runs/kills > table.md
 
 Each command runs whole twice on the embedded `tiny`; files that already differ between these two
 (they hold the time) are not compared, and are named. Then it is started anew, killed with SIGKILL
@@ -25,11 +25,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from lora_server import LoraServer
+from served import serving, transformers_serve
+
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.types import LABELS
 from refusal_cliff.organisms import embedded_path, language
-from tests.lora_server import LoraServer
-from tests.served import serving, transformers_serve
 
 IN_A_ROW = 3
 """Kills of one folder before the command is left alone."""

@@ -232,7 +232,7 @@ def chart(rows: Sequence[dict[str, Any]]) -> str:
         text(place.x(at), place.bottom + 18, f"{at:g}", "tick", "middle")
         for at in sorted({float(row["at"]) for row in rows})
     )
-    told = f"line: {seeds[0]}; else {', '.join(seeds[1:])}" if seeds[1:] else ""
+    told = f"line: {seeds[0]}; dashed: {', '.join(seeds[1:])}" if seeds[1:] else ""
     svg = picture(
         "course",
         (_WIDTH, _HEIGHT),
