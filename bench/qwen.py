@@ -19,7 +19,6 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,25 +91,6 @@ def asked(data: Path, n: Sequence[int], draw: int = 0) -> tuple[list[Prompt], li
     fit = drawn(data, FIT, {"harmful": n[0], "benign": n[1]}, draw)
     fit = [prompt for prompt in fit if held_out.overlaps(prompt.text) is None]
     return with_near_duplicates(fit), test
-
-
-def pack(subject: Subject, rows: int) -> Subject:
-    """Lay out the linear layers' weights once as oneDNN wants them, as torch.compile does.
-
-    On a processor this is twice as fast for few rows: otherwise each call lays them out anew. What
-    is computed stays the same but for rounding. Elsewhere nothing is done.
-    """
-    if subject.device.type != "cpu":
-        return subject
-    for module in subject.model.modules():
-        if isinstance(module, torch.nn.Linear):
-            weight = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach(), rows)
-            cast("Any", module).forward = partial(_packed, weight, module.bias)
-    return subject
-
-
-def _packed(weight: torch.Tensor, bias: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
 @torch.inference_mode()
@@ -280,7 +260,7 @@ def main() -> None:
             else load_subject(str(folder), device=options.device)
         )
         out = base if folder is None else options.out / options.name.replace(" ", "-") / at
-        found = measure(pack(subject, options.batch_size), prompts, config, out)
+        found = measure(subject, prompts, config, out)
         if (base / "directions.npy").is_file():
             turned = np.load(out / "directions.npy"), np.load(base / "directions.npy")
             found["cosine_to_base"] = cosines(*turned)

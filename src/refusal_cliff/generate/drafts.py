@@ -24,6 +24,7 @@ from refusal_cliff.generate.sampling import GumbelNoise, Row
 from refusal_cliff.model.ablation import ablated_rows
 from refusal_cliff.model.capture import padded
 from refusal_cliff.model.memory import BatchLimit
+from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import split_spans
@@ -123,6 +124,7 @@ class Memory:
 Ended = Callable[[Sequence[Draft]], None]
 
 
+@on_packed_weights
 def write_drafts(
     subject: Subject,
     drafts: Sequence[Draft],

@@ -28,6 +28,7 @@ from refusal_cliff.heads.table import (
     select_heads,
 )
 from refusal_cliff.heads.trials import sizes
+from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.progress import Progress
@@ -93,6 +94,7 @@ class JointSearch:
     reverse: Reverse
 
 
+@on_packed_weights
 def find_heads(
     subject: Subject,
     traces: Sequence[Trace],
@@ -131,6 +133,7 @@ def find_heads(
     return FoundHeads(chosen, DEFAULT_METHOD if together is None else JOINT, tuple(rows))
 
 
+@on_packed_weights
 def measure_on_traces(
     subject: Subject,
     traces: Sequence[Trace],
@@ -181,6 +184,7 @@ def taken_out(rows: Sequence[HeadRow], together: HeadSet | None, *, proven: bool
     return together or tuple(select_heads(rows, proven=proven))
 
 
+@on_packed_weights
 def search_sets(
     subject: Subject,
     rows: Sequence[HeadRow],

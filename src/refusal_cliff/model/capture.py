@@ -22,6 +22,7 @@ from transformers.integrations import sdpa_attention
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import Block, decoder_of
 from refusal_cliff.model.memory import BatchLimit
+from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.progress import Progress
 
@@ -214,6 +215,7 @@ class _Stop(Exception):
     """Raised by the last hook: the blocks after it are not needed."""
 
 
+@on_packed_weights
 @torch.inference_mode()
 def capture(
     subject: Subject,
