@@ -73,6 +73,15 @@ def test_without_memory_for_a_copy_weights_stay(
         assert replaced(tiny) == 0
 
 
+def test_a_process_whose_memory_is_limited_is_left_alone(
+    tiny: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 40, 1 << 40))
+    with packed(tiny):
+        assert replaced(tiny) == 0
+
+
 def test_other_precisions_and_changed_layers_stay() -> None:
     small = load_subject(str(embedded_path("tiny")), device="cpu", dtype="bfloat16")
     with packed(small):

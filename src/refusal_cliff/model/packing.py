@@ -9,7 +9,7 @@ faster so (docs/results/performance.md). What is computed stays the same but for
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
@@ -51,19 +51,21 @@ def packed(subject: Subject) -> Iterator[None]:
     copied = sum(layer.weight.nbytes for layer in layers)
     if _SPARE * copied > psutil.virtual_memory().available:
         layers = []
-    for layer in layers:
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
-        cast("Any", layer).forward = partial(_forward, layer, weight)
     try:
+        for layer in layers:
+            weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+            cast("Any", layer).forward = partial(_forward, layer, weight)
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            vars(layer).pop("forward", None)
 
 
 def _layers(subject: Subject) -> list[torch.nn.Linear]:
     """What can be laid out; a layer whose ``forward`` is replaced already stays as it is."""
     if subject.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return []
+    if _limited():
         return []
     return [
         module
@@ -75,7 +77,18 @@ def _layers(subject: Subject) -> list[torch.nn.Linear]:
     ]
 
 
+def _limited() -> bool:
+    """Whether the process may not grow as it likes: oneDNN crashes where it is refused memory."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return False
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
 def _forward(layer: torch.nn.Linear, weight: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    if torch.is_grad_enabled():  # nothing flows back through a packed weight
-        return linear(states, layer.weight, layer.bias)
-    return torch.ops.mkldnn._linear_pointwise(states, weight, layer.bias, "none", [], "")
+    if not torch.is_grad_enabled():  # nothing flows back through a packed weight
+        # Short of memory, oneDNN says only that it cannot: then PyTorch's own product says why.
+        with suppress(RuntimeError):
+            return torch.ops.mkldnn._linear_pointwise(states, weight, layer.bias, "none", [], "")
+    return linear(states, layer.weight, layer.bias)
