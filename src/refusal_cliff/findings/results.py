@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from refusal_cliff import __version__
-from refusal_cliff.answers.coherence import Coherence
 from refusal_cliff.answers.correction import JudgeError, judged_rates
 from refusal_cliff.answers.evaluate import Rates, rates
-from refusal_cliff.answers.writing import Writing
+from refusal_cliff.answers.writing import Coherence, Writing
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.data.traces import read_traces
