@@ -18,7 +18,7 @@ from refusal_cliff.answers.collect import generate_answers, judge_answers
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.outcomes import NO_VERDICT, evaluate
 from refusal_cliff.cli import app
-from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.examples import PromptSet
 from refusal_cliff.data.said import (
     EMPTY,
     FILTERED,

@@ -28,7 +28,7 @@ from refusal_cliff.answers.correction import (
 )
 from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, evaluate
 from refusal_cliff.answers.parts import Part, in_parts
-from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
+from refusal_cliff.data.examples import PromptSet, read_prompt_set
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.traces import read_answers, write_left_out
 from refusal_cliff.data.types import LeftOut, Prompt, Trace

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from refusal_cliff.data.prompt_files import PromptSet, prompt_set
+from refusal_cliff.data.examples import PromptSet, prompt_set
 from refusal_cliff.data.reading import Reading, used_and_left_out
 from refusal_cliff.data.rows import Found
 from refusal_cliff.data.shapes import example_of_row

@@ -19,8 +19,8 @@ from typing import Any
 
 from refusal_cliff import __version__
 from refusal_cliff.answers.parts import join
+from refusal_cliff.data.examples import PromptSet
 from refusal_cliff.data.journal import Journal, kept_rows
-from refusal_cliff.data.prompt_files import PromptSet
 from refusal_cliff.data.reading import every
 from refusal_cliff.data.shapes import trace_of_row
 from refusal_cliff.data.traces import row_of_trace, write_answers, write_left_out

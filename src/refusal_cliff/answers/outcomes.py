@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.examples import source_of
 from refusal_cliff.data.said import UNANSWERED, UNTOLD, told_of
 from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError

@@ -63,7 +63,7 @@ def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = 
     name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
     turns = _asked_turns(row) if name is None or isinstance(row[name], list) else []
     _refuse_system(_request(turns) or _has_text(row.get("system")))
-    text = _text_in(row, name) if name is not None and not turns else _asked(turns)
+    text = text_in(row, name) if name is not None and not turns else _asked(turns)
     return _prompt(source, number, row, text, reading)
 
 
@@ -96,7 +96,7 @@ def trace_of_row(
     turns = [] if _is_own(row) else _conversation(row)
     if asked_again:
         _refuse_system(_request(turns) or _has_text(row.get("system")))
-    text = _text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
+    text = text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
     prompt = _prompt(source, number, row, text, reading)
     said = _own(prompt, row) if _is_own(row) else _read(prompt, row, turns, reading, thinks)
     ids = token_ids_of(row)
@@ -174,9 +174,9 @@ def _column_of(row: Row, names: Sequence[str]) -> str:
     return name
 
 
-def _text_in(row: Row, name: str) -> str:
-    """The request in a column; what Alpaca puts below an instruction is part of it."""
-    text = row[name]
+def text_in(row: Row, name: str) -> str:
+    """A text that is not empty; what Alpaca puts below an instruction is part of it."""
+    text = row.get(name)
     if not isinstance(text, str) or not text.strip():
         reason = "empty" if isinstance(text, str) else "other format"
         wrong = f"{name!r} is {shown(text)}, not a non-empty text"
@@ -203,7 +203,7 @@ def _asked_turns(row: Row) -> list[Turn]:
             if place.get(name) is not None:
                 return turns_of(place[name], "user")
     name = _column_of(row, PROMPT_COLUMNS)
-    return turns_of(_text_in(row, name) if isinstance(row[name], str) else row[name], "user")
+    return turns_of(text_in(row, name) if isinstance(row[name], str) else row[name], "user")
 
 
 def _answered_turns(row: Row) -> list[Turn]:
@@ -255,7 +255,7 @@ def _asked(turns: Sequence[Turn]) -> str:
             f"its turns are {_listed(roles)}, not one request and one answer",
             "keep the first request and its answer",
         )
-    return _text_in({"prompt": turns[0].text}, "prompt")
+    return text_in({"prompt": turns[0].text}, "prompt")
 
 
 def _listed(names: Sequence[str]) -> str:
