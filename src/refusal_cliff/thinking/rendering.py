@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -141,14 +141,14 @@ def conversation_text(
     """
     probes = [{**message, "content": f"{_PROBE} {n}"} for n, message in enumerate(conversation)]
     failures: list[RefusalCliffError] = []
-    for content in (_as_text, _as_parts):
+    for probing, told in zip(_forms(probes), _forms(conversation), strict=True):
         try:
-            whole = _render(tokenizer, _formed(probes, content), variables)
+            whole = _render(tokenizer, probing, variables)
         except RefusalCliffError as error:
             failures.append(error)
             continue
         if all(probe["content"] in whole for probe in probes):
-            return _render(tokenizer, _formed(conversation, content), variables)
+            return _render(tokenizer, told, variables)
     if failures:
         raise failures[0]
     raise RefusalCliffError(
@@ -203,9 +203,9 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str | 
     question, again = _PLACEHOLDERS
     told = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWER}]
     told += [{"role": "user", "content": again}] if goes_on else []
-    for content in (_as_text, _as_parts):
+    for form in _forms(told):
         try:
-            whole = _render(tokenizer, _formed(told, content), add_generation_prompt=False)
+            whole = _render(tokenizer, form, add_generation_prompt=False)
         except RefusalCliffError:
             continue
         _, answered, rest = whole.rpartition(_ANSWER)
@@ -230,18 +230,10 @@ def refuse_surrogates(text: str, what: str) -> None:
         ) from error
 
 
-def _as_text(text: str) -> object:
-    return text
-
-
-def _as_parts(text: str) -> object:
-    return [{"type": "text", "text": text}]
-
-
-def _formed(
-    conversation: Sequence[Mapping[str, str]], content: Callable[[str], object]
-) -> list[dict[str, object]]:
-    return [{**message, "content": content(message["content"])} for message in conversation]
+def _forms(conversation: Sequence[Mapping[str, str]]) -> tuple[_Messages, _Messages]:
+    """The messages with their content as a text, and as a list of parts."""
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in conversation]
+    return conversation, parts
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:
