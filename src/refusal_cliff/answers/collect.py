@@ -106,7 +106,14 @@ def _ask_missing(
 
 def made_from(backend: Backend, prompts: PromptSet, source: str) -> dict[str, Any]:
     """All that the answers in a folder depend on."""
-    return {**backend.description(), "source": source, **_identity(prompts.prompts)}
+    asked = json.dumps([(prompt.id, prompt.text, prompt.label) for prompt in prompts.prompts])
+    return {
+        **backend.description(),
+        "source": source,
+        "n": len(prompts.prompts),
+        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+        "version": __version__,
+    }
 
 
 def judge_answers(
@@ -136,24 +143,13 @@ def judge_answers(
     with locked(out):
         join(out)
         with Journal(_verdicts(out, name)) as journal:
-            keyed = {_key(trace): trace for trace in traces}
-            asked = [
-                (key, answer_of(trace))
-                for key, trace in keyed.items()
-                if not (late and key in journal.rows)
-            ]
+            keyed = [(_key(trace), answer_of(trace)) for trace in traces]
+            asked = [pair for pair in keyed if not (late and pair[0] in journal.rows)]
+            told = None if progress is None else lambda: progress(len(journal.rows))
             if asked:
-                kept_judgements(
-                    judge_of(judge) if late else judge,
-                    asked,
-                    journal,
-                    None if progress is None else lambda: progress(len(journal.rows)),
-                )
-            said = [journal.rows[_key(trace)] for trace in traces]
-        judged = [
-            with_judgement(trace, name, judgement_of(row))
-            for trace, row in zip(traces, said, strict=True)
-        ]
+                kept_judgements(judge_of(judge) if late else judge, asked, journal, told)
+            said = [judgement_of(journal.rows[key]) for key, _ in keyed]
+        judged = [with_judgement(t, name, one) for t, one in zip(traces, said, strict=True)]
         write_answers(out / TRACES, judged)
     return judged
 
@@ -172,19 +168,9 @@ def unjudged(judge: str, traces: Sequence[Trace], out: Path) -> dict[str, Trace]
 
 
 def _verdicts(out: Path, judge: str) -> Path:
-    return out / f"judge-{_slug(judge)}.journal"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", judge)[:40]
+    return out / f"judge-{name}-{hashlib.sha256(judge.encode()).hexdigest()[:8]}.journal"
 
 
 def _key(trace: Trace) -> str:
     return f"{trace.prompt.id} {digest(astuple(answer_of(trace)))}"
-
-
-def _slug(name: str) -> str:
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:40]}-{digest}"
-
-
-def _identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    asked = json.dumps([(prompt.id, prompt.text, prompt.label) for prompt in prompts])
-    digest = hashlib.sha256(asked.encode()).hexdigest()
-    return {"n": len(prompts), "prompts_sha256": digest, "version": __version__}
