@@ -45,11 +45,6 @@ def as_written(subject: Subject, trace: Trace, told: Trace) -> Trace:
     any other there is nothing to hold an answer against. Where `put_back` finds no tokens the trace
     stays as it is, for what was sampled need not be what the model would write; `agrees` says
     whether to believe it.
-
-    Args:
-        subject: The model that wrote it.
-        trace: As it was tokenised.
-        told: As it was read.
     """
     server = told_of(told)
     if told.token_ids or server.tokens is None:
@@ -65,12 +60,8 @@ def put_back(subject: Subject, trace: Trace, told: Told) -> Trace | None:
     rest of the text is tokenised again. The result counts only if every token of it is then what
     the model writes, to within rounding, and if prompt and whole have exactly the tokens that the
     server counted: it is what the model writes to this prompt, and the text told, blanks aside.
-    There is none for an answer that was sampled, or written by another model.
-
-    Args:
-        subject: The model that wrote it.
-        trace: Tokenised from text; given back itself where nothing was missing.
-        told: What the server told, its count of tokens included.
+    There is none for an answer that was sampled, or written by another model. A trace in which
+    nothing was missing is given back itself.
     """
     prompt = tuple(render_prompt(subject.tokenizer, trace.prompt.text))
     start = len(prompt)

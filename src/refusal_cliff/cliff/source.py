@@ -42,13 +42,6 @@ def told_trace(
 ) -> Trace:
     """What a row says that a model wrote, its thinking between that model's markers or others.
 
-    Args:
-        source: File or data set; names rows without an id.
-        number: Number of the row.
-        row: Its columns.
-        subject: The model that wrote it.
-        reading: How rows are read.
-
     Raises:
         BadRow: The row is not usable.
     """
@@ -60,10 +53,6 @@ def told_trace(
 
 def answered_trace(told: Trace, subject: Subject) -> Trace:
     """An unjudged trace in the tokens that the model wrote.
-
-    Args:
-        told: What was read.
-        subject: The model that wrote it.
 
     Raises:
         RefusalCliffError: As for `in_tokens`; or it is longer than the model's context, or the text
@@ -88,10 +77,6 @@ def in_tokens(told: Trace, subject: Subject) -> Trace:
     One that no judge has seen is judged by the phrase rules. Of a text, ``written`` is all that the
     model wrote, ``finish`` says whether the end-of-sequence token followed, and ``token_ids`` with
     ``prompt_tokens`` are the tokens themselves, where the server told them.
-
-    Args:
-        told: What was read.
-        subject: The model that wrote it.
 
     Raises:
         RefusalCliffError: The tokens are not the model's, or the text cannot be one of its traces.

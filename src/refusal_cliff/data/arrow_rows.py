@@ -35,10 +35,7 @@ def too_large() -> str:
 
 
 def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | str]:
-    """One row after the other, or why it cannot be read.
-
-    Args:
-        batches: Texts in them may be dictionary-encoded.
+    """One row after the other, or why it cannot be read; texts may be dictionary-encoded.
 
     Raises:
         pyarrow.ArrowInvalid: A dictionary lacks a value that a row names: the file is damaged, and
@@ -53,11 +50,7 @@ def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | str]:
 
 
 def sizes_of(array: Any) -> Sizes:
-    """Bytes of every element once it is unpacked; of values that are no texts, a rough count.
-
-    Args:
-        array: An Arrow array of any type, nested or dictionary-encoded.
-    """
+    """Bytes of every element once it is unpacked; of values that are no texts, a rough count."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         return sizes_of(array.storage)

@@ -37,10 +37,7 @@ _BATCH_BYTES = _CHUNK_BYTES = 64 << 20
 def read_rows(source: str | Path, split: str = "train") -> Iterator[Found]:
     """Rows of a source with their numbers: lines of JSON Lines, else data rows.
 
-    Args:
-        source: A JSON Lines, CSV or Parquet file; a folder written by ``save_to_disk`` of datasets;
-            or the name of a data set on the Hugging Face hub.
-        split: Split of a data set that has several.
+    ``split`` is that of a data set that has several.
 
     Raises:
         RefusalCliffError: There is no such source, or it cannot be read at all.

@@ -50,12 +50,6 @@ _NAMES = {"text": "prompt"}
 def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = DEFAULT) -> Prompt:
     """The prompt in a row: a column of its own, or the request of its messages.
 
-    Args:
-        source: Names rows without an id.
-        number: Number of the row.
-        row: Its columns.
-        reading: How they are read.
-
     Raises:
         BadRow: The row is not usable.
     """
