@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from refusal_cliff.data.fields import BadRow, bad
-from refusal_cliff.data.said import is_filtered
-from refusal_cliff.thinking.parts import read_parts
+from refusal_cliff.data.said import is_filtered, read_parts
 
 _ROLES = {
     "human": "user",

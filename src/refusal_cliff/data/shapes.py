@@ -35,9 +35,8 @@ from refusal_cliff.data.messages import (
     turns_of,
 )
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
-from refusal_cliff.data.said import THINKING_FIELDS, known_status, said_in, told_of
+from refusal_cliff.data.said import THINKING_FIELDS, known_status, read_parts, said_in, told_of
 from refusal_cliff.data.types import Prompt, Row, SafetyExample, Told, Trace
-from refusal_cliff.thinking.parts import read_parts
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")

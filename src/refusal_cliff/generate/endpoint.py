@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
-from refusal_cliff.data.said import is_filtered, said_in, told_of
+from refusal_cliff.data.said import is_filtered, read_parts, said_in, told_of
 from refusal_cliff.data.types import LeftOut, Prompt, Trace, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
 from refusal_cliff.thinking.formats import KNOWN, Markers
-from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.user_text import address
 
 KEY_VARIABLE = "OPENAI_API_KEY"
