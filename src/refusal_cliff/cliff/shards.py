@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 from refusal_cliff import __version__
 from refusal_cliff.cliff.curves import POOLS, cliffs_of
 from refusal_cliff.cliff.measure import MeasuredCliff
-from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
 from refusal_cliff.cliff.scores import (
     TraceScores,
     made_from,
@@ -28,7 +27,13 @@ from refusal_cliff.cliff.scores import (
     score_traces,
     write_scores,
 )
-from refusal_cliff.cliff.source import in_tokens, told_trace
+from refusal_cliff.cliff.source import (
+    agrees,
+    as_written,
+    blanks_put_back,
+    in_tokens,
+    told_trace,
+)
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import Chunk, chunks
 from refusal_cliff.data.said import UNANSWERED, told_of
