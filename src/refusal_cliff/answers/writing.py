@@ -16,7 +16,7 @@ import numpy as np
 
 from refusal_cliff.answers.evaluate import log_likelihoods
 from refusal_cliff.answers.outcomes import ends_in_loop
-from refusal_cliff.data.types import Trace
+from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.stats import Interval, Share, bootstrap_mean
 
@@ -128,8 +128,7 @@ def _pairs(traces: Sequence[Trace]) -> list[tuple[Trace, Trace]]:
 def _likelier(subject: Subject, pairs: Sequence[tuple[Trace, Trace]]) -> Share:
     texts: list[tuple[Sequence[int], int]] = []
     for trace, other in pairs:
-        own, another = trace.spans, other.spans
-        assert own is not None and another is not None  # closed
+        own, another = closed_spans(trace), closed_spans(other)
         thought = trace.token_ids[own.prompt : own.thinking]
         for ids, prompt in ((trace.token_ids, own.prompt), (other.token_ids, another.prompt)):
             texts.append(([*ids[:prompt], *thought], prompt))

@@ -16,6 +16,10 @@ MAX_ROW_BYTES = 8 << 20
 """A larger row is left out: no model reads that much at once."""
 _OVERHEAD = 8
 """Bytes counted for every element of a list, and for every value that is no text."""
+_TEXTS = (
+    *(pa.string(), pa.large_string(), pa.string_view()),
+    *(pa.binary(), pa.large_binary(), pa.binary_view()),
+)
 Sizes = NDArray[np.int64]
 
 
@@ -65,41 +69,26 @@ def sizes_of(array: Any) -> Sizes:
         fields = (sizes_of(array.field(i)) for i in range(kind.num_fields))
         return sum(fields, start=np.zeros(len(array), dtype=np.int64))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_map(kind):
-        ends = _ends(sizes_of(array.values if not pa.types.is_map(kind) else _entries(array)))
+        if pa.types.is_map(kind):
+            inside = pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
+        else:
+            inside = array.values
+        ends = _ends(sizes_of(inside))
         offsets = array.offsets.to_numpy(zero_copy_only=False)
         return ends[offsets[1:]] - ends[offsets[:-1]]
     if pa.types.is_fixed_size_list(kind):
         ends = _ends(sizes_of(array.values))
         starts = (np.arange(len(array) + 1) + array.offset) * kind.list_size
         return ends[starts[1:]] - ends[starts[:-1]]
-    if _is_text(kind):
-        return pc.fill_null(pc.call_function("binary_length", [array]), 0).to_numpy(
-            zero_copy_only=False
-        )
+    if kind in _TEXTS:
+        lengths = pc.fill_null(pc.call_function("binary_length", [array]), 0)
+        return lengths.to_numpy(zero_copy_only=False)
     return np.full(len(array), _OVERHEAD, dtype=np.int64)
-
-
-def _entries(array: Any) -> Any:
-    return pa.StructArray.from_arrays([array.keys, array.items], ["key", "value"])
 
 
 def _ends(sizes: Sizes) -> Sizes:
     """Bytes up to the end of each element; lists are differences of these."""
     return np.concatenate([[0], np.cumsum(sizes + _OVERHEAD, dtype=np.int64)])
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return any(
-        holds(kind)
-        for holds in (
-            pa.types.is_string,
-            pa.types.is_large_string,
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_string_view,
-            pa.types.is_binary_view,
-        )
-    )
 
 
 def _row(batch: pa.RecordBatch) -> Row:
