@@ -72,15 +72,9 @@ def trace_of_row(
     """What a model said, out of a row of any known shape, every field of it checked.
 
     Thinking and answer of our own rows (``closed``, or ``token_ids`` with ``spans``) are apart
-    already and stay as they are; all others are read by `said_in`.
-
-    Args:
-        source: Names rows without an id.
-        number: Number of the row.
-        row: Its columns.
-        reading: How they are read.
-        asked_again: The prompt is put before a model here, so that no system turn may be missing.
-        thinks: The model always thinks: a text without the end of a thought is one.
+    already and stay as they are; all others are read by `said_in`. Where the prompt is put before a
+    model here (``asked_again``), no system turn may be missing. Of a model that always ``thinks``,
+    a text without the end of a thought is one.
 
     Raises:
         BadRow: The row is not usable.
