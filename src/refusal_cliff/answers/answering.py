@@ -13,7 +13,9 @@ from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
 from refusal_cliff.answers.collect import (
     GENERATE,
     LEFT_OUT,
+    Part,
     generate_answers,
+    in_parts,
     judge_answers,
     made_from,
     unanswered,
@@ -27,7 +29,6 @@ from refusal_cliff.answers.correction import (
     read_error,
 )
 from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, evaluate
-from refusal_cliff.answers.parts import Part, in_parts
 from refusal_cliff.data.examples import PromptSet, read_prompt_set
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.traces import read_answers, write_left_out
@@ -183,15 +184,8 @@ def ask_and_judge(
 ) -> Evaluation | None:
     """Ask, judge and count; an interrupted run goes on where it was.
 
-    Args:
-        backend: Who answers.
-        prompts: What is asked.
-        judge: Who judges.
-        out: The folder, see `collect`.
-        source: File or benchmark, recorded.
-        engine: Where both is done.
-        loaded: Makes the backend in another process, for Ray.
-        progress: Called with the number of answers so far.
+    Arguments are as of `generate_answers`; ``loaded`` makes the backend in another process, for
+    Ray.
 
     Returns:
         The rates; ``None`` in a process that is not the first of its launch.
