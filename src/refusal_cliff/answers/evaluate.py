@@ -21,7 +21,7 @@ from refusal_cliff.answers.outcomes import (
     share_of,
 )
 from refusal_cliff.data.traces import closed
-from refusal_cliff.data.types import SafetyExample, Trace, complies
+from refusal_cliff.data.types import SafetyExample, Trace, closed_spans, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import padded
@@ -108,7 +108,7 @@ _QUESTIONS: dict[str, Question] = {
 def answered_texts(traces: Sequence[Trace]) -> list[Text]:
     """What a model wrote to benign prompts, of the traces that closed and were judged."""
     benign = [trace for trace in closed(traces) if trace.prompt.label == "benign"]
-    return [(trace.token_ids, trace.spans.prompt) for trace in benign if trace.spans is not None]
+    return [(trace.token_ids, closed_spans(trace).prompt) for trace in benign]
 
 
 def example_text(subject: Subject, example: SafetyExample) -> Text:

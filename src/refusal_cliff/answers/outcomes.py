@@ -91,13 +91,8 @@ def evaluate(traces: Sequence[Trace]) -> list[Outcomes]:
         RefusalCliffError: There is no answer, or none has a verdict.
     """
     attack = attack_that_worked(traces)
-    keys = sorted({(source_of(r.prompt), r.prompt.category) for r in traces})
-    sources = sorted({source for source, _ in keys})
-    groups: list[tuple[str, str]] = [("", "")]
-    for source in sources:
-        categories = [category for s, category in keys if s == source and category]
-        named = [(source, "")] if source else []  # all answers have their row already
-        groups += [*named, *((source, category) for category in categories)]
+    keys = {(source_of(trace.prompt), trace.prompt.category) for trace in traces}
+    groups = sorted({("", ""), *((source, "") for source, _ in keys), *keys})
     return [_outcomes(traces, source, category, attack) for source, category in groups]
 
 

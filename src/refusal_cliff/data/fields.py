@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 from refusal_cliff import settings
@@ -32,11 +31,6 @@ class BadRow(RefusalCliffError):
 def bad(wrong: str, remedy: str) -> BadRow:
     """The reason of a row whose form is not one that is known."""
     return BadRow("other format", wrong, remedy)
-
-
-def row_error(source: str | Path, number: int, why: str) -> RefusalCliffError:
-    """The error that a bad row is where every row must be usable: file, row, fault and remedy."""
-    return RefusalCliffError(f"{source}, row {number}: {why.rstrip('.')}.")
 
 
 def shown(value: object) -> str:

@@ -109,12 +109,13 @@ def choice_of(value: object) -> Turn | None:
     if choices is None:
         return None
     first = choices[0] if isinstance(choices, Sequence) and choices else None
-    message = first.get("message") if isinstance(first, Mapping) else None
-    if isinstance(first, Mapping) and message is None and isinstance(first.get("text"), str):
+    first = first if isinstance(first, Mapping) else {}
+    message = first.get("message")
+    if message is None and isinstance(first.get("text"), str):
         message = {"content": first["text"]}  # of a completion without a chat
-    if isinstance(first, Mapping) and message is None and is_filtered(finish_of(first, None)):
+    if message is None and is_filtered(finish_of(first, None)):
         message = {}
-    if not isinstance(first, Mapping) or not isinstance(message, Mapping):
+    if not isinstance(message, Mapping):
         raise not_text("its choices hold no message")
     turn = turn_of(cast("Mapping[str, object]", message), finish_of(first, None))
     return replace(turn, role="assistant")

@@ -135,9 +135,10 @@ def said_in(
     complete = not filtered and _CUT.search(ended) is None
     called = any("tool" in kind or "function" in kind for kind in parts.others)
     called = called or _HARMONY_CALL.search(parts.text or "") is not None
+    called = called or bool(message.get("tool_calls") or message.get("function_call"))
     if filtered:
         status = FILTERED
-    elif complete and is_blank(found.response) and (called or _calls(message)):
+    elif complete and is_blank(found.response) and called:
         status = TOOL_CALL
     else:
         apart = found.written is None  # the server took the thought for a whole one
@@ -185,10 +186,6 @@ def _beside(text: str, found: Message) -> str:
     if found.written is not None or not found.response or text == found.response:
         return ""
     return "" if read_message(text, None).thinking else text
-
-
-def _calls(message: Mapping[str, object]) -> bool:
-    return bool(message.get("tool_calls") or message.get("function_call"))
 
 
 def _text(message: Mapping[str, object], name: str) -> str:

@@ -26,14 +26,7 @@ from refusal_cliff.data.fields import (
     token_ids_of,
     verdict_of,
 )
-from refusal_cliff.data.messages import (
-    Turn,
-    choice_of,
-    finish_of,
-    not_text,
-    texts_in,
-    turns_of,
-)
+from refusal_cliff.data.messages import Turn, choice_of, finish_of, not_text, texts_in, turns_of
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
 from refusal_cliff.data.said import THINKING_FIELDS, known_status, read_parts, said_in, told_of
 from refusal_cliff.data.types import Prompt, Row, SafetyExample, Told, Trace
@@ -55,7 +48,7 @@ def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = 
     row = _renamed(row, reading)
     name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
     turns = _asked_turns(row) if name is None or isinstance(row[name], list) else []
-    _refuse_system(_request(turns) or _has_text(row.get("system")))
+    _refuse_system(row, turns)
     text = text_in(row, name) if name is not None and not turns else _asked(turns)
     return _prompt(source, number, row, text, reading)
 
@@ -82,7 +75,7 @@ def trace_of_row(
     row = _renamed(row, reading)
     turns = [] if _is_own(row) else _conversation(row)
     if asked_again:
-        _refuse_system(_request(turns) or _has_text(row.get("system")))
+        _refuse_system(row, turns)
     text = text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
     prompt = _prompt(source, number, row, text, reading)
     said = _own(prompt, row) if _is_own(row) else _read(prompt, row, turns, reading, thinks)
@@ -212,17 +205,10 @@ def _answered_turns(row: Row) -> list[Turn]:
     return [replace(turns[0], message={**apart, **turns[0].message}, finish=finish), *turns[1:]]
 
 
-def _request(turns: Sequence[Turn]) -> bool:
-    """Whether the conversation begins with a system turn that says something."""
-    return bool(turns) and turns[0].role == "system" and _has_text(turns[0].message["content"])
-
-
-def _has_text(value: object) -> bool:
-    return value is not None and bool(str(value).strip())
-
-
-def _refuse_system(found: bool) -> None:
-    if found:
+def _refuse_system(row: Row, turns: Sequence[Turn]) -> None:
+    """Refuse a system prompt that says something, in a column or as the first turn."""
+    first = turns[0].message["content"] if turns and turns[0].role == "system" else None
+    if any(said is not None and str(said).strip() for said in (first, row.get("system"))):
         raise bad(
             "it has a system prompt, which the model would not be given here",
             "drop it from the row if the answer does not depend on it",

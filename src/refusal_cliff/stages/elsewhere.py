@@ -11,7 +11,7 @@ from refusal_cliff.cliff.source import answered_trace, told_trace
 from refusal_cliff.data.fields import BadRow
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import row_of_trace
-from refusal_cliff.data.types import LeftOut, Prompt, Row, Trace
+from refusal_cliff.data.types import LeftOut, Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Backend
@@ -121,7 +121,8 @@ def served(
     unusable: list[LeftOut] = []
     for prompt in prompts:
         try:
-            found[prompt.id] = _trace(subject, prompt, said[key(prompt)]["served"])
+            told = told_trace("the server's answer", 1, said[key(prompt)]["served"], subject)
+            found[prompt.id] = replace(answered_trace(told, subject), prompt=prompt)
         except BadRow as error:
             unusable.append(LeftOut(prompt.id, None, str(error)))
     if len(unusable) > MOST_UNUSABLE * len(prompts):
@@ -131,11 +132,6 @@ def served(
             "template than --model, name the same for both."
         )
     return found
-
-
-def _trace(subject: Subject, prompt: Prompt, row: Row) -> Trace:
-    told = told_trace(Path("the server's answer"), 1, row, subject)
-    return replace(answered_trace(told, subject), prompt=prompt)
 
 
 def require_all(failed: Sequence[LeftOut], asked: int) -> None:
