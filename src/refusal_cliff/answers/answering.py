@@ -200,7 +200,7 @@ def ask_and_judge(
         if not in_parts(out, partial(unanswered, prompts, out), start, engine, progress):
             return None
     found = generate_answers(backend, prompts, out, source=source, progress=progress)
-    return _judged(chosen, full_name(judge), found.traces, found.left_out, out, None)
+    return _judged(chosen, found.traces, found.left_out, out, None)
 
 
 def _asking(
@@ -246,7 +246,7 @@ def judge_source(
         missing = partial(unjudged, full_name(judge), traces, out)
         if not in_parts(out, missing, partial(_judging, judge), engine, progress):
             return None
-    found = _judged(chosen, full_name(judge), traces, left_out, out, progress)
+    found = _judged(chosen, traces, left_out, out, progress)
     write_left_out(out / LEFT_OUT, left_out)
     return found
 
@@ -281,7 +281,6 @@ def evaluate_files(
 
 def _judged(
     judge: Judge | JudgeSettings,
-    name: str,
     traces: list[Trace],
     left_out: list[LeftOut],
     out: Path,
@@ -293,6 +292,7 @@ def _judged(
             f"{left_out[0].reason if left_out else 'there were no prompts'}"
         )
     judged = judge_answers(judge, traces, out, progress=progress)
+    name = judged[0].judge
     found = _counted(name, judged, [], left_out, known_error(name))
     write_json(out / RATES, found.as_json())
     return found

@@ -243,7 +243,7 @@ def _greedy(
         rest = _after(_text(subject, ids[place:]), _text(subject, [token]))
         if rest is None or edits == _MOST:
             return None
-        ids[place:] = [token, *_tokens(subject, rest)]
+        ids[place:] = [token, *subject.tokenizer(rest, add_special_tokens=False)["input_ids"]]
         place, stop, edits = place + 1, place + 1 + _AHEAD, edits + 1
     return ids if len(ids) == total else None
 
@@ -281,7 +281,3 @@ def _first_other(
 
 def _text(subject: Subject, ids: Sequence[int]) -> str:
     return str(subject.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
-
-
-def _tokens(subject: Subject, text: str) -> list[int]:
-    return list(subject.tokenizer(text, add_special_tokens=False)["input_ids"])
