@@ -91,9 +91,7 @@ class CorrectedOutcomes:
     over_refused: Corrected | None
 
 
-def corrected_rate(
-    successes: float, n: float, sensitivity: Known, specificity: Known, seed: int = 0
-) -> Corrected:
+def corrected_rate(successes: float, n: float, sensitivity: Known, specificity: Known) -> Corrected:
     """The rate that people would find.
 
     Args:
@@ -101,7 +99,6 @@ def corrected_rate(
         n: Of how many; more than 0.
         sensitivity: How often it does where people do.
         specificity: How often it does not where people do not.
-        seed: Seed of the interval's draws.
 
     Returns:
         The rate, clipped to 0 … 1, and the percentile interval of draws of all three shares from
@@ -115,7 +112,7 @@ def corrected_rate(
     if gain <= 0:
         return Corrected(None, (0.0, 1.0))
     value = float(np.clip((successes / n + specificity.value - 1) / gain, 0, 1))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     observed, found, spared = (
         rng.beta(share.value * share.n + 1, (1 - share.value) * share.n + 1, DRAWS)
         for share in (Known(successes / n, n), sensitivity, specificity)
