@@ -12,7 +12,8 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
 
 LARGEST_TOKEN = 2**31 - 1
-_SPANS = ("prompt", "thinking", "closing", "total")
+SPANS = ("prompt", "thinking", "closing", "total")
+"""The ends of the four parts of a trace, as a row names them."""
 _BOOLS = {"true": True, "false": False}
 
 
@@ -192,10 +193,10 @@ def spans_of(row: Row, total: int) -> Spans | None:
     value = row.get("spans")
     if value in (None, ""):
         return None
-    ends = [value.get(name) for name in _SPANS] if isinstance(value, Mapping) else []
+    ends = [value.get(name) for name in SPANS] if isinstance(value, Mapping) else []
     if not ends or not all(map(_is_count, ends)):
         raise bad(
-            f"'spans' is {shown(value)}", f"write whole numbers for {', '.join(_SPANS)}, or null"
+            f"'spans' is {shown(value)}", f"write whole numbers for {', '.join(SPANS)}, or null"
         )
     spans = Spans(*cast("list[int]", ends))
     if not (spans.in_order and spans.total == total):
