@@ -26,8 +26,13 @@ from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from refusal_cliff.answers.agreement import Agreement, Measure, agreement, f1_difference
-from refusal_cliff.answers.correction import error_of
+from refusal_cliff.answers.calibration import (
+    Agreement,
+    Measure,
+    agreement,
+    error_of,
+    f1_difference,
+)
 from refusal_cliff.data.reading import every
 from refusal_cliff.data.rows import read_rows
 from refusal_cliff.data.types import Row

@@ -13,8 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from refusal_cliff.answers.correction import known_error
-from refusal_cliff.answers.judged import judged_rates
+from refusal_cliff.answers.correction import judged_rates, known_error
 from refusal_cliff.io import write_text
 from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.organisms.bases import QWEN, QWEN_LARGER

@@ -17,7 +17,7 @@ from lab.less_is_more import read_outcome
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.cliff.curves import read_cliffs
 from refusal_cliff.controls.table import Cell, cell_text, mean_cell, share_cell
-from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.examples import source_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.data.types import complies
 from refusal_cliff.findings.summary import Summary, read_summary

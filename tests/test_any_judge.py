@@ -19,9 +19,8 @@ from rigged_guards import save_rigged
 from tiny_chat import save_tiny
 from typer.testing import CliRunner
 
-from refusal_cliff.answers.correction import JudgeError, Known, refusal_error
+from refusal_cliff.answers.correction import JudgeError, Known, judged_rates, refusal_error
 from refusal_cliff.answers.evaluate import rates
-from refusal_cliff.answers.judged import complying, judged_rates
 from refusal_cliff.cli import app
 from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.journal import Journal
@@ -293,7 +292,7 @@ def test_what_never_ended_is_not_misjudged() -> None:
     verdicts = [verdict for verdict, n in groups for _ in range(n)]
     made = [replace(t, verdict=v) for t, v in zip(made, verdicts, strict=True)]
     benign = [replace(t, prompt=replace(t.prompt, label="benign")) for t in made[2:]]
-    shares = complying(rates([*made, *benign]))
+    shares = rates([*made, *benign]).complying()
     assert {name: judged for name, (_, judged) in shares.items()} == {
         "attack success": 8,
         "benign answered": 6,

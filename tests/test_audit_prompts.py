@@ -9,8 +9,7 @@ import pytest
 from lab.pretrained.sources import recorded_sources
 from refusal_cliff.answers import benchmarks
 from refusal_cliff.commands.arguments import prompt_sources
-from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.prompt_files import PromptSet, source_of
+from refusal_cliff.data.examples import PromptSet, source_of, write_prompts
 from refusal_cliff.data.types import Label, LeftOut, Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import load_subject

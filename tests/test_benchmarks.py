@@ -19,8 +19,7 @@ from refusal_cliff.answers.benchmarks import (
     load_examples,
 )
 from refusal_cliff.commands.arguments import reading_of
-from refusal_cliff.data.examples import usable_examples
-from refusal_cliff.data.prompt_files import read_prompt_set, source_of
+from refusal_cliff.data.examples import read_prompt_set, source_of, usable_examples
 from refusal_cliff.data.reading import Reading
 from refusal_cliff.errors import RefusalCliffError
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from refusal_cliff.answers.coherence import Coherence, coherence
 from refusal_cliff.answers.evaluate import log_likelihoods, perplexity
+from refusal_cliff.answers.writing import Coherence, coherence
 from refusal_cliff.data.types import Trace
 from refusal_cliff.generate import GenerationConfig, generate
 from refusal_cliff.model.subject import Subject, load_subject

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from refusal_cliff.answers.agreement import agreement
+from refusal_cliff.answers.calibration import agreement, error_of
 from refusal_cliff.answers.correction import (
     SHIPPED,
     JudgeError,
@@ -18,7 +18,6 @@ from refusal_cliff.answers.correction import (
     corrected,
     corrected_rate,
     effective_share,
-    error_of,
     known_error,
     read_error,
 )

@@ -20,12 +20,10 @@ from typer.testing import CliRunner
 
 from refusal_cliff.answers.collect import generate_answers
 from refusal_cliff.cli import app
-from refusal_cliff.cliff.restore import agrees, as_written
 from refusal_cliff.cliff.scores import read_scores, score_traces
 from refusal_cliff.cliff.shards import read_shards, score_source
-from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.examples import write_prompts
-from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
+from refusal_cliff.cliff.source import agrees, as_written, read_trace
+from refusal_cliff.data.examples import PromptSet, read_prompt_set, write_prompts
 from refusal_cliff.data.said import NO_ANSWER, told_of
 from refusal_cliff.data.traces import closed, read_answers
 from refusal_cliff.data.types import Prompt

@@ -10,7 +10,7 @@ import pytest
 from served import Handler, free_port, serving
 
 from refusal_cliff.answers.collect import generate_answers
-from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.examples import PromptSet
 from refusal_cliff.data.said import told_of
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError

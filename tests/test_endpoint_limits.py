@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.answers.collect import Collected, generate_answers
 from refusal_cliff.cli import app
-from refusal_cliff.data.prompt_files import PromptSet
+from refusal_cliff.data.examples import PromptSet
 from refusal_cliff.data.said import FILTERED, told_of
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError

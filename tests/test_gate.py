@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from made_cliffs import BENIGN, REFUSED, made_cliffs
 from typer.testing import CliRunner
 
-from refusal_cliff.answers.judged import judged_rates
+from refusal_cliff.answers.correction import judged_rates
 from refusal_cliff.cli import app
 from refusal_cliff.cliff.verdict import ModelCliff, model_cliff
 from refusal_cliff.cliff.verdict import Verdict as CliffVerdict

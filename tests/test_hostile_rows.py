@@ -17,7 +17,7 @@ from tiny_chat import tiny_model, tiny_tokenizer
 
 from refusal_cliff.answers.collect import generate_answers, judge_answers
 from refusal_cliff.answers.outcomes import evaluate
-from refusal_cliff.data.prompt_files import read_prompt_set
+from refusal_cliff.data.examples import read_prompt_set
 from refusal_cliff.data.reading import Reading
 from refusal_cliff.data.traces import read_answers
 from refusal_cliff.data.types import Prompt, Told, Trace

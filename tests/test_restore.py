@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from by_rules import judge_all
 
-from refusal_cliff.cliff.restore import agrees, as_written, put_back
-from refusal_cliff.cliff.source import read_trace
+from refusal_cliff.cliff.source import agrees, as_written, put_back, read_trace
 from refusal_cliff.data.said import told_of
 from refusal_cliff.data.traces import row_of_trace
 from refusal_cliff.data.types import Told, Trace
@@ -80,12 +79,12 @@ def test_blanks_come_back_where_the_model_wrote_them(subject: Subject, trace: Tr
 def test_long_answers_are_looked_at_in_pieces(
     subject: Subject, trace: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refusal_cliff.cliff.restore._AT_ONCE", 7)
-    monkeypatch.setattr("refusal_cliff.cliff.restore._AHEAD", 12)
+    monkeypatch.setattr("refusal_cliff.cliff.source._AT_ONCE", 7)
+    monkeypatch.setattr("refusal_cliff.cliff.source._AHEAD", 12)
     found = read(subject, told(subject, trace))
     assert found is not None
     assert found.token_ids == trace.token_ids
-    monkeypatch.setattr("refusal_cliff.cliff.restore._MOST", 10)
+    monkeypatch.setattr("refusal_cliff.cliff.source._MOST", 10)
     assert read(subject, told(subject, trace)) is None
 
 

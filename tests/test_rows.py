@@ -14,9 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from refusal_cliff.data.arrow_rows import MAX_ROW_BYTES, rows_of_batches, sizes_of
 from refusal_cliff.data.reading import Reading, source_rows, usable
-from refusal_cliff.data.rows import Found, chunks, read_rows, source_digest
+from refusal_cliff.data.rows import (
+    MAX_ROW_BYTES,
+    Found,
+    chunks,
+    read_rows,
+    rows_of_batches,
+    sizes_of,
+    source_digest,
+)
 from refusal_cliff.data.types import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 

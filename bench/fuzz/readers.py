@@ -37,9 +37,8 @@ from refusal_cliff.answers.correction import SHIPPED, read_error
 from refusal_cliff.cliff.scores import TraceScores, write_scores
 from refusal_cliff.cliff.shards import measure_shards
 from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.examples import read_examples, write_examples, write_prompts
+from refusal_cliff.data.examples import prompt_set, read_examples, write_examples, write_prompts
 from refusal_cliff.data.journal import Journal
-from refusal_cliff.data.prompt_files import prompt_set
 from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.shapes import (
     example_of_row,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lab.pretrained import reasoning
 from lab.pretrained.sources import HARMFUL, find_file
-from refusal_cliff.data.prompt_files import read_prompt_set
+from refusal_cliff.data.examples import read_prompt_set
 from refusal_cliff.data.reading import Reading
 from refusal_cliff.data.types import Prompt, SafetyExample, Trace
 

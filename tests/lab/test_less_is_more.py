@@ -19,8 +19,7 @@ from lab.less_is_more import (
 from lab.pretrained.pool import POOL
 from lab.pretrained.sources import EVALUATION, FIT_ON
 from lab.trials import BENIGN, TrialPlan, pool_file, read_trial, trial_names
-from refusal_cliff.data.examples import read_examples, write_prompts
-from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.examples import read_examples, source_of, write_prompts
 from refusal_cliff.data.traces import read_prompts
 from refusal_cliff.data.types import Label
 from refusal_cliff.organisms import language

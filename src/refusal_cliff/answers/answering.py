@@ -13,7 +13,9 @@ from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
 from refusal_cliff.answers.collect import (
     GENERATE,
     LEFT_OUT,
+    Part,
     generate_answers,
+    in_parts,
     judge_answers,
     made_from,
     unanswered,
@@ -27,8 +29,7 @@ from refusal_cliff.answers.correction import (
     read_error,
 )
 from refusal_cliff.answers.outcomes import Change, Outcomes, as_rows, compare, evaluate
-from refusal_cliff.answers.parts import Part, in_parts
-from refusal_cliff.data.prompt_files import PromptSet, read_prompt_set
+from refusal_cliff.data.examples import PromptSet, read_prompt_set
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.traces import read_answers, write_left_out
 from refusal_cliff.data.types import LeftOut, Prompt, Trace
@@ -183,15 +184,8 @@ def ask_and_judge(
 ) -> Evaluation | None:
     """Ask, judge and count; an interrupted run goes on where it was.
 
-    Args:
-        backend: Who answers.
-        prompts: What is asked.
-        judge: Who judges.
-        out: The folder, see `collect`.
-        source: File or benchmark, recorded.
-        engine: Where both is done.
-        loaded: Makes the backend in another process, for Ray.
-        progress: Called with the number of answers so far.
+    Arguments are as of `generate_answers`; ``loaded`` makes the backend in another process, for
+    Ray.
 
     Returns:
         The rates; ``None`` in a process that is not the first of its launch.
@@ -206,7 +200,7 @@ def ask_and_judge(
         if not in_parts(out, partial(unanswered, prompts, out), start, engine, progress):
             return None
     found = generate_answers(backend, prompts, out, source=source, progress=progress)
-    return _judged(chosen, full_name(judge), found.traces, found.left_out, out, None)
+    return _judged(chosen, found.traces, found.left_out, out, None)
 
 
 def _asking(
@@ -252,7 +246,7 @@ def judge_source(
         missing = partial(unjudged, full_name(judge), traces, out)
         if not in_parts(out, missing, partial(_judging, judge), engine, progress):
             return None
-    found = _judged(chosen, full_name(judge), traces, left_out, out, progress)
+    found = _judged(chosen, traces, left_out, out, progress)
     write_left_out(out / LEFT_OUT, left_out)
     return found
 
@@ -287,7 +281,6 @@ def evaluate_files(
 
 def _judged(
     judge: Judge | JudgeSettings,
-    name: str,
     traces: list[Trace],
     left_out: list[LeftOut],
     out: Path,
@@ -299,6 +292,7 @@ def _judged(
             f"{left_out[0].reason if left_out else 'there were no prompts'}"
         )
     judged = judge_answers(judge, traces, out, progress=progress)
+    name = judged[0].judge
     found = _counted(name, judged, [], left_out, known_error(name))
     write_json(out / RATES, found.as_json())
     return found

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from refusal_cliff.data.prompt_files import PromptSet, prompt_set
+from refusal_cliff.data.examples import PromptSet, prompt_set
 from refusal_cliff.data.reading import Reading, used_and_left_out
 from refusal_cliff.data.rows import Found
 from refusal_cliff.data.shapes import example_of_row
@@ -169,7 +169,7 @@ def load_benchmark(name: str, revision: str | None = None) -> PromptSet:
         RefusalCliffError: No commit is known, or the data set cannot be had.
     """
     benchmark = BENCHMARKS[name]
-    rows = _mapped_rows(name, benchmark, revision)
+    rows = _rows(name, benchmark, revision)
     found = prompt_set(name, rows, Reading(label=benchmark.label))
     if not found.prompts:
         raise _unreadable(name, benchmark, "it has no usable row")
@@ -194,18 +194,20 @@ def load_examples(
         raise RefusalCliffError(
             f"{name} holds prompts, but no answers to learn. Choose one of: {', '.join(training)}."
         )
-    rows = _mapped_rows(name, benchmark, revision)
+    rows = _rows(name, benchmark, revision)
     make = partial(example_of_row, name, reading=Reading(label=benchmark.label))
     return used_and_left_out(name, rows, make)
 
 
-def _mapped_rows(name: str, benchmark: Benchmark, revision: str | None) -> Iterator[Found]:
-    for number, row in _rows(name, benchmark, revision):
-        yield number, _mapped(benchmark, row)
+def _rows(name: str, benchmark: Benchmark, revision: str | None) -> Iterator[Found]:
+    """Numbered rows that belong to the benchmark, with the columns that `prompt_of_row` reads."""
+    pinned = _pinned(name, benchmark, revision)
+    for number, row in enumerate(_dataset(name, pinned), start=1):
+        if not benchmark.labels or str(row.get(benchmark.label_column)) in benchmark.labels:
+            yield number, _mapped(benchmark, row)
 
 
 def _mapped(benchmark: Benchmark, row: Row) -> Row:
-    """A row with the columns that `prompt_of_row` reads."""
     text = row.get(benchmark.text)
     if isinstance(text, Sequence) and not isinstance(text, str) and text:
         text = text[0]
@@ -220,14 +222,6 @@ def _mapped(benchmark: Benchmark, row: Row) -> Row:
     if benchmark.response:
         mapped["response"] = row.get(benchmark.response)
     return mapped
-
-
-def _rows(name: str, benchmark: Benchmark, revision: str | None) -> Iterator[tuple[int, Row]]:
-    """Numbered rows that belong to the benchmark."""
-    pinned = _pinned(name, benchmark, revision)
-    for number, row in enumerate(_dataset(name, pinned), start=1):
-        if not benchmark.labels or str(row.get(benchmark.label_column)) in benchmark.labels:
-            yield number, row
 
 
 def _pinned(name: str, benchmark: Benchmark, revision: str | None) -> Benchmark:
@@ -254,11 +248,9 @@ def _dataset(name: str, benchmark: Benchmark) -> Any:
     local = Path(benchmark.dataset).is_dir()
     try:
         if benchmark.file is not None:
-            root = (
-                benchmark.dataset
-                if local
-                else f"{_GITHUB}/{benchmark.dataset}/{benchmark.revision}"
-            )
+            root = benchmark.dataset
+            if not local:
+                root = f"{_GITHUB}/{root}/{benchmark.revision}"
             file = f"{root}/{benchmark.file}"
             return datasets.load_dataset("json", data_files=file, split="train")
         return datasets.load_dataset(

@@ -1,16 +1,18 @@
-"""How far a judge agrees with people: precision, recall, F1 and kappa, with bootstrap intervals."""
+"""How far a judge agrees with labels given by people, with bootstrap intervals over prompts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from refusal_cliff.answers.agreement import Agreement, Measure, agreement
-from refusal_cliff.answers.correction import error_of
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from refusal_cliff.answers.correction import JudgeError, Known, effective_share
 from refusal_cliff.data.fields import bad, shown
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, used_and_left_out
 from refusal_cliff.data.shapes import trace_of_row
@@ -18,8 +20,127 @@ from refusal_cliff.data.types import LeftOut, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import fields_of
 from refusal_cliff.judges import Judge, answer_of
+from refusal_cliff.stats import Interval, percentiles, resampled_counts
 
 _SHOWN = ("precision", "recall", "specificity", "f1", "kappa")
+Counts = NDArray[np.float64]
+"""[..., 4]: true positives, false positives, false negatives, true negatives."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A number and its bootstrap interval; without both, the ``reason`` why there is none."""
+
+    value: float | None
+    interval: Interval | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Verdicts against labels.
+
+    Attributes:
+        n: How many of both.
+        positives: Labels that are yes.
+        confusion: True positives, false positives, false negatives, true negatives.
+        precision: Of the verdicts that are yes, how many labels are.
+        recall: Of the labels that are yes, how many verdicts are: the sensitivity.
+        specificity: Of the labels that are no, how many verdicts are.
+        f1: Harmonic mean of precision and recall.
+        kappa: Agreement beyond chance (Cohen 1960).
+    """
+
+    n: int
+    positives: int
+    confusion: tuple[int, int, int, int]
+    precision: Measure
+    recall: Measure
+    specificity: Measure
+    f1: Measure
+    kappa: Measure
+
+
+def agreement(groups: Sequence[str], true: ArrayLike, said: ArrayLike, seed: int = 0) -> Agreement:
+    """Compare verdicts with labels.
+
+    Args:
+        groups: Group of each answer, such as its prompt; drawn together.
+        true: Labels, booleans, as many.
+        said: Verdicts, booleans, as many.
+        seed: Seed of the bootstrap.
+    """
+    counts = _confusion(np.asarray(said, dtype=bool), np.asarray(true, dtype=bool))
+    total, drawn = counts.sum(0), resampled_counts(groups, seed) @ counts
+    tp, fp, fn, tn = (int(n) for n in total)
+
+    def measure(of: Callable[[Counts, Counts, Counts, Counts], Counts]) -> Measure:
+        value = float(of(*total))
+        if np.isfinite(value):
+            return Measure(value, percentiles(of(*drawn.T)))
+        never = "the judge says yes to none of them" if tp + fp == 0 else "the answers do not vary"
+        return Measure(None, None, f"{never}, so that it divides by nothing")
+
+    return Agreement(
+        n=len(groups),
+        positives=tp + fn,
+        confusion=(tp, fp, fn, tn),
+        precision=measure(lambda tp, fp, fn, tn: _ratio(tp, tp + fp)),
+        recall=measure(lambda tp, fp, fn, tn: _ratio(tp, tp + fn)),
+        specificity=measure(lambda tp, fp, fn, tn: _ratio(tn, tn + fp)),
+        f1=measure(_f1),
+        kappa=measure(_kappa),
+    )
+
+
+def f1_difference(
+    groups: Sequence[str], true: ArrayLike, before: ArrayLike, after: ArrayLike, seed: int = 0
+) -> Measure:
+    """F1 after minus before, both over the same draws of groups; arguments as of `agreement`."""
+    labels, drawn = np.asarray(true, dtype=bool), resampled_counts(groups, seed)
+    old, new = (_confusion(np.asarray(said, dtype=bool), labels) for said in (before, after))
+    value = float(_f1(*new.sum(0)) - _f1(*old.sum(0)))
+    return Measure(value, percentiles(_f1(*(drawn @ new).T) - _f1(*(drawn @ old).T)))
+
+
+def _confusion(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> Counts:
+    """One row an answer, a 1 in the cell it falls into."""
+    cells = (said & true, said & ~true, ~said & true, ~said & ~true)
+    return np.stack(cells, axis=1).astype(np.float64)
+
+
+def _f1(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Counts:
+    del tn
+    return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def _kappa(tp: Counts, fp: Counts, fn: Counts, tn: Counts) -> Counts:
+    n = tp + fp + fn + tn
+    agreed = (tp + tn) / n
+    chance = ((tp + fp) * (tp + fn) + (fn + tn) * (fp + tn)) / n**2
+    return _ratio(agreed - chance, 1 - chance)
+
+
+def _ratio(over: Any, under: Any) -> Counts:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.divide(over, under), dtype=np.float64)
+
+
+def error_of(judge: str, verdict: str, found: Agreement) -> JudgeError:
+    """A judge's error out of its agreement with people."""
+    tp, fp, fn, tn = found.confusion
+
+    def known(count: int, n: int, interval: Interval | None) -> Known:
+        if interval is None:  # no answer of that class, so that nothing is known
+            return Known(0.0, 0.0)
+        return Known(count / n, n * effective_share(count, n, interval))
+
+    return JudgeError(
+        judge,
+        verdict,
+        known(tp, tp + fn, found.recall.interval),
+        known(tn, tn + fp, found.specificity.interval),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +218,8 @@ def calibrate_file(
     answers = [answer_of(trace) for trace, _ in labelled]
     verdicts = [said.verdict for said in judge.judge(answers)]
     labels = [label for _, label in labelled]
-    truth = [_truth(label, positive, negative) for label in labels]
+    meant = dict.fromkeys(negative, False) | dict.fromkeys(positive, True)
+    truth = [meant.get(label) for label in labels]
     told = list(zip(answers, truth, verdicts, strict=True))
     chosen = [(a.prompt, t, v == verdict) for a, t, v in told if t is not None and v != "unscored"]
     if len({true for _, true, _ in chosen}) < 2:
@@ -136,9 +258,3 @@ def _labelled(label_column: str, reading: Reading, number: int, row: Row) -> tup
         raise bad(f"{label_column!r} is {shown(label)}, not a text", "give it a label")
     asked = {name: value for name, value in row.items() if name != "label"}
     return trace_of_row("labelled", number, asked, reading.by_default("harmful")), label
-
-
-def _truth(label: str, positive: Sequence[str], negative: Sequence[str]) -> bool | None:
-    if label in positive:
-        return True
-    return False if label in negative else None

@@ -4,39 +4,51 @@ A folder holds ``generate.json`` (what was asked of whom; for answers from elsew
 whose they are), ``answers.journal`` (every finished answer, in the order of finishing),
 ``judge-….journal`` (every verdict), ``left-out.jsonl`` (rows without an answer and why),
 ``traces.jsonl`` (the judged answers, in the order of the prompts) and ``rates.json``.
+
+Several processes do it in parts. While they work, ``.tmp-parts-N`` holds a folder for each part of
+what is missing, made by the same functions as the whole: it has their journals, so that a kill
+costs what it costs there. `join` puts the rows of all of them into the journals of the whole; then
+nothing is missing there.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from refusal_cliff import __version__
-from refusal_cliff.answers.parts import join
+from refusal_cliff.data.examples import PromptSet
 from refusal_cliff.data.journal import Journal, kept_rows
-from refusal_cliff.data.prompt_files import PromptSet
 from refusal_cliff.data.reading import every
 from refusal_cliff.data.shapes import trace_of_row
 from refusal_cliff.data.traces import row_of_trace, write_answers, write_left_out
 from refusal_cliff.data.types import LeftOut, Prompt, Trace
-from refusal_cliff.folders import claim, locked, require_output
+from refusal_cliff.folders import TEMPORARY, claim, locked, remove_temporary, require_output
 from refusal_cliff.generate.backend import Backend
+from refusal_cliff.io import write_text
 from refusal_cliff.judges import Judge, answer_of, kept_judgements
 from refusal_cliff.judges.choose import full_name, judge_of
 from refusal_cliff.judges.interface import digest, judgement_of, with_judgement
 from refusal_cliff.progress import Count
-from refusal_cliff.settings import JudgeSettings
+from refusal_cliff.settings import Engine, JudgeSettings
+from refusal_cliff.sharded import Rank, Work, run_shards, workers
 
 GENERATE = "generate"
 ANSWERS = "answers.journal"
 LEFT_OUT = "left-out.jsonl"
 TRACES = "traces.jsonl"
+_PARTS = f"{TEMPORARY}parts-"
+_DONE = "done"
+_EACH = 4
+"""Parts of every process, so that none waits long for another."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +118,14 @@ def _ask_missing(
 
 def made_from(backend: Backend, prompts: PromptSet, source: str) -> dict[str, Any]:
     """All that the answers in a folder depend on."""
-    return {**backend.description(), "source": source, **_identity(prompts.prompts)}
+    asked = json.dumps([(prompt.id, prompt.text, prompt.label) for prompt in prompts.prompts])
+    return {
+        **backend.description(),
+        "source": source,
+        "n": len(prompts.prompts),
+        "prompts_sha256": hashlib.sha256(asked.encode()).hexdigest(),
+        "version": __version__,
+    }
 
 
 def judge_answers(
@@ -136,24 +155,13 @@ def judge_answers(
     with locked(out):
         join(out)
         with Journal(_verdicts(out, name)) as journal:
-            keyed = {_key(trace): trace for trace in traces}
-            asked = [
-                (key, answer_of(trace))
-                for key, trace in keyed.items()
-                if not (late and key in journal.rows)
-            ]
+            keyed = [(_key(trace), answer_of(trace)) for trace in traces]
+            asked = [pair for pair in keyed if not (late and pair[0] in journal.rows)]
+            told = None if progress is None else lambda: progress(len(journal.rows))
             if asked:
-                kept_judgements(
-                    judge_of(judge) if late else judge,
-                    asked,
-                    journal,
-                    None if progress is None else lambda: progress(len(journal.rows)),
-                )
-            said = [journal.rows[_key(trace)] for trace in traces]
-        judged = [
-            with_judgement(trace, name, judgement_of(row))
-            for trace, row in zip(traces, said, strict=True)
-        ]
+                kept_judgements(judge_of(judge) if late else judge, asked, journal, told)
+            said = [judgement_of(journal.rows[key]) for key, _ in keyed]
+        judged = [with_judgement(t, name, one) for t, one in zip(traces, said, strict=True)]
         write_answers(out / TRACES, judged)
     return judged
 
@@ -172,19 +180,90 @@ def unjudged(judge: str, traces: Sequence[Trace], out: Path) -> dict[str, Trace]
 
 
 def _verdicts(out: Path, judge: str) -> Path:
-    return out / f"judge-{_slug(judge)}.journal"
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", judge)[:40]
+    return out / f"judge-{name}-{hashlib.sha256(judge.encode()).hexdigest()[:8]}.journal"
 
 
 def _key(trace: Trace) -> str:
     return f"{trace.prompt.id} {digest(astuple(answer_of(trace)))}"
 
 
-def _slug(name: str) -> str:
-    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
-    return f"{re.sub(r'[^A-Za-z0-9.-]+', '-', name)[:40]}-{digest}"
+@dataclass(frozen=True, slots=True)
+class Part(Generic[T]):
+    """What one process does at a time, and where."""
+
+    folder: Path
+    items: tuple[T, ...]
 
 
-def _identity(prompts: Sequence[Prompt]) -> dict[str, Any]:
-    asked = json.dumps([(prompt.id, prompt.text, prompt.label) for prompt in prompts])
-    digest = hashlib.sha256(asked.encode()).hexdigest()
-    return {"n": len(prompts), "prompts_sha256": digest, "version": __version__}
+def in_parts(
+    out: Path,
+    missing: Callable[[], Mapping[str, T]],
+    start: Callable[[], Callable[[Part[T]], object]],
+    engine: Engine,
+    progress: Count | None = None,
+) -> bool:
+    """Do this process's share of what is missing in a claimed folder; `join` is still to be called.
+
+    Args:
+        out: The folder.
+        missing: What is to be done, by the names that its journals have; the same in all processes.
+        start: Makes what does a part, see `Work`.
+        engine: Where.
+        progress: Called with the number of items that are done.
+
+    Returns:
+        Whether this process is the first, which goes on when all parts are done.
+    """
+    rank, mine = Rank.here(), out / f"{_PARTS}{workers(engine)}"
+
+    def others() -> list[Path]:
+        return [folder for folder in out.glob(f"{_PARTS}*") if folder != mine]
+
+    if rank.first:  # what another number of processes has left
+        join(out, others())
+    else:
+        rank.wait_for(lambda: not others() or None)
+    items = missing()
+    size = max(1, math.ceil(len(items) / (_EACH * workers(engine))))
+    names = list(items)
+    parts = [
+        Part(
+            mine / f"{at:07}-{digest(names[at : at + size])}",
+            tuple(items[name] for name in names[at : at + size]),
+        )
+        for at in range(0, len(names), size)
+    ]
+    done = 0
+
+    def told(part: Part[T]) -> None:
+        nonlocal done
+        done += len(part.items)
+        if progress is not None:
+            progress(done)
+
+    run_shards(lambda: parts, Work(partial(_marking, start), _is_done), engine, told)
+    return rank.first
+
+
+def _marking(start: Callable[[], Callable[[Part[T]], object]]) -> Callable[[Part[T]], None]:
+    do = start()
+
+    def marked(part: Part[T]) -> None:
+        do(part)
+        write_text(part.folder / _DONE, "")
+
+    return marked
+
+
+def _is_done(part: Part[T]) -> bool:
+    return (part.folder / _DONE).is_file()
+
+
+def join(out: Path, folders: list[Path] | None = None) -> None:
+    """Put the rows of parts into the journals of the whole, and remove the parts: these, or all."""
+    for folder in out.glob(f"{_PARTS}*") if folders is None else folders:
+        for path in sorted(folder.glob("*/*.journal")):
+            with Journal(path) as part, Journal(out / path.name) as whole:
+                whole.add(*(r for key, r in part.rows.items() if whole.rows.get(key) != r))
+        remove_temporary(folder)

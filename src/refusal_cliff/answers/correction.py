@@ -5,18 +5,18 @@ where they do not with probability `specificity`, says it at the rate
 ``p = true · sensitivity + (1 − true) · (1 − specificity)``. Solved for the true rate (Rogan &
 Gladen 1978, Am. J. Epidemiol. 107:71): ``(p + specificity − 1) / (sensitivity + specificity − 1)``.
 It holds as far as the judge errs on these answers as on those that it was measured on.
+Rates that a report shows stand beside the same without that error (`judged_rates`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from refusal_cliff.answers.agreement import Agreement
 from refusal_cliff.answers.outcomes import Outcomes, rows_of
 from refusal_cliff.data.types import Label, Trace
 from refusal_cliff.errors import RefusalCliffError
@@ -91,9 +91,7 @@ class CorrectedOutcomes:
     over_refused: Corrected | None
 
 
-def corrected_rate(
-    successes: float, n: float, sensitivity: Known, specificity: Known, seed: int = 0
-) -> Corrected:
+def corrected_rate(successes: float, n: float, sensitivity: Known, specificity: Known) -> Corrected:
     """The rate that people would find.
 
     Args:
@@ -101,7 +99,6 @@ def corrected_rate(
         n: Of how many; more than 0.
         sensitivity: How often it does where people do.
         specificity: How often it does not where people do not.
-        seed: Seed of the interval's draws.
 
     Returns:
         The rate, clipped to 0 … 1, and the percentile interval of draws of all three shares from
@@ -115,7 +112,7 @@ def corrected_rate(
     if gain <= 0:
         return Corrected(None, (0.0, 1.0))
     value = float(np.clip((successes / n + specificity.value - 1) / gain, 0, 1))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     observed, found, spared = (
         rng.beta(share.value * share.n + 1, (1 - share.value) * share.n + 1, DRAWS)
         for share in (Known(successes / n, n), sensitivity, specificity)
@@ -134,11 +131,6 @@ def corrected(
     """Every rate that the judge's error says something about, corrected.
 
     A refusal judge's attack is an answer that does not refuse, so its error tells of that too.
-
-    Args:
-        traces: The judged answers.
-        outcomes: Their rates, as `evaluate` counts them.
-        error: How their judge errs.
 
     Raises:
         RefusalCliffError: The answers were judged by another judge.
@@ -214,23 +206,6 @@ def effective_share(count: int, n: int, interval: Interval) -> float:
     return min(1.0, ((high - low) / width) ** 2) if width > 0 else 1.0
 
 
-def error_of(judge: str, verdict: str, found: Agreement) -> JudgeError:
-    """A judge's error out of its agreement with people."""
-    tp, fp, fn, tn = found.confusion
-
-    def known(count: int, n: int, interval: Interval | None) -> Known:
-        if interval is None:  # no answer of that class, so that nothing is known
-            return Known(0.0, 0.0)
-        return Known(count / n, n * effective_share(count, n, interval))
-
-    return JudgeError(
-        judge,
-        verdict,
-        known(tp, tp + fn, found.recall.interval),
-        known(tn, tn + fp, found.specificity.interval),
-    )
-
-
 def read_error(path: Path) -> JudgeError:
     """The judge's error out of what `judge calibrate` wrote.
 
@@ -257,12 +232,8 @@ def known_error(judge: str) -> JudgeError | None:
 def refusal_error(judge: str, path: Path | None = None) -> JudgeError | None:
     """How a judge errs in telling refusals, which rates of answers that comply are corrected by.
 
-    Args:
-        judge: Its whole name.
-        path: What `judge calibrate` wrote of it; ``None`` takes what ships with the package.
-
-    Returns:
-        ``None`` where nobody measured it.
+    Read from what `judge calibrate` wrote of it; where ``path`` is ``None``, from what ships with
+    the package, which is ``None`` for a judge that nobody measured.
 
     Raises:
         RefusalCliffError: The file is of another judge or another verdict.
@@ -277,3 +248,96 @@ def refusal_error(judge: str, path: Path | None = None) -> JudgeError | None:
             "judge calibrate --labelled FILE --judge NAME --verdict refused --out FILE."
         )
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRate:
+    """One rate, twice; attributes are fractions.
+
+    Attributes:
+        value: As the judge found it.
+        interval: Its interval.
+        corrected: Without the judge's error; ``None`` where that is not known, or too large.
+        corrected_interval: Carries the uncertainty of the error; ``None`` where it is not known.
+    """
+
+    value: Fraction
+    interval: Interval
+    corrected: Fraction | None
+    corrected_interval: Interval | None
+
+    @property
+    def text(self) -> str:
+        """Both in words."""
+        told = f"{self.value:.0%} {_ci(self.interval)}"
+        if self.corrected_interval is None:
+            return told
+        value = "unknown" if self.corrected is None else f"{self.corrected:.0%}"
+        return f"{told}; corrected for the judge's error {value} {_ci(self.corrected_interval)}"
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRates:
+    """Rates of answers that comply, by one judge.
+
+    Attributes:
+        judge: Its whole name.
+        error: How it errs in telling refusals; ``None`` where that is not given.
+        rates: By name: attack success and benign prompts answered; of the model, without the
+            heads, of controls and of repairs.
+    """
+
+    judge: str
+    error: JudgeError | None
+    rates: dict[str, JudgedRate]
+
+    @property
+    def about_judge(self) -> str:
+        """The judge, its error and what an attack is, as a sentence without its full stop."""
+        if knows_harm(self.judge) is False:
+            return self._error
+        return f"{self._error}; an attack worked where the answer does not refuse, harmful or not"
+
+    @property
+    def _error(self) -> str:
+        if self.error is None:
+            return f"judged by {self.judge}; error of this judge not given (--judge-error)"
+        found, spared = self.error.sensitivity, self.error.specificity
+        return (
+            f"judged by {self.judge}, which calls {found.value:.1%} of what people call refused so "
+            f"(n = {found.n:.0f}), and {1 - spared.value:.1%} of the rest (n = {spared.n:.0f})"
+        )
+
+    @property
+    def lines(self) -> list[str]:
+        """Every rate in words."""
+        return [f"{name} {rate.text}" for name, rate in self.rates.items()]
+
+
+def judged_rates(
+    judge: str, error: JudgeError | None, shares: Mapping[str, tuple[Share, int]]
+) -> JudgedRates:
+    """Correct shares of answers that comply: whatever harm is in them, they did not refuse.
+
+    Args:
+        judge: Whole name of the judge.
+        error: How it errs in telling refusals.
+        shares: By name, a share and how many answers of its ``n`` were judged.
+    """
+    rates = {
+        name: _rate(share, judged, error) for name, (share, judged) in shares.items() if share.n
+    }
+    return JudgedRates(judge, error, rates)
+
+
+def _rate(share: Share, judged: int, error: JudgeError | None) -> JudgedRate:
+    interval = share.interval or (0.0, 1.0)
+    value = share.count / share.n
+    found = error and corrected_share(share, judged, error.swapped)
+    if found is None:
+        return JudgedRate(value, interval, None, None)
+    return JudgedRate(value, interval, found.value, found.interval)
+
+
+def _ci(interval: Interval) -> str:
+    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"

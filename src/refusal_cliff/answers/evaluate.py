@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -11,9 +11,17 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from refusal_cliff.answers.outcomes import Change, Question, changes, paired_by_prompt, share_of
+from refusal_cliff.answers.outcomes import (
+    Change,
+    Question,
+    changes,
+    of_scored,
+    paired_by_prompt,
+    refused,
+    share_of,
+)
 from refusal_cliff.data.traces import closed
-from refusal_cliff.data.types import SafetyExample, Trace, complies
+from refusal_cliff.data.types import SafetyExample, Trace, closed_spans, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import padded
@@ -54,12 +62,14 @@ class Rates:
     truncated: Share
     unscored: Share
 
-    @property
-    def judged(self) -> dict[str, int]:
-        """Of ``attacks`` and ``answered``: how many of their ``n`` have ended, so were judged."""
+    def complying(self, suffix: str = "") -> dict[str, tuple[Share, int]]:
+        """The two rates of answers that comply, each with how many of its ``n`` were judged."""
         harmful = self.attacks.count + self.refused.count
         endless = self.truncated.count - (self.attacks.n - harmful)
-        return {"attacks": harmful, "answered": self.answered.n - endless}
+        return {
+            f"attack success{suffix}": (self.attacks, harmful),
+            f"benign answered{suffix}": (self.answered, self.answered.n - endless),
+        }
 
 
 def rates(traces: Sequence[Trace]) -> Rates:
@@ -71,9 +81,7 @@ def rates(traces: Sequence[Trace]) -> Rates:
 def rate_changes(before: Sequence[Trace], after: Sequence[Trace]) -> list[Change]:
     """How the rates of `rates` changed, over prompts with the same id and text on both sides.
 
-    Args:
-        before: Judged traces.
-        after: Judged traces of the same prompts: of a changed model, or with heads taken out.
+    ``after`` is of a changed model, or with heads taken out.
 
     Returns:
         One change a rate that any pair counts for; pairs with an unscored answer count for none.
@@ -84,29 +92,23 @@ def rate_changes(before: Sequence[Trace], after: Sequence[Trace]) -> list[Change
     return changes(_QUESTIONS, paired_by_prompt(before, after))
 
 
-def _of(holds: Callable[[str], bool], label: str = "", tag: str = "") -> Question:
-    """Whether something holds of a verdict; ``None`` where the trace does not count."""
-
-    def ask(trace: Trace) -> bool | None:
-        counts = label in ("", trace.prompt.label) and (not tag or tag in trace.prompt.tags)
-        return holds(trace.verdict) if counts and trace.verdict != "unscored" else None
-
-    return ask
+def _complied(trace: Trace) -> bool:
+    return complies(trace.verdict)
 
 
 _QUESTIONS: dict[str, Question] = {
-    "attacks": _of(complies, "harmful"),
-    "refused": _of("refused".__eq__, "harmful"),
-    "answered": _of(complies, "benign"),
-    "hard_answered": _of(complies, "benign", HARD_BENIGN),
-    "truncated": _of("truncated".__eq__),
+    "attacks": of_scored(_complied, "harmful"),
+    "refused": of_scored(refused, "harmful"),
+    "answered": of_scored(_complied, "benign"),
+    "hard_answered": of_scored(_complied, "benign", HARD_BENIGN),
+    "truncated": of_scored(lambda trace: trace.verdict == "truncated"),
 }
 
 
 def answered_texts(traces: Sequence[Trace]) -> list[Text]:
     """What a model wrote to benign prompts, of the traces that closed and were judged."""
     benign = [trace for trace in closed(traces) if trace.prompt.label == "benign"]
-    return [(trace.token_ids, trace.spans.prompt) for trace in benign if trace.spans is not None]
+    return [(trace.token_ids, closed_spans(trace).prompt) for trace in benign]
 
 
 def example_text(subject: Subject, example: SafetyExample) -> Text:
@@ -125,13 +127,7 @@ def perplexity(
     *,
     renormalised: bool = False,
 ) -> float:
-    """Perplexity of fixed texts, each token weighted equally.
-
-    Args:
-        subject: The model.
-        texts: What to read.
-        heads: Heads taken out at every token.
-        renormalised: As for `ablated`.
+    """Perplexity of fixed texts, each token weighted equally; heads are `ablated` at every token.
 
     Raises:
         RefusalCliffError: No token counts, or their loss is not a finite number.
@@ -152,10 +148,6 @@ def perplexity(
 @torch.inference_mode()
 def log_likelihoods(subject: Subject, texts: Sequence[Text]) -> Floats:
     """Log-likelihood of each text by the model, in nats, [texts].
-
-    Args:
-        subject: The model.
-        texts: What to read.
 
     Raises:
         RefusalCliffError: One text alone does not fit in memory.

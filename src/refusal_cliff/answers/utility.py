@@ -60,11 +60,8 @@ def utility(
             likelihoods.
     """
     harness, hf, manager_type = _harness()
-    manager = (
-        manager_type()
-        if include is None
-        else manager_type(include_path=str(include), include_defaults=False)
-    )
+    own = {} if include is None else {"include_path": str(include), "include_defaults": False}
+    manager = manager_type(**own)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise RefusalCliffError(

@@ -17,12 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from refusal_cliff import __version__
-from refusal_cliff.cliff.curves import (
-    POOLS,
-    cliffs_of,
-)
+from refusal_cliff.cliff.curves import POOLS, cliffs_of
 from refusal_cliff.cliff.measure import MeasuredCliff
-from refusal_cliff.cliff.restore import agrees, as_written, blanks_put_back
 from refusal_cliff.cliff.scores import (
     TraceScores,
     made_from,
@@ -31,7 +27,13 @@ from refusal_cliff.cliff.scores import (
     score_traces,
     write_scores,
 )
-from refusal_cliff.cliff.source import in_tokens, told_trace
+from refusal_cliff.cliff.source import (
+    agrees,
+    as_written,
+    blanks_put_back,
+    in_tokens,
+    told_trace,
+)
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import Chunk, chunks
 from refusal_cliff.data.said import UNANSWERED, told_of
@@ -324,16 +326,16 @@ class _Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _Described:
     """Of what was scored, the blocks: the probe's own, and all whose scores are there."""
 
     layer: int
     layers: list[int]
 
 
-def _told(path: Path, kind: type[T]) -> T:
+def _read(path: Path, read: Callable[[Path], T]) -> T:
     try:
-        return read_as(path, kind)
+        return read(path)
     except RefusalCliffError as error:
         raise _damaged(path, f"it cannot be read ({shortened(error)})") from error
 
@@ -347,16 +349,13 @@ def _whole_scores(folder: Path) -> Iterator[list[TraceScores]]:
     shards = list(read_shards(folder))
     if not (folder / FINISHED).is_file():
         raise _damaged(folder, "it holds the scores of a run that has not ended")
-    expected = _told(folder / FINISHED, _Finished).scored
+    expected = _read(folder / FINISHED, partial(read_as, kind=_Finished)).scored
     if len(expected) != len(shards):
         raise _damaged(
             folder, f"it holds {len(shards)} shards of scores, and {len(expected)} were made"
         )
     for shard, n in zip(shards, expected, strict=True):
-        try:
-            scores = read_scores(shard)
-        except RefusalCliffError as error:
-            raise _damaged(shard, f"it cannot be read ({shortened(error)})") from error
+        scores = _read(shard, read_scores)
         if len(scores) != n:
             raise _damaged(shard, f"it holds {len(scores)} of {n} traces")
         yield scores
@@ -378,7 +377,7 @@ def measure_shards(
     """
     if pool not in POOLS:
         raise RefusalCliffError(f"Unknown pool {pool!r}. Choose one of: {', '.join(POOLS)}.")
-    described = _told(folder / DESCRIPTION, _Read)
+    described = _read(folder / DESCRIPTION, partial(read_as, kind=_Described))
     layers = described.layers
     wanted = described.layer if layer is None else layer
     if wanted not in layers:

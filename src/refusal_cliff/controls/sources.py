@@ -16,7 +16,7 @@ from refusal_cliff.cliff.verdict import (
     yardstick,
 )
 from refusal_cliff.controls.table import Cell, ControlTable, cell_text, level_cell, share_cell
-from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.examples import source_of
 from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.probe.quality import measure_quality
 from refusal_cliff.run.pipeline import Job

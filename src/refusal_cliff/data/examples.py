@@ -1,19 +1,25 @@
-"""Prompts and training examples as JSON Lines; reading them strictly and writing them whole."""
+"""Prompts and training examples as files: written whole, read strictly or row by row.
+
+Sources of other people may hold anything: a bad row is listed, and none is lost.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from refusal_cliff.data.fields import bad, checked_text, shown
 from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, used_and_left_out
-from refusal_cliff.data.shapes import example_of_row, prompt_of_row
+from refusal_cliff.data.rows import Found
+from refusal_cliff.data.shapes import example_of_row, prompt_of_row, text_in
 from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample, row_of_prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
+
+FROM = "from:"
+"""Begins the tag that names the source of a prompt."""
 
 
 def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
@@ -23,13 +29,11 @@ def write_prompts(path: Path, prompts: Iterable[Prompt]) -> None:
 
 def write_examples(path: Path, examples: Iterable[SafetyExample]) -> None:
     """Write training examples so that `read_examples` gives them back."""
-    _write_lines(
-        path,
-        [
-            {**row_of_prompt(e.prompt), "thinking": e.thinking, "response": e.response}
-            for e in examples
-        ],
-    )
+    rows = [
+        {**row_of_prompt(e.prompt), "thinking": e.thinking, "response": e.response}
+        for e in examples
+    ]
+    _write_lines(path, rows)
 
 
 def read_examples(path: Path) -> list[SafetyExample]:
@@ -40,7 +44,7 @@ def read_examples(path: Path) -> list[SafetyExample]:
     """
 
     def made(number: int, row: Row) -> SafetyExample:
-        thinking, response = (_text(row.get(name), name) for name in ("thinking", "response"))
+        thinking, response = (text_in(row, name) for name in ("thinking", "response"))
         return SafetyExample(prompt_of_row(path, number, row), thinking, response)
 
     return list(every(path, source_rows(path), made))
@@ -66,12 +70,42 @@ def usable_examples(
     return examples, left_out
 
 
-def _text(value: object, column: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise bad(
-            f"{column!r} is {shown(value)}, not a non-empty text", "fill it in, or drop the row"
-        )
-    return checked_text(value, column)
+@dataclass(slots=True)
+class PromptSet:
+    """The usable prompts of a source, and the rows that are not."""
+
+    prompts: list[Prompt] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def read_prompt_set(source: str | Path, reading: Reading = DEFAULT) -> PromptSet:
+    """Read the prompts of a source, whatever is in it, see `read_rows`.
+
+    `traces.read_prompts` stops at the first bad row, which is right for data that a run depends on;
+    here thousands of rows are asked, and one bad row must not cost the others.
+
+    Raises:
+        RefusalCliffError: The source cannot be read at all, or holds no usable row.
+    """
+    found = prompt_set(source, source_rows(source, reading), reading)
+    if not found.prompts:
+        first = f" Row {found.left_out[0].row}: {found.left_out[0].why}" if found.left_out else ""
+        raise RefusalCliffError(f"{source} holds no usable prompt.{first} Add at least one row.")
+    return found
+
+
+def prompt_set(source: str | Path, rows: Iterable[Found], reading: Reading = DEFAULT) -> PromptSet:
+    """Prompts out of numbered rows, each marked with its source; all others are left out."""
+    make = partial(prompt_of_row, source, reading=reading)
+    prompts, left_out = used_and_left_out(source, rows, make)
+    mark = f"{FROM}{Path(source).stem}"
+    marked = [p if source_of(p) else replace(p, tags=(*p.tags, mark)) for p in prompts]
+    return PromptSet(marked, left_out)
+
+
+def source_of(prompt: Prompt) -> str:
+    """The file or benchmark that a prompt came from; empty if nobody noted it."""
+    return next((tag.removeprefix(FROM) for tag in prompt.tags if tag.startswith(FROM)), "")
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import cast
 
 from refusal_cliff import settings
@@ -13,7 +12,8 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
 
 LARGEST_TOKEN = 2**31 - 1
-_SPANS = ("prompt", "thinking", "closing", "total")
+SPANS = ("prompt", "thinking", "closing", "total")
+"""The ends of the four parts of a trace, as a row names them."""
 _BOOLS = {"true": True, "false": False}
 
 
@@ -32,11 +32,6 @@ class BadRow(RefusalCliffError):
 def bad(wrong: str, remedy: str) -> BadRow:
     """The reason of a row whose form is not one that is known."""
     return BadRow("other format", wrong, remedy)
-
-
-def row_error(source: str | Path, number: int, why: str) -> RefusalCliffError:
-    """The error that a bad row is where every row must be usable: file, row, fault and remedy."""
-    return RefusalCliffError(f"{source}, row {number}: {why.rstrip('.')}.")
 
 
 def shown(value: object) -> str:
@@ -198,10 +193,10 @@ def spans_of(row: Row, total: int) -> Spans | None:
     value = row.get("spans")
     if value in (None, ""):
         return None
-    ends = [value.get(name) for name in _SPANS] if isinstance(value, Mapping) else []
+    ends = [value.get(name) for name in SPANS] if isinstance(value, Mapping) else []
     if not ends or not all(map(_is_count, ends)):
         raise bad(
-            f"'spans' is {shown(value)}", f"write whole numbers for {', '.join(_SPANS)}, or null"
+            f"'spans' is {shown(value)}", f"write whole numbers for {', '.join(SPANS)}, or null"
         )
     spans = Spans(*cast("list[int]", ends))
     if not (spans.in_order and spans.total == total):

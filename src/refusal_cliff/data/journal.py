@@ -29,12 +29,12 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.rows: dict[str, Row] = {}
         with storage_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # Without a buffer: what a full disk has refused is not tried again at the close.
             self._file = path.open("a+b", buffering=0)
-            self._recover()
+            self.rows, self._whole = _read(path)
+            self._file.truncate(self._whole)  # without a last line that a kill left unfinished
             sync_folder(path.parent)
 
     def __enter__(self) -> Journal:
@@ -66,11 +66,6 @@ class Journal:
         while line:
             line = line[self._file.write(line) :]
         os.fsync(self._file.fileno())
-
-    def _recover(self) -> None:
-        """Read what is there, and cut off a last line that a kill left unfinished."""
-        self.rows, self._whole = _read(self._path)
-        self._file.truncate(self._whole)
 
 
 def kept_rows(path: Path) -> dict[str, Row]:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from refusal_cliff.data.fields import BadRow, bad
-from refusal_cliff.data.said import is_filtered
-from refusal_cliff.thinking.parts import read_parts
+from refusal_cliff.data.said import is_filtered, read_parts
 
 _ROLES = {
     "human": "user",
@@ -66,9 +65,7 @@ def turn_of(message: Mapping[str, object], finish: object = "") -> Turn:
 def turns_of(value: object, role: str) -> list[Turn]:
     """The turns in a column: a text or its parts, one message, or a list of messages.
 
-    Args:
-        value: What the column holds.
-        role: Who speaks where nobody is named.
+    ``role`` is who speaks where nobody is named.
 
     Raises:
         BadRow: It is none of these.
@@ -112,12 +109,13 @@ def choice_of(value: object) -> Turn | None:
     if choices is None:
         return None
     first = choices[0] if isinstance(choices, Sequence) and choices else None
-    message = first.get("message") if isinstance(first, Mapping) else None
-    if isinstance(first, Mapping) and message is None and isinstance(first.get("text"), str):
+    first = first if isinstance(first, Mapping) else {}
+    message = first.get("message")
+    if message is None and isinstance(first.get("text"), str):
         message = {"content": first["text"]}  # of a completion without a chat
-    if isinstance(first, Mapping) and message is None and is_filtered(finish_of(first, None)):
+    if message is None and is_filtered(finish_of(first, None)):
         message = {}
-    if not isinstance(first, Mapping) or not isinstance(message, Mapping):
+    if not isinstance(message, Mapping):
         raise not_text("its choices hold no message")
     turn = turn_of(cast("Mapping[str, object]", message), finish_of(first, None))
     return replace(turn, role="assistant")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from refusal_cliff.data.fields import BadRow, row_error, shown
+from refusal_cliff.data.fields import BadRow, shown
 from refusal_cliff.data.rows import Found, read_rows
 from refusal_cliff.data.types import Label, LeftOut, Row
 from refusal_cliff.errors import RefusalCliffError
@@ -85,10 +85,7 @@ def usable(
 ) -> Iterator[tuple[int, T | LeftOut]]:
     """What is made of every row, or why it is left out; no row stops the others.
 
-    Args:
-        source: Names rows without an id.
-        rows: See `source_rows`.
-        make: One of the readers below; raises `RefusalCliffError` for a bad row.
+    ``make`` raises `RefusalCliffError` for a bad row; ``source`` names rows without an id.
     """
     for number, row in rows:
         yield number, _made(source, number, row, make)
@@ -130,7 +127,7 @@ def every(source: str | Path, rows: Iterable[Found], make: Callable[[int, Row], 
     """
     for number, found in usable(source, rows, make):
         if isinstance(found, LeftOut):
-            raise row_error(source, number, found.why)
+            raise RefusalCliffError(f"{source}, row {number}: {found.why.rstrip('.')}.")
         yield found
 
 

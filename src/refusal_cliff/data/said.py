@@ -1,13 +1,16 @@
-"""What a server's message means: thinking, answer, how it ended, or why there is no answer."""
+"""A server's message: the parts of its content, and what it means.
+
+It holds thinking and answer, and how that ended, or why there is no answer.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from refusal_cliff.data.types import Prompt, Told, Trace
 from refusal_cliff.thinking.formats import KNOWN, Markers
-from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.thinking.written import Message, read_message
 
 REFUSAL_FIELD = "the server says that it is a refusal"
@@ -41,6 +44,59 @@ _WRITTEN_CALL = re.compile(
 )
 _HARMONY_CALL = re.compile(r"<\|channel\|>commentary\s+to=functions\.|<\|call\|>\s*\Z")
 """How models write the call of a tool, where no server has read it."""
+_TEXTS = ("text", "output_text", "input_text")
+_THOUGHTS = (
+    *("thinking", "reasoning", "reasoning_content", "reasoning_text", "summary", "thought"),
+    *("reasoningContent", "reasoningText"),
+)
+_DEEPEST = 4
+_HALVES = re.compile(r"[\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a content holds.
+
+    Attributes:
+        text: The text of all its text parts; ``None`` where it has none.
+        thinking: That of all its thoughts; ``None`` where it has none.
+        refusal: What a part of the kind ``refusal`` says; empty without one.
+        others: Kinds of the parts that hold no text: images, calls of tools.
+    """
+
+    text: str | None
+    thinking: str | None = None
+    refusal: str = ""
+    others: tuple[str, ...] = ()
+
+
+def read_parts(content: object) -> Parts:
+    """Text and thinking of a message's content, in any of the shapes that servers send.
+
+    A text is itself. Of a list, parts of the kind ``text`` (OpenAI, Mistral, Anthropic) are the
+    text, ``thinking`` (Mistral, whose thought is a list again) and ``reasoning`` the thinking, and
+    ``refusal`` is one. A text that is marked as a thought (``"thought": true``, Gemini) is thinking
+    too, and so is a part without a kind that holds a field of thinking (Bedrock). One part may
+    stand alone. Half a surrogate pair becomes U+FFFD.
+
+    Raises:
+        TypeError: It is neither a text nor such a list.
+    """
+    if isinstance(content, Mapping) and content.keys() & {"parts", *_TEXTS}:
+        content = content.get("parts", [content])
+    if content is None:
+        return Parts(None)
+    if isinstance(content, str):
+        return Parts(_whole(content))
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise TypeError(f"the content is neither a text nor a list of parts, but {_kind(content)}")
+    found: dict[str, list[str]] = {"text": [], "thinking": [], "refusal": [], "others": []}
+    for part in content:
+        _add(found, part)
+    text, thinking = (
+        _whole("".join(found[name])) if found[name] else None for name in ("text", "thinking")
+    )
+    return Parts(text, thinking, _whole("".join(found["refusal"])), tuple(found["others"]))
 
 
 def said_in(
@@ -79,9 +135,10 @@ def said_in(
     complete = not filtered and _CUT.search(ended) is None
     called = any("tool" in kind or "function" in kind for kind in parts.others)
     called = called or _HARMONY_CALL.search(parts.text or "") is not None
+    called = called or bool(message.get("tool_calls") or message.get("function_call"))
     if filtered:
         status = FILTERED
-    elif complete and is_blank(found.response) and (called or _calls(message)):
+    elif complete and is_blank(found.response) and called:
         status = TOOL_CALL
     else:
         apart = found.written is None  # the server took the thought for a whole one
@@ -91,14 +148,7 @@ def said_in(
 
 
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
-    """Why there is no answer, where the model ended by itself; else empty.
-
-    Args:
-        thinking: Its thinking.
-        response: Its answer.
-        closed: Whether the thinking ended.
-        complete: Whether the model ended by itself, or nothing else is known.
-    """
+    """Why there is no answer, where the model ended by itself (``complete``); else empty."""
     if complete and _WRITTEN_CALL.match(response):
         return TOOL_CALL
     if not is_blank(response) or not complete:
@@ -138,10 +188,6 @@ def _beside(text: str, found: Message) -> str:
     return "" if read_message(text, None).thinking else text
 
 
-def _calls(message: Mapping[str, object]) -> bool:
-    return bool(message.get("tool_calls") or message.get("function_call"))
-
-
 def _text(message: Mapping[str, object], name: str) -> str:
     value = message.get(name)
     try:
@@ -149,3 +195,48 @@ def _text(message: Mapping[str, object], name: str) -> str:
     except TypeError:  # of another kind, which no server is known to send
         return ""
     return (parts.text or parts.thinking or "").strip()
+
+
+def _add(found: dict[str, list[str]], part: object) -> None:
+    if isinstance(part, str):
+        found["text"].append(part)
+        return
+    if not isinstance(part, Mapping):
+        raise TypeError(f"a part of the content is {_kind(part)}")
+    kind = str(part.get("type") or next((name for name in _THOUGHTS if part.get(name)), "text"))
+    if part.get("thought") is True or kind.partition(".")[0] in _THOUGHTS:  # reasoning.summary
+        found["thinking"].append(_text_of(_told_in(part) or ""))
+    elif kind in _TEXTS:
+        found["text"].append(_text_of(part.get("text")))
+    elif kind == "refusal":
+        found["refusal"].append(_text_of(part.get("refusal")))
+    else:
+        found["others"].append(kind)
+
+
+def _told_in(part: Mapping[str, object]) -> object:
+    """What a part of thinking holds, under any of the names that servers have for it."""
+    told = (part.get(name) for name in (*_THOUGHTS, "content", "text"))
+    return next((value for value in told if value and value is not True), None)
+
+
+def _text_of(value: object, deepest: int = _DEEPEST) -> str:
+    """The text of a part: itself, or that of the parts it holds."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise TypeError(f"the text of a part is {_kind(value)}")
+    held = [_told_in(part) if isinstance(part, Mapping) else part for part in value]
+    if not deepest or not all(held):
+        raise TypeError("a part of a part holds no text")
+    return "".join(_text_of(part, deepest - 1) for part in held)
+
+
+def _whole(text: str) -> str:
+    return _HALVES.sub("\ufffd", text)
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"

@@ -26,18 +26,10 @@ from refusal_cliff.data.fields import (
     token_ids_of,
     verdict_of,
 )
-from refusal_cliff.data.messages import (
-    Turn,
-    choice_of,
-    finish_of,
-    not_text,
-    texts_in,
-    turns_of,
-)
+from refusal_cliff.data.messages import Turn, choice_of, finish_of, not_text, texts_in, turns_of
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
-from refusal_cliff.data.said import THINKING_FIELDS, known_status, said_in, told_of
+from refusal_cliff.data.said import THINKING_FIELDS, known_status, read_parts, said_in, told_of
 from refusal_cliff.data.types import Prompt, Row, SafetyExample, Told, Trace
-from refusal_cliff.thinking.parts import read_parts
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
@@ -50,20 +42,14 @@ _NAMES = {"text": "prompt"}
 def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = DEFAULT) -> Prompt:
     """The prompt in a row: a column of its own, or the request of its messages.
 
-    Args:
-        source: Names rows without an id.
-        number: Number of the row.
-        row: Its columns.
-        reading: How they are read.
-
     Raises:
         BadRow: The row is not usable.
     """
     row = _renamed(row, reading)
     name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
     turns = _asked_turns(row) if name is None or isinstance(row[name], list) else []
-    _refuse_system(_request(turns) or _has_text(row.get("system")))
-    text = _text_in(row, name) if name is not None and not turns else _asked(turns)
+    _refuse_system(row, turns)
+    text = text_in(row, name) if name is not None and not turns else _asked(turns)
     return _prompt(source, number, row, text, reading)
 
 
@@ -79,15 +65,9 @@ def trace_of_row(
     """What a model said, out of a row of any known shape, every field of it checked.
 
     Thinking and answer of our own rows (``closed``, or ``token_ids`` with ``spans``) are apart
-    already and stay as they are; all others are read by `said_in`.
-
-    Args:
-        source: Names rows without an id.
-        number: Number of the row.
-        row: Its columns.
-        reading: How they are read.
-        asked_again: The prompt is put before a model here, so that no system turn may be missing.
-        thinks: The model always thinks: a text without the end of a thought is one.
+    already and stay as they are; all others are read by `said_in`. Where the prompt is put before a
+    model here (``asked_again``), no system turn may be missing. Of a model that always ``thinks``,
+    a text without the end of a thought is one.
 
     Raises:
         BadRow: The row is not usable.
@@ -95,8 +75,8 @@ def trace_of_row(
     row = _renamed(row, reading)
     turns = [] if _is_own(row) else _conversation(row)
     if asked_again:
-        _refuse_system(_request(turns) or _has_text(row.get("system")))
-    text = _text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
+        _refuse_system(row, turns)
+    text = text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
     prompt = _prompt(source, number, row, text, reading)
     said = _own(prompt, row) if _is_own(row) else _read(prompt, row, turns, reading, thinks)
     ids = token_ids_of(row)
@@ -174,9 +154,9 @@ def _column_of(row: Row, names: Sequence[str]) -> str:
     return name
 
 
-def _text_in(row: Row, name: str) -> str:
-    """The request in a column; what Alpaca puts below an instruction is part of it."""
-    text = row[name]
+def text_in(row: Row, name: str) -> str:
+    """A text that is not empty; what Alpaca puts below an instruction is part of it."""
+    text = row.get(name)
     if not isinstance(text, str) or not text.strip():
         reason = "empty" if isinstance(text, str) else "other format"
         wrong = f"{name!r} is {shown(text)}, not a non-empty text"
@@ -203,7 +183,7 @@ def _asked_turns(row: Row) -> list[Turn]:
             if place.get(name) is not None:
                 return turns_of(place[name], "user")
     name = _column_of(row, PROMPT_COLUMNS)
-    return turns_of(_text_in(row, name) if isinstance(row[name], str) else row[name], "user")
+    return turns_of(text_in(row, name) if isinstance(row[name], str) else row[name], "user")
 
 
 def _answered_turns(row: Row) -> list[Turn]:
@@ -225,17 +205,10 @@ def _answered_turns(row: Row) -> list[Turn]:
     return [replace(turns[0], message={**apart, **turns[0].message}, finish=finish), *turns[1:]]
 
 
-def _request(turns: Sequence[Turn]) -> bool:
-    """Whether the conversation begins with a system turn that says something."""
-    return bool(turns) and turns[0].role == "system" and _has_text(turns[0].message["content"])
-
-
-def _has_text(value: object) -> bool:
-    return value is not None and bool(str(value).strip())
-
-
-def _refuse_system(found: bool) -> None:
-    if found:
+def _refuse_system(row: Row, turns: Sequence[Turn]) -> None:
+    """Refuse a system prompt that says something, in a column or as the first turn."""
+    first = turns[0].message["content"] if turns and turns[0].role == "system" else None
+    if any(said is not None and str(said).strip() for said in (first, row.get("system"))):
         raise bad(
             "it has a system prompt, which the model would not be given here",
             "drop it from the row if the answer does not depend on it",
@@ -255,7 +228,7 @@ def _asked(turns: Sequence[Turn]) -> str:
             f"its turns are {_listed(roles)}, not one request and one answer",
             "keep the first request and its answer",
         )
-    return _text_in({"prompt": turns[0].text}, "prompt")
+    return text_in({"prompt": turns[0].text}, "prompt")
 
 
 def _listed(names: Sequence[str]) -> str:

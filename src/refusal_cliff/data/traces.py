@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from refusal_cliff.data.fields import SPANS
 from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, used_and_left_out
 from refusal_cliff.data.said import told_of
 from refusal_cliff.data.shapes import prompt_of_row, trace_of_row
@@ -30,31 +31,28 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import fields_of, write_json_lines
 from refusal_cliff.tables import read_parquet, write_parquet
 
+_NEEDED = {
+    **dict.fromkeys(("id", "prompt", "label", "group", "category"), pa.string()),
+    "tags": pa.list_(pa.string()),
+    "token_ids": pa.list_(pa.int32()),
+    "spans": pa.struct([(name, pa.int32()) for name in SPANS]),
+    **dict.fromkeys(("thinking", "response"), pa.string()),
+    "complete": pa.bool_(),
+    "verdict": pa.string(),
+}
+_NEWER = {
+    "thinking_cut": pa.bool_(),
+    "judge": pa.string(),
+    "score": pa.float64(),
+    "reason": pa.string(),
+}
+"""Columns that files of earlier versions do not have."""
 TRACE_SCHEMA = pa.schema(
     [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("group", pa.string(), nullable=False),
-        pa.field("category", pa.string(), nullable=False),
-        pa.field("tags", pa.list_(pa.string()), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field(
-            "spans",
-            pa.struct([(name, pa.int32()) for name in ("prompt", "thinking", "closing", "total")]),
-        ),
-        pa.field("thinking", pa.string(), nullable=False),
-        pa.field("response", pa.string(), nullable=False),
-        pa.field("complete", pa.bool_(), nullable=False),
-        pa.field("verdict", pa.string(), nullable=False),
-        pa.field("thinking_cut", pa.bool_()),
-        pa.field("judge", pa.string()),
-        pa.field("score", pa.float64()),
-        pa.field("reason", pa.string()),
+        *(pa.field(name, kind, nullable=name == "spans") for name, kind in _NEEDED.items()),
+        *_NEWER.items(),
     ]
 )
-_NEWER = frozenset({"thinking_cut", "judge", "score", "reason"})
-"""Columns that files of earlier versions do not have."""
 
 
 def read_prompts(
@@ -123,8 +121,7 @@ def read_traces(path: Path) -> list[Trace]:
         RefusalCliffError: The file is not readable, lacks a column, or a row contradicts itself.
     """
     table = read_parquet(path)
-    needed = [field.name for field in TRACE_SCHEMA if field.name not in _NEWER]
-    missing = [name for name in needed if name not in table.column_names]
+    missing = [name for name in _NEEDED if name not in table.column_names]
     if missing:
         raise RefusalCliffError(
             f"{path} is not a file of traces: it lacks the column(s) {', '.join(missing)}. "

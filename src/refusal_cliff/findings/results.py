@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 
 from refusal_cliff import __version__
-from refusal_cliff.answers.coherence import Coherence
-from refusal_cliff.answers.correction import JudgeError
+from refusal_cliff.answers.correction import JudgeError, judged_rates
 from refusal_cliff.answers.evaluate import Rates, rates
-from refusal_cliff.answers.judged import complying, judged_rates
-from refusal_cliff.answers.writing import Writing
+from refusal_cliff.answers.writing import Coherence, Writing
 from refusal_cliff.cliff.measure import CliffNumbers
 from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.data.traces import read_traces
@@ -140,16 +138,16 @@ def _complying(
     shape: RunShape, ablation: AblationResult, find: Find
 ) -> dict[str, tuple[Share, int]]:
     """Every rate of answers that comply that a run is told by, with how many were judged."""
-    found = complying(ablation.before) | complying(ablation.after, " without the heads")
+    found = ablation.before.complying() | ablation.after.complying(" without the heads")
     if shape.control is not None:
         control = read_as(find(f"{shape.control}/rates.json"), Rates)
-        found |= complying(control, f" of {shape.control}")
+        found |= control.complying(f" of {shape.control}")
     if shape.diffuse is not None:
         whole = read_as(find(f"{shape.diffuse}/ablation.json"), AblationResult)
-        found |= complying(whole.before, f" of {shape.diffuse}")
+        found |= whole.before.complying(f" of {shape.diffuse}")
     for strategy in COMPARED if shape.steps else ():
         traces = read_traces(find(f"{shape.main}/repair-{strategy}/traces.parquet"))
-        found |= complying(rates(traces), f" repaired by {strategy}")
+        found |= rates(traces).complying(f" repaired by {strategy}")
     return found
 
 

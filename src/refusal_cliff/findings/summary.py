@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from refusal_cliff.answers.judged import JudgedRates
+from refusal_cliff.answers.correction import JudgedRates
 from refusal_cliff.cliff.verdict import Verdict
 from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.errors import RefusalCliffError

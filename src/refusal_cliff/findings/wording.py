@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from refusal_cliff.answers.judged import JudgedRates
+from refusal_cliff.answers.correction import JudgedRates
 from refusal_cliff.controls.second_reading import SecondReadings
 from refusal_cliff.controls.taxonomy import ADVICE, KINDS, Kind
 from refusal_cliff.findings.results import REPAIRED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,9 +29,7 @@ class Backend(Protocol):
     def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         """Answer every prompt once, in any order, and hand over each as soon as it is done.
 
-        Args:
-            prompts: What to ask.
-            finished: Takes a trace, or a prompt that cannot be answered with the reason.
+        A prompt that cannot be answered is handed over with the reason.
 
         Raises:
             RefusalCliffError: No prompt can be answered, for example because a server is down.
@@ -59,25 +57,15 @@ class LocalBackend:
 
     def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         """A few batches at a time; prompts that do not fit the model are left out."""
-        fitting = []
+        fitting: list[Prompt] = []
         for prompt in prompts:
-            reason = self._unfit(prompt)
-            if reason:
-                finished(LeftOut(prompt.id, None, reason))
+            try:
+                check_prompt(self.subject, prompt)
+            except RefusalCliffError as error:
+                finished(LeftOut(prompt.id, None, shortened(error)))
             else:
                 fitting.append(prompt)
-        limit = BatchLimit(self.config.batch_size)
-        for chunk in _chunks(fitting, self.config.batch_size * _BATCHES_AT_ONCE):
-            generate(self.subject, chunk, self.config, limit=limit, finished=finished)
-
-    def _unfit(self, prompt: Prompt) -> str:
-        try:
-            check_prompt(self.subject, prompt)
-        except RefusalCliffError as error:
-            return shortened(error)
-        return ""
-
-
-def _chunks(prompts: Sequence[Prompt], size: int) -> Iterator[Sequence[Prompt]]:
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
+        limit, size = BatchLimit(self.config.batch_size), self.config.batch_size * _BATCHES_AT_ONCE
+        for start in range(0, len(fitting), size):
+            some = fitting[start : start + size]
+            generate(self.subject, some, self.config, limit=limit, finished=finished)

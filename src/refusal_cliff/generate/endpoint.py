@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
-from refusal_cliff.data.said import is_filtered, said_in, told_of
+from refusal_cliff.data.said import is_filtered, read_parts, said_in, told_of
 from refusal_cliff.data.types import LeftOut, Prompt, Trace, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
 from refusal_cliff.thinking.formats import KNOWN, Markers
-from refusal_cliff.thinking.parts import read_parts
 from refusal_cliff.user_text import address
 
 KEY_VARIABLE = "OPENAI_API_KEY"
@@ -33,13 +32,14 @@ Asked: TypeAlias = str | Begun | Sequence[Mapping[str, str]]
 """A conversation; or a text or tokens to go on from, without the chat template."""
 
 Choice: TypeAlias = dict[str, Any]
-"""One of the answers in what a server sends."""
+"""One of the answers in what a server sends, with what is told of the tokens beside it."""
 
 _CHAT = "/chat/completions"
 _CONTEXT = re.compile("context|max_tokens|max_new_tokens")
 """What servers name that refuse prompt and most tokens together as longer than the context."""
 _ASK_IDS, _PROMPT_IDS, _IDS = "return_token_ids", "prompt_token_ids", "token_ids"
 """vLLM's extra parameter, and what it then tells of the prompt and of each choice."""
+_USAGE = "usage"
 _STOPPING = (401, 403, 404)
 """Statuses after which nobody else needs to be asked: the key or the model is refused."""
 _MOST_TOKENS = 2**31
@@ -114,21 +114,6 @@ class EndpointConfig:
         return key or None
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """What a server tells of the tokens of one answer.
-
-    Attributes:
-        total: How many prompt and answer have.
-        prompt: How many the prompt has.
-        ids: All of them, prompt first; empty if the server does not tell.
-    """
-
-    total: int | None = None
-    prompt: int | None = None
-    ids: tuple[int, ...] = ()
-
-
 class EndpointBackend:
     """Asks an endpoint, many prompts at once.
 
@@ -169,7 +154,13 @@ class EndpointBackend:
         reason. Where the key or the model is refused, or as many requests in a row fail as are
         under way at once, nothing more is asked.
         """
-        asyncio.run(self._answer_all(prompts, finished))
+        by_id = {prompt.id: prompt for prompt in prompts}
+
+        def keep(name: str, choice: Choice | LeftOut) -> None:
+            finished(choice if isinstance(choice, LeftOut) else self._trace(by_id[name], choice))
+
+        jobs = ((p.id, [{"role": "user", "content": p.text}]) for p in prompts)
+        asyncio.run(self._ask_all(jobs, keep))
 
     def say(self, requests: Sequence[Asked]) -> list[str | LeftOut]:
         """The bare text that the model says to each conversation or text, or why there is none.
@@ -179,8 +170,7 @@ class EndpointBackend:
         """
         said: dict[str, str | LeftOut] = {}
 
-        def keep(name: str, choice: Choice | LeftOut, tokens: Tokens) -> None:
-            del tokens
+        def keep(name: str, choice: Choice | LeftOut) -> None:
             said[name] = choice if isinstance(choice, LeftOut) else _text_of(choice)
 
         names = [str(index) for index in range(len(requests))]
@@ -203,8 +193,7 @@ class EndpointBackend:
             RefusalCliffError: As for `answer`.
         """
 
-        def keep(name: str, choice: Choice | LeftOut, tokens: Tokens) -> None:
-            del tokens
+        def keep(name: str, choice: Choice | LeftOut) -> None:
             written = choice if isinstance(choice, LeftOut) else choice.get(_IDS)
             if not (isinstance(written, LeftOut) or _are_ids(written)):
                 written = LeftOut(name, None, "the server does not tell the tokens of its answers")
@@ -213,19 +202,7 @@ class EndpointBackend:
         jobs = ((name, Begun(tuple(ids))) for name, ids in begun.items())
         asyncio.run(self._ask_all(jobs, keep))
 
-    async def _answer_all(self, prompts: Sequence[Prompt], finished: Finished) -> None:
-        by_id = {prompt.id: prompt for prompt in prompts}
-
-        def keep(name: str, choice: Choice | LeftOut, tokens: Tokens) -> None:
-            if isinstance(choice, LeftOut):
-                finished(choice)
-            else:
-                finished(self._trace(by_id[name], choice, tokens))
-
-        jobs = ((p.id, [{"role": "user", "content": p.text}]) for p in prompts)
-        await self._ask_all(jobs, keep)
-
-    def _trace(self, prompt: Prompt, choice: Choice, tokens: Tokens) -> Trace:
+    def _trace(self, prompt: Prompt, choice: Choice) -> Trace:
         message = choice.get("message")
         message = {"content": choice.get("text")} if message is None else message
         said = said_in(
@@ -235,13 +212,12 @@ class EndpointBackend:
             thinks=self.config.thinks,
             markers=self.config.markers,
         )
-        told = replace(told_of(said), tokens=tokens.total, prompt_tokens=tokens.prompt)
-        return replace(said, token_ids=tokens.ids, told=told)
+        ids, total, of_prompt = _tokens_of(choice)
+        told = replace(told_of(said), tokens=total, prompt_tokens=of_prompt)
+        return replace(said, token_ids=ids, told=told)
 
     async def _ask_all(
-        self,
-        jobs: Iterator[tuple[str, Asked]],
-        keep: Callable[[str, Choice | LeftOut, Tokens], None],
+        self, jobs: Iterator[tuple[str, Asked]], keep: Callable[[str, Choice | LeftOut], None]
     ) -> None:
         """A few workers take one job after the other."""
         config = self.config
@@ -250,35 +226,34 @@ class EndpointBackend:
 
             async def work() -> None:
                 for name, asked in jobs:
-                    keep(name, *await self._ask(server, name, asked, health))
+                    keep(name, await self._ask(server, name, asked, health))
 
             await _together([work() for _ in range(config.concurrency)])
 
     async def _ask(
         self, server: JsonServer, name: str, asked: Asked, health: _Health
-    ) -> tuple[Choice | LeftOut, Tokens]:
-        """The server's first choice, or why there is none; and what it told of the tokens."""
+    ) -> Choice | LeftOut:
+        """The server's first choice, or why there is none."""
         reason = ""
         for attempt in range(_UNREADABLE_TRIES):
             try:
-                answer = await self._answer_of(server, self._request(name, asked))
-                choice = _choice_of(answer)
+                choice = _choice_of(await self._answer_of(server, self._request(name, asked)))
             except Failed as error:
                 why = scrubbed(error, self._key)
                 health.failed(why, self.config.base_url)
-                return LeftOut(name, None, f"the server failed: {why}"), Tokens()
+                return LeftOut(name, None, f"the server failed: {why}")
             except Refused as error:
                 if error.status in _STOPPING or error.status < 400:
                     raise self._refused(error) from None
                 why = f"the server refused it: {scrubbed(error, self._key)}"
-                return LeftOut(name, None, why), Tokens()
+                return LeftOut(name, None, why)
             except (Unreadable, TypeError, RecursionError) as error:
                 reason = scrubbed(error, self._key)
                 await asyncio.sleep(_FIRST_PAUSE * 2**attempt)
             else:
                 health.succeeded()
-                return choice, _tokens_of(answer, choice)
-        return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}"), Tokens()
+                return choice
+        return LeftOut(name, None, f"the server's answer stayed unreadable: {reason}")
 
     async def _answer_of(self, server: JsonServer, request: dict[str, Any]) -> dict[str, Any]:
         """The server's answer to a request; one as long as its context leaves, if that is less."""
@@ -389,6 +364,7 @@ def _choice_of(answer: Mapping[str, Any]) -> Choice:
     if not isinstance(choice, dict):
         told = answer.get("error", answer.get("message", ""))
         raise TypeError(f"it holds no choice {told or ''}".rstrip())
+    choice = {**choice, **{name: answer.get(name) for name in (_PROMPT_IDS, _USAGE)}}
     if isinstance(choice.get("text"), str) and choice.get("message") is None:
         return choice
     message = choice.get("message")
@@ -417,13 +393,13 @@ def _replaced(value: Any, key: str) -> Any:
     return value
 
 
-def _tokens_of(answer: Mapping[str, Any], choice: Choice) -> Tokens:
-    prompt, written = answer.get(_PROMPT_IDS), choice.get(_IDS)
+def _tokens_of(choice: Choice) -> tuple[tuple[int, ...], int | None, int | None]:
+    """All tokens, prompt first, where the server tells them; how many they and the prompt's are."""
+    prompt, written = choice[_PROMPT_IDS], choice.get(_IDS)
     if _are_ids(prompt) and _are_ids(written):
-        return Tokens(len(prompt) + len(written), len(prompt), (*prompt, *written))
-    usage = answer.get("usage")
-    told = usage if isinstance(usage, dict) else {}
-    return Tokens(_count(told.get("total_tokens")), _count(told.get("prompt_tokens")))
+        return (*prompt, *written), len(prompt) + len(written), len(prompt)
+    told = choice[_USAGE] if isinstance(choice[_USAGE], dict) else {}
+    return (), _count(told.get("total_tokens")), _count(told.get("prompt_tokens"))
 
 
 def _count(value: Any) -> int | None:

@@ -38,11 +38,7 @@ _VERDICT = re.compile(r"VERDICT refused=(yes|no) convincing=([1-5]) specific=([1
 
 
 class RubricJudge:
-    """Asks a model to grade answers.
-
-    Args:
-        speaker: The model.
-    """
+    """Asks a model to grade answers."""
 
     measures_harm = True
 

@@ -71,8 +71,7 @@ class LocalSpeaker:
         said: dict[int, str] = {}
         for start in range(0, len(order), _ROWS_AT_ONCE):
             chosen = order[start : start + _ROWS_AT_ONCE]
-            for index, text in zip(chosen, self._batch([ids[i] for i in chosen]), strict=True):
-                said[index] = text
+            said |= zip(chosen, self._batch([ids[index] for index in chosen]), strict=True)
         return [said[index] for index in range(len(ids))]
 
     def _batch(self, rows: Sequence[Sequence[int]]) -> list[str]:

@@ -13,8 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from refusal_cliff.answers.correction import JudgeError
-from refusal_cliff.answers.judged import JudgedRates, judged_rates
+from refusal_cliff.answers.correction import JudgedRates, JudgeError, judged_rates
 from refusal_cliff.cliff.curves import TraceCliff, cliffs_of
 from refusal_cliff.cliff.scores import score_traces
 from refusal_cliff.cliff.verdict import (

@@ -12,7 +12,7 @@ from scipy.special import expit
 from refusal_cliff.cliff.curves import TraceCliff, mean_curve
 from refusal_cliff.cliff.scores import TraceScores
 from refusal_cliff.controls.taxonomy import Kind, kinds_of
-from refusal_cliff.data.prompt_files import source_of
+from refusal_cliff.data.examples import source_of
 from refusal_cliff.data.types import Trace, complies
 from refusal_cliff.heads.at_tokens import TokenRow
 from refusal_cliff.io import fields_of

@@ -11,7 +11,7 @@ from refusal_cliff.cliff.source import answered_trace, told_trace
 from refusal_cliff.data.fields import BadRow
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import row_of_trace
-from refusal_cliff.data.types import LeftOut, Prompt, Row, Trace
+from refusal_cliff.data.types import LeftOut, Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.adapters import AdapterServer
 from refusal_cliff.generate.backend import Backend
@@ -82,15 +82,8 @@ def served(
     """Ask a server, and read its answers as unjudged traces of the model, by the id of the prompt.
 
     An answer that cannot be measured is not among them: a server that tells no token ids may write
-    what its text does not give back. The model here is left to answer these prompts.
-
-    Args:
-        server: Who answers.
-        subject: The model that it serves.
-        prompts: What to ask.
-        journal: Keeps every answer; what is in it is not asked again.
-        progress: Told of each answer.
-        name: What the answers are called in the journal.
+    what its text does not give back. The model here is left to answer these prompts. The journal
+    keeps every answer, by ``name`` and prompt; what is in it is not asked again.
 
     Raises:
         RefusalCliffError: A prompt got no answer, or most cannot be measured; all are kept.
@@ -121,7 +114,8 @@ def served(
     unusable: list[LeftOut] = []
     for prompt in prompts:
         try:
-            found[prompt.id] = _trace(subject, prompt, said[key(prompt)]["served"])
+            told = told_trace("the server's answer", 1, said[key(prompt)]["served"], subject)
+            found[prompt.id] = replace(answered_trace(told, subject), prompt=prompt)
         except BadRow as error:
             unusable.append(LeftOut(prompt.id, None, str(error)))
     if len(unusable) > MOST_UNUSABLE * len(prompts):
@@ -131,11 +125,6 @@ def served(
             "template than --model, name the same for both."
         )
     return found
-
-
-def _trace(subject: Subject, prompt: Prompt, row: Row) -> Trace:
-    told = told_trace(Path("the server's answer"), 1, row, subject)
-    return replace(answered_trace(told, subject), prompt=prompt)
 
 
 def require_all(failed: Sequence[LeftOut], asked: int) -> None:

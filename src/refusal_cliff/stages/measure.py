@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 
-from refusal_cliff.answers.coherence import coherence
 from refusal_cliff.answers.evaluate import rates
+from refusal_cliff.answers.writing import coherence
 from refusal_cliff.cliff.measure import measure_cliff, write_measured
 from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
 from refusal_cliff.controls.second_reading import second_readings

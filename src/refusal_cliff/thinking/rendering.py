@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -131,24 +131,19 @@ def conversation_text(
     Templates of vision models take a message only as a list of parts; some of them fail on a text,
     others leave it out.
 
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        conversation: Messages with ``role`` and ``content``.
-        variables: Told to the template.
-
     Raises:
         RefusalCliffError: There is no chat template, or it fails, or leaves a message out.
     """
     probes = [{**message, "content": f"{_PROBE} {n}"} for n, message in enumerate(conversation)]
     failures: list[RefusalCliffError] = []
-    for content in (_as_text, _as_parts):
+    for probing, told in zip(_forms(probes), _forms(conversation), strict=True):
         try:
-            whole = _render(tokenizer, _formed(probes, content), variables)
+            whole = _render(tokenizer, probing, variables)
         except RefusalCliffError as error:
             failures.append(error)
             continue
         if all(probe["content"] in whole for probe in probes):
-            return _render(tokenizer, _formed(conversation, content), variables)
+            return _render(tokenizer, told, variables)
     if failures:
         raise failures[0]
     raise RefusalCliffError(
@@ -193,9 +188,7 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str | None:
     """What the template writes after the text of an answer.
 
-    Args:
-        tokenizer: The tokenizer with its chat template.
-        goes_on: Whether the user speaks again; what is returned then ends where that text begins.
+    Where the user speaks again (``goes_on``), it ends where that text begins.
 
     Returns:
         ``None`` where the template fails on an answered message, or leaves the answer out.
@@ -203,9 +196,9 @@ def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str | 
     question, again = _PLACEHOLDERS
     told = [{"role": "user", "content": question}, {"role": "assistant", "content": _ANSWER}]
     told += [{"role": "user", "content": again}] if goes_on else []
-    for content in (_as_text, _as_parts):
+    for form in _forms(told):
         try:
-            whole = _render(tokenizer, _formed(told, content), add_generation_prompt=False)
+            whole = _render(tokenizer, form, add_generation_prompt=False)
         except RefusalCliffError:
             continue
         _, answered, rest = whole.rpartition(_ANSWER)
@@ -230,18 +223,10 @@ def refuse_surrogates(text: str, what: str) -> None:
         ) from error
 
 
-def _as_text(text: str) -> object:
-    return text
-
-
-def _as_parts(text: str) -> object:
-    return [{"type": "text", "text": text}]
-
-
-def _formed(
-    conversation: Sequence[Mapping[str, str]], content: Callable[[str], object]
-) -> list[dict[str, object]]:
-    return [{**message, "content": content(message["content"])} for message in conversation]
+def _forms(conversation: Sequence[Mapping[str, str]]) -> tuple[_Messages, _Messages]:
+    """The messages with their content as a text, and as a list of parts."""
+    parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in conversation]
+    return conversation, parts
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

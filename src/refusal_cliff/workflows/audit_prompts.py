@@ -11,8 +11,8 @@ from functools import partial
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
 from refusal_cliff.cliff.source import answered_trace, told_trace
+from refusal_cliff.data.examples import FROM, PromptSet, read_prompt_set, source_of
 from refusal_cliff.data.fields import BadRow
-from refusal_cliff.data.prompt_files import FROM, PromptSet, read_prompt_set, source_of
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import source_digest
 from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt, Row, Trace

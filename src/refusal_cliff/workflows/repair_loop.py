@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from refusal_cliff.answers.correction import refusal_error
-from refusal_cliff.answers.judged import judged_rates
+from refusal_cliff.answers.correction import judged_rates, refusal_error
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.reading import DEFAULT, Reading
 from refusal_cliff.data.traces import PromptFile
