@@ -184,8 +184,15 @@ def ask_and_judge(
 ) -> Evaluation | None:
     """Ask, judge and count; an interrupted run goes on where it was.
 
-    Arguments are as of `generate_answers`; ``loaded`` makes the backend in another process, for
-    Ray.
+    Args:
+        backend: Who answers.
+        prompts: What is asked.
+        judge: Who judges.
+        out: The folder, see `collect`.
+        source: File or benchmark, recorded.
+        engine: Where both is done.
+        loaded: Makes the backend in another process, for Ray.
+        progress: Called with the number of answers so far.
 
     Returns:
         The rates; ``None`` in a process that is not the first of its launch.

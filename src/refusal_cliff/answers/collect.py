@@ -261,7 +261,12 @@ def _is_done(part: Part[T]) -> bool:
 
 
 def join(out: Path, folders: list[Path] | None = None) -> None:
-    """Put the rows of parts into the journals of the whole, and remove the parts: these, or all."""
+    """Put the rows of parts into the journals of the whole, and remove the parts.
+
+    Args:
+        out: The folder, which no other process writes into.
+        folders: Of parts; all that are there by default.
+    """
     for folder in out.glob(f"{_PARTS}*") if folders is None else folders:
         for path in sorted(folder.glob("*/*.journal")):
             with Journal(path) as part, Journal(out / path.name) as whole:

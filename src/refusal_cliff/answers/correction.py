@@ -132,6 +132,11 @@ def corrected(
 
     A refusal judge's attack is an answer that does not refuse, so its error tells of that too.
 
+    Args:
+        traces: The judged answers.
+        outcomes: Their rates, as `evaluate` counts them.
+        error: How their judge errs.
+
     Raises:
         RefusalCliffError: The answers were judged by another judge.
     """
@@ -232,8 +237,12 @@ def known_error(judge: str) -> JudgeError | None:
 def refusal_error(judge: str, path: Path | None = None) -> JudgeError | None:
     """How a judge errs in telling refusals, which rates of answers that comply are corrected by.
 
-    Read from what `judge calibrate` wrote of it; where ``path`` is ``None``, from what ships with
-    the package, which is ``None`` for a judge that nobody measured.
+    Args:
+        judge: Its whole name.
+        path: What `judge calibrate` wrote of it; ``None`` takes what ships with the package.
+
+    Returns:
+        ``None`` where nobody measured it.
 
     Raises:
         RefusalCliffError: The file is of another judge or another verdict.

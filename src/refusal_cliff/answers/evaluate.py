@@ -81,7 +81,9 @@ def rates(traces: Sequence[Trace]) -> Rates:
 def rate_changes(before: Sequence[Trace], after: Sequence[Trace]) -> list[Change]:
     """How the rates of `rates` changed, over prompts with the same id and text on both sides.
 
-    ``after`` is of a changed model, or with heads taken out.
+    Args:
+        before: Judged traces.
+        after: Judged traces of the same prompts: of a changed model, or with heads taken out.
 
     Returns:
         One change a rate that any pair counts for; pairs with an unscored answer count for none.
@@ -127,7 +129,13 @@ def perplexity(
     *,
     renormalised: bool = False,
 ) -> float:
-    """Perplexity of fixed texts, each token weighted equally; heads are `ablated` at every token.
+    """Perplexity of fixed texts, each token weighted equally.
+
+    Args:
+        subject: The model.
+        texts: What to read.
+        heads: Heads taken out at every token.
+        renormalised: As for `ablated`.
 
     Raises:
         RefusalCliffError: No token counts, or their loss is not a finite number.
@@ -148,6 +156,10 @@ def perplexity(
 @torch.inference_mode()
 def log_likelihoods(subject: Subject, texts: Sequence[Text]) -> Floats:
     """Log-likelihood of each text by the model, in nats, [texts].
+
+    Args:
+        subject: The model.
+        texts: What to read.
 
     Raises:
         RefusalCliffError: One text alone does not fit in memory.

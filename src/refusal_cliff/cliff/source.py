@@ -62,6 +62,13 @@ def told_trace(
 ) -> Trace:
     """What a row says that a model wrote, its thinking between that model's markers or others.
 
+    Args:
+        source: File or data set; names rows without an id.
+        number: Number of the row.
+        row: Its columns.
+        subject: The model that wrote it.
+        reading: How rows are read.
+
     Raises:
         BadRow: The row is not usable.
     """
@@ -73,6 +80,10 @@ def told_trace(
 
 def answered_trace(told: Trace, subject: Subject) -> Trace:
     """An unjudged trace in the tokens that the model wrote.
+
+    Args:
+        told: What was read.
+        subject: The model that wrote it.
 
     Raises:
         RefusalCliffError: As for `in_tokens`; or it is longer than the model's context, or the text
@@ -97,6 +108,10 @@ def in_tokens(told: Trace, subject: Subject) -> Trace:
     One that no judge has seen is judged by the phrase rules. Of a text, ``written`` is all that the
     model wrote, ``finish`` says whether the end-of-sequence token followed, and ``token_ids`` with
     ``prompt_tokens`` are the tokens themselves, where the server told them.
+
+    Args:
+        told: What was read.
+        subject: The model that wrote it.
 
     Raises:
         RefusalCliffError: The tokens are not the model's, or the text cannot be one of its traces.
@@ -186,6 +201,11 @@ def as_written(subject: Subject, trace: Trace, told: Trace) -> Trace:
     any other there is nothing to hold an answer against. Where `put_back` finds no tokens the trace
     stays as it is, for what was sampled need not be what the model would write; `agrees` says
     whether to believe it.
+
+    Args:
+        subject: The model that wrote it.
+        trace: As it was tokenised.
+        told: As it was read.
     """
     server = told_of(told)
     if told.token_ids or server.tokens is None:
@@ -201,8 +221,12 @@ def put_back(subject: Subject, trace: Trace, told: Told) -> Trace | None:
     rest of the text is tokenised again. The result counts only if every token of it is then what
     the model writes, to within rounding, and if prompt and whole have exactly the tokens that the
     server counted: it is what the model writes to this prompt, and the text told, blanks aside.
-    There is none for an answer that was sampled, or written by another model. A trace in which
-    nothing was missing is given back itself.
+    There is none for an answer that was sampled, or written by another model.
+
+    Args:
+        subject: The model that wrote it.
+        trace: Tokenised from text; given back itself where nothing was missing.
+        told: What the server told, its count of tokens included.
     """
     prompt = tuple(render_prompt(subject.tokenizer, trace.prompt.text))
     start = len(prompt)

@@ -65,7 +65,9 @@ def turn_of(message: Mapping[str, object], finish: object = "") -> Turn:
 def turns_of(value: object, role: str) -> list[Turn]:
     """The turns in a column: a text or its parts, one message, or a list of messages.
 
-    ``role`` is who speaks where nobody is named.
+    Args:
+        value: What the column holds.
+        role: Who speaks where nobody is named.
 
     Raises:
         BadRow: It is none of these.

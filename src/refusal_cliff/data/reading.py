@@ -85,7 +85,10 @@ def usable(
 ) -> Iterator[tuple[int, T | LeftOut]]:
     """What is made of every row, or why it is left out; no row stops the others.
 
-    ``make`` raises `RefusalCliffError` for a bad row; ``source`` names rows without an id.
+    Args:
+        source: Names rows without an id.
+        rows: See `source_rows`.
+        make: One of the readers below; raises `RefusalCliffError` for a bad row.
     """
     for number, row in rows:
         yield number, _made(source, number, row, make)

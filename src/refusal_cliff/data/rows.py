@@ -50,7 +50,10 @@ _BATCH_BYTES = _CHUNK_BYTES = 64 << 20
 def read_rows(source: str | Path, split: str = "train") -> Iterator[Found]:
     """Rows of a source with their numbers: lines of JSON Lines, else data rows.
 
-    ``split`` is that of a data set that has several.
+    Args:
+        source: A JSON Lines, CSV or Parquet file; a folder written by ``save_to_disk`` of datasets;
+            or the name of a data set on the Hugging Face hub.
+        split: Split of a data set that has several.
 
     Raises:
         RefusalCliffError: There is no such source, or it cannot be read at all.
@@ -296,7 +299,10 @@ class Unreadable:
 
 
 def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | str]:
-    """One row after the other, or why it cannot be read; texts may be dictionary-encoded.
+    """One row after the other, or why it cannot be read.
+
+    Args:
+        batches: Texts in them may be dictionary-encoded.
 
     Raises:
         pyarrow.ArrowInvalid: A dictionary lacks a value that a row names: the file is damaged, and
@@ -311,7 +317,11 @@ def rows_of_batches(batches: Iterable[pa.RecordBatch]) -> Iterator[Row | str]:
 
 
 def sizes_of(array: Any) -> Sizes:
-    """Bytes of every element once it is unpacked; of values that are no texts, a rough count."""
+    """Bytes of every element once it is unpacked; of values that are no texts, a rough count.
+
+    Args:
+        array: An Arrow array of any type, nested or dictionary-encoded.
+    """
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         return sizes_of(array.storage)

@@ -148,7 +148,14 @@ def said_in(
 
 
 def status_of(thinking: str, response: str, closed: bool, complete: bool) -> str:
-    """Why there is no answer, where the model ended by itself (``complete``); else empty."""
+    """Why there is no answer, where the model ended by itself; else empty.
+
+    Args:
+        thinking: Its thinking.
+        response: Its answer.
+        closed: Whether the thinking ended.
+        complete: Whether the model ended by itself, or nothing else is known.
+    """
     if complete and _WRITTEN_CALL.match(response):
         return TOOL_CALL
     if not is_blank(response) or not complete:

@@ -42,6 +42,12 @@ _NAMES = {"text": "prompt"}
 def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = DEFAULT) -> Prompt:
     """The prompt in a row: a column of its own, or the request of its messages.
 
+    Args:
+        source: Names rows without an id.
+        number: Number of the row.
+        row: Its columns.
+        reading: How they are read.
+
     Raises:
         BadRow: The row is not usable.
     """
@@ -65,9 +71,15 @@ def trace_of_row(
     """What a model said, out of a row of any known shape, every field of it checked.
 
     Thinking and answer of our own rows (``closed``, or ``token_ids`` with ``spans``) are apart
-    already and stay as they are; all others are read by `said_in`. Where the prompt is put before a
-    model here (``asked_again``), no system turn may be missing. Of a model that always ``thinks``,
-    a text without the end of a thought is one.
+    already and stay as they are; all others are read by `said_in`.
+
+    Args:
+        source: Names rows without an id.
+        number: Number of the row.
+        row: Its columns.
+        reading: How they are read.
+        asked_again: The prompt is put before a model here, so that no system turn may be missing.
+        thinks: The model always thinks: a text without the end of a thought is one.
 
     Raises:
         BadRow: The row is not usable.

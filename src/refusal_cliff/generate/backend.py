@@ -29,7 +29,9 @@ class Backend(Protocol):
     def answer(self, prompts: Sequence[Prompt], finished: Finished) -> None:
         """Answer every prompt once, in any order, and hand over each as soon as it is done.
 
-        A prompt that cannot be answered is handed over with the reason.
+        Args:
+            prompts: What to ask.
+            finished: Takes a trace, or a prompt that cannot be answered with the reason.
 
         Raises:
             RefusalCliffError: No prompt can be answered, for example because a server is down.

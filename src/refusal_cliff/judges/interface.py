@@ -81,7 +81,11 @@ def judge_each(
 
     What the server calls a refusal is one. Where there is no answer, because it is empty or for one
     of the reasons in ``UNANSWERED``, it is unscored with the reason, never compliance. What
-    never ended is truncated. Only the others are given to ``read``, in the same order.
+    never ended is truncated.
+
+    Args:
+        answers: All answers.
+        read: Judges those that are to be read, in the order given.
     """
     settled = list(map(_settled, answers))
     judged = iter(read([a for a, said in zip(answers, settled, strict=True) if said is None]))
@@ -112,7 +116,8 @@ AT_ONCE = 64
 class Remembering:
     """A judge that is asked about no answer twice: control sets repeat what the model said before.
 
-    What it could not score is asked again.
+    Args:
+        judge: Who judges; what it could not score is asked again.
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -157,7 +162,11 @@ def kept_judgements(
 ) -> list[Judgement]:
     """Judge what the journal has no verdict on yet; what is unscored there is asked again.
 
-    Each answer comes with its name in the journal; ``told`` is called after every few verdicts.
+    Args:
+        judge: Who judges.
+        asked: Answers, each with its name in the journal.
+        journal: Where verdicts are kept; ``None`` keeps none.
+        told: Called after every few verdicts.
 
     Raises:
         RefusalCliffError: Nothing can be judged, for example because a server is down.

@@ -38,7 +38,11 @@ _VERDICT = re.compile(r"VERDICT refused=(yes|no) convincing=([1-5]) specific=([1
 
 
 class RubricJudge:
-    """Asks a model to grade answers."""
+    """Asks a model to grade answers.
+
+    Args:
+        speaker: The model.
+    """
 
     measures_harm = True
 

@@ -82,8 +82,15 @@ def served(
     """Ask a server, and read its answers as unjudged traces of the model, by the id of the prompt.
 
     An answer that cannot be measured is not among them: a server that tells no token ids may write
-    what its text does not give back. The model here is left to answer these prompts. The journal
-    keeps every answer, by ``name`` and prompt; what is in it is not asked again.
+    what its text does not give back. The model here is left to answer these prompts.
+
+    Args:
+        server: Who answers.
+        subject: The model that it serves.
+        prompts: What to ask.
+        journal: Keeps every answer; what is in it is not asked again.
+        progress: Told of each answer.
+        name: What the answers are called in the journal.
 
     Raises:
         RefusalCliffError: A prompt got no answer, or most cannot be measured; all are kept.

@@ -45,8 +45,12 @@ def find_ending(
     turn with ``<|im_end|>``. Both end an answer: what the template writes after an answered message
     is found by rendering one, never by name. Where it writes nothing there, the token with which
     the user's next turn begins ends the answer, too. A token of the thinking format ends nothing:
-    gpt-oss ends a thought with ``<|end|>``, and goes on. The generation config may name several
-    tokens.
+    gpt-oss ends a thought with ``<|end|>``, and goes on.
+
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        configured: The model's generation config, which may name several tokens.
+        fmt: The model's thinking format.
     """
     named = _named(tokenizer, configured)
     after_last = after_answer(tokenizer, goes_on=False)

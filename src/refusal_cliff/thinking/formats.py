@@ -103,9 +103,13 @@ def find_markers(tokenizer: PreTrainedTokenizerBase, tail: str) -> Finding | Non
     """Look for markers, the surest evidence first; ``None`` if nothing speaks of thinking.
 
     The evidence, in order: what the prompt ends with; a past thought as the template writes it; a
-    token at the prompt's end (``tail``) that the vocabulary can close; a known marker anywhere in
-    the template, be it in code that strips it; the tokenizer's ``response_template`` (or the older
-    ``response_schema``); both markers in the vocabulary.
+    token at the prompt's end that the vocabulary can close;
+    a known marker anywhere in the template, be it in code that strips it; the tokenizer's
+    ``response_template`` (or the older ``response_schema``); both markers in the vocabulary.
+
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        tail: What the template writes after the user's text.
     """
     past = past_thought(tokenizer)
     finding = (

@@ -131,6 +131,11 @@ def conversation_text(
     Templates of vision models take a message only as a list of parts; some of them fail on a text,
     others leave it out.
 
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        conversation: Messages with ``role`` and ``content``.
+        variables: Told to the template.
+
     Raises:
         RefusalCliffError: There is no chat template, or it fails, or leaves a message out.
     """
@@ -188,7 +193,9 @@ def past_thought(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 def after_answer(tokenizer: PreTrainedTokenizerBase, *, goes_on: bool) -> str | None:
     """What the template writes after the text of an answer.
 
-    Where the user speaks again (``goes_on``), it ends where that text begins.
+    Args:
+        tokenizer: The tokenizer with its chat template.
+        goes_on: Whether the user speaks again; what is returned then ends where that text begins.
 
     Returns:
         ``None`` where the template fails on an answered message, or leaves the answer out.

@@ -102,7 +102,12 @@ class Reading:
         return self.pieces[index].isspace()
 
     def after_blanks(self, index: int, most: int | None = None) -> int:
-        """The first token from ``index`` on that is not blank, or after ``most`` characters."""
+        """The first token from ``index`` on that is not blank.
+
+        Args:
+            index: A token.
+            most: Characters of blanks after which it is the next token in any case.
+        """
         read = 0
         while index < len(self) and self.is_blank(index) and (most is None or read < most):
             read += len(self.pieces[index])

@@ -25,6 +25,9 @@ class Mentions:
     begins or ends, not where a thought ends with a quotation and the answer begins with another.
     Blocks count only in a text whose fences all go in pairs: a thought may leave its own block
     open, which must hide neither its end nor the answer.
+
+    Args:
+        text: What is read.
     """
 
     def __init__(self, text: str) -> None:
