@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from refusal_cliff.cli import app
 from refusal_cliff.cliff.source import read_trace
-from refusal_cliff.data.fields import checked_label
+from refusal_cliff.data.fields import BadRow, checked_label
 from refusal_cliff.data.reading import Reading, source_rows, usable
 from refusal_cliff.data.said import EMPTY, FILTERED, NO_ANSWER, REFUSAL_FIELD, TOOL_CALL, told_of
 from refusal_cliff.data.shapes import example_of_row, prompt_of_row, trace_of_row
@@ -28,6 +28,7 @@ FILE = Path("rows.jsonl")
 READING = Reading(label="harmful")
 ASKED, THOUGHT, SAID = "Copy it", "It harms.", "Sorry, no."
 USER = {"role": "user", "content": ASKED}
+TOLD = {"role": "assistant", "content": SAID}
 ANSWER = {"role": "assistant", "content": SAID, "reasoning_content": THOUGHT}
 CHOICES = {"choices": [{"message": ANSWER, "finish_reason": "stop"}]}
 BATCH = {"custom_id": "q", "response": {"status_code": 200, "body": CHOICES}, "error": None}
@@ -74,6 +75,63 @@ SAME: dict[str, dict[str, Any]] = {
     "an empty system turn": {"messages": [{"role": "system", "content": " "}, USER, ANSWER]},
     "chat and answer apart": {"messages": [USER], "thinking": THOUGHT, "response": SAID},
     "our own": {"prompt": ASKED, "thinking": THOUGHT, "response": SAID, "closed": True},
+    "a thought beside messages": {"messages": [USER, {**TOLD}], "thinking": THOUGHT},
+    "a thought beside what a server sent": {
+        **{"prompt": ASKED, "reasoning_content": THOUGHT},
+        "response": {"choices": [{"message": {**TOLD}}]},
+    },
+    "messages as JSON": {"messages": json.dumps([USER, ANSWER])},
+    "a request and an answer as JSON": {
+        **{"prompt": json.dumps([USER]), "response": json.dumps(ANSWER)}
+    },
+    "a last message that waits for the answer": {
+        **{"messages": [USER, {"role": "assistant", "content": ""}]},
+        **{"thinking": THOUGHT, "response": SAID},
+    },
+    "a second column for the answer": {
+        **{"prompt": ASKED, "thinking": THOUGHT, "response": "", "completion": SAID}
+    },
+    "parts in place of a content": {
+        "messages": [
+            USER,
+            {
+                **{"role": "assistant", "content": ""},
+                "parts": [
+                    {"type": "step-start"},
+                    {"type": "reasoning", "text": THOUGHT},
+                    {"type": "text", "text": SAID},
+                ],
+            },
+        ]
+    },
+    "a message as a part": {
+        **{"prompt": ASKED, "thinking": THOUGHT},
+        "output": [{"type": "message", "content": [{"type": "output_text", "text": SAID}]}],
+    },
+    "parts by other names": {
+        **{"prompt": ASKED, "thinking": THOUGHT, "response": [{"type": "Text", "content": SAID}]}
+    },
+    "harmony's thought as a message": {
+        "messages": [
+            USER,
+            {"role": "assistant", "channel": "analysis", "content": THOUGHT},
+            {"role": "assistant", "channel": "final", "content": SAID},
+        ]
+    },
+    "a system prompt that says nothing": {
+        **{"prompt": ASKED, "thinking": THOUGHT, "response": SAID, "history": []},
+        **{"system": [{"type": "text", "text": ""}], "system_prompt": False},
+    },
+    "the same thought in two fields": {
+        **{"prompt": ASKED, "thinking": THOUGHT, "reasoning": f" {THOUGHT}", "response": SAID}
+    },
+    "a setting beside a thought": {
+        **{"prompt": ASKED, "reasoning": "high", "thinking": THOUGHT, "response": SAID}
+    },
+    "a switch of another type beside it": {
+        **{"prompt": ASKED, "reasoning": True, "cot": THOUGHT, "response": SAID},
+        **{"thinking": {"type": "enabled", "budget_tokens": 9}},
+    },
 }
 
 
@@ -151,6 +209,12 @@ def test_a_filter_that_leaves_no_message_is_known() -> None:
         {"response": SAID, "finishReason": "MAX_TOKENS"},
         {"response": {"role": "assistant", "content": SAID, "stop_reason": "max_tokens"}},
         {"output": {"choices": [{"message": {"content": SAID}, "stop_reason": "max_tokens"}]}},
+        {"messages": [USER, {**TOLD, "finish_reason": "length"}]},
+        {"messages": [USER, TOLD], "finish_reason": "length"},
+        {"response": SAID, "stopReason": "maxPredictedTokensReached"},
+        {"response": SAID, "finish_reason": {"reason": "length"}},
+        {"response": SAID, "finish_reason": ["length"]},
+        {"response": SAID, "finish_reason": "userStopped"},
     ],
 )
 def test_a_cut_is_known_by_any_of_its_names(answer: dict[str, Any]) -> None:
@@ -159,7 +223,7 @@ def test_a_cut_is_known_by_any_of_its_names(answer: dict[str, Any]) -> None:
     assert trace_of_row(FILE, 1, {"prompt": ASKED, "response": SAID, **ended}, READING).complete
 
 
-@pytest.mark.parametrize("switch", ["on", "off"])
+@pytest.mark.parametrize("switch", ["on", "off", "none", "Medium", "enabled", "true", False])
 def test_a_switch_of_reasoning_is_no_thought(switch: str) -> None:
     row = {"prompt": ASKED, "reasoning": switch, "output": f"<think>{THOUGHT}</think>{SAID}"}
     record = trace_of_row(FILE, 1, row, READING)
@@ -175,6 +239,19 @@ def test_a_switch_of_reasoning_is_no_thought(switch: str) -> None:
         ({"prompt": ASKED, "response": {"message": {}}}, "no message with a content"),
         ({"prompt": ASKED, "response": SAID, "system": "Be kind."}, "system prompt"),
         ({"prompt": ASKED, "response": SAID, "thinking": [7]}, "thinking is"),
+        (
+            {"prompt": ASKED, "response": SAID, "cot": "Hm.", "thinking": [7]},
+            "is [7] (in thinking)",
+        ),
+        ({"prompt": ASKED, "response": SAID, "system_prompt": "Be kind."}, "system prompt"),
+        ({**BATCH, "body": {"messages": [USER], "system": "Be kind."}}, "system prompt"),
+        ({"prompt": ASKED, "response": SAID, "history": [["Hi", "Hello"]]}, "earlier turns"),
+        ({"prompt": ASKED, "response": 42}, "'response' is 42, neither a text nor"),
+        ({"prompt": ASKED, "response": [{"token": "No", "logprob": -0.1}]}, "'token', 'logprob'"),
+        ({"prompt": ASKED, "response": [{"type": "image"}]}, "a part of the kind 'image'"),
+        ({"prompt": ASKED, "response": {"choices": None, "error": "busy"}}, "failed: 'busy'"),
+        ({"prompt": ASKED, "response": {"choices": [{}, {}]}}, "2 answers"),
+        ({"messages": str([USER, TOLD])}, "as Python prints them"),
         ({"prompt": ASKED, "response": SAID, "label": "bad"}, "--label"),
         ({"prompt": ASKED, "response": SAID, "score": "high"}, "'score' is 'high'"),
         ({"prompt": ASKED, "response": SAID, "score": float("inf")}, "'score' is inf"),
@@ -199,6 +276,35 @@ def test_labels_of_public_data_are_read() -> None:
         assert prompt_of_row(FILE, 1, {"prompt": "a", "label": value}).label == label
     with pytest.raises(RefusalCliffError, match="Unknown label 'odd'"):
         checked_label("odd")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ({"response": "\u200b"}, "empty"),
+        ({"response": f"<think>{THOUGHT}</think>\n\u2060\ufeff"}, "empty"),
+        ({"response": "", "thinking": THOUGHT}, "empty"),
+        ({"response": "", "thinking": THOUGHT, "tool_calls": [{"id": "1"}]}, "empty"),
+        ({"response": '<tool_call>\n{"name": "f"}\n</tool_call>'}, "empty"),
+        ({"response": f"<think>{THOUGHT}"}, "thinking never closes"),
+        ({"messages": [USER, {**TOLD, "finish_reason": "length"}]}, "cut off"),
+    ],
+)
+def test_nobody_trains_on_what_is_no_answer(answer: dict[str, Any], reason: str) -> None:
+    with pytest.raises(BadRow) as caught:
+        example_of_row(FILE, 1, {"prompt": ASKED, **answer}, READING)
+    assert caught.value.reason == reason
+
+
+def test_different_thoughts_of_two_fields_are_both_kept() -> None:
+    row = {"prompt": ASKED, "reasoning": "It asks.", "thinking": THOUGHT, "response": SAID}
+    assert trace_of_row(FILE, 1, row, READING).thinking == f"It asks.\n\n{THOUGHT}"
+
+
+def test_the_column_of_thinking_that_a_user_names_is_the_one() -> None:
+    row = {"prompt": ASKED, "mine": THOUGHT, "reasoning_content": "Other.", "response": SAID}
+    reading = Reading(label="harmful", columns={"thinking": "mine"})
+    assert trace_of_row(FILE, 1, row, reading).thinking == THOUGHT
 
 
 def test_columns_and_markers_that_a_user_names() -> None:

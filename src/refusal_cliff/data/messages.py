@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from refusal_cliff.data.fields import BadRow, bad
+from refusal_cliff.data.fields import BadRow, bad, shown
 from refusal_cliff.data.said import is_filtered, read_parts
 
 _ROLES = {
@@ -18,8 +20,12 @@ _ROLES = {
     "developer": "system",
 }
 _WHO = ("role", "from")
-_SAID = ("content", "value", "text")
-_MESSAGE = frozenset({*_SAID, "refusal", "tool_calls", "function_call"})
+_SAID = ("content", "value", "text", "parts")
+_INNER = ("analysis", "commentary")
+"""Channels of harmony whose messages are no answers."""
+_MESSAGE = frozenset({*_SAID, "thinking", "reasoning", "refusal", "tool_calls", "function_call"})
+_KIND = frozenset({*_WHO, "type"})
+_PRINTED = re.compile(r"\s*\[?\s*\{'(?:role|from|type|content)': ?'")
 _FINISH = ("finish", "finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason")
 """Names of servers and logs for why an answer ended."""
 
@@ -59,19 +65,27 @@ def turn_of(message: Mapping[str, object], finish: object = "") -> Turn:
     """A message with the keys of OpenAI (``role``, ``content``) or of ShareGPT (``from``)."""
     role = _named(message, _WHO)
     name = role if isinstance(role, str) else ""
-    return Turn(_ROLES.get(name, name), {**message, "content": _named(message, _SAID)}, finish)
+    said = next((message[key] for key in _SAID if message.get(key) not in (None, "")), None)
+    said = _named(message, _SAID) if said is None else said
+    held = {**message, "content": said}
+    if message.get("channel") in _INNER:
+        held |= {"content": None, "thinking": said}
+    return Turn(_ROLES.get(name, name), held, finish)
 
 
-def turns_of(value: object, role: str) -> list[Turn]:
+def turns_of(value: object, role: str, column: str) -> list[Turn]:
     """The turns in a column: a text or its parts, one message, or a list of messages.
 
     Args:
-        value: What the column holds.
+        value: What the column holds; a list of messages may be written as JSON.
         role: Who speaks where nobody is named.
+        column: Its name.
 
     Raises:
         BadRow: It is none of these.
     """
+    if isinstance(value, str):
+        value = _parsed(value)
     if isinstance(value, str):
         return [Turn(role, {"content": value})]
     if isinstance(value, Mapping):
@@ -83,9 +97,38 @@ def turns_of(value: object, role: str) -> list[Turn]:
     if isinstance(value, Sequence) and all(isinstance(m, Mapping) for m in value):
         messages = cast("Sequence[Mapping[str, object]]", value)
         if any(_named(message, _WHO) is not None for message in messages):
-            return [turn_of(message) for message in messages]
+            return _whole([turn_of(message, finish_of(message, "")) for message in messages])
         return [Turn(role, {"content": messages})]
-    raise not_text("its messages are not a list of objects")
+    raise not_text(f"{column!r} is {shown(value)}, neither a text nor a list of messages")
+
+
+def _parsed(text: str) -> object:
+    """The messages that a text is as JSON, as tables hold them; else the text itself."""
+    if not text.lstrip().startswith(("[", "{")):
+        return text
+    if _PRINTED.match(text):
+        raise bad("it holds messages as Python prints them", "export the file again, as JSON")
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    held = value if isinstance(value, list) else [value]
+    messages = all(isinstance(m, dict) and m.keys() & _KIND and m.keys() & _MESSAGE for m in held)
+    return value if held and messages else text
+
+
+def _whole(turns: Sequence[Turn]) -> list[Turn]:
+    """With the thoughts that harmony has as messages of their own beside the answer after them."""
+    found: list[Turn] = []
+    for turn in turns:
+        before = found[-1].message if found else {}
+        if turn.role == "assistant" and before.get("channel") in _INNER:
+            thoughts = (before.get("thinking"), turn.message.get("thinking"))
+            both = "\n\n".join(str(one) for one in thoughts if one)
+            found[-1] = replace(turn, message={**turn.message, "thinking": both})
+        else:
+            found.append(turn)
+    return found
 
 
 def finish_of(fields: Mapping[str, object], otherwise: object) -> object:
@@ -108,8 +151,10 @@ def choice_of(value: object) -> Turn | None:
             raise not_text(f"the request of the batch failed with status {status!a:.40}")
         return choice_of({"choices": None, **value["body"]})
     choices = value.get("choices")
-    if choices is None:
+    if choices is None and not ("choices" in value and value.get("error")):
         return None
+    if isinstance(choices, Sequence) and len(choices) > 1:
+        raise bad(f"it holds {len(choices)} answers", "write one row for each answer")
     first = choices[0] if isinstance(choices, Sequence) and choices else None
     first = first if isinstance(first, Mapping) else {}
     message = first.get("message")
@@ -118,7 +163,10 @@ def choice_of(value: object) -> Turn | None:
     if message is None and is_filtered(finish_of(first, None)):
         message = {}
     if not isinstance(message, Mapping):
-        raise not_text("its choices hold no message")
+        error = value.get("error")
+        raise not_text(
+            f"the request failed: {shown(error)}" if error else "its choices hold no message"
+        )
     turn = turn_of(cast("Mapping[str, object]", message), finish_of(first, None))
     return replace(turn, role="assistant")
 

@@ -6,7 +6,7 @@ It holds thinking and answer, and how that ended, or why there is no answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.data.types import Prompt, Told, Trace
@@ -27,29 +27,38 @@ THINKING_FIELDS = (
     *("reasoning_content", "reasoning", "thinking", "reasoning_details", "reasoning_text"),
     *("thought", "thoughts", "cot", "chain_of_thought", "thinking_blocks"),
 )
+_SETTINGS = frozenset(
+    {"on", "off", "none", "auto", "default", "enabled", "disabled", "adaptive", "true", "false"}
+    | {"minimal", "low", "medium", "high", "xhigh", "max"}
+)
+"""Words in a field of thinking that say how much a model is to think."""
 _FILTERS = re.compile(
-    r"filter|guardrail|safety|sensitive|recitation|block_?list|prohibited|spii|toxic|moderat"
+    r"filter|guardrail|safety|sensitive|recitation|blocked|block_?list|prohibited|policy|spii|toxic"
+    r"|moderat"
 )
 _CUT = re.compile(
-    r"length|max_|limit|context|incomplete|truncat|abort|cancel|error|insufficient|time_?out"
-    r"|repetition"
+    r"length|max[_-]|limit|context|incomplete|truncat|abort|cancel|error|insufficient|time_?out"
+    r"|repetition|fail|interrupt|preempt|exceed|num_predict|user_stop"
 )
 """In words of servers for an answer that they ended; all others, and none, are the model's own."""
 _REFUSALS = frozenset({"refusal"})
 _WRITTEN_CALL = re.compile(
-    r"\s*(?:<(?:\w+:)?(?:tool_calls?|function_calls?)>|<function=|\[TOOL_CALLS\]|functools\["
-    r"|<\|(?:python_tag|tool_calls?(?:(?:_section)?_begin)?)\|>|<start_function_call>"
-    r"|<｜(?:tool▁calls?▁begin|DSML｜(?:function|tool)_calls)"
-    r'|\[?\s*\{\s*"name"\s*:\s*"[^"\n]{1,99}"\s*,\s*"(?:arguments|parameters)"\s*:)'
+    r"\s*(?:<\|?(?:\w{1,24}[:_])??(?:tool|function)_?calls?(?:_\w{1,24})?\|?>|<function="
+    r"|\[TOOL_CALLS\]|functools\[|<\|(?:python_tag|action_start|START_ACTION)\|>"
+    r"|<start_function_call>|<｜(?:tool▁calls?▁begin|DSML｜(?:function|tool)_calls)|```tool_(?:code|call)"
+    r'|(?:```(?:json)?\s*)?\[?\s*\{\s*"(?:name"\s*:\s*"[^"\n]{1,99}"\s*,\s*"(?:arguments|parameters)"'
+    r'|type"\s*:\s*"function")\s*[:,])',
+    re.IGNORECASE,
 )
 _HARMONY_CALL = re.compile(r"<\|channel\|>commentary\s+to=functions\.|<\|call\|>\s*\Z")
 """How models write the call of a tool, where no server has read it."""
-_TEXTS = ("text", "output_text", "input_text")
+_TEXTS = ("text", "output_text", "input_text", "markdown")
 _THOUGHTS = (
     *("thinking", "reasoning", "reasoning_content", "reasoning_text", "summary", "thought"),
     *("reasoningContent", "reasoningText"),
 )
 _DEEPEST = 4
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _HALVES = re.compile(r"[\ud800-\udfff]")
 
 
@@ -82,7 +91,7 @@ def read_parts(content: object) -> Parts:
     Raises:
         TypeError: It is neither a text nor such a list.
     """
-    if isinstance(content, Mapping) and content.keys() & {"parts", *_TEXTS}:
+    if isinstance(content, Mapping) and content.keys() & {"parts", "type", *_TEXTS}:
         content = content.get("parts", [content])
     if content is None:
         return Parts(None)
@@ -123,14 +132,15 @@ def said_in(
         TypeError: The content is neither a text nor a list of parts.
     """
     parts = read_parts(message.get("content"))
-    thought = next(filter(None, (_text(message, name) for name in THINKING_FIELDS)), None)
-    found = read_message(parts.text, thought or parts.thinking, thinks=thinks, markers=markers)
-    why = finish if isinstance(finish, str) and finish else UNTOLD
-    ended = why.lower()
+    thought = _once_each(_text(message, name) for name in THINKING_FIELDS) or parts.thinking
+    found = read_message(parts.text, thought, thinks=thinks, markers=markers)
+    ended = word_of(finish)
+    why = finish if isinstance(finish, str) and finish else ended or UNTOLD
     refusal = parts.refusal or _text(message, "refusal")
-    if is_blank(found.response) and (refusal or ended in _REFUSALS):
+    if refusal or ended in _REFUSALS:
         told = Told(closed=True, finish=why, status=REFUSAL_FIELD)
-        return Trace(prompt, (), None, found.thinking, refusal, complete=True, told=told)
+        said = refusal or found.response
+        return Trace(prompt, (), None, found.thinking, said, complete=True, told=told)
     filtered = is_filtered(finish)
     complete = not filtered and _CUT.search(ended) is None
     called = any("tool" in kind or "function" in kind for kind in parts.others)
@@ -175,7 +185,30 @@ def told_of(trace: Trace) -> Told:
 
 def is_filtered(finish: object) -> bool:
     """Whether a server says that a content filter ended an answer; it may then send no message."""
-    return isinstance(finish, str) and _FILTERS.search(finish.lower()) is not None
+    return _FILTERS.search(word_of(finish)) is not None
+
+
+def word_of(finish: object) -> str:
+    """Why an answer ended, in small letters; empty where no word says it.
+
+    Args:
+        finish: What a server or a log holds for it: ``length``, ``maxTokens``, ``["length"]`` or
+            ``{"reason": "length"}``.
+    """
+    if isinstance(finish, Mapping):
+        finish = finish.get("reason", finish.get("type"))
+    elif isinstance(finish, Sequence) and not isinstance(finish, str) and len(finish) == 1:
+        finish = finish[0]
+    return _HUMP.sub("_", finish).lower() if isinstance(finish, str) else ""
+
+
+def is_setting(value: object) -> bool:
+    """Whether a field of thinking holds no thought, but how the model is to think."""
+    if isinstance(value, Mapping):
+        return is_setting(value.get("type")) or is_setting(value.get("effort"))
+    if isinstance(value, str):
+        return value.strip().lower() in _SETTINGS
+    return isinstance(value, bool)
 
 
 def is_blank(text: str) -> bool:
@@ -195,8 +228,20 @@ def _beside(text: str, found: Message) -> str:
     return "" if read_message(text, None).thinking else text
 
 
+def _once_each(thoughts: Iterable[str]) -> str | None:
+    """Thoughts of several fields; one that stands in another counts once."""
+    kept: list[str] = []
+    for thought in filter(None, thoughts):
+        words = "".join(thought.split())
+        if not any(words in "".join(other.split()) for other in kept):
+            kept = [other for other in kept if "".join(other.split()) not in words] + [thought]
+    return "\n\n".join(kept) or None
+
+
 def _text(message: Mapping[str, object], name: str) -> str:
     value = message.get(name)
+    if is_setting(value):
+        return ""
     try:
         parts = read_parts(value)
     except TypeError:  # of another kind, which no server is known to send
@@ -210,11 +255,19 @@ def _add(found: dict[str, list[str]], part: object) -> None:
         return
     if not isinstance(part, Mapping):
         raise TypeError(f"a part of the content is {_kind(part)}")
-    kind = str(part.get("type") or next((name for name in _THOUGHTS if part.get(name)), "text"))
+    kind = part.get("type") or next((name for name in _THOUGHTS if part.get(name)), "text")
+    kind = str(kind)
     if part.get("thought") is True or kind.partition(".")[0] in _THOUGHTS:  # reasoning.summary
         found["thinking"].append(_text_of(_told_in(part) or ""))
-    elif kind in _TEXTS:
-        found["text"].append(_text_of(part.get("text")))
+    elif kind.lower() in _TEXTS:
+        name = next((name for name in (*_TEXTS, "value", "content") if name in part), None)
+        if name is None:
+            raise TypeError(f"a part of the content has {', '.join(map(ascii, part))}, but no text")
+        found["text"].append(_text_of(part[name]))
+    elif kind == "message":
+        held = part.get("content")
+        for inner in [held] if isinstance(held, str) else held or ():
+            _add(found, inner)
     elif kind == "refusal":
         found["refusal"].append(_text_of(part.get("refusal")))
     else:

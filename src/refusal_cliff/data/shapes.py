@@ -28,12 +28,23 @@ from refusal_cliff.data.fields import (
 )
 from refusal_cliff.data.messages import Turn, choice_of, finish_of, not_text, texts_in, turns_of
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
-from refusal_cliff.data.said import THINKING_FIELDS, known_status, read_parts, said_in, told_of
+from refusal_cliff.data.said import (
+    EMPTY,
+    THINKING_FIELDS,
+    UNANSWERED,
+    is_blank,
+    is_setting,
+    known_status,
+    read_parts,
+    said_in,
+    told_of,
+)
 from refusal_cliff.data.types import Prompt, Row, SafetyExample, Told, Trace
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _BESIDE = (*THINKING_FIELDS, "refusal", "tool_calls", "function_call")
 """What may stand beside an answer in columns of its own; a switch (``reasoning: on``) is none."""
 _NAMES = {"text": "prompt"}
@@ -53,10 +64,9 @@ def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = 
     """
     row = _renamed(row, reading)
     name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-    turns = _asked_turns(row) if name is None or isinstance(row[name], list) else []
+    turns = _asked_turns(row) if name is None else _asked_in(row, name)
     _refuse_system(row, turns)
-    text = text_in(row, name) if name is not None and not turns else _asked(turns)
-    return _prompt(source, number, row, text, reading)
+    return _prompt(source, number, row, _asked(turns), reading)
 
 
 def trace_of_row(
@@ -122,9 +132,12 @@ def example_of_row(
             that never closes.
     """
     found = trace_of_row(source, number, row, reading, asked_again=True)
+    status = told_of(found).status
+    if status in UNANSWERED:
+        raise BadRow("empty", f"it has no answer: {status}")
     if not found.closed:
         raise BadRow("thinking never closes", "its thinking begins and does not end")
-    if not found.response.strip():
+    if is_blank(found.response):
         raise BadRow("empty", "the answer is empty")
     if not found.complete:
         raise BadRow("cut off", "its answer was cut off")
@@ -140,7 +153,9 @@ def _renamed(row: Row, reading: Reading) -> Row:
         name, column = missing[0]
         raise bad(f"it has no column {column!r}", f"name another one (--column {name}=COLUMN)")
     own = {_NAMES.get(name, name): row[column] for name, column in reading.columns.items()}
-    hidden = CHAT_COLUMNS if {"prompt", "response"} & own.keys() else ()
+    hidden = {*CHAT_COLUMNS} if {"prompt", "response"} & own.keys() else set[str]()
+    if "thinking" in own:
+        hidden |= {*THINKING_FIELDS}
     return {name: value for name, value in row.items() if name not in hidden} | own
 
 
@@ -181,21 +196,41 @@ def text_in(row: Row, name: str) -> str:
 def _conversation(row: Row) -> list[Turn]:
     """Request and answer as turns, wherever in the row they stand."""
     turns = _asked_turns(row)
-    if any(turn.role == "assistant" for turn in turns):
-        return turns
-    return turns + _answered_turns(row)
+    if turns[-1:] and turns[-1].role == "assistant" and not turns[-1].message["content"]:
+        answered = _answered_turns(row)  # a last message that is empty may wait for the answer
+        turns = [*turns[:-1], *answered] if answered else turns
+    elif not any(turn.role == "assistant" for turn in turns):
+        turns += _answered_turns(row)
+    if turns and turns[-1].role == "assistant":
+        last = turns[-1]
+        apart = {
+            name: row[name]
+            for name in _BESIDE
+            if row.get(name) is not None and not is_setting(row[name])
+        }
+        turns[-1] = replace(
+            last, message={**apart, **last.message}, finish=finish_of(row, last.finish)
+        )
+    return turns
 
 
 def _asked_turns(row: Row) -> list[Turn]:
     """The conversation in the row, or in the request of a batch, or the request in a column."""
+    if isinstance(row.get("history"), list) and row["history"]:
+        raise bad("it has earlier turns in 'history'", "keep the first request and its answer")
     body = row.get("body", row.get("request"))
     body = body.get("body", body) if isinstance(body, Mapping) else None
     for place in (row, body if isinstance(body, Mapping) else {}):
         for name in CHAT_COLUMNS:
             if place.get(name) is not None:
-                return turns_of(place[name], "user")
-    name = _column_of(row, PROMPT_COLUMNS)
-    return turns_of(text_in(row, name) if isinstance(row[name], str) else row[name], "user")
+                return turns_of(place[name], "user", name)
+    return _asked_in(row, _column_of(row, PROMPT_COLUMNS))
+
+
+def _asked_in(row: Row, name: str) -> list[Turn]:
+    """The request in a column: a text, or messages."""
+    asked = row[name] if isinstance(row[name], list | Mapping) else text_in(row, name)
+    return turns_of(asked, "user", name)
 
 
 def _answered_turns(row: Row) -> list[Turn]:
@@ -203,7 +238,8 @@ def _answered_turns(row: Row) -> list[Turn]:
     if row.get("error") not in (None, "", {}):
         raise not_text(f"the request failed: {shown(row['error'])}")
     sent = choice_of(row)
-    name = next((name for name in RESPONSE_COLUMNS if row.get(name) is not None), None)
+    filled = [name for name in RESPONSE_COLUMNS if row.get(name) is not None]
+    name = next((name for name in filled if row[name] != ""), next(iter(filled), None))
     if sent is None and name is not None:
         sent = choice_of(row[name])
     if sent is not None:
@@ -211,20 +247,30 @@ def _answered_turns(row: Row) -> list[Turn]:
     if name is None and not any(column in row for column in RESPONSE_COLUMNS):
         return []
     # A column that is there and empty is an empty answer.
-    turns = turns_of([] if name is None else row[name], "assistant")
-    apart = {name: row[name] for name in _BESIDE if row.get(name) not in (None, "on", "off")}
-    finish = finish_of(row, turns[0].finish)
-    return [replace(turns[0], message={**apart, **turns[0].message}, finish=finish), *turns[1:]]
+    return turns_of([] if name is None else row[name], "assistant", name or "response")
 
 
 def _refuse_system(row: Row, turns: Sequence[Turn]) -> None:
     """Refuse a system prompt that says something, in a column or as the first turn."""
-    first = turns[0].message["content"] if turns and turns[0].role == "system" else None
-    if any(said is not None and str(said).strip() for said in (first, row.get("system"))):
+    body = row.get("body")
+    places = (row, body) if isinstance(body, Mapping) else (row,)
+    said = [place.get(name) for place in places for name in SYSTEM_COLUMNS]
+    if turns and turns[0].role == "system":
+        said.append(turns[0].message["content"])
+    if any(map(_says, said)):
         raise bad(
             "it has a system prompt, which the model would not be given here",
             "drop it from the row if the answer does not depend on it",
         )
+
+
+def _says(value: object) -> bool:
+    """Whether a system prompt says anything."""
+    try:
+        parts = read_parts(value)
+    except TypeError:
+        return bool(value)
+    return bool(parts.others) or not is_blank(parts.text or "")
 
 
 def _without_system(turns: Sequence[Turn]) -> Sequence[Turn]:
@@ -284,17 +330,22 @@ def _read(prompt: Prompt, row: Row, turns: Sequence[Turn], reading: Reading, thi
     for text in texts_in(turn.message):
         if "\0" in checked_text(text, "response"):
             raise BadRow("not readable", "its answer holds a NUL character", "drop the row")
-    apart = [turn.message[name] for name in THINKING_FIELDS if turn.message.get(name) is not None]
-    try:
-        for thought in apart:
+    apart = {name: turn.message.get(name) for name in THINKING_FIELDS}
+    apart = {name: thought for name, thought in apart.items() if not is_setting(thought)}
+    for name, thought in apart.items():
+        try:
             read_parts(thought)
-    except TypeError as error:
-        raise bad(f"its thinking is {shown(apart[0])}, not a text", "write it as a text") from error
+        except TypeError as error:
+            wrong = f"its thinking is {shown(thought)} (in {name}), not a text"
+            raise bad(wrong, "write it as a text") from error
     try:
-        thinks = thinks and not apart
+        thinks = thinks and all(thought is None for thought in apart.values())
         said = said_in(prompt, turn.message, turn.finish, thinks=thinks, markers=reading.markers)
+        others = read_parts(turn.message.get("content")).others
     except TypeError as error:
         raise bad(str(error), "write the answer as a text") from error
     told = told_of(said)
+    if told.status == EMPTY and others:
+        raise not_text(f"its answer holds no text, but a part of the kind {others[0]!a:.40}")
     finish = "" if turn.finish == "" else checked_text(told.finish, "finish")
     return replace(said, told=replace(told, finish=finish))

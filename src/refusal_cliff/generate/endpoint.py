@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeGuard
 
+from refusal_cliff.data.messages import finish_of
 from refusal_cliff.data.said import is_filtered, read_parts, said_in, told_of
 from refusal_cliff.data.types import LeftOut, Prompt, Trace, shortened
 from refusal_cliff.errors import RefusalCliffError
@@ -208,7 +209,7 @@ class EndpointBackend:
         said = said_in(
             prompt,
             message,
-            choice.get("finish_reason"),
+            finish_of(choice, None),
             thinks=self.config.thinks,
             markers=self.config.markers,
         )
@@ -368,7 +369,7 @@ def _choice_of(answer: Mapping[str, Any]) -> Choice:
     if isinstance(choice.get("text"), str) and choice.get("message") is None:
         return choice
     message = choice.get("message")
-    if message is None and is_filtered(choice.get("finish_reason")):
+    if message is None and is_filtered(finish_of(choice, None)):
         return {**choice, "message": {}}
     if not isinstance(message, dict):
         raise TypeError("its choice holds no message")
