@@ -3,10 +3,10 @@ r"""How fast a local model answers, against Transformers' own generate in batche
     python -m bench.generation --data DIR --model smollm2
 
 Ours: prompts of one label and of like length together, a batch is left when most rows have ended
-and its stragglers go on together, keys and values do not move, and the unembedding is given the
-last states as one block of memory. Each part is taken out in turn. The prompts are those of the
-recorded audit, drawn at random. Both sides write greedily; how many answers are the same tells what
-rounding does in that precision.
+and its stragglers go on together, keys and values do not move, the unembedding is given the last
+states as one block of memory, and float32 weights are laid out once. Each part is taken out in
+turn. The prompts are those of the recorded audit, drawn at random. Both sides write greedily; how
+many answers are the same tells what rounding does in that precision.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import transformers
 from lab.pretrained.sources import recorded_sources
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.generate import GenerationConfig, drafts, generate
+from refusal_cliff.model import packing
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.thinking import render_prompt
 from refusal_cliff.workflows.audit_prompts import audit_prompts
@@ -74,9 +75,9 @@ def main() -> None:
         traces = generate(subject, prompts, config)
         return [list(t.token_ids[n:]) for t, n in zip(traces, starts, strict=True)]
 
-    def without(**patches: Any) -> Callable[[], list[list[int]]]:
+    def without(module: Any = drafts, **patches: Any) -> Callable[[], list[list[int]]]:
         def run() -> list[list[int]]:
-            with patch.multiple(drafts, **patches):
+            with patch.multiple(module, **patches):
                 return ours()
 
         return run
@@ -87,6 +88,7 @@ def main() -> None:
         "ours, last states as a slice": without(_contiguous_last_states=lambda _: nullcontext()),
         "ours, batches to their last row": without(_MOST=1.0),
         "ours, a cache that moves": without(roomy_cache=lambda _: None),
+        "ours, weights as they are": without(packing, _layers=lambda _: []),
     }
     ours()  # warm
     rates: dict[str, float] = {}
