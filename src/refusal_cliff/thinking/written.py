@@ -147,8 +147,8 @@ def read_message(
     - Thinking in a field of its own and an answer: both as they are, tags in the field aside. A
       thought in both stands once: where one holds the other, blanks aside, the longer one is taken;
       where they differ, the field's comes first and the text's after it, so that nothing is lost
-      and no thought is in the answer. An answer in both is no part of the thought. Without any answer the thinking never closed: servers send
-      an unfinished thought alone.
+      and no thought is in the answer. An answer in both is no part of the thought. Without any
+      answer the thinking never closed: servers send an unfinished thought alone.
     - An answer that first repeats a long thought word for word loses the repetition.
     - No marker at all: an answer without thinking, unless the model always thinks.
 
