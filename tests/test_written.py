@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from time import process_time
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking.formats import KNOWN, Markers, markers_of
-from refusal_cliff.thinking.written import Message, read_message
+from refusal_cliff.thinking.written import BLANKS, Message, read_message
 
 T, A = (
     "The user asks for a stolen car.\n\nI must refuse.",
@@ -90,6 +91,29 @@ SHAPES = {
     "end of turn, in brackets": f"<think>\n{T}\n</think>\n\n{A}[|endofturn|]",
     "end of turn, in capitals": f"<think>\n{T}\n</think>\n\n{A}<|END_OF_TURN_TOKEN|>",
     "end of turn, numbered": f"<think>\n{T}\n</think>\n\n{A}<SPECIAL_12>",
+    "end of role": f"<think>\n{T}\n</think>\n\n{A}<|role_end|>",
+    "end of text, in words": f"<think>\n{T}\n</think>\n\n{A} [end of text]\n\n",
+    "s1, a blank": f"think \n{T}\nanswer\n{A}",
+    "s1, a turn": f"<|im_start|>assistant\n<|im_start|>think\n{T}\n<|im_start|>answer\n{A}",
+    "ollama": f"Thinking...\n{T}\n...done thinking.\n\n{A}",
+    "llama.cpp": f"[Start thinking]\n{T}\n[End thinking]\n\n{A}",
+    "librechat": f":::thinking\n{T}\n:::\n{A}",
+    "aider": f"--------------\n► **THINKING**\n\n{T}\n\n------------\n► **ANSWER**\n\n{A}",
+    "kat": f"<judge>\n{T}\n</judge>\n\n<think_off>\n<answer>\n{A}\n</answer>",
+    "apertus": f"<|inner_prefix|>{T}<|inner_suffix|>{A}<|assistant_end|>",
+    "minimax, prompt opens": f"{T}</mm:think>\n\n{A}",
+    "hunyuan": f"<think:opensource>{T}</think:opensource>{A}<｜hy_eos:opensource｜>",
+    "heading, bold answer": f"## Thinking\n{T}\n\n**Answer:** {A}",
+    "bold, heading of the answer": f"**Thinking**\n{T}\n\n## Answer\n{A}",
+    "sentences": f"Here's my thinking process:\n{T}\nHere's my answer:\n{A}",
+    "another version": f"<think_v2>{T}</think_v2>\n<final_answer>{A}</final_answer>",
+    **{
+        name: f"<{name}>\n{T}\n</{name}>\n\n{A}"
+        for name in (
+            *("antThinking", "antml:thinking", "think:other", "thought_process", "scratch-pad"),
+            *("reasoning-process", "chain-of-thought", "chain_of_thought", "thinkings"),
+        )
+    },
 }
 
 
@@ -100,6 +124,11 @@ def test_every_shape_comes_apart(shape: str) -> None:
     assert parts(A, SHAPES[shape].partition(A)[0]) == (T, A)
     assert parts(SHAPES[shape], T) == (T, A)
     assert parts(f"\r\n\n{A}\n", f"\n{T}\r\n") == (T, A)
+    assert parts(A, SHAPES[shape]) == (T, A)
+    assert parts(f"\ufeff{SHAPES[shape]}\u200b", f"\u200b{T}\ufeff") == (T, A)
+    assert parts(f"\ufeff \u200b\n{SHAPES[shape]}") == (T, A)
+    other = [text.replace("\n", "\r\n") for text in (SHAPES[shape], T, A)]
+    assert parts(other[0]) == (other[1], other[2])
 
 
 @pytest.mark.parametrize(
@@ -178,6 +207,17 @@ def test_a_fenced_thought_may_hold_blocks_and_so_may_the_answer() -> None:
         f"## Reasoning\n{T}\n\n## Answering machines\n{A}",
         f"The answer: 4.\nAnswer: {A}",
         f"Like this:\n```thinking\n{T}\n```\nThat is all.",
+        f"## Reasoning\n{T}\n\nAnswer: 4",
+        f"Here is my reasoning:\n{T}",
+        f"Thinking...\n{T}",
+        f"[Start thinking] of it.\n{T}",
+        f"► **THINKING**\n{T}",
+        f"<judge>{T}</judge>\n{A}",
+        f"<reasoning_effort>{T}</reasoning_effort>",
+        f"<think-tank>\n{T}",
+        f"<think_off>\n{T}",
+        f":::note\n{T}\n:::\n{A}",
+        f"{T} It says[end of text]",
     ],
 )
 def test_what_may_be_an_answer_stays_one(answer: str) -> None:
@@ -208,7 +248,19 @@ def test_a_thought_in_field_and_text_stands_once() -> None:
     assert not read_message(f"<think>{T}", T).closed
 
 
-@pytest.mark.parametrize("end", ["", "<|im_end|>", "<|eot_id|>\n", "</s>", "<answer></answer>"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "",
+        "<|im_end|>",
+        "<|eot_id|>\n",
+        "</s>",
+        "<answer></answer>",
+        "<|role_end|>",
+        "[end of text]",
+        "\u200b",
+    ],
+)
 def test_an_end_of_turn_is_no_answer(end: str) -> None:
     assert read_message(f"<think>\n{T}\n</think>\n\n{end}", None).response == ""
 
@@ -264,8 +316,10 @@ def test_markers_by_option() -> None:
             markers_of(wrong)
 
 
-_WORDS = st.text(st.characters(codec="utf-8", exclude_characters="`<>[]|◁▷")).filter(
-    lambda text: text.strip() not in set("\"'“‘«„")
+_WORDS = (
+    st.text(st.characters(codec="utf-8", exclude_characters="`<>[]|◁▷"))
+    .map(lambda text: text.strip(BLANKS))
+    .filter(lambda text: text not in set("\"'“‘«„"))
 )
 _TEXTS = _WORDS.map(lambda text: " ".join(text.split())).filter(
     lambda text: text and not re.match(r"think$|analysis|commentary|final", text)
@@ -273,7 +327,9 @@ _TEXTS = _WORDS.map(lambda text: " ".join(text.split())).filter(
 
 
 @settings(deadline=None)
-@given(st.sampled_from(KNOWN), _WORDS.map(str.strip), _TEXTS, st.booleans())
+@example(KNOWN[0], ":::thinking", "No.", True)
+@example(KNOWN[1], "analysis", "No.", True)
+@given(st.sampled_from(KNOWN), _WORDS, _TEXTS, st.booleans())
 def test_written_then_read_gives_the_parts_back(
     known: Markers, thinking: str, answer: str, opened: bool
 ) -> None:
@@ -283,6 +339,7 @@ def test_written_then_read_gives_the_parts_back(
     assert (found.thinking, found.response, found.closed) == (thinking, answer, True)
     again = read_message(found.response, found.thinking)
     assert replace(again, written=None) == replace(found, written=None)
+    assert replace(read_message(answer, text), written=text) == found
 
 
 _PIECES = [m for k in KNOWN for m in (k.opener, k.closer, k.answer, k.ender)]
@@ -309,3 +366,36 @@ def test_reading_is_stable(content: str, reasoning: str | None) -> None:
 def test_a_megabyte_of_anything_is_read_at_once(piece: str) -> None:
     read_message(piece * (1_000_000 // len(piece)), None)
     read_message(f"<|channel|>final<|message|>{piece * (1_000_000 // len(piece))}", piece)
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        *("```thinking\n```", ":::thinking\n:::", "## Thinking\n", "**Thinking**\n", "Thought: "),
+        *(
+            "Here's my reasoning:",
+            "Thinking...\n",
+            "► **THINKING**",
+            "<judge>",
+            "<thought_process>",
+        ),
+    ],
+)
+def test_nothing_that_follows_a_beginning_takes_long(begun: str) -> None:
+    pieces = (
+        "a",
+        "a_",
+        "a:",
+        "</a_",
+        "</judge>\n",
+        "\n---",
+        "\n## ",
+        "\n**",
+        "\n:::a\n",
+        " ",
+        "\n",
+    )
+    began = process_time()
+    for piece in pieces:
+        read_message(begun + piece * (100_000 // len(piece)), None)
+    assert process_time() - began < 5

@@ -33,6 +33,7 @@ from refusal_cliff.thinking import (
     thinking_text,
     tokenise_trace,
 )
+from refusal_cliff.thinking.written import BLANKS, WITHOUT_WIDTH, read_message
 
 _ENDED = ("stop", "eos_token")
 """Words of servers for: the model wrote its end-of-sequence token."""
@@ -130,12 +131,21 @@ def _tokenised(told: Trace, subject: Subject) -> Trace:
     trace = replace(told, token_ids=tuple(ids), spans=None, told=None)
     if spans is None or not told.closed:
         return trace
-    return replace(
-        trace,
-        spans=spans,
-        thinking=thinking_text(subject.tokenizer, ids, spans),
-        response=response_text(subject.tokenizer, subject.ending.without(ids), spans),
-    )
+    thinking = thinking_text(subject.tokenizer, ids, spans)
+    response = response_text(subject.tokenizer, subject.ending.without(ids), spans)
+    return replace(trace, spans=spans, thinking=thinking, response=_answer(told, response, subject))
+
+
+def _answer(told: Trace, in_tokens: str, subject: Subject) -> str:
+    """The answer that was told, which is what is judged; in tokens it may have further blanks.
+
+    The tokens may hold more, such as a wrapper; and the text, where whoever read it did not know
+    the model's own markers.
+    """
+    fmt, answer = subject.format, told.response
+    if fmt.thinks and (fmt.answer or fmt.closer) in answer:
+        answer = read_message(answer, told.thinking, markers=(fmt,)).response or answer
+    return in_tokens if in_tokens.strip() == answer.strip() else answer
 
 
 def _written(trace: Trace, fmt: ThinkingFormat) -> tuple[str | None, str]:
@@ -149,15 +159,28 @@ def _written(trace: Trace, fmt: ThinkingFormat) -> tuple[str | None, str]:
     closer = fmt.answer or fmt.closer
     marked = not trace.thinking or not told.closed or (closer != "" and closer in (whole or ""))
     if whole is not None and marked:
-        return None, _without_opener(whole, fmt)
+        return None, _without_opener(_line_ends(whole, fmt), fmt)
     if not told.closed:  # a thought that never ended, in a field of its own
         return None, fmt.opening + trace.thinking
-    return trace.thinking, (trace.thinking and told.beside) or trace.response
+    again = trace.thinking != "" and closer != "" and told.beside.startswith(closer)
+    return trace.thinking, _line_ends(told.beside, fmt) if again else trace.response
+
+
+def _line_ends(whole: str, fmt: ThinkingFormat) -> str:
+    """The text with the model's line ends, where its file or server has put others in their place.
+
+    Templates end the lines around a marker with a line feed: a file that has a carriage return
+    there has them everywhere. No model begins with a byte order mark.
+    """
+    whole = whole.lstrip(WITHOUT_WIDTH)
+    marks = [mark for mark in (fmt.opener, fmt.closer) if mark]
+    foreign = any(f"{mark}\r\n" in whole or f"\r\n{mark}" in whole for mark in marks)
+    return whole.replace("\r\n", "\n") if foreign else whole
 
 
 def _without_opener(whole: str, fmt: ThinkingFormat) -> str:
     """The text without an opener that the prompt has written already: servers may put it back."""
-    text = whole.lstrip()
+    text = whole.lstrip(BLANKS)
     if not (fmt.opened_by_prompt and text.startswith(fmt.opener)):
         return whole
     return text.removeprefix(fmt.opener).removeprefix(fmt.tail.rpartition(fmt.opener)[2])

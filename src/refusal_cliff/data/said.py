@@ -153,7 +153,8 @@ def said_in(
     else:
         apart = found.written is None  # the server took the thought for a whole one
         status = status_of(found.thinking, found.response, found.closed or apart, complete)
-    told = Told(found.closed, found.written, _beside(parts.text or "", found), why, status)
+    beside = _beside(parts.text or "", found, markers)
+    told = Told(found.closed, found.written, beside, why, status)
     return Trace(prompt, (), None, found.thinking, found.response, complete, told=told)
 
 
@@ -221,11 +222,13 @@ def known_status(value: object) -> str:
     return str(value) if value in (*UNANSWERED, REFUSAL_FIELD) else ""
 
 
-def _beside(text: str, found: Message) -> str:
-    text = text.strip()
-    if found.written is not None or not found.response or text == found.response:
+def _beside(text: str, found: Message, markers: Sequence[Markers]) -> str:
+    """The answer with a second end of the thought before it, if nothing else stands there."""
+    if found.written is not None or not found.response:
         return ""
-    return "" if read_message(text, None).thinking else text
+    before = text.rpartition(found.response)[0].lstrip()
+    closers = {known.closer for known in markers if not known.answer}
+    return before + found.response if before and closers.issuperset(before.split()) else ""
 
 
 def _once_each(thoughts: Iterable[str]) -> str | None:

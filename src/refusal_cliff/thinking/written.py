@@ -10,6 +10,9 @@ from functools import cache
 
 from refusal_cliff.thinking.formats import HEADER_END, KNOWN, Markers
 
+WITHOUT_WIDTH = "\xad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+BLANKS = WITHOUT_WIDTH + "".join(filter(str.isspace, map(chr, range(0x3001))))
+"""What no text begins or ends with: blanks, and characters without width, as files have them."""
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 _INLINE_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)")
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
@@ -78,8 +81,9 @@ _TAG = re.compile(r"</?[\w:]+>")
 _SEAM = re.compile(r"<\|start\|>assistant|<\|(?:end|return|call|eom|eot)\|>")
 _ENDS = re.compile(
     r"(?:(?:<\|(?:end|return|call|e[no][dmt]_?(?:id|of_?(?:text|turn|sentence)|of_turn_token)?"
-    r"|im_end|(?:hy_)?eos|user)\|>|</s>|<(?:seed:)?eos>|<end_of_turn>|<turn\|>|<SPECIAL_\d+>"
-    r"|<｜end▁of▁sentence｜>|\[\|endofturn\|\]|\[EOS\]|\[e~\[)\s*)+\Z",
+    r"|(?:im|role|assistant)_end|(?:hy_)?eos|user)\|>|</s>|<(?:seed:)?eos>|<end_of_turn>|<turn\|>"
+    r"|<SPECIAL_\d+>|<｜end▁of▁sentence｜>|<｜hy_eos:opensource｜>|\[\|endofturn\|\]|\[EOS\]|\[e~\["
+    r"|(?<!\S)\[end of text\])\s*)+\Z",
     re.IGNORECASE,
 )
 _MOST_ENDS = 200
@@ -107,8 +111,8 @@ class Message:
     """Thinking and answer of one message.
 
     Attributes:
-        thinking: Without markers, and without blanks at its ends.
-        response: The answer, without the wrapper of a solution and without blanks at its ends;
+        thinking: Without markers, and without `BLANKS` at its ends.
+        response: The answer, without the wrapper of a solution and without `BLANKS` at its ends;
             empty where the thinking never closed.
         closed: Whether the thinking ended.
         written: The whole text, where it is exactly what a model wrote in one piece, so that its
@@ -146,8 +150,8 @@ def read_message(
     - Thinking in a field of its own and an answer: both as they are, tags in the field aside. A
       thought in both stands once: where one holds the other, blanks aside, the longer one is taken;
       where they differ, the field's comes first and the text's after it, so that nothing is lost
-      and no thought is in the answer. Without any answer the thinking never closed: servers send
-      an unfinished thought alone.
+      and no thought is in the answer. An answer in both is no part of the thought. Without any
+      answer the thinking never closed: servers send an unfinished thought alone.
     - An answer that first repeats a long thought word for word loses the repetition.
     - No marker at all: an answer without thinking, unless the model always thinks.
 
@@ -161,7 +165,7 @@ def read_message(
             model's own, or those that a user named, in front of ``KNOWN``.
     """
     formats = tuple(map(_format, markers))
-    field = (reasoning or "").strip()
+    field = (reasoning or "").strip(BLANKS)
     if not field:
         text = _split(content or "", formats, alone=True)
         if thinks and not text.marked:
@@ -173,6 +177,8 @@ def read_message(
     told = _split(field, formats, alone=False)
     if told.closed and told.marked and not (text.response or text.marked):
         text, told = told, replace(told, response="")
+    if told.marked and told.response.split() == text.response.split():  # all that was written
+        told = replace(told, response="")
     thinking = _once(_joined((told.thinking, told.response)), text.thinking)
     thinking = _unmarked(thinking, formats)
     response = _unrepeated(thinking, text.response)
@@ -209,8 +215,8 @@ class _Format:
 
 _BARE = (
     _Format(
-        re.compile(r"\A(?:<\|im_start\|>)?think\r?\n"),
-        re.compile(r"(?:\r?\n|<\|im_start\|>)answer(?:\r?\n|\Z)"),
+        re.compile(r"\A(?:<\|im_start\|>assistant\s+)?(?:<\|im_start\|>)?think[ \t\r]*\n"),
+        re.compile(r"(?:\r?\n|<\|im_start\|>)answer[ \t\r]*(?:\n|\Z)"),
     ),
     _Format(
         re.compile(r"\A(?:analysis|commentary)(?=[^\sa-z]|.*?assistantfinal)", re.DOTALL),
@@ -220,23 +226,33 @@ _BARE = (
 )
 """s1, and harmony without its markers: they count at the very beginning of a text alone."""
 _OPEN, _SHUT = r"(?:[<＜〈【][|｜]?|&lt;)[ \t]*", r"[ \t]*(?:[|｜]?[>＞〉】]|&gt;)"
-_NAME = r"(?:think(?:ing)?|thoughts?|reasoning|scratch_?pad|monologue|cot|思考)"
-_CERTAIN = rf"(?:\w{{1,24}}[_-])?{_NAME}"
+_NAME = r"(?:think(?:ings?)?|thoughts?|reasoning|scratch[_-]?pad|monologue|cot|思考(?:过程)?)"
+_CERTAIN = rf"(?:\w{{1,24}}[_:-]){{0,2}}(?:ant)?{_NAME}(?:[_-]?process|:\w{{1,24}})?"
 _OF = r"[_▁](?:of[_▁])?"
-_LIKELY = "analysis|reflection|rationale|reason|deliberation"
+_LIKELY = rf"analysis|reflection|rationale|reason|deliberation|{_NAME}[_-]\w{{1,24}}"
 """Tags that ask for more than a thought's name: an answer may hold them, too."""
+_EOL = r"[ \t\r]*(?:\n|\Z)"
 _FINAL = (
-    r"(?:^|\n)[ \t]*(?:#{1,6}[ \t]*(?:Final )?(?:Response|Answer)[ \t]*:?(?=[ \t]*(?:\n|\Z))"
+    rf"(?:^|\n)[ \t]*(?:#{{1,6}}[ \t]*(?:Final )?(?:Response|Answer)[ \t]*:?(?={_EOL})"
     r"|(?:#{1,6}[ \t]*|\*\*)Final (?:Response|Answer)[ \t]*:?(?:\*\*:?)?)"
 )
 _THOUGHT = "(?:Thinking|Thought|Reasoning)(?: process)?|Thoughts|Chain of thought"
-_COLON = r"(?::\*\*|\*\*:|\*\*[ \t]*(?:\n|\Z))"
+_COLON = rf"(?::\*\*|\*\*:|\*\*{_EOL})"
 _ANSWER = rf"(?:^|\n)[ \t]*\*\*(?:Final )?(?:Answer|Response|Output){_COLON}"
 _SAID = rf"(?:{_ANSWER}|(?:^|\n|(?<=[.!?])[ \t])[ \t]*(?-i:(?:Final )?(?:Answer|Response)):)"
+_HEADED = (
+    rf"(?:#{{1,6}}[ \t]*(?:{_THOUGHT})[ \t]*:?{_EOL}|\*\*(?:{_THOUGHT}){_COLON}|(?:{_THOUGHT}):)"
+)
+_HERE = "Here(?: i|['’])s my "
+_MY_ANSWER = rf"(?:^|\n)[ \t]*{_HERE}(?:final )?(?:answer|response):"
+_DONE = rf"\n\.\.\.done thinking\.{_EOL}"
+_AIDER = r"(?:\n-{3,80}[ \t\r]*)?\n► \*\*ANSWER\*\*"
+_JUDGED = r"</judge>\s*<think_off>"
+"""Of Ollama's command line, aider and KAT: what begins the answer."""
 _FENCED = re.compile(
-    rf"\A(`{{3,}}|~{{3,}})[ \t]*{_CERTAIN}[ \t]*\n"
-    r"(?P<thought>(?:\1[^\n]*\w[^\n]*\n(?:(?!\1)[^\n]*\n)*\1[ \t]*\n|(?!\1)[^\n]*\n)*)"
-    r"(?:(?P<end>\1[ \t]*(?:\n|\Z))|(?P<rest>.*)\Z)",
+    rf"\A(`{{3,}}|~{{3,}}|:{{3,}})[ \t]*{_CERTAIN}[ \t\r]*\n"
+    r"(?P<thought>(?:\1(?=[^\n]*\w)[^\n]*\n(?:(?!\1)[^\n]*\n)*\1[ \t\r]*\n|(?!\1)[^\n]*\n)*)"
+    rf"(?:(?P<end>\1{_EOL})|(?P<rest>.*)\Z)",
     re.IGNORECASE | re.DOTALL,
 )
 """A thought as a fenced block, with blocks of named languages in it."""
@@ -268,13 +284,16 @@ _TITLED = tuple(
             r"[^<>]{0,80}</summary>",
             r"</details>",
         ),
-        (r"\AHere(?: i|')s my thought process:", r"Here(?: i|')s my response:"),
-        (
-            rf"\A#{{1,6}}[ \t]*(?:{_THOUGHT})[ \t]*:?\n(?=.*?{_FINAL})",
-            _FINAL,
-        ),
+        (rf"\A\[Start thinking\]{_EOL}", r"\n\[End thinking\]"),
+        (rf"\AThinking\.\.\.{_EOL}(?=.*?{_DONE})", _DONE),
+        (rf"\A(?:-{{3,80}}\s*)?► \*\*THINKING\*\*(?=.*?{_AIDER})", _AIDER),
+        (rf"\A<judge>(?=.*?{_JUDGED})", _JUDGED),
+        (rf"\A{_HERE}thought process:", rf"{_HERE}response:"),
+        (rf"\A{_HERE}(?:{_THOUGHT}):(?=.*?{_MY_ANSWER})", _MY_ANSWER),
+        (rf"\A#{{1,6}}[ \t]*(?:{_THOUGHT})[ \t]*:?{_EOL}(?=.*?{_FINAL})", _FINAL),
         (rf"\A\*\*(?:{_THOUGHT}){_COLON}(?=.*?{_ANSWER})", _ANSWER),
         (rf"\A(?:{_THOUGHT}):(?=.*?{_SAID})", _SAID),
+        (rf"\A{_HEADED}(?=.*?(?:{_FINAL}|{_ANSWER}))", rf"(?:{_FINAL}|{_ANSWER})"),
     )
 )
 """Further tags, headings and sentences: at the very beginning, where nothing else is a marker."""
@@ -310,16 +329,16 @@ def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
     ``alone``, nothing is known of a thought beside the text, so that the opening word of a format
     without markers is enough.
     """
-    rest, closed = _without_end(text.strip()), True
+    rest, closed = _without_end(text.strip(BLANKS)), True
     thoughts: list[str] = []
     fenced = _FENCED.match(rest)
-    if fenced is not None and (alone or fenced["end"]):
+    if fenced and (fenced["end"] or (alone and not _marked(rest, formats))):
         thoughts.append(fenced["thought"] + (fenced["rest"] or ""))
         rest, closed = _unwrapped(rest[fenced.end() :]), fenced["end"] is not None
     while found := (
-        _bare(_BARE, rest, alone and not thoughts)
+        _bare(_BARE, rest, alone=False)
         or _marked(rest, formats)
-        or _bare(_TITLED, rest, alone and not thoughts)
+        or _bare((*_BARE, *_TITLED), rest, alone=alone and not thoughts)
     ):
         thought, rest, closed = _cut(rest, found)
         thoughts.append(thought)
@@ -327,7 +346,7 @@ def _split(text: str, formats: Sequence[_Format], *, alone: bool) -> _Split:
     return _Split(_joined(thoughts), rest, closed, marked=bool(thoughts))
 
 
-def _bare(formats: Sequence[_Format], text: str, alone: bool) -> _Format | None:
+def _bare(formats: Sequence[_Format], text: str, *, alone: bool) -> _Format | None:
     opened = [found for found in formats if found.opener.match(text)]
     if whole := next((found for found in opened if found.closer.search(text)), None):
         return whole
@@ -373,16 +392,16 @@ def _pieces(text: str, marks: Iterable[tuple[int, int]]) -> list[str]:
 def _without_end(answer: str) -> str:
     """An answer without the tokens that end a turn, where whoever wrote the text has kept them."""
     ends = _ENDS.search(answer, max(0, len(answer) - _MOST_ENDS))
-    return answer if ends is None else answer[: ends.start()].rstrip()
+    return answer if ends is None else answer[: ends.start()].rstrip(BLANKS)
 
 
 def _unwrapped(answer: str) -> str:
     """An answer without the tags of a solution around it; the closing one may be missing."""
-    answer = answer.strip()
+    answer = answer.strip(BLANKS)
     while opened := _WRAPS.match(answer):
         answer = answer[opened.end() :]
         last = [match.span() for match in _UNWRAPS.finditer(answer)][-1:]
-        answer = "".join(_pieces(answer, last)).strip()
+        answer = "".join(_pieces(answer, last)).strip(BLANKS)
     return answer
 
 
@@ -418,4 +437,4 @@ def _start(text: str) -> str:
 
 
 def _joined(parts: Iterable[str]) -> str:
-    return "\n\n".join(filter(None, (part.strip() for part in parts)))
+    return "\n\n".join(filter(None, (part.strip(BLANKS) for part in parts)))
