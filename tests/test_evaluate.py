@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -118,6 +119,20 @@ def test_perplexity_does_not_depend_on_batches_and_order(
     together = perplexity(subject, texts)
     monkeypatch.setattr(evaluate, "ROWS_AT_ONCE", 1)
     assert perplexity(subject, texts[::-1]) == pytest.approx(together, rel=1e-5)
+
+
+def test_no_more_logits_are_held_than_a_few(
+    subject: Subject, texts: list[Text], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of 32 texts of 400 tokens would fill 7 GB, three times, with a usual vocabulary."""
+    together = perplexity(subject, texts)
+    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 7 * subject.vocabulary)
+    held: list[int] = []
+    head: Any = subject.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, __, logits: held.append(logits[..., 0].numel()))
+    assert perplexity(subject, texts) == pytest.approx(together, rel=1e-6)
+    hook.remove()
+    assert max(held) == 7 and sum(held) == sum(len(ids) - first for ids, first in texts)
 
 
 def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary() -> None:

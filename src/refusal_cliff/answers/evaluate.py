@@ -24,8 +24,11 @@ from refusal_cliff.data.traces import closed
 from refusal_cliff.data.types import SafetyExample, Trace, closed_spans, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
+from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import padded
+from refusal_cliff.model.final_norm import LOGITS_AT_ONCE, logits_of
 from refusal_cliff.model.memory import BatchLimit
+from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Floats, Share
 from refusal_cliff.thinking import render_prompt
@@ -153,6 +156,7 @@ def perplexity(
     return math.exp(mean)
 
 
+@on_packed_weights
 @torch.inference_mode()
 def log_likelihoods(subject: Subject, texts: Sequence[Text]) -> Floats:
     """Log-likelihood of each text by the model, in nats, [texts].
@@ -183,14 +187,20 @@ def log_likelihoods(subject: Subject, texts: Sequence[Text]) -> Floats:
 
 
 def _negative_log_likelihood(subject: Subject, texts: Sequence[Text]) -> Floats:
-    """Of each text, [texts]."""
+    """Of each text, [texts]; only of tokens that count there are logits, a few at a time."""
     ids, mask = padded([tokens for tokens, _ in texts], subject.device)
-    logits = subject.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    wanted = ids.masked_fill(mask == 0, -100)
+    counted = mask.bool()
     for row, (_, first) in enumerate(texts):
-        wanted[row, :first] = -100
-    wanted = wanted[:, 1:].to(logits.device)
-    loss = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), wanted.flatten(), ignore_index=-100, reduction="none"
-    )
-    return loss.view(len(texts), -1).sum(1, dtype=torch.float64).cpu().numpy()
+        counted[row, :first] = False
+    rows, places = counted[:, 1:].nonzero(as_tuple=True)
+    run = decoder_of(subject.model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+    states, wanted = run[rows.to(run.device), places.to(run.device)], ids[rows, places + 1]
+    found = np.zeros(len(texts))
+    at_once = max(1, LOGITS_AT_ONCE // subject.vocabulary)
+    for piece in (slice(start, start + at_once) for start in range(0, len(rows), at_once)):
+        logits = logits_of(subject.model, states[piece])
+        loss = torch.nn.functional.cross_entropy(
+            logits, wanted[piece].to(logits.device), reduction="none"
+        )
+        np.add.at(found, rows[piece].cpu().numpy(), loss.double().cpu().numpy())
+    return found

@@ -17,6 +17,9 @@ from refusal_cliff.model.blocks import decoder_of, input_device
 from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 
+LOGITS_AT_ONCE = 2**24
+"""What callers of `logits_of` may hold: a long text has more than any memory."""
+
 
 class AfterFinalNorm(Reader):
     """Hands a reader of the last block ``norm(h)`` instead of ``h``.

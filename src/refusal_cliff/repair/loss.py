@@ -16,12 +16,10 @@ from transformers import PreTrainedModel
 
 from refusal_cliff.model.architecture import few_tokens
 from refusal_cliff.model.blocks import decoder_of, input_device
-from refusal_cliff.model.final_norm import logits_of
+from refusal_cliff.model.final_norm import LOGITS_AT_ONCE, logits_of
 from refusal_cliff.model.rounding import tolerance
 
 IGNORED_LABEL = -100
-PIECE = 2**24
-"""Logits that are held at once."""
 
 Head = Callable[[torch.Tensor], torch.Tensor]
 
@@ -62,7 +60,7 @@ def learnt_loss(
     mask: torch.Tensor | None,
     labels: torch.Tensor,
     *,
-    piece: int = PIECE,
+    piece: int = LOGITS_AT_ONCE,
 ) -> torch.Tensor:
     """Summed cross-entropy of the learnt tokens, as the model's own forward has it.
 
