@@ -14,7 +14,6 @@ from test_repair import BENIGN, CONFIG, SAFETY
 from tiny_families import FAMILIES, VOCABULARY, family_model, family_subject, random_ids
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.repair import loss as module
 from refusal_cliff.repair.loss import IGNORED_LABEL, LogProbs, is_exact, learnt_loss
 from refusal_cliff.repair.training import repair
 from refusal_cliff.settings import RepairConfig
@@ -144,4 +143,3 @@ def test_the_lean_loss_trains_as_that_of_trl_does(
     weights = [load_file(folder / "adapter_model.safetensors") for folder in (lean, plain)]
     for name, expected in weights[1].items():
         torch.testing.assert_close(weights[0][name], expected, rtol=1e-3, atol=2e-5)
-    assert module.LOGITS_AT_ONCE >= 1
