@@ -13,6 +13,7 @@ from tiny_chat import tiny_model, tiny_tokenizer
 from refusal_cliff.answers import evaluate
 from refusal_cliff.answers.evaluate import HARD_BENIGN, ROWS_AT_ONCE, perplexity, rates
 from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
+from refusal_cliff.model import final_norm
 from refusal_cliff.model.subject import Head, Subject, subject_of
 from refusal_cliff.stats import Share, wilson
 from refusal_cliff.thinking import Spans
@@ -126,7 +127,7 @@ def test_no_more_logits_are_held_than_a_few(
 ) -> None:
     """Those of 32 texts of 400 tokens would fill 7 GB, three times, with a usual vocabulary."""
     together = perplexity(subject, texts)
-    monkeypatch.setattr(evaluate, "LOGITS_AT_ONCE", 7 * subject.vocabulary)
+    monkeypatch.setattr(final_norm, "LOGITS_AT_ONCE", 7 * subject.vocabulary)
     held: list[int] = []
     head: Any = subject.model.get_output_embeddings()
     hook = head.register_forward_hook(lambda _, __, logits: held.append(logits[..., 0].numel()))

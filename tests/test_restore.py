@@ -16,6 +16,7 @@ from refusal_cliff.data.shapes import trace_of_row
 from refusal_cliff.data.traces import row_of_trace
 from refusal_cliff.data.types import Told, Trace
 from refusal_cliff.generate import GenerationConfig, generate
+from refusal_cliff.model import final_norm
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms.language import prompts
 from refusal_cliff.thinking import render_prompt
@@ -81,7 +82,7 @@ def test_blanks_come_back_where_the_model_wrote_them(subject: Subject, trace: Tr
 def test_long_answers_are_looked_at_in_pieces(
     subject: Subject, trace: Trace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("refusal_cliff.cliff.source._AT_ONCE", 7)
+    monkeypatch.setattr(final_norm, "LOGITS_AT_ONCE", 7 * subject.vocabulary)
     monkeypatch.setattr("refusal_cliff.cliff.source._AHEAD", 12)
     found = read(subject, told(subject, trace))
     assert found is not None

@@ -26,7 +26,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import padded
-from refusal_cliff.model.final_norm import LOGITS_AT_ONCE, logits_of
+from refusal_cliff.model.final_norm import logits_in_pieces
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Head, Subject
@@ -196,9 +196,7 @@ def _negative_log_likelihood(subject: Subject, texts: Sequence[Text]) -> Floats:
     run = decoder_of(subject.model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
     states, wanted = run[rows.to(run.device), places.to(run.device)], ids[rows, places + 1]
     found = np.zeros(len(texts))
-    at_once = max(1, LOGITS_AT_ONCE // subject.vocabulary)
-    for piece in (slice(start, start + at_once) for start in range(0, len(rows), at_once)):
-        logits = logits_of(subject.model, states[piece])
+    for piece, logits in logits_in_pieces(subject, states):
         loss = torch.nn.functional.cross_entropy(
             logits, wanted[piece].to(logits.device), reduction="none"
         )

@@ -22,7 +22,7 @@ from refusal_cliff.data.shapes import trace_of_row
 from refusal_cliff.data.types import Row, Told, Trace, without_verdict
 from refusal_cliff.judges import RulesJudge, judge_traces
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.final_norm import logits_of
+from refusal_cliff.model.final_norm import logits_in_pieces
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking import (
     Spans,
@@ -43,8 +43,6 @@ _MOST = 256
 """Tokens put right at most."""
 _AHEAD = 512
 """Tokens looked at before all others are: answers that were sampled seldom get further."""
-_AT_ONCE = 512
-"""Tokens whose logits are in memory at once."""
 
 
 def read_trace(
@@ -315,14 +313,13 @@ def _first_other(
     """The first place from ``start`` on where the model would write another token, and which."""
     inputs = torch.tensor([ids], device=subject.device)
     states = decoder_of(subject.model)(input_ids=inputs, use_cache=False)[0]
-    for first in range(start, len(ids), _AT_ONCE):
-        logits = logits_of(subject.model, states[0, first - 1 : -1][:_AT_ONCE])
+    for piece, logits in logits_in_pieces(subject, states[0, start - 1 : -1]):
         highest, best = logits.max(-1)
-        written = inputs[0, first : first + _AT_ONCE, None].to(logits.device)
+        written = inputs[0, start:][piece, None].to(logits.device)
         other = (highest - logits.gather(-1, written)[:, 0] > near).nonzero()
         if len(other):
             at = int(other[0, 0])
-            return first + at, int(best[at])
+            return start + piece.start + at, int(best[at])
     return None
 
 

@@ -6,12 +6,12 @@ It holds thinking and answer, and how that ended, or why there is no answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from refusal_cliff.data.types import Prompt, Told, Trace
 from refusal_cliff.thinking.formats import KNOWN, Markers
-from refusal_cliff.thinking.written import Message, read_message
+from refusal_cliff.thinking.written import Message, once_each, read_message
 
 REFUSAL_FIELD = "the server says that it is a refusal"
 EMPTY = "the answer is empty"
@@ -132,7 +132,7 @@ def said_in(
         TypeError: The content is neither a text nor a list of parts.
     """
     parts = read_parts(message.get("content"))
-    thought = _once_each(_text(message, name) for name in THINKING_FIELDS) or parts.thinking
+    thought = once_each(_text(message, name) for name in THINKING_FIELDS) or parts.thinking
     found = read_message(parts.text, thought, thinks=thinks, markers=markers)
     ended = word_of(finish)
     why = finish if isinstance(finish, str) and finish else ended or UNTOLD
@@ -231,16 +231,6 @@ def _beside(text: str, found: Message, markers: Sequence[Markers]) -> str:
     return before + found.response if before and closers.issuperset(before.split()) else ""
 
 
-def _once_each(thoughts: Iterable[str]) -> str | None:
-    """Thoughts of several fields; one that stands in another counts once."""
-    kept: list[str] = []
-    for thought in filter(None, thoughts):
-        words = "".join(thought.split())
-        if not any(words in "".join(other.split()) for other in kept):
-            kept = [other for other in kept if "".join(other.split()) not in words] + [thought]
-    return "\n\n".join(kept) or None
-
-
 def _text(message: Mapping[str, object], name: str) -> str:
     value = message.get(name)
     if is_setting(value):
@@ -258,8 +248,7 @@ def _add(found: dict[str, list[str]], part: object) -> None:
         return
     if not isinstance(part, Mapping):
         raise TypeError(f"a part of the content is {_kind(part)}")
-    kind = part.get("type") or next((name for name in _THOUGHTS if part.get(name)), "text")
-    kind = str(kind)
+    kind = str(part.get("type") or next((name for name in _THOUGHTS if part.get(name)), "text"))
     if part.get("thought") is True or kind.partition(".")[0] in _THOUGHTS:  # reasoning.summary
         found["thinking"].append(_text_of(_told_in(part) or ""))
     elif kind.lower() in _TEXTS:

@@ -341,11 +341,10 @@ def _read(prompt: Prompt, row: Row, turns: Sequence[Turn], reading: Reading, thi
     try:
         thinks = thinks and all(thought is None for thought in apart.values())
         said = said_in(prompt, turn.message, turn.finish, thinks=thinks, markers=reading.markers)
-        others = read_parts(turn.message.get("content")).others
     except TypeError as error:
         raise bad(str(error), "write the answer as a text") from error
     told = told_of(said)
-    if told.status == EMPTY and others:
+    if told.status == EMPTY and (others := read_parts(turn.message.get("content")).others):
         raise not_text(f"its answer holds no text, but a part of the kind {others[0]!a:.40}")
     finish = "" if turn.finish == "" else checked_text(told.finish, "finish")
     return replace(said, told=replace(told, finish=finish))

@@ -6,6 +6,7 @@ reads after it; a probe's files say which was used.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -18,7 +19,7 @@ from refusal_cliff.model.capture import Batch, Reader
 from refusal_cliff.model.subject import Subject
 
 LOGITS_AT_ONCE = 2**24
-"""What callers of `logits_of` may hold: a long text has more than any memory."""
+"""Those that are held together: a long text has more than fit into any memory."""
 
 
 class AfterFinalNorm(Reader):
@@ -97,3 +98,13 @@ def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     with decoder_of(model).register_forward_hook(put):
         logits = cast("Any", model)(input_ids=token, use_cache=False).logits
     return logits.reshape(*states.shape[:-1], -1).float()
+
+
+def logits_in_pieces(
+    subject: Subject, states: torch.Tensor
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Which of some states after the final norm, [n, d], and their logits, a few at a time."""
+    at_once = max(1, LOGITS_AT_ONCE // subject.vocabulary)
+    for start in range(0, len(states), at_once):
+        piece = slice(start, start + at_once)
+        yield piece, logits_of(subject.model, states[piece])

@@ -49,7 +49,7 @@ def packed(subject: Subject) -> Iterator[None]:
     """
     layers = _layers(subject)
     copied = sum(layer.weight.nbytes for layer in layers)
-    if _SPARE * copied > psutil.virtual_memory().available:
+    if copied and _SPARE * copied > psutil.virtual_memory().available:
         layers = []
     try:
         for layer in layers:

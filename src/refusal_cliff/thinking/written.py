@@ -179,7 +179,7 @@ def read_message(
         text, told = told, replace(told, response="")
     if told.marked and told.response.split() == text.response.split():  # all that was written
         told = replace(told, response="")
-    thinking = _once(_joined((told.thinking, told.response)), text.thinking)
+    thinking = once_each((_joined((told.thinking, told.response)), text.thinking))
     thinking = _unmarked(thinking, formats)
     response = _unrepeated(thinking, text.response)
     return Message(thinking, response, text.closed and bool(response), written=None)
@@ -415,12 +415,15 @@ def _unmarked(thinking: str, formats: Sequence[_Format]) -> str:
     return thinking
 
 
-def _once(field: str, inline: str) -> str:
-    """One thought that was told twice, or both where they differ."""
-    one, other = (f" {' '.join(thought.split())} " for thought in (field, inline))
-    if one in other:
-        return inline
-    return field if not inline or other in one else _joined((field, inline))
+def once_each(thoughts: Iterable[str]) -> str:
+    """Thoughts one after the other; one that stands in another, blanks aside, counts once."""
+    kept: dict[str, str] = {}
+    for thought in filter(None, thoughts):
+        words = f" {' '.join(thought.split())} "
+        kept = {other: told for other, told in kept.items() if other not in words}
+        if not any(words in other for other in kept):
+            kept[words] = thought
+    return _joined(kept.values())
 
 
 def _unrepeated(thinking: str, response: str) -> str:
