@@ -13,6 +13,7 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, answer, generate
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.subject import Head, Subject, load_subject
+from refusal_cliff.progress import heard_by
 from refusal_cliff.thinking import render_prompt
 
 CONFIG = GenerationConfig(max_new_tokens=24, batch_size=4)
@@ -110,6 +111,14 @@ def test_progress_counts_every_trace(subject: Subject) -> None:
     done: list[int] = []
     generate(subject, PROMPTS, CONFIG, progress=done.append)
     assert (sum(done), len(done)) == (len(PROMPTS), 2)
+
+
+def test_a_batch_says_how_far_its_answers_are(subject: Subject) -> None:
+    heard: list[str] = []
+    with heard_by(heard.append):
+        generate(subject, PROMPTS[:2], GenerationConfig(max_new_tokens=3, batch_size=2))
+    assert heard[0] == "writing 2 at once, token 1"
+    assert len(heard) <= 3
 
 
 def test_no_prompts_no_traces(subject: Subject) -> None:

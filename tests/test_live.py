@@ -16,6 +16,7 @@ from refusal_cliff.live import (
     print_error,
     print_findings,
 )
+from refusal_cliff.progress import meanwhile
 
 
 def console(*, terminal: bool, height: int = 30) -> tuple[Console, io.StringIO]:
@@ -86,6 +87,26 @@ def test_a_log_says_where_long_work_is_once_in_a_while(monkeypatch: pytest.Monke
         "align: 4 of 20 · 5.5/min · 3 min left",
         "align: 7 of 20 · 5.5/min · 2 min left",
         "align: 88.0 s done 9",
+    ]
+
+
+def test_a_log_says_what_one_long_step_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("refusal_cliff.live.time.monotonic", lambda: now[0])
+    target, text = console(terminal=False)
+    with LiveView(target, "run") as view:
+        view.planned(["ask", "judge"])
+        view.stage_started("ask")
+        for tokens in (100, 200, 300):  # of a first batch, before any count
+            now[0] += 16
+            meanwhile(f"{tokens} tokens")
+        view.progress("ask", 8, 16)
+        now[0] += 31
+        meanwhile("400 tokens")
+    meanwhile("nobody listens any more")
+    assert text.getvalue().splitlines()[2:4] == [
+        "ask: 200 tokens",
+        "ask: 8 of 16 · 400 tokens",
     ]
 
 

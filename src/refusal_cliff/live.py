@@ -12,6 +12,7 @@ import time
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from io import TextIOWrapper
@@ -25,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal_cliff.io import finite_json
+from refusal_cliff.progress import heard_by
 from refusal_cliff.sharded import Rank
 
 if TYPE_CHECKING:  # slow to import, and an error is to be shown at once
@@ -186,8 +188,14 @@ class _Row:
     def words(self) -> str:
         """Where its work is: how much of it is done, how fast, the time left, a note."""
         of = "" if self.total is None else f" of {self.total:,}"
-        said = [f"{self.done:,}{of}", *self.pace.words(time.monotonic(), self.total), self.note]
+        counted = [f"{self.done:,}{of}", *self.pace.words(time.monotonic(), self.total)]
+        said = [*(counted if self.counts else ()), self.note]
         return " · ".join(part for part in said if part)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it has said how much there is to do."""
+        return self.total != 0
 
 
 class LiveView:
@@ -205,8 +213,10 @@ class LiveView:
         self._title = title
         self._rows: dict[str, _Row] = {}
         self._live: Live | None = None
+        self._hearing = ExitStack()
 
     def __enter__(self) -> LiveView:
+        self._hearing.enter_context(heard_by(self._meanwhile))
         if self._console.is_terminal:
             self._live = Live(
                 get_renderable=self._render,
@@ -219,6 +229,7 @@ class LiveView:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._hearing.close()
         if error is None:
             self._end(self._rows.values())
         if self._live:
@@ -243,9 +254,20 @@ class LiveView:
             row.pace = _Pace()  # it is known now: what came before was no work
         row.done, row.total, row.note = done, total, note
         row.pace.tell(now, done)
+        self._log(row, now)
+
+    def _meanwhile(self, note: str) -> None:
+        """Show what the work that began last does between two steps of its progress."""
+        running = [row for row in self._rows.values() if row.status == "running"]
+        if running:
+            row = max(running, key=lambda row: row.started)
+            row.note = note
+            self._log(row, time.monotonic())
+
+    def _log(self, row: _Row, now: float) -> None:
         if not self._live and now - row.told >= _SECONDS_BETWEEN_LINES:
             row.told = now
-            say(self._console, f"{name}: {row.words()}")
+            say(self._console, f"{row.name}: {row.words()}")
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """Show a stage's time and key numbers."""
@@ -388,10 +410,10 @@ def _cells(row: _Row) -> tuple[RenderableType, ...]:
 
 
 def _detail_of(row: _Row) -> RenderableType:
-    if row.status != "running" or row.total == 0:
+    if row.status != "running":
         return Text(plain(headline_text(row.headline)))
     words = Text(plain(row.words()), style="dim")
-    if row.total is None:
+    if row.total is None or not row.counts:
         return words
     line = Table.grid(padding=(0, 1))
     line.add_row(ProgressBar(total=row.total, completed=row.done, width=_BAR_WIDTH), words)

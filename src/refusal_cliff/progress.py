@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, TypeAlias
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -29,3 +31,27 @@ class Watch(Protocol):
 
 def unwatched(what: str, done: int, total: int | None = None, note: str = "") -> None:
     """Tell nobody."""
+
+
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
+def meanwhile(note: str) -> None:
+    """Say what is at work between two steps of progress, to whoever listens.
+
+    One step can take minutes, such as a batch of long answers; whoever watches then sees that it
+    moves. No result depends on it, so that it is not handed from function to function.
+    """
+    listen = _listener.get()
+    if listen is not None:
+        listen(note)
+
+
+@contextmanager
+def heard_by(listen: Callable[[str], None]) -> Iterator[None]:
+    """Let someone hear what `meanwhile` is told."""
+    token = _listener.set(listen)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

@@ -26,6 +26,7 @@ from refusal_cliff.model.capture import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.progress import meanwhile
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.thinking import split_spans
 
@@ -369,6 +370,7 @@ class _MostEnded(StoppingCriteria):
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
         self._steps += 1
+        meanwhile(f"writing {len(self._ended):,} at once, token {self._steps:,}")
         self._ended |= torch.isin(input_ids[:, -1], self._stops) | (self._left <= self._steps)
         most = self._ended.sum() >= _MOST * len(self._ended)
         return self._ended | most
