@@ -54,7 +54,7 @@ def reader_trace(place: int, **changes: Any) -> ReaderTrace:
         pieces=(*PIECES[:9], f"Answer{place}", "."),
         spans=SPANS,
         levels=quantised(scores_of(place)),
-        heads=HeadShares([Head(4, 1), Head(2, 0)], [Head(4, 1)], shares_of(place).tolist()),
+        heads=HeadShares([Head(4, 1), Head(2, 0)], [Head(4, 1)], shares_of(place)),
         after=Side(
             verdict="refused",
             pieces=(*PIECES[:9], f"Never{place}", "."),

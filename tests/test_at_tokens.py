@@ -72,7 +72,7 @@ def by_hand(subject: Subject, trace: Trace, layer: int) -> NDArray[np.float64]:
 @pytest.mark.parametrize("layer", [2, LAYERS])
 def test_contributions_are_those_by_hand(family: str, layer: int) -> None:
     subject = family_subject(family)
-    found = head_contributions(subject, TRACES, probe(layer), TOLD)
+    found = list(head_contributions(subject, TRACES, probe(layer), TOLD))
     assert len(found) == len(TRACES)
     for trace, values in zip(TRACES, found, strict=True):
         every = by_hand(subject, trace, layer)
@@ -87,7 +87,7 @@ def test_contributions_are_those_by_hand(family: str, layer: int) -> None:
 def test_at_the_last_closing_token_they_are_the_direct_contributions() -> None:
     subject = family_subject("qwen3")
     direct = direct_contributions(subject, TRACES, probe()).closing
-    found = head_contributions(subject, TRACES, probe(), TOLD)
+    found = list(head_contributions(subject, TRACES, probe(), TOLD))
     for row, (trace, values) in enumerate(zip(TRACES, found, strict=True)):
         at = closed_spans(trace).last_closing
         expected = [direct[row, head.layer - 1, head.index] for head in TOLD]
@@ -97,7 +97,7 @@ def test_at_the_last_closing_token_they_are_the_direct_contributions() -> None:
 
 def test_little_memory_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     subject = family_subject("llama")
-    whole = head_contributions(subject, TRACES, probe(), TOLD)
+    whole = list(head_contributions(subject, TRACES, probe(), TOLD))
     monkeypatch.setattr(at_tokens, "_FLOATS_AT_ONCE", 1)
     steps: list[tuple[int, int]] = []
     parts = head_contributions(
@@ -121,10 +121,11 @@ def test_the_table_comes_back_as_it_was(tmp_path: Path) -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4)
     rows = [
         TokenRow("a", AS_IT_IS, ["x", "", "\n", "é"], TOLD[:2], values),
+        TokenRow("b", AS_IT_IS, ["not", "wanted"]),
         TokenRow("a", HEADS_OUT, ["\ud800"]),
     ]
     write_token_rows(tmp_path / "tokens.parquet", rows)
-    first, second = read_token_rows(tmp_path / "tokens.parquet")
+    first, second = read_token_rows(tmp_path / "tokens.parquet", {"a"})
     assert (first.trace_id, first.side, first.heads) == ("a", AS_IT_IS, TOLD[:2])
     assert list(first.pieces) == ["x", "", "\n", "é"]
     assert first.values is not None

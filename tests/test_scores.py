@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
 from dataclasses import replace
+from mmap import mmap
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny_families import WIDTH, closed_trace, family_subject, linear_probe
 
-from refusal_cliff.cliff.scores import TraceScores, read_scores, score_traces, write_scores
+from refusal_cliff.cliff import scores
+from refusal_cliff.cliff.scores import (
+    TraceScores,
+    read_scores,
+    score_traces,
+    scores_in_parts,
+    write_scores,
+)
 from refusal_cliff.data.traces import closed
-from refusal_cliff.data.types import Trace
+from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.model.capture import PositionResiduals, capture
+from refusal_cliff.model.memory import in_parts
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 
@@ -60,9 +73,9 @@ def test_closed_are_the_traces_that_can_be_scored() -> None:
 
 def test_every_token_has_a_score_at_every_probed_layer(subject: Subject, probes: ProbeSet) -> None:
     seen: list[tuple[int, int]] = []
-    scores = score_traces(subject, TRACES, probes, lambda *now: seen.append(now))
+    found = score_traces(subject, TRACES, probes, lambda *now: seen.append(now))
     assert seen[-1] == (3, 3)
-    for trace, row in zip(TRACES, scores, strict=True):
+    for trace, row in zip(TRACES, found, strict=True):
         prompt = trace.prompt
         assert (row.trace_id, row.group, row.label) == (prompt.id, prompt.group, prompt.label)
         assert (row.verdict, row.spans) == (trace.verdict, trace.spans)
@@ -80,8 +93,48 @@ def test_every_token_has_a_score_at_every_probed_layer(subject: Subject, probes:
 def test_scores_are_read_as_they_were_written(
     subject: Subject, probes: ProbeSet, tmp_path: Path
 ) -> None:
-    scores = score_traces(subject, TRACES, probes)
-    write_scores(tmp_path / "scores.parquet", scores)
-    assert_equal(read_scores(tmp_path / "scores.parquet"), scores)
+    made = score_traces(subject, TRACES, probes)
+    write_scores(tmp_path / "scores.parquet", made)
+    assert_equal(read_scores(tmp_path / "scores.parquet"), made)
     write_scores(tmp_path / "none.parquet", [])
     assert read_scores(tmp_path / "none.parquet") == []
+
+
+def test_a_few_scores_at_a_time_are_in_memory_whether_made_written_or_read(
+    subject: Subject, probes: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traces = [replace(TRACES[0], prompt=Prompt(f"p{i}", "Do.", "harmful")) for i in range(40)]
+    whole = score_traces(subject, traces, probes)
+    monkeypatch.setattr(scores, "_SCORES_AT_ONCE", 2 * whole[0].logits.size)
+    seen: list[tuple[int, int]] = []
+    alive: list[weakref.ref[object]] = []
+    most = 0
+
+    def watched() -> Iterator[TraceScores]:
+        nonlocal most
+        for row in scores_in_parts(subject, traces, probes, lambda *now: seen.append(now)):
+            alive.append(weakref.ref(row.logits))
+            most = max(most, sum(one() is not None for one in alive))
+            yield row
+
+    path = tmp_path / "scores.parquet"
+    write_scores(path, watched())
+    assert 0 < most <= 6  # a part being made, and one being written
+    assert seen == [(n, 40) for n in range(2, 41, 2)]
+    found = read_scores(path)
+    for got, expected in zip(found, whole, strict=True):
+        assert got.trace_id == expected.trace_id
+        np.testing.assert_allclose(got.logits, expected.logits, rtol=1e-5, atol=1e-5)
+    base = found[-1].logits.base
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert isinstance(base, mmap)
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+@given(st.lists(st.integers(0, 9)), st.integers(1, 20))
+def test_parts_hold_all_in_order_and_no_more_than_they_must(sizes: list[int], most: int) -> None:
+    parts = list(in_parts(sizes, lambda size: size, most))
+    assert [size for part in parts for size in part] == sizes
+    assert all(sum(part) >= most for part in parts[:-1])
+    assert all(sum(part[:-1]) < most for part in parts)

@@ -1,10 +1,18 @@
-"""Refusal scores of every token at every probed layer: ``scores.parquet``."""
+"""Refusal scores of every token at every probed layer: ``scores.parquet``.
+
+With many long traces they are more than all else in memory, so that they are made, written and read
+a few traces at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -16,11 +24,14 @@ from refusal_cliff.data.types import Trace, Verdict, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import ProbeScores, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
+from refusal_cliff.model.memory import in_parts
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import Probe, ProbeSet, ReadPoint
 from refusal_cliff.progress import Progress
-from refusal_cliff.tables import read_parquet, write_parquet
+from refusal_cliff.tables import read_parquet_parts, write_parquet_parts
 from refusal_cliff.thinking import Spans
+
+_SCORES_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,24 @@ def score_traces(
     """
     at = probes.read_point
     return scores_of(traces, read_logits(subject, traces, probes.probes, at, progress=progress))
+
+
+def scores_in_parts(
+    subject: Subject,
+    traces: Sequence[Trace],
+    probes: ProbeSet,
+    progress: Progress | None = None,
+) -> Iterator[TraceScores]:
+    """What `score_traces` returns, of a few traces at a time: for more than memory holds."""
+    done, layers = 0, len(probes.probes)
+    for part in in_parts(traces, lambda trace: layers * len(trace.token_ids), _SCORES_AT_ONCE):
+        told = None if progress is None else partial(_after, progress, done, len(traces))
+        yield from score_traces(subject, part, probes, told)
+        done += len(part)
+
+
+def _after(progress: Progress, before: int, total: int, done: int, _: int) -> None:
+    progress(before + done, total)
 
 
 def read_logits(
@@ -117,19 +146,25 @@ SCHEMA = pa.schema(
 _MADE_FROM = b"refusal_cliff.made_from"
 
 
-def write_scores(path: Path, scores: Sequence[TraceScores], made_from: str = "") -> None:
+def write_scores(path: Path, scores: Iterable[TraceScores], made_from: str = "") -> None:
     """Write one row a trace; ``logits`` is a list of layers, each a list of tokens.
 
     Args:
         path: A Parquet file.
-        scores: Of one or more traces.
+        scores: Of the traces, in order; a few of them are in memory at a time.
         made_from: Hash of what was scored, see `made_from`.
     """
+    schema = SCHEMA.with_metadata({_MADE_FROM: made_from})
+    parts = in_parts(scores, lambda row: row.logits.size, _SCORES_AT_ONCE)
+    tables = (_table(part, schema) for part in parts)
+    write_parquet_parts(path, schema, tables, numbers="logits.list.element.list.element")
+
+
+def _table(scores: Sequence[TraceScores], schema: pa.Schema) -> pa.Table:
     columns: dict[str, Any] = {n: [getattr(row, n) for row in scores] for n in SCHEMA.names}
     columns["spans"] = [[s.prompt, s.thinking, s.closing, s.total] for s in columns["spans"]]
     columns["logits"] = [list(layers) for layers in columns["logits"]]  # arrays, not their numbers
-    table = pa.table(columns, SCHEMA).replace_schema_metadata({_MADE_FROM: made_from})
-    write_parquet(path, table, numbers="logits.list.element.list.element")
+    return pa.table(columns, schema)
 
 
 def n_scores(path: Path) -> int:
@@ -146,29 +181,50 @@ def made_from(path: Path) -> str | None:
 
 
 def read_scores(path: Path) -> list[TraceScores]:
-    """Read what `write_scores` wrote.
+    """Read what `write_scores` wrote; the scores themselves stay on the disk.
+
+    Their arrays are views, not to be written to, of a file without a name: beside this one, or
+    among the temporary ones where nothing can be written there. So the system keeps in memory what
+    is looked at, while there is room.
 
     Raises:
         RefusalCliffError: The file is damaged, or is one of something else.
     """
-    table = read_parquet(path, SCHEMA.names)
-    if table.schema.types != SCHEMA.types:
-        raise RefusalCliffError(f"{path} is not a table of scores. Make the file again.")
-    logits = table.column("logits").combine_chunks()
-    scores = [
-        TraceScores(**row | {"spans": Spans(*row["spans"]), "logits": _matrix(logits[place])})
-        for place, row in enumerate(table.drop_columns("logits").to_pylist())
+    rows: list[dict[str, Any]] = []
+    shapes: list[tuple[int, int]] = []
+    with TemporaryFile(dir=path.parent if os.access(path.parent, os.W_OK) else None) as file:
+        for table in read_parquet_parts(path, SCHEMA.names):
+            if table.schema.types != SCHEMA.types:
+                raise RefusalCliffError(f"{path} is not a table of scores. Make the file again.")
+            logits = table.column("logits").combine_chunks()
+            part = table.drop_columns("logits").to_pylist()
+            for row in part:
+                row["spans"] = Spans(*row["spans"])
+            shapes += _shapes(path, part, logits)
+            rows += part
+            file.write(logits.flatten().flatten().to_numpy(zero_copy_only=False))
+        file.flush()
+        flat = np.zeros(0, np.float32)
+        if rows:
+            flat = np.memmap(file, np.float32, "r").view(np.ndarray)
+    ends = np.cumsum([layers * tokens for layers, tokens in shapes])
+    return [
+        TraceScores(**row, logits=flat[end - layers * tokens : end].reshape(layers, tokens))
+        for row, (layers, tokens), end in zip(rows, shapes, ends, strict=True)
     ]
-    for row in scores:
-        if not (row.spans.in_order and row.logits.shape[1] == row.spans.total):
+
+
+def _shapes(
+    path: Path, rows: Sequence[dict[str, Any]], logits: pa.ListArray
+) -> list[tuple[int, int]]:
+    """(layers, tokens) of some rows, all of whose layers have the tokens that the spans tell."""
+    layers = logits.value_lengths().to_pylist()
+    tokens = iter(logits.flatten().value_lengths().to_pylist())
+    for row, n in zip(rows, layers, strict=True):
+        spans = row["spans"]
+        if not spans.in_order or {*islice(tokens, n)} != {spans.total}:
             raise RefusalCliffError(
-                f"{path} is damaged: the scores of {row.trace_id!r} do not fit its spans. Make the "
-                "file again."
+                f"{path} is damaged: the scores of {row['trace_id']!r} do not fit its spans. Make "
+                "the file again."
             )
-    return scores
-
-
-def _matrix(logits: Any) -> NDArray[np.float32]:
-    """[layers, tokens] of one trace."""
-    layers = logits.values
-    return layers.flatten().to_numpy(zero_copy_only=False).reshape(len(layers), -1)
+    return [(n, row["spans"].total) for row, n in zip(rows, layers, strict=True)]

@@ -5,8 +5,9 @@ A page that shows traces reads this table, and needs neither the model nor its t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +18,15 @@ from transformers import PreTrainedTokenizerBase
 from refusal_cliff.data.types import Trace
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.capture import TokenContributions, capture
+from refusal_cliff.model.memory import in_parts
 from refusal_cliff.model.subject import Head, Subject, parse_head
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.progress import Progress
-from refusal_cliff.tables import read_parquet, write_parquet
+from refusal_cliff.tables import read_parquet_parts, write_parquet_parts
 
 _UNFINISHED = "\ufffd"
 _LONGEST_CHARACTER = 4
+_PIECES_KNOWN = 1 << 16
 
 
 class Pieces:
@@ -35,8 +38,10 @@ class Pieces:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[tuple[int, ...], str] = {}
+        def decoded(token_ids: tuple[int, ...]) -> str:
+            return str(tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+
+        self._decoded = lru_cache(_PIECES_KNOWN)(decoded)
 
     def of(self, token_ids: Sequence[int]) -> list[str]:
         """The text of each token.
@@ -60,17 +65,12 @@ class Pieces:
                 before, start = start, end
         return pieces
 
-    def _decoded(self, token_ids: tuple[int, ...]) -> str:
-        if token_ids not in self._known:
-            text = self._tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
-            self._known[token_ids] = str(text)
-        return self._known[token_ids]
-
 
 SHOWN = 8
 """Heads that are told one by one; the others are summed."""
 AS_IT_IS, HEADS_OUT = "as it is", "heads out"
 _FLOATS_AT_ONCE = 1 << 26
+_TOKENS_AT_ONCE = 1 << 16
 
 SCHEMA = pa.schema(
     [
@@ -123,7 +123,7 @@ def head_contributions(
     probe: Probe,
     heads: Sequence[Head],
     progress: Progress | None = None,
-) -> list[NDArray[np.float32]]:
+) -> Iterator[NDArray[np.float32]]:
     """Direct contribution of heads to a probe's logit at every token, in one pass over the model.
 
     What a head adds is ``w · W_O · head output``, see `heads.effects`; heads after the probe's
@@ -136,40 +136,32 @@ def head_contributions(
         heads: Those told one by one.
         progress: Called with (traces done, traces).
 
-    Returns:
+    Yields:
         For each trace [heads + 1, tokens], in logits; the last row sums all other heads.
     """
     layers = [head.layer - 1 for head in heads]
     places = [head.index for head in heads]
-    found: list[NDArray[np.float32]] = []
-    for part in _parts(subject, traces):
+    per_token, done = subject.n_layers * subject.n_heads, 0
+    for part in in_parts(traces, lambda t: per_token * len(t.token_ids), _FLOATS_AT_ONCE):
         lengths = [len(trace.token_ids) for trace in part]
         reader = TokenContributions(subject, lengths, probe.weight, probe.layer)
         capture(subject, [trace.token_ids for trace in part], [reader])
         for values in reader.values:
             told = values[layers, places]
             others = values.sum(axis=(0, 1)) - told.sum(axis=0)
-            found.append(np.concatenate([told, others[None]]).astype(np.float32))
+            yield np.concatenate([told, others[None]]).astype(np.float32)
+        done += len(part)
         if progress is not None:
-            progress(len(found), len(traces))
-    return found
+            progress(done, len(traces))
 
 
-def _parts(subject: Subject, traces: Sequence[Trace]) -> Iterator[Sequence[Trace]]:
-    """So many traces at a time that every head of each of their tokens fits into memory."""
-    per_token = subject.n_layers * subject.n_heads
-    start = 0
-    while start < len(traces):
-        end, tokens = start, 0
-        while end < len(traces) and (end == start or tokens * per_token < _FLOATS_AT_ONCE):
-            tokens += len(traces[end].token_ids)
-            end += 1
-        yield traces[start:end]
-        start = end
+def write_token_rows(path: Path, rows: Iterable[TokenRow]) -> None:
+    """Write one row a trace and side, atomically; a few rows are in memory at a time."""
+    parts = in_parts(rows, lambda row: len(row.pieces), _TOKENS_AT_ONCE)
+    write_parquet_parts(path, SCHEMA, (_table(part) for part in parts))
 
 
-def write_token_rows(path: Path, rows: Sequence[TokenRow]) -> None:
-    """Write one row a trace and side, atomically."""
+def _table(rows: Sequence[TokenRow]) -> pa.Table:
     table = [
         {
             "trace_id": row.trace_id,
@@ -180,23 +172,37 @@ def write_token_rows(path: Path, rows: Sequence[TokenRow]) -> None:
         }
         for row in rows
     ]
-    write_parquet(path, pa.Table.from_pylist(table, schema=SCHEMA))
+    return pa.Table.from_pylist(table, schema=SCHEMA)
 
 
-def read_token_rows(path: Path) -> list[TokenRow]:
-    """Read what `write_token_rows` wrote.
+def read_token_rows(path: Path, wanted: Collection[str]) -> list[TokenRow]:
+    """Read what `write_token_rows` wrote, of some traces.
+
+    Args:
+        path: The file.
+        wanted: Ids of the traces.
 
     Raises:
         RefusalCliffError: The file is missing or damaged.
     """
-    table = read_parquet(path, SCHEMA.names)
     return [
-        TokenRow(
-            row["trace_id"],
-            row["side"],
-            row["pieces"],
-            tuple(map(parse_head, row["heads"])),
-            np.array(row["values"], dtype=np.float32) if row["heads"] else None,
-        )
-        for row in table.to_pylist()
+        _row(table, place, trace_id)
+        for table in read_parquet_parts(path, SCHEMA.names)
+        for place, trace_id in enumerate(table.column("trace_id").to_pylist())
+        if trace_id in wanted
     ]
+
+
+def _row(table: pa.Table, place: int, trace_id: str) -> TokenRow:
+    side, pieces, heads = (
+        table.column(name)[place].as_py() for name in ("side", "pieces", "heads")
+    )
+    values = table.column("values")[place].values
+    flat = values.flatten().to_numpy().copy()  # a view would keep the rows around it in memory
+    return TokenRow(
+        trace_id,
+        side,
+        pieces,
+        tuple(map(parse_head, heads)),
+        flat.reshape(len(values), -1) if heads else None,
+    )

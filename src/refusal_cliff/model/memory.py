@@ -1,8 +1,8 @@
-"""Batches that fit into memory: where it runs out, half as much is tried."""
+"""Work in parts that fit into memory; where a batch does not, half as much is tried."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -52,3 +52,22 @@ def ran_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def in_parts(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
+    """Items in their order, so many at a time that they are ``most`` or more together.
+
+    Args:
+        items: One item is not divided, however large.
+        size: How large one is.
+        most: In the unit of ``size``.
+    """
+    part, total = list[T](), 0
+    for item in items:
+        part.append(item)
+        total += size(item)
+        if total >= most:
+            yield part
+            part, total = [], 0
+    if part:
+        yield part

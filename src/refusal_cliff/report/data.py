@@ -8,9 +8,12 @@ files): the page escapes them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from refusal_cliff.cliff.curves import MeanCurve
 from refusal_cliff.controls.table import ControlTable
@@ -25,7 +28,7 @@ Group = Literal["complied", "refused", "benign"]
 Role = Literal["baseline", "result", "control"]
 
 
-def _same_length(what: str, *parts: Sequence[object]) -> None:
+def _same_length(what: str, *parts: Sized) -> None:
     lengths = [len(part) for part in parts]
     if len(set(lengths)) > 1:
         raise ValueError(f"{what}: parts of different lengths {lengths}")
@@ -218,12 +221,12 @@ class HeadShares:
     Attributes:
         heads: Heads told one by one.
         out: Those among them that are taken out.
-        values: [heads + 1][tokens] in logits; the last row is the sum over all other heads.
+        values: [heads + 1, tokens] in logits; the last row is the sum over all other heads.
     """
 
     heads: Sequence[Head]
     out: Sequence[Head]
-    values: Sequence[Sequence[float]]
+    values: NDArray[np.floating[Any]]
 
     def __post_init__(self) -> None:
         _same_length("HeadShares", self.values, [*self.heads, None])

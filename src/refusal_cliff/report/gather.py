@@ -42,6 +42,7 @@ from refusal_cliff.report.traces import (
     curve_of,
     curves_of,
     group_of,
+    kept_traces,
     reader_of,
     typical_traces,
 )
@@ -132,15 +133,19 @@ def _probes(key: str, find: Find) -> ProbeSet:
 
 
 def _measured(key: str, find: Find, probes: ProbeSet, out: Sequence[Head]) -> Measured:
+    traces = read_traces(find(f"{key}/traces-test.parquet"))
+    cliffs = read_cliffs(find(f"{key}/cliff.parquet"))
+    first_closed = [trace for trace in traces if trace.spans is not None][:1]
+    shown = {trace.prompt.id for trace in (*kept_traces(traces, cliffs), *first_closed)}
     tokens: dict[str, dict[str, TokenRow]] = {AS_IT_IS: {}, HEADS_OUT: {}}
-    for row in read_token_rows(find(f"{key}/tokens.parquet")):
+    for row in read_token_rows(find(f"{key}/tokens.parquet"), shown):
         tokens[row.side][row.trace_id] = row
     after = read_traces(find(f"{key}/ablated.parquet")) if out else []
     after_scores = read_scores(find(f"{key}/scores-ablated.parquet"))
     return Measured(
-        traces=read_traces(find(f"{key}/traces-test.parquet")),
+        traces=traces,
         scores={one.trace_id: one for one in read_scores(find(f"{key}/scores.parquet"))},
-        cliffs=read_cliffs(find(f"{key}/cliff.parquet")),
+        cliffs=cliffs,
         layers=[probe.layer for probe in probes.probes],
         row=probes.row,
         tokens=tokens[AS_IT_IS],

@@ -96,13 +96,13 @@ def _more(trace: ReaderTrace) -> dict[str, Any]:
 
 def _heads(shares: HeadShares) -> dict[str, Any]:
     """Contributions as whole numbers of steps: ``HEAD_STEPS`` make the largest of the trace."""
-    largest = max((abs(value) for row in shares.values for value in row), default=0.0)
-    step = largest / HEAD_STEPS or 1.0
+    values = shares.values.astype(np.float64)
+    step = float(np.abs(values).max(initial=0.0)) / HEAD_STEPS or 1.0
     return {
         "names": list(map(str, shares.heads)),
         "out": list(map(str, shares.out)),
         "step": step,
-        "values": [[round(value / step) for value in row] for row in shares.values],
+        "values": np.rint(values / step).astype(int).tolist(),
     }
 
 

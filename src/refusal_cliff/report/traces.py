@@ -70,21 +70,6 @@ def shows(verdict: str, group: Group) -> bool:
     return complies(verdict) if group == "complied" else verdict == group
 
 
-def closing_texts(
-    traces: Iterable[Trace], pieces_of: Callable[[Trace], Sequence[str]]
-) -> list[str]:
-    """Text of the closing tokens of the first trace that closed.
-
-    Args:
-        traces: Closed or not.
-        pieces_of: Text of each token of a trace.
-    """
-    for trace in traces:
-        if trace.spans is not None:
-            return list(pieces_of(trace)[trace.spans.thinking : trace.spans.closing])
-    return []
-
-
 MOST_TRACES = 200
 MOST_TOKENS = 1_000_000
 MOST_SCORES = 200 * 2_000 * 64
@@ -106,9 +91,10 @@ class Measured:
         cliffs: At the chosen layer.
         layers: Of the rows of the scores.
         row: Row of the chosen layer.
-        tokens: Their tokens as the model is, by trace id: texts, and what heads add.
+        tokens: Tokens of those to show, see `kept_traces`, and of the first that closed, by trace
+            id: texts, and what heads add; as the model is.
         after: What was written with the heads out, by trace id.
-        after_tokens: Its tokens.
+        after_tokens: Its tokens, for the same traces.
         after_scores: Its scores, at the same rows of layers.
         out: The heads taken out.
     """
@@ -133,13 +119,20 @@ class Measured:
         """Cliffs by id."""
         return {cliff.trace_id: cliff for cliff in self.cliffs}
 
-    def typical(self, label: str, group: Group) -> str | None:
-        """Id of the trace of a group whose cliff is nearest the group's median; None if empty."""
-        rows = [row for row in self.cliffs if row.label == label and shows(row.verdict, group)]
-        if not rows:
-            return None
-        middle = median(row.cliff for row in rows)
-        return min(rows, key=lambda row: (abs(row.cliff - middle), row.trace_id)).trace_id
+
+def closing_texts(
+    traces: Iterable[Trace], pieces_of: Callable[[Trace], Sequence[str]]
+) -> list[str]:
+    """Text of the closing tokens of the first trace that closed.
+
+    Args:
+        traces: Closed or not.
+        pieces_of: Text of each token of a trace.
+    """
+    for trace in traces:
+        if trace.spans is not None:
+            return list(pieces_of(trace)[trace.spans.thinking : trace.spans.closing])
+    return []
 
 
 def typical_traces(measured: Measured, name: str) -> list[ExampleTrace]:
@@ -149,8 +142,25 @@ def typical_traces(measured: Measured, name: str) -> list[ExampleTrace]:
         measured: The test traces.
         name: Of the model.
     """
-    found = ((title, measured.typical(label, group)) for title, label, group in _WANTED)
-    return [_example(title, name, measured, one) for title, one in found if one is not None]
+    return [
+        _example(title, name, measured, one)
+        for title, label, group in _WANTED
+        if (one := _typical(measured.cliffs, label, group)) is not None
+    ]
+
+
+def _typical(cliffs: Sequence[TraceCliff], label: str, group: Group) -> str | None:
+    """Id of the trace of a group whose cliff is nearest the group's median; None if empty."""
+    rows = [row for row in cliffs if row.label == label and shows(row.verdict, group)]
+    if not rows:
+        return None
+    middle = median(row.cliff for row in rows)
+    return min(rows, key=lambda row: (abs(row.cliff - middle), row.trace_id)).trace_id
+
+
+def _typical_ids(cliffs: Sequence[TraceCliff]) -> list[str]:
+    found = (_typical(cliffs, label, group) for _, label, group in _WANTED)
+    return [one for one in found if one is not None]
 
 
 def _example(title: str, name: str, measured: Measured, trace_id: str) -> ExampleTrace:
@@ -174,10 +184,10 @@ def reader_of(measured: Measured) -> Reader | None:
     Args:
         measured: The test traces.
     """
-    typical = [one for _, label, group in _WANTED if (one := measured.typical(label, group))]
-    kept = _kept(measured, typical)
+    kept = kept_traces(measured.traces, measured.cliffs)
     if not kept:
         return None
+    typical = _typical_ids(measured.cliffs)
     rows = _kept_rows(measured, kept)
     kinds = kinds_of(measured.traces, measured.cliffs)
     return Reader(
@@ -218,7 +228,7 @@ def _head_shares(measured: Measured, trace: Trace) -> HeadShares | None:
     return HeadShares(
         heads=row.heads,
         out=[head for head in row.heads if head in measured.out],
-        values=row.values[:, spans.prompt : spans.closing].tolist(),
+        values=row.values[:, spans.prompt : spans.closing],
     )
 
 
@@ -230,24 +240,28 @@ def _after(measured: Measured, trace_id: str) -> Side | None:
     return Side(trace.verdict, row.pieces, trace.spans, levels)
 
 
-def _kept(measured: Measured, always: Sequence[str]) -> list[Trace]:
+def kept_traces(traces: Sequence[Trace], cliffs: Sequence[TraceCliff]) -> list[Trace]:
     """The traces that a page can hold, in the order of the run.
 
     They are drawn evenly from all, sorted by label, verdict and cliff, so that every group keeps
-    its share, and its high and low cliffs.
+    its share, and its high and low cliffs. The typical ones are among them.
+
+    Args:
+        traces: Of the run, scored or not.
+        cliffs: Of those that were scored.
     """
-    tokens = sum(len(trace.token_ids) for trace in measured.traces)
-    most = min(MOST_TRACES, MOST_TOKENS * len(measured.traces) // max(1, tokens))
-    rest = [trace for trace in measured.traces if trace.prompt.id not in always]
-    rest.sort(key=lambda trace: _place(measured, trace))
+    always, cliff_of = _typical_ids(cliffs), {row.trace_id: row.cliff for row in cliffs}
+
+    def place(trace: Trace) -> tuple[str, str, float, str]:
+        prompt = trace.prompt
+        return prompt.label, trace.verdict, cliff_of.get(prompt.id, -1.0), prompt.id
+
+    tokens = sum(len(trace.token_ids) for trace in traces)
+    most = min(MOST_TRACES, MOST_TOKENS * len(traces) // max(1, tokens))
+    rest = sorted((trace for trace in traces if trace.prompt.id not in always), key=place)
     n = min(len(rest), max(0, most - len(always)))
     drawn = {rest[(2 * i + 1) * len(rest) // (2 * n)].prompt.id for i in range(n)}
-    return [trace for trace in measured.traces if trace.prompt.id in {*drawn, *always}]
-
-
-def _place(measured: Measured, trace: Trace) -> tuple[str, str, float, str]:
-    cliff = measured.cliff.get(trace.prompt.id)
-    return trace.prompt.label, trace.verdict, cliff.cliff if cliff else -1.0, trace.prompt.id
+    return [trace for trace in traces if trace.prompt.id in {*drawn, *always}]
 
 
 def _kept_rows(measured: Measured, kept: Sequence[Trace]) -> list[int]:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from refusal_cliff.answers.evaluate import answered_texts, example_text
-from refusal_cliff.cliff.scores import score_traces, write_scores
+from refusal_cliff.cliff.scores import scores_in_parts, write_scores
 from refusal_cliff.data.examples import read_examples
 from refusal_cliff.data.traces import closed, write_traces
 from refusal_cliff.data.types import LABELS, Prompt
@@ -214,10 +214,10 @@ def _ablate(study: Study, plan: AblationPlan, job: Job) -> Headline:
     )
     write_traces(study.output(job, "ablated.parquet"), ablation.after)
     with ablated(study.subject, found, renormalised=renormalised):
-        scores = score_traces(
+        scores = scores_in_parts(
             study.subject, closed(ablation.after), study.probes(job), job.progress
         )
-    write_scores(study.output(job, "scores-ablated.parquet"), scores)
+        write_scores(study.output(job, "scores-ablated.parquet"), scores)
     result = ablation.result(
         method=JOINT if searched.chosen else DEFAULT_METHOD,
         judge=study.judge.name,

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 
 from refusal_cliff.answers.evaluate import rates
 from refusal_cliff.answers.writing import coherence
 from refusal_cliff.cliff.measure import measure_cliff, write_measured
-from refusal_cliff.cliff.scores import read_scores, score_traces, write_scores
+from refusal_cliff.cliff.scores import read_scores, scores_in_parts, write_scores
 from refusal_cliff.controls.second_reading import second_readings
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.traces import closed, read_prompts, read_traces, write_traces
@@ -161,9 +162,11 @@ def _quality(probe: Probe) -> dict[str, object]:
 
 def _trace(study: Study, job: Job) -> Headline:
     traces = closed(study.traces(job, "test"))
-    scores = score_traces(study.subject, traces, study.probes(job), job.progress)
+    probes = study.probes(job)
+    scores = scores_in_parts(study.subject, traces, probes, job.progress)
     write_scores(study.output(job, "scores.parquet"), scores)
-    return {"traces": len(scores), "scores": sum(row.logits.size for row in scores)}
+    tokens = sum(len(trace.token_ids) for trace in traces)
+    return {"traces": len(traces), "scores": tokens * len(probes.probes)}
 
 
 def coherence_stage(study: Study) -> Stage:
@@ -225,10 +228,10 @@ def _tokens(study: Study, job: Job) -> Headline:
     probe = study.probes(job).chosen
     values = head_contributions(study.subject, before, probe, heads, job.progress)
     pieces = Pieces(study.subject.tokenizer)
-    table = [
+    as_it_is = (
         TokenRow(trace.prompt.id, AS_IT_IS, pieces.of(trace.token_ids), heads, part)
         for trace, part in zip(before, values, strict=True)
-    ]
-    table += [TokenRow(t.prompt.id, HEADS_OUT, pieces.of(t.token_ids)) for t in after]
-    write_token_rows(study.output(job, TOKENS), table)
-    return {"tokens": sum(len(one.pieces) for one in table)}
+    )
+    heads_out = (TokenRow(t.prompt.id, HEADS_OUT, pieces.of(t.token_ids)) for t in after)
+    write_token_rows(study.output(job, TOKENS), chain(as_it_is, heads_out))
+    return {"tokens": sum(len(trace.token_ids) for trace in (*before, *after))}
