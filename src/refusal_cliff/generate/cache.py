@@ -8,11 +8,15 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-_LEAST_ROOM = 128
+_LEAST_ROOM = 4
+_ROOM = 1 / 16
+"""Of what is held: little is copied, and little memory is taken in vain. The keys of one head then
+follow those of the one before: with 512 bytes between, a processor reads narrow heads half as fast.
+"""
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values as views of blocks of memory that double when they are full."""
+    """Keys and values as views of blocks of memory with some room, made anew when full."""
 
     _blocks: tuple[torch.Tensor, torch.Tensor] | None = None
 
@@ -47,7 +51,7 @@ class RoomyLayer(DynamicLayer):
 
     @staticmethod
     def _taken(states: torch.Tensor, needed: int) -> torch.Tensor:
-        room = max(_LEAST_ROOM, 1 << (needed - 1).bit_length())
+        room = needed + max(_LEAST_ROOM, int(needed * _ROOM))
         return states.new_empty((*states.shape[:-2], room, states.shape[-1]))
 
 
