@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from refusal_cliff.answers.correction import JudgedRates
 from refusal_cliff.controls.second_reading import SecondReadings
@@ -127,10 +128,16 @@ def _about_probe(summary: Summary) -> Finding:
     )
 
 
+def short_name(model: str) -> str:
+    """What a title calls a model: for a folder the last two parts of its path, as on the hub."""
+    parts = PurePath(model).parts
+    return model if len(parts) <= 2 else "/".join(parts[-2:])
+
+
 def _about_cliff(summary: Summary, expected: bool) -> Finding:
     cliff = summary.cliff
     return Finding(
-        f"Does {summary.model} have a refusal cliff?",
+        f"Does {short_name(summary.model)} have a refusal cliff?",
         f"{cliff.verdict}: {cliff.share_with_cliff:.0%} {_ci(cliff.share_ci)} of {cliff.n} traces "
         f"fall at the end; plateau {cliff.plateau:.2f}, final {cliff.final:.2f}, drop "
         f"{cliff.cliff:.2f} {_ci(cliff.cliff_ci)}. {cliff.reason}",

@@ -16,7 +16,7 @@ from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.results import Find, RunShape
 from refusal_cliff.findings.summary import Summary
-from refusal_cliff.findings.wording import findings_of, next_step
+from refusal_cliff.findings.wording import findings_of, next_step, short_name
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
 from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult
 from refusal_cliff.heads.table import read_heads
@@ -86,16 +86,16 @@ def gather(
         controls: Title and file of each control.
     """
     shape = recipe.shape
-    key = shape.main
+    key, name = shape.main, short_name(summary.model)
     ablation = read_as(find(f"{key}/ablation.json"), AblationResult)
     out = ablation.heads
     probes = _probes(key, find)
     measured = _measured(key, find, probes, out)
     return ReportData(
-        title=f"Refusal cliff of {summary.model}",
-        headline=_headline(summary.model, summary.cliff.verdict),
+        title=f"Refusal cliff of {name}",
+        headline=_headline(name, summary.cliff.verdict),
         summary=summary,
-        curves=curves_of(summary.model, measured.scores.values(), probes.row),
+        curves=curves_of(name, measured.scores.values(), probes.row),
         control_curves=() if shape.control is None else _control_curves(shape.control, find),
         ablated_curves=_ablated_curves(key, measured) if out else (),
         closing=closing_texts(measured.traces, measured.pieces),
@@ -105,7 +105,7 @@ def gather(
         doses=_dose_curves(shape, ablation, find),
         repaired=_repaired(key, find) if summary.selection else (),
         controls=[(title, read_as(path, ControlTable)) for title, path in controls],
-        traces=typical_traces(measured, shape.model),
+        traces=typical_traces(measured, name),
         reader=reader_of(measured),
         next_step=next_step(
             summary, Counter(kinds_of(measured.traces, measured.cliffs).values()), key
@@ -225,7 +225,9 @@ def _ablation_bars(found: AblationResult) -> list[Bar]:
 
 
 def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[DoseCurve]:
-    subjects: list[tuple[str, Role, AblationResult]] = [(shape.model, "result", ablation)]
+    subjects: list[tuple[str, Role, AblationResult]] = [
+        (short_name(shape.model), "result", ablation)
+    ]
     if shape.diffuse is not None:
         diffuse = read_as(find(f"{shape.diffuse}/ablation.json"), AblationResult)
         subjects.append((shape.diffuse, "control", diffuse))
