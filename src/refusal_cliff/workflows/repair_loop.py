@@ -81,7 +81,7 @@ def run_repair(
     error = refusal_error(full_name(settings), settings.error)
     files = plan.prompts or tests_of_run(plan.scoring.probe)
     read = (plan.scoring.model, plan.scoring.probe, plan.data.name, plan.benign)
-    require_output(out, COMMAND, (*read, *(file.path for file in files)))
+    require_output(out, COMMAND, (*read, *settings.inputs, *(file.path for file in files)))
     asked = [prompt for file in files for prompt in file.prompts()]
     check_out(out / ADAPTER, plan.training)
     claim(out, COMMAND, {}, "a repair")
