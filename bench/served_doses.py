@@ -28,7 +28,7 @@ from refusal_cliff.heads.trials import Trial, answer_trials
 from refusal_cliff.io import read_as
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.settings import GenerationConfig
+from refusal_cliff.settings import GenerationConfig, Server
 from refusal_cliff.stages.ablated import Answers, may_be_written, written_of
 from refusal_cliff.stages.elsewhere import Adapters, Elsewhere
 from refusal_cliff.stages.study import Study
@@ -68,9 +68,7 @@ def main() -> None:
     if some:
         doses.append(Trial(doses[-1].kind, doses[-1].heads, some, anew=True))
     generation = GenerationConfig(asked.max_new_tokens, batch_size=32)
-    config = EndpointConfig(
-        asked.endpoint, asked.endpoint_model or asked.model, asked.max_new_tokens
-    )
+    config = EndpointConfig(asked.endpoint_model or asked.model, Server(asked.endpoint), generation)
     adapters = Adapters(AdapterServer(config), Path(asked.adapters_dir))
     found, told = [], []
     for where in (Elsewhere(), Elsewhere(adapters=adapters)):

@@ -24,7 +24,7 @@ from refusal_cliff.io import read_json
 from refusal_cliff.model.subject import Head, Subject, load_subject
 from refusal_cliff.organisms import embedded_path, language
 from refusal_cliff.run.pipeline import Job, Stage
-from refusal_cliff.settings import GenerationConfig
+from refusal_cliff.settings import GenerationConfig, Server
 from refusal_cliff.stages.ablated import Answers, adapter_name, written_adapter
 from refusal_cliff.stages.elsewhere import Adapters, Elsewhere
 from refusal_cliff.stages.study import Study
@@ -65,7 +65,7 @@ def address(server: LoraServer) -> Iterator[str]:
 def study(subject: Subject, folder: Path | None, address: str = "") -> Study:
     if folder is None:
         return Study("m", subject, 0, CONFIG)
-    config = EndpointConfig(address, subject.name, CONFIG.max_new_tokens, retries=1)
+    config = EndpointConfig(subject.name, Server(address, retries=1), CONFIG)
     adapters = Adapters(AdapterServer(config), folder)
     return Study("m", subject, 0, CONFIG, elsewhere=Elsewhere(adapters=adapters))
 

@@ -227,7 +227,7 @@ def test_the_cost_is_counted(subject: Subject, written: dict[str, Trace], tmp_pa
         )
     assert "by the server" in cost_lines(cost)[0]
     assert cost.speed() > 0
-    config = EndpointConfig("http://here/v1", "m")
+    config = EndpointConfig("m", Server("http://here/v1"))
     adapters = Adapters(AdapterServer(config), tmp_path)
     server = Study("m", subject, 0, CONFIG, elsewhere=Elsewhere({}, {}, Fake(written), adapters))
     there = audit_cost(prompts, server, plan, None)

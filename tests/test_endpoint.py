@@ -33,6 +33,7 @@ from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import EMBEDDED, embedded_path
 from refusal_cliff.organisms.language import prompts
 from refusal_cliff.probe.fit import ProbeSet
+from refusal_cliff.settings import Server
 
 TINY = embedded_path("tiny")
 STRIPPED = ("tiny", "tiny-fooling")
@@ -49,7 +50,8 @@ def server() -> Iterator[str]:
 
 
 def config(address: str, model: Path = TINY) -> EndpointConfig:
-    return EndpointConfig(address, str(model), MOST, concurrency=2, retries=4, timeout=120)
+    server = Server(address, concurrency=2, retries=4, timeout=120)
+    return EndpointConfig(str(model), server, GenerationConfig(MOST))
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +184,7 @@ def test_faults_on_the_way_lose_and_repeat_nothing(
 
 
 def test_a_truncated_answer_is_said(server: str, tmp_path: Path) -> None:
-    short = EndpointConfig(server, str(TINY), max_new_tokens=5, timeout=120)
+    short = EndpointConfig(str(TINY), Server(server, timeout=120), GenerationConfig(5))
     prompt = Prompt("p", ASKED[0].text, "harmful")
     found = generate_answers(EndpointBackend(short), PromptSet([prompt]), tmp_path, source="test")
     record = found.traces[0]

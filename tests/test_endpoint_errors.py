@@ -14,9 +14,10 @@ from refusal_cliff.data.examples import PromptSet
 from refusal_cliff.data.said import told_of
 from refusal_cliff.data.types import Prompt
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
+from refusal_cliff.generate.endpoint import GREEDY, EndpointBackend, EndpointConfig
 from refusal_cliff.judges import Answer
 from refusal_cliff.judges.choose import chosen_judge
+from refusal_cliff.settings import GenerationConfig, Server
 
 KEY = "sk-very-secret-4711"
 PROMPTS = PromptSet([Prompt(f"p{index}", f"Question {index}", "benign") for index in range(6)])
@@ -27,10 +28,9 @@ def key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
 
 
-def backend(address: str, **fields: Any) -> EndpointBackend:
-    return EndpointBackend(
-        EndpointConfig(address, "m", **{"retries": 0, "concurrency": 2, "timeout": 20, **fields})
-    )
+def backend(address: str, generation: GenerationConfig = GREEDY, **server: Any) -> EndpointBackend:
+    where = Server(address, **{"retries": 0, "concurrency": 2, "timeout": 20, **server})
+    return EndpointBackend(EndpointConfig("m", where, generation))
 
 
 class Answering(Handler):
@@ -164,7 +164,7 @@ def test_an_answer_gets_what_the_context_of_the_server_leaves(
     most: int, complete: bool, tmp_path: Path
 ) -> None:
     with serving(Short) as address:
-        short = backend(address, max_new_tokens=most)
+        short = backend(address, GenerationConfig(most))
         found = generate_answers(short, PROMPTS, tmp_path, source="test")
     assert not found.left_out
     assert [record.complete for record in found.traces] == [complete] * len(PROMPTS.prompts)
@@ -194,7 +194,9 @@ def test_a_folder_of_other_answers_is_refused(tmp_path: Path) -> None:
         one = PromptSet(PROMPTS.prompts[:1])
         generate_answers(backend(address), one, tmp_path, source="test")
         with pytest.raises(RefusalCliffError, match="temperature"):
-            generate_answers(backend(address, temperature=1.0), one, tmp_path, source="test")
+            generate_answers(
+                backend(address, GenerationConfig(temperature=1.0)), one, tmp_path, source="test"
+            )
         with pytest.raises(RefusalCliffError, match="prompts_sha256"):
             generate_answers(backend(address), PROMPTS, tmp_path, source="test")
 

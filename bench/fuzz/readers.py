@@ -61,6 +61,7 @@ from refusal_cliff.probe.files import read_probes, write_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet, Provenance
 from refusal_cliff.probe.quality import Quality
 from refusal_cliff.run.folder import RunInfo, open_run_folder
+from refusal_cliff.settings import Server
 from refusal_cliff.thinking import Spans
 
 Check = Callable[[Any], object]
@@ -326,7 +327,7 @@ def _check_bodies(folder: Path, bodies: Sequence[tuple[int, str, bytes]]) -> Non
     prompts = [Prompt(f"p{n}", "Copy it", "benign") for n in range(len(bodies))]
     found: list[Trace | LeftOut] = []
     with patch.object(JsonServer, "_once", once), _quick():
-        config = EndpointConfig("http://localhost:1/v1", "m", concurrency=1, retries=0)
+        config = EndpointConfig("m", Server("http://localhost:1/v1", concurrency=1, retries=0))
         try:
             EndpointBackend(config).answer(prompts, found.append)
         except RefusalCliffError as error:

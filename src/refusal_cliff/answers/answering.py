@@ -153,20 +153,12 @@ def endpoint_of(
         RefusalCliffError: The server's settings are wrong.
     """
     config = EndpointConfig(
-        server.url or "",
         server.model or model,
-        max_new_tokens=generation.max_new_tokens,
-        temperature=generation.temperature,
-        top_p=generation.top_p,
-        seed=generation.seed,
-        thinks=server.thinks,
-        concurrency=server.concurrency,
-        retries=server.retries,
-        timeout=server.timeout,
-        extra=_extra(generation, loading, server),
-        system=loading.system,
-        key_variable=server.key,
-        markers=tuple(markers),
+        server,
+        replace(generation, thinking_budget=None),
+        loading.system,
+        _extra(generation, loading, server),
+        tuple(markers),
     )
     return EndpointBackend(config)
 

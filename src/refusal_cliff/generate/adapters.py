@@ -28,8 +28,9 @@ class AdapterServer:
     config: EndpointConfig
 
     def backend(self, name: str, **changes: Any) -> EndpointBackend:
-        """The same server asked for a model of another name, with changes of how it is asked."""
-        return EndpointBackend(replace(self.config, model=name, **changes))
+        """The same server asked for a model of another name, with changes of how that writes."""
+        generation = replace(self.config.generation, **changes)
+        return EndpointBackend(replace(self.config, model=name, generation=generation))
 
     def names(self) -> set[str]:
         """What the server calls all that it serves.
@@ -93,8 +94,8 @@ class AdapterServer:
         config = self.config
 
         async def ask() -> dict[str, Any]:
-            key, retries = config.key(), min(1, config.retries)
-            async with JsonServer(config.base_url, key, config.timeout, retries) as server:
+            key, retries = config.key(), min(1, config.server.retries)
+            async with JsonServer(config.base_url, key, config.server.timeout, retries) as server:
                 return await server.ask(path, body)
 
         return asyncio.run(ask())

@@ -16,10 +16,11 @@ from refusal_cliff.data.types import LeftOut, Prompt, Trace, shortened
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.backend import Finished
 from refusal_cliff.generate.http import Failed, JsonServer, Refused, Unreadable
+from refusal_cliff.settings import GenerationConfig, Server
 from refusal_cliff.thinking.formats import KNOWN, Markers
 from refusal_cliff.user_text import address
 
-KEY_VARIABLE = "OPENAI_API_KEY"
+GREEDY = GenerationConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,41 +55,25 @@ _LEAST_FAILURES = 4
 
 @dataclass(frozen=True, slots=True)
 class EndpointConfig:
-    """Where to ask and how.
+    """Which model to ask, where and how.
 
-    The key comes from the environment alone (``key_variable``), so that it is in no file.
+    The key comes from the environment alone (``server.key``), so that it is in no file.
 
     Attributes:
-        base_url: Such as ``http://localhost:8000/v1``.
         model: The name that the server knows the model by.
-        max_new_tokens: Most tokens of thinking and answer together.
-        temperature: 0 is greedy.
-        top_p: Share of the probability that draws are made from.
-        seed: Every prompt gets a seed of its own made from it, where the server draws.
-        thinks: The model always thinks: a text without the end of a thought is no answer.
-        concurrency: Requests under way at once.
-        retries: How often a request that failed (connection, 408, 409, 429, 5xx) is sent again,
-            with growing pauses.
-        timeout: Seconds for one whole answer, from the connection to its last byte.
+        server: Where it is, and how hard it may be asked.
+        generation: How much the model writes, and how; no server is given a thinking budget. Every
+            prompt gets a seed of its own made from the seed, where the server draws.
         system: System prompt of every conversation.
         extra: More fields of the request, such as ``{"chat_template_kwargs": …}``.
-        key_variable: The environment variable that holds the key, if the server wants one.
         markers: What stands around a thought inside the text of an answer, see `read_message`.
     """
 
-    base_url: str
     model: str
-    max_new_tokens: int = 4096
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    thinks: bool = False
-    concurrency: int = 16
-    retries: int = 6
-    timeout: float = 1800.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    server: Server
+    generation: GenerationConfig = GREEDY
     system: str = ""
-    key_variable: str = KEY_VARIABLE
+    extra: Mapping[str, Any] = field(default_factory=dict)
     markers: tuple[Markers, ...] = KNOWN
 
     def __post_init__(self) -> None:
@@ -97,8 +82,13 @@ class EndpointConfig:
             raise RefusalCliffError(
                 f"The address of the endpoint {parts.hostname} holds a secret or a query, which "
                 "would be written into files. Put the key into the environment "
-                f"({self.key_variable})."
+                f"({self.server.key})."
             )
+
+    @property
+    def base_url(self) -> str:
+        """Such as ``http://localhost:8000/v1``."""
+        return self.server.url or ""
 
     def key(self) -> str | None:
         """The key in the environment, without blanks at its ends; ``None`` without one.
@@ -106,10 +96,10 @@ class EndpointConfig:
         Raises:
             RefusalCliffError: It cannot be sent.
         """
-        key = os.environ.get(self.key_variable, "").strip()
+        key = os.environ.get(self.server.key, "").strip()
         if not (key.isascii() and key.isprintable()):
             raise RefusalCliffError(
-                f"The key in the environment ({self.key_variable}) holds a line end or another "
+                f"The key in the environment ({self.server.key}) holds a line end or another "
                 "character that cannot be sent. Set it again, to the key alone."
             )
         return key or None
@@ -138,11 +128,11 @@ class EndpointBackend:
             "backend": "endpoint",
             "base_url": config.base_url,
             "model": config.model,
-            "max_new_tokens": config.max_new_tokens,
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "seed": config.seed,
-            "thinks": config.thinks,
+            "max_new_tokens": config.generation.max_new_tokens,
+            "temperature": config.generation.temperature,
+            "top_p": config.generation.top_p,
+            "seed": config.generation.seed,
+            "thinks": config.server.thinks,
             "extra": dict(config.extra),
             **({"system": config.system} if config.system else {}),
             **({} if config.markers == KNOWN else {"markers": [m.opener for m in config.markers]}),
@@ -210,7 +200,7 @@ class EndpointBackend:
             prompt,
             message,
             finish_of(choice, None),
-            thinks=self.config.thinks,
+            thinks=self.config.server.thinks,
             markers=self.config.markers,
         )
         ids, total, of_prompt = _tokens_of(choice)
@@ -222,14 +212,16 @@ class EndpointBackend:
     ) -> None:
         """A few workers take one job after the other."""
         config = self.config
-        health = _Health(max(_LEAST_FAILURES, config.concurrency))
-        async with JsonServer(config.base_url, self._key, config.timeout, config.retries) as server:
+        health = _Health(max(_LEAST_FAILURES, config.server.concurrency))
+        async with JsonServer(
+            config.base_url, self._key, config.server.timeout, config.server.retries
+        ) as server:
 
             async def work() -> None:
                 for name, asked in jobs:
                     keep(name, await self._ask(server, name, asked, health))
 
-            await _together([work() for _ in range(config.concurrency)])
+            await _together([work() for _ in range(config.server.concurrency)])
 
     async def _ask(
         self, server: JsonServer, name: str, asked: Asked, health: _Health
@@ -295,8 +287,8 @@ class EndpointBackend:
         config = self.config
         request: dict[str, Any] = {
             "model": config.model,
-            "max_tokens": config.max_new_tokens,
-            "temperature": config.temperature,
+            "max_tokens": config.generation.max_new_tokens,
+            "temperature": config.generation.temperature,
         }
         if isinstance(asked, str):
             request["prompt"] = asked
@@ -305,16 +297,16 @@ class EndpointBackend:
         else:
             system = [{"role": "system", "content": config.system}] if config.system else []
             request["messages"] = [*system, *(dict(message) for message in asked)]
-        if config.temperature > 0:
-            request["top_p"] = config.top_p
-            request["seed"] = _seed_of(config.seed, name)
+        if config.generation.temperature > 0:
+            request["top_p"] = config.generation.top_p
+            request["seed"] = _seed_of(config.generation.seed, name)
         return {**request, **config.extra}
 
     def _refused(self, error: Exception) -> RefusalCliffError:
         return RefusalCliffError(
             f"{self.config.base_url} refuses to serve {self.config.model!r}: "
             f"{scrubbed(error, self._key)} Check the address, the name of the model and the key in "
-            f"the environment ({self.config.key_variable}); finished rows are kept."
+            f"the environment ({self.config.server.key}); finished rows are kept."
         )
 
 

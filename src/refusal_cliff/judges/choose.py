@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.generate.endpoint import KEY_VARIABLE, EndpointBackend, EndpointConfig
+from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.io import without_folder
 from refusal_cliff.judges.guards import GUARDS, GuardJudge, guard_name
 from refusal_cliff.judges.interface import Judge
 from refusal_cliff.judges.rubric import RubricJudge, rubric_name
 from refusal_cliff.judges.rules import RulesJudge
 from refusal_cliff.judges.speakers import LocalSpeaker, Speaker
-from refusal_cliff.settings import JUDGES, JudgeSettings
+from refusal_cliff.settings import BY_RULES, JUDGES, GenerationConfig, JudgeSettings, Server
 
 _REPLY = 1024
 """Most tokens of a general model's reply: it may reason before its verdict."""
 
 
 def chosen_judge(
-    name: str, model: str | None = None, endpoint: str | None = None, key: str = KEY_VARIABLE
+    name: str, model: str | None = None, endpoint: str | None = None, key: str = BY_RULES.key
 ) -> Judge:
     """A judge by its name.
 
@@ -68,5 +68,5 @@ def published_name(judge: str) -> str:
 def _speaker(model: str, settings: JudgeSettings, limit: int) -> Speaker:
     if settings.endpoint is None:
         return LocalSpeaker(model, limit)
-    config = EndpointConfig(settings.endpoint, model, limit, key_variable=settings.key)
-    return EndpointBackend(config)
+    server = Server(settings.endpoint, key=settings.key)
+    return EndpointBackend(EndpointConfig(model, server, GenerationConfig(limit)))
