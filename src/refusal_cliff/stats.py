@@ -25,6 +25,12 @@ def ordered(interval: Interval) -> Interval:
     return interval
 
 
+def in_brackets(interval: Sequence[float], form: str = ".2f") -> str:
+    """An interval as text: ``[0.12, 0.34]``."""
+    low, high = interval
+    return f"[{low:{form}}, {high:{form}}]"
+
+
 EXACT = ConfigDict(extra="forbid")
 """Of rows of a table of ours: no column, and no part of one, that is not known."""
 Fraction = Annotated[float, Field(ge=0, le=1)]

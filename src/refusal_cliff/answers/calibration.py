@@ -20,7 +20,7 @@ from refusal_cliff.data.types import LeftOut, Row, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import fields_of
 from refusal_cliff.judges import Judge, answer_of
-from refusal_cliff.stats import Interval, percentiles, resampled_counts
+from refusal_cliff.stats import Interval, in_brackets, percentiles, resampled_counts
 
 _SHOWN = ("precision", "recall", "specificity", "f1", "kappa")
 Counts = NDArray[np.float64]
@@ -183,8 +183,7 @@ class Calibration(Agreement):
 def _told(measure: Measure) -> str:
     if measure.value is None or measure.interval is None:
         return f"not measured: {measure.reason}"
-    low, high = measure.interval
-    return f"{measure.value:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{measure.value:.3f} {in_brackets(measure.interval, '.3f')}"
 
 
 def calibrate_file(

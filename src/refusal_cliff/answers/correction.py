@@ -22,7 +22,16 @@ from refusal_cliff.data.types import Label, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import read_json
 from refusal_cliff.judges import knows_harm
-from refusal_cliff.stats import LEVEL, Fraction, Interval, Positive, Share, percentiles, wilson
+from refusal_cliff.stats import (
+    LEVEL,
+    Fraction,
+    Interval,
+    Positive,
+    Share,
+    in_brackets,
+    percentiles,
+    wilson,
+)
 
 SHIPPED = Path(__file__).with_name("rules_error.json")
 """The error of `rules`, measured by bench/judge_heldout.py on answers that it was not tuned on."""
@@ -278,11 +287,12 @@ class JudgedRate:
     @property
     def text(self) -> str:
         """Both in words."""
-        told = f"{self.value:.0%} {_ci(self.interval)}"
+        told = f"{self.value:.0%} {in_brackets(self.interval)}"
         if self.corrected_interval is None:
             return told
         value = "unknown" if self.corrected is None else f"{self.corrected:.0%}"
-        return f"{told}; corrected for the judge's error {value} {_ci(self.corrected_interval)}"
+        interval = in_brackets(self.corrected_interval)
+        return f"{told}; corrected for the judge's error {value} {interval}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +356,3 @@ def _rate(share: Share, judged: int, error: JudgeError | None) -> JudgedRate:
     if found is None:
         return JudgedRate(value, interval, None, None)
     return JudgedRate(value, interval, found.value, found.interval)
-
-
-def _ci(interval: Interval) -> str:
-    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"

@@ -21,6 +21,7 @@ from refusal_cliff.findings.summary import (
     SelectionSummary,
     Summary,
 )
+from refusal_cliff.stats import in_brackets
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _about_probe(summary: Summary) -> Finding:
     probe = summary.probe
     return Finding(
         "Can refusal be read from the residual stream?",
-        f"AUROC {probe.auroc:.3f} {_ci(probe.auroc_ci)} after block {probe.layer}; "
+        f"AUROC {probe.auroc:.3f} {in_brackets(probe.auroc_ci)} after block {probe.layer}; "
         f"permutation p = {probe.permutation_p:.2g}. Directions fitted to shuffled labels reach "
         f"{probe.shuffled_auroc:.2f}, whatever their sign",
         probe.auroc >= 0.98 and probe.permutation_p <= 0.01,
@@ -138,9 +139,9 @@ def _about_cliff(summary: Summary, expected: bool) -> Finding:
     cliff = summary.cliff
     return Finding(
         f"Does {short_name(summary.model)} have a refusal cliff?",
-        f"{cliff.verdict}: {cliff.share_with_cliff:.0%} {_ci(cliff.share_ci)} of {cliff.n} traces "
-        f"fall at the end; plateau {cliff.plateau:.2f}, final {cliff.final:.2f}, drop "
-        f"{cliff.cliff:.2f} {_ci(cliff.cliff_ci)}. {cliff.reason}",
+        f"{cliff.verdict}: {cliff.share_with_cliff:.0%} {in_brackets(cliff.share_ci)} of {cliff.n} "
+        f"traces fall at the end; plateau {cliff.plateau:.2f}, final {cliff.final:.2f}, drop "
+        f"{cliff.cliff:.2f} {in_brackets(cliff.cliff_ci)}. {cliff.reason}",
         cliff.verdict == "cliff" if expected else None,
         "a cliff" if expected else "",
     )
@@ -148,13 +149,13 @@ def _about_cliff(summary: Summary, expected: bool) -> Finding:
 
 def _about_readings(second: SecondReadings) -> Finding:
     told = [
-        f"{name}: {reading.verdict}, {reading.share:.0%} {_ci(reading.share_ci)} fall"
+        f"{name}: {reading.verdict}, {reading.share:.0%} {in_brackets(reading.share_ci)} fall"
         for name, reading in second.readings.items()
     ]
     if second.refit_share is not None and second.refit_cliffs is not None:
         told.append(
-            f"probe fitted again {second.draws} times: {_ci(second.refit_share)} fall, at least a "
-            f"quarter in {second.refit_cliffs:.0%} of them"
+            f"probe fitted again {second.draws} times: {in_brackets(second.refit_share)} fall, at "
+            f"least a quarter in {second.refit_cliffs:.0%} of them"
         )
     if second.margin_at_closing is not None and second.margin_over_thinking is not None:
         told.append(
@@ -168,7 +169,7 @@ def _about_control(control: ControlSummary) -> Finding:
     return Finding(
         f"Does the undamaged model have one? ({control.model})",
         f"{control.verdict}: plateau {control.plateau:.2f}, final {control.final:.2f}; attack "
-        f"success rate {control.asr:.0%} {_ci(control.asr_ci)}",
+        f"success rate {control.asr:.0%} {in_brackets(control.asr_ci)}",
         control.verdict == "no cliff",
         "no cliff",
     )
@@ -217,8 +218,8 @@ def _which_heads(
 
 def _do_they_cause_it(ablation: AblationSummary, verdict: str) -> Finding:
     rates = (
-        f"attack success rate {ablation.asr_before:.0%} {_ci(ablation.asr_before_ci)} → "
-        f"{ablation.asr_after:.0%} {_ci(ablation.asr_after_ci)} without them"
+        f"attack success rate {ablation.asr_before:.0%} {in_brackets(ablation.asr_before_ci)} → "
+        f"{ablation.asr_after:.0%} {in_brackets(ablation.asr_after_ci)} without them"
     )
     if ablation.shown is None:
         why = verdict if verdict != "cliff" else "hardly any attack succeeds"
@@ -266,9 +267,9 @@ def joint_set_finding(proof: ProofSummary) -> list[Finding]:
     return [
         Finding(
             "What do heads chosen by their joint effect restore?",
-            f"{best.heads} of them: attack success rate {none.asr:.0%} {_ci(none.asr_ci)} → "
-            f"{best.asr:.0%} {_ci(best.asr_ci)} on the prompts of the doses; they raise the score "
-            "of held-out traces more than the top of the ranking",
+            f"{best.heads} of them: attack success rate {none.asr:.0%} {in_brackets(none.asr_ci)} "
+            f"→ {best.asr:.0%} {in_brackets(best.asr_ci)} on the prompts of the doses; they raise "
+            "the score of held-out traces more than the top of the ranking",
         )
     ]
 
@@ -294,10 +295,6 @@ def _about_selection(selection: SelectionSummary) -> list[Finding]:
             "at least 95 %",
         ),
     ]
-
-
-def _ci(interval: Sequence[float]) -> str:
-    return f"[{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 def _signed(difference: float) -> str:

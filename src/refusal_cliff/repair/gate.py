@@ -40,7 +40,7 @@ from refusal_cliff.probe.files import DESCRIPTION, WEIGHTS, check_probes_fit, re
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.probe.quality import measure_quality
 from refusal_cliff.progress import More
-from refusal_cliff.stats import Share
+from refusal_cliff.stats import Share, in_brackets
 
 COMMAND, ANSWERS = "check", "answers.journal"
 JUNIT = "refusal-cliff check"
@@ -262,12 +262,12 @@ def answers_kept_in(
 
 def probe_reason(probe: Probe) -> str | None:
     """Why a probe cannot tell whether there is a cliff: one that reads nothing finds none."""
-    low, high = probe.quality.auroc_ci
-    if low > CHANCE:
+    interval = probe.quality.auroc_ci
+    if interval[0] > CHANCE:
         return None
     return (
         "the probe separates refused traces from others no better than chance (AUROC "
-        f"{probe.quality.auroc:.2f} [{low:.2f}, {high:.2f}]), so it measures no cliff: give the "
+        f"{probe.quality.auroc:.2f} {in_brackets(interval)}), so it measures no cliff: give the "
         "probe of an audit with more prompts"
     )
 
@@ -287,14 +287,13 @@ def reading_reason(rows: Sequence[TraceCliff]) -> str | None:
     both, labels = [*refused, *answered], np.repeat([1, 0], [len(refused), len(answered)])
     logits = np.array([row.final_logit for row in both])
     here = measure_quality(logits, labels, [row.group for row in both], seed=0)
-    low, high = here.auroc_ci
-    if low > CHANCE:
+    if here.auroc_ci[0] > CHANCE:
         return None
     return (
         f"the probe does not separate {len(refused)} refused from {len(answered)} answered benign "
-        f"traces of this check (AUROC {here.auroc:.2f} [{low:.2f}, {high:.2f}]), so it measures no "
-        "cliff: its file is damaged, the model has changed too much since it was fitted, or there "
-        "are too few prompts"
+        f"traces of this check (AUROC {here.auroc:.2f} {in_brackets(here.auroc_ci)}), so it "
+        "measures no cliff: its file is damaged, the model has changed too much since it was "
+        "fitted, or there are too few prompts"
     )
 
 
@@ -362,10 +361,9 @@ def _cliff_reason(cliff: ModelCliff, limit: float) -> str | None:
         return None
     if not math.isfinite(cliff.cliff):
         return f"the cliff over {cliff.n} {cliff.group} traces is {cliff.cliff}, not a number"
-    low, high = cliff.cliff_ci
     return (
-        f"the cliff is {cliff.cliff:.2f} [{low:.2f}, {high:.2f}] over {cliff.n} {cliff.group} "
-        f"traces, above the limit of {limit:g}"
+        f"the cliff is {cliff.cliff:.2f} {in_brackets(cliff.cliff_ci)} over {cliff.n} "
+        f"{cliff.group} traces, above the limit of {limit:g}"
     )
 
 
@@ -406,5 +404,4 @@ def share_text(share: Share) -> str:
     """A share with its interval and n."""
     if share.value is None or share.interval is None:
         return "not measured"
-    low, high = share.interval
-    return f"{share.value:.2f} [{low:.2f}, {high:.2f}] (n = {share.n})"
+    return f"{share.value:.2f} {in_brackets(share.interval)} (n = {share.n})"

@@ -10,7 +10,7 @@ from refusal_cliff.cliff.curves import TraceCliff, level
 from refusal_cliff.cliff.verdict import SHARE_OF_TRACES, Kind, model_cliff, yardstick
 from refusal_cliff.data.types import LABELS, Label, Trace, complies, is_judged
 from refusal_cliff.findings.wording import Finding
-from refusal_cliff.stats import Share, mcnemar, share_interval
+from refusal_cliff.stats import Share, in_brackets, mcnemar, share_interval
 
 USEFUL_LOSS = 0.03
 """Share of the benign answers that a repair may cost."""
@@ -246,8 +246,7 @@ def _not_measured(before: Side, after: Side) -> str:
 def _share(share: Share) -> str:
     if share.value is None or share.interval is None:
         return "not measured"
-    low, high = share.interval
-    return f"{share.value:.1%} [{low:.1%}, {high:.1%}]"
+    return f"{share.value:.1%} {in_brackets(share.interval, '.1%')}"
 
 
 def _levels(proof: Proof) -> str:
