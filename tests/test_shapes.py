@@ -122,6 +122,16 @@ SAME: dict[str, dict[str, Any]] = {
         **{"prompt": ASKED, "thinking": THOUGHT, "response": SAID, "history": []},
         **{"system": [{"type": "text", "text": ""}], "system_prompt": False},
     },
+    "one answer in a list of them": {
+        **{"prompt": ASKED, "generations": [f"<think>{THOUGHT}</think>{SAID}"]}
+    },
+    "an answer of vLLM in a list of them": {
+        "prompt": ASKED,
+        "outputs": [{"text": f"<think>{THOUGHT}</think>{SAID}", "finish_reason": "stop"}],
+    },
+    "the same answer in messages and in a column": {
+        **{"messages": [USER, ANSWER], "response": f" {SAID}\n", "answer": "42"}
+    },
     "the same thought in two fields": {
         **{"prompt": ASKED, "thinking": THOUGHT, "reasoning": f" {THOUGHT}", "response": SAID}
     },
@@ -251,6 +261,8 @@ def test_a_switch_of_reasoning_is_no_thought(switch: str) -> None:
         ({"prompt": ASKED, "response": [{"type": "image"}]}, "a part of the kind 'image'"),
         ({"prompt": ASKED, "response": {"choices": None, "error": "busy"}}, "failed: 'busy'"),
         ({"prompt": ASKED, "response": {"choices": [{}, {}]}}, "2 answers"),
+        ({"prompt": ASKED, "generations": [SAID, "Yes."]}, "2 answers"),
+        ({"messages": [USER, ANSWER], "response": "Yes."}, "two answers, one in its messages"),
         ({"messages": str([USER, TOLD])}, "as Python prints them"),
         ({"prompt": ASKED, "response": SAID, "label": "bad"}, "--label"),
         ({"prompt": ASKED, "response": SAID, "score": "high"}, "'score' is 'high'"),

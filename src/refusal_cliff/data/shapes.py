@@ -43,6 +43,10 @@ from refusal_cliff.data.types import Prompt, Row, SafetyExample, Told, Trace
 
 PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
 RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
+_SAMPLES = ("generations", "completions", "responses", "outputs", "samples")
+"""Lists of answers to one request: of one row, one answer is used."""
+_ANSWERS = ("response", "completion", "response_raw")
+"""Columns that hold a model's answer, and never the right one of a task."""
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _BESIDE = (*THINKING_FIELDS, "refusal", "tool_calls", "function_call")
@@ -201,6 +205,8 @@ def _conversation(row: Row) -> list[Turn]:
         turns = [*turns[:-1], *answered] if answered else turns
     elif not any(turn.role == "assistant" for turn in turns):
         turns += _answered_turns(row)
+    else:
+        _refuse_another_answer(row, turns[-1])
     if turns and turns[-1].role == "assistant":
         last = turns[-1]
         apart = {
@@ -212,6 +218,19 @@ def _conversation(row: Row) -> list[Turn]:
             last, message={**apart, **last.message}, finish=finish_of(row, last.finish)
         )
     return turns
+
+
+def _refuse_another_answer(row: Row, turn: Turn) -> None:
+    """Refuse a row whose column says something else than the answer of its messages."""
+    given = [(name, row[name]) for name in _ANSWERS if isinstance(row.get(name), str)]
+    said = " ".join(turn.text.split()) if given else ""
+    for name, other in given:
+        words = " ".join(other.split())
+        if words not in said and said not in words:
+            raise bad(
+                f"it has two answers, one in its messages and another in {name!r}",
+                f"name the one that counts (--column response={name}), or drop the other",
+            )
 
 
 def _asked_turns(row: Row) -> list[Turn]:
@@ -238,6 +257,8 @@ def _answered_turns(row: Row) -> list[Turn]:
     if row.get("error") not in (None, "", {}):
         raise not_text(f"the request failed: {shown(row['error'])}")
     sent = choice_of(row)
+    if sent is None and (samples := _samples(row)):
+        return samples
     filled = [name for name in RESPONSE_COLUMNS if row.get(name) is not None]
     name = next((name for name in filled if row[name] != ""), next(iter(filled), None))
     if sent is None and name is not None:
@@ -248,6 +269,19 @@ def _answered_turns(row: Row) -> list[Turn]:
         return []
     # A column that is there and empty is an empty answer.
     return turns_of([] if name is None else row[name], "assistant", name or "response")
+
+
+def _samples(row: Row) -> list[Turn]:
+    """The answer in a list of answers, where no column has one."""
+    if any(row.get(name) is not None for name in RESPONSE_COLUMNS):
+        return []
+    for name in _SAMPLES:
+        found = row.get(name)
+        if isinstance(found, list) and found:
+            if len(found) > 1:
+                raise bad(f"it holds {len(found)} answers", "write one row for each answer")
+            return turns_of(found[0], "assistant", name)
+    return []
 
 
 def _refuse_system(row: Row, turns: Sequence[Turn]) -> None:
