@@ -205,7 +205,7 @@ def _conversation(row: Row) -> list[Turn]:
         turns = [*turns[:-1], *answered] if answered else turns
     elif not any(turn.role == "assistant" for turn in turns):
         turns += _answered_turns(row)
-    else:
+    elif turns[-1].role == "assistant":
         _refuse_another_answer(row, turns[-1])
     if turns and turns[-1].role == "assistant":
         last = turns[-1]
