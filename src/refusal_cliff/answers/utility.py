@@ -13,6 +13,7 @@ from typing import Any
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.greedy import bare_generation_config
+from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.thinking.formats import added_tokens
 
@@ -38,6 +39,7 @@ class TaskScore:
     n: int
 
 
+@on_packed_weights
 def utility(
     subject: Subject,
     tasks: Sequence[str],
