@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import read_scores, write_scores
-from refusal_cliff.tables import write_parquet
+from refusal_cliff.tables import write_parquet_parts
 
 
 def main() -> None:
@@ -27,7 +27,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             kept, half = Path(folder) / "kept.parquet", Path(folder) / "half.parquet"
             write_scores(kept, scores)
-            write_parquet(half, pa.table({"logits": pa.array(flat)}), numbers="logits")
+            table = pa.table({"logits": pa.array(flat)})
+            write_parquet_parts(half, table.schema, [table], numbers="logits")
             sizes = [path.stat().st_size / flat.size for path in (Path(name), kept, half)]
         rounded = [
             replace(row, logits=half.astype(np.float32))

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
 from tiny_families import FAMILIES, HEADS, LAYERS, TRACES, family_subject, probe
 from tiny_heads import head_row
 
+from refusal_cliff import tables
 from refusal_cliff.data.types import Trace, closed_spans
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads import at_tokens
 from refusal_cliff.heads.at_tokens import (
     AS_IT_IS,
@@ -131,3 +134,26 @@ def test_the_table_comes_back_as_it_was(tmp_path: Path) -> None:
     assert first.values is not None
     assert np.array_equal(first.values, values)
     assert (second.heads, second.values, list(second.pieces)) == ((), None, ["?"])
+
+
+def test_the_table_is_read_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "tokens.parquet"
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    rows = [TokenRow(f"p{n}", AS_IT_IS, list("abcd"), TOLD[:2], values + n) for n in range(40)]
+    monkeypatch.setattr(at_tokens, "_TOKENS_AT_ONCE", 20)
+    monkeypatch.setattr(tables, "_BYTES_AT_ONCE", 500)
+    write_token_rows(path, rows)
+    assert len(list(tables.read_parquet_parts(path, at_tokens.SCHEMA))) > 4
+    found = read_token_rows(path, {"p3", "p39"})
+    assert [row.trace_id for row in found] == ["p3", "p39"]
+    assert found[1].values is not None
+    assert np.array_equal(found[1].values, values + 39)
+
+
+@pytest.mark.parametrize("values", [None, [[1], [2, 3], [4, 5]], [None, [1, 2], [3, 4]], [[1, 2]]])
+def test_values_that_do_not_fit_the_tokens_are_refused(values: object, tmp_path: Path) -> None:
+    row = {"trace_id": "a", "side": AS_IT_IS, "pieces": ["x", "y"], "heads": ["1.0", "1.1"]}
+    table = pa.Table.from_pylist([{**row, "values": values}], schema=at_tokens.SCHEMA)
+    tables.write_parquet(tmp_path / "tokens.parquet", table)
+    with pytest.raises(RefusalCliffError, match="does not fit the tokens of 'a'"):
+        read_token_rows(tmp_path / "tokens.parquet", {"a"})

@@ -136,6 +136,8 @@ def test_the_words_of_other_libraries_are_known(tmp_path: Path, text: str) -> No
 def test_a_name_does_not_say_where_it_lies(tmp_path: Path) -> None:
     assert without_folder(str(tmp_path / "model")) == "model"
     assert without_folder("org/model") == "org/model"
+    cache = "/home/me/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/c1899de289a0"
+    assert without_folder(cache) == "Qwen/Qwen3-8B"
 
 
 @pytest.mark.parametrize("taken", [0, 1, 10])

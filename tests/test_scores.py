@@ -9,11 +9,13 @@ from mmap import mmap
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_families import WIDTH, closed_trace, family_subject, linear_probe
 
+from refusal_cliff import tables
 from refusal_cliff.cliff import scores
 from refusal_cliff.cliff.scores import (
     TraceScores,
@@ -24,6 +26,8 @@ from refusal_cliff.cliff.scores import (
 )
 from refusal_cliff.data.traces import closed
 from refusal_cliff.data.types import Prompt, Trace
+from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model import capture as capture_module
 from refusal_cliff.model.capture import PositionResiduals, capture
 from refusal_cliff.model.memory import in_parts
 from refusal_cliff.model.subject import Subject
@@ -106,6 +110,7 @@ def test_a_few_scores_at_a_time_are_in_memory_whether_made_written_or_read(
     traces = [replace(TRACES[0], prompt=Prompt(f"p{i}", "Do.", "harmful")) for i in range(40)]
     whole = score_traces(subject, traces, probes)
     monkeypatch.setattr(scores, "_SCORES_AT_ONCE", 2 * whole[0].logits.size)
+    monkeypatch.setattr(tables, "_BYTES_AT_ONCE", 3_000)
     seen: list[tuple[int, int]] = []
     alive: list[weakref.ref[object]] = []
     most = 0
@@ -121,6 +126,7 @@ def test_a_few_scores_at_a_time_are_in_memory_whether_made_written_or_read(
     write_scores(path, watched())
     assert 0 < most <= 6  # a part being made, and one being written
     assert seen == [(n, 40) for n in range(2, 41, 2)]
+    assert 4 < len(list(tables.read_parquet_parts(path, scores.SCHEMA))) < 40
     found = read_scores(path)
     for got, expected in zip(found, whole, strict=True):
         assert got.trace_id == expected.trace_id
@@ -132,9 +138,60 @@ def test_a_few_scores_at_a_time_are_in_memory_whether_made_written_or_read(
     assert [file.name for file in tmp_path.iterdir()] == ["scores.parquet"]
 
 
+def test_a_fault_of_the_model_names_the_trace_in_whatever_part_it_is(
+    subject: Subject, probes: ProbeSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "_SCORES_AT_ONCE", 1)
+    broken = np.zeros_like(probes.probes[1].weight) + np.float32(3e38)
+    huge = replace(probes, probes=(probes.probes[0], replace(probes.probes[1], weight=broken)))
+    with pytest.raises(RefusalCliffError, match="not a finite number"):
+        list(scores_in_parts(subject, TRACES, huge))
+    names = [trace.prompt.id for trace in TRACES]
+    assert capture_module.Batch((2, 0), (9, 8), names).name(2) == repr(names[2])
+    assert capture_module.Batch((2, 0), (9, 8)).name(2) == "3"
+
+
+def test_scores_are_read_where_no_file_can_be_written(
+    subject: Subject, probes: ProbeSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = score_traces(subject, TRACES, probes)
+    write_scores(tmp_path / "scores.parquet", made)
+
+    def full(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scores, "TemporaryFile", full)
+    assert_equal(read_scores(tmp_path / "scores.parquet"), made)
+
+
+def test_a_damaged_end_of_a_file_loses_no_row_in_silence(
+    subject: Subject, probes: ProbeSet, tmp_path: Path
+) -> None:
+    path = tmp_path / "scores.parquet"
+    made = score_traces(subject, TRACES * 20, probes)
+    write_scores(path, made)
+    whole = path.read_bytes()
+    footer = int.from_bytes(whole[-8:-4], "little")
+    for place in range(len(whole) - 8 - footer, len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        try:
+            found = read_scores(path)
+        except RefusalCliffError:
+            continue
+        assert len(found) == len(made)
+
+
+@pytest.mark.parametrize("rows", [0, 2])
+def test_a_table_of_something_else_is_refused(rows: int, tmp_path: Path) -> None:
+    columns = {name: pa.array([1] * rows, pa.int64()) for name in scores.SCHEMA.names}
+    tables.write_parquet(tmp_path / "other.parquet", pa.table(columns))
+    with pytest.raises(RefusalCliffError, match="its columns are not"):
+        read_scores(tmp_path / "other.parquet")
+
+
 @given(st.lists(st.integers(0, 9)), st.integers(1, 20))
-def test_parts_hold_all_in_order_and_no_more_than_they_must(sizes: list[int], most: int) -> None:
-    parts = list(in_parts(sizes, lambda size: size, most))
+def test_parts_hold_all_in_order_and_no_more_than_they_must(sizes: list[int], enough: int) -> None:
+    parts = list(in_parts(sizes, lambda size: size, enough))
     assert [size for part in parts for size in part] == sizes
-    assert all(sum(part) >= most for part in parts[:-1])
-    assert all(sum(part[:-1]) < most for part in parts)
+    assert all(sum(part) >= enough for part in parts[:-1])
+    assert all(sum(part[:-1]) < enough for part in parts)

@@ -1,4 +1,4 @@
-"""What is told of sets of heads chosen together, and of a model by its name; when nothing is."""
+"""What is told of sets of heads chosen together, in words and as doses, and when nothing is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from ablation_example import ablation_result, rates_with, trial
 
 from refusal_cliff.findings.summary import DoseSummary, JointSummary, ProofSummary
-from refusal_cliff.findings.wording import joint_set_finding, short_name
+from refusal_cliff.findings.wording import joint_set_finding
 from refusal_cliff.model.subject import Head
 from refusal_cliff.stats import Share
 
@@ -65,16 +65,3 @@ def test_doses_are_in_the_order_in_which_heads_were_found(
     none = rates_with(Share(6, 10))
     found = ablation_result((), (none, none), *trials, method=method).doses_as_found()
     assert [(len(dose.heads), dose.attacks.count) for dose in found] == expected
-
-
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [
-        ("tiny", "tiny"),
-        ("Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
-        ("/home/me/models/Qwen3-8B/", "models/Qwen3-8B"),
-        ("runs/repair/adapter", "repair/adapter"),
-    ],
-)
-def test_a_title_names_a_folder_as_the_hub_does(model: str, told: str) -> None:
-    assert short_name(model) == told

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from refusal_cliff.errors import RefusalCliffError
@@ -320,8 +320,15 @@ def on_disk(name: str | Path) -> bool:
 
 
 def without_folder(name: str) -> str:
-    """What a user called a model, without where that lies: for files that may be published."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """What a user called a model, without where that lies: for titles and published files.
+
+    A folder of the hub's cache is called as on the hub.
+    """
+    path = PurePath(name)
+    cached = next((part for part in path.parts if part.startswith("models--")), None)
+    if cached is not None:
+        return "/".join(cached.split("--")[1:])
+    return path.name if path.is_absolute() else name
 
 
 def sha256_file(path: Path) -> str:

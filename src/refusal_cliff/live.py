@@ -265,9 +265,10 @@ class LiveView:
             self._log(row, time.monotonic())
 
     def _log(self, row: _Row, now: float) -> None:
-        if not self._live and now - row.told >= _SECONDS_BETWEEN_LINES:
+        words = row.words()
+        if words and not self._live and now - row.told >= _SECONDS_BETWEEN_LINES:
             row.told = now
-            say(self._console, f"{row.name}: {row.words()}")
+            say(self._console, f"{row.name}: {words}")
 
     def stage_finished(self, name: str, seconds: float, headline: Headline) -> None:
         """Show a stage's time and key numbers."""

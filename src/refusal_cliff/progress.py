@@ -40,7 +40,8 @@ def meanwhile(note: str) -> None:
     """Say what is at work between two steps of progress, to whoever listens.
 
     One step can take minutes, such as a batch of long answers; whoever watches then sees that it
-    moves. No result depends on it, so that it is not handed from function to function.
+    moves. No result depends on it, so that it is not handed from function to function. Who listens
+    in one thread or process does not hear what another says.
     """
     listen = _listener.get()
     if listen is not None:

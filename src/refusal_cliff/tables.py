@@ -76,30 +76,36 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def read_parquet_parts(path: Path, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read_parquet_parts(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     """Read a table as `read_parquet` does, a few rows in memory at a time.
 
     Args:
         path: A Parquet file.
-        columns: Which of its columns.
+        schema: Its columns and their types.
 
     Raises:
-        RefusalCliffError: The file is missing or damaged, or lacks a column.
+        RefusalCliffError: The file is missing or damaged, or one of something else.
     """
     with _said_of(path):
         file = pq.ParquetFile(
             path, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
         )
-        names = {name for field in file.schema_arrow for name in _names(field)}
+        found = file.schema_arrow
+        _require_columns(path, schema.names, {name for field in found for name in _names(field)})
+        if found.names != schema.names or found.types != schema.types:
+            raise pa.ArrowInvalid(f"its columns are not {', '.join(schema.names)} of their types")
+    left = file.metadata.num_rows
     with file:
-        _require_columns(path, columns, names)
-        parts = file.iter_batches(_rows_at_once(file.metadata), columns=list(columns))
+        parts = file.iter_batches(_rows_at_once(file.metadata))
         while True:
             with _said_of(path):
                 batch = next(parts, None)
+                if batch is None and left:  # Arrow stops without a word where a footer is damaged
+                    raise pa.ArrowInvalid(f"{left} of its rows are missing")
                 if batch is None:
                     return
-                part = pa.Table.from_batches([batch]).select(columns)
+                left -= len(batch)
+                part = pa.Table.from_batches([batch])
                 part.validate(full=True)
             yield part
 
@@ -111,7 +117,7 @@ def _rows_at_once(told: pq.FileMetaData) -> int:
 
 @contextmanager
 def _said_of(path: Path) -> Iterator[None]:
-    """Say of which file it is that Arrow found it missing or damaged."""
+    """Name the file that Arrow found missing or damaged."""
     try:
         yield
     except PARQUET_ERRORS as error:

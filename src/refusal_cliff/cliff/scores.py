@@ -6,14 +6,15 @@ a few traces at a time.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +23,9 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.types import Trace, Verdict, closed_spans
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import ProbeScores, Reader, capture
+from refusal_cliff.model.capture import ProbeScores, Reader, capture, default_token_budget
 from refusal_cliff.model.final_norm import at_read_point
-from refusal_cliff.model.memory import in_parts
+from refusal_cliff.model.memory import BatchLimit, in_parts
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import Probe, ProbeSet, ReadPoint
 from refusal_cliff.progress import Progress
@@ -80,10 +81,12 @@ def scores_in_parts(
     progress: Progress | None = None,
 ) -> Iterator[TraceScores]:
     """What `score_traces` returns, of a few traces at a time: for more than memory holds."""
-    done, layers = 0, len(probes.probes)
+    done, layers, limit = 0, len(probes.probes), BatchLimit(default_token_budget(subject))
     for part in in_parts(traces, lambda trace: layers * len(trace.token_ids), _SCORES_AT_ONCE):
         told = None if progress is None else partial(_after, progress, done, len(traces))
-        yield from score_traces(subject, part, probes, told)
+        at = probes.read_point
+        logits = read_logits(subject, part, probes.probes, at, limit=limit, progress=told)
+        yield from scores_of(part, logits)
         done += len(part)
 
 
@@ -97,6 +100,7 @@ def read_logits(
     probes: Sequence[Probe],
     read_point: ReadPoint,
     *beside: Reader,
+    limit: BatchLimit | None = None,
     progress: Progress | None = None,
 ) -> list[NDArray[np.float32]]:
     """Score logits of every token of each trace, [probes, tokens], in one pass over the model.
@@ -107,12 +111,20 @@ def read_logits(
         probes: By rising layer.
         read_point: Where they read.
         beside: Readers of other things in the same pass.
+        limit: Tokens of a batch, where several calls share what fits into memory.
         progress: Called with (traces done, traces).
     """
     weights = {probe.layer: (probe.weight, probe.bias) for probe in probes}
     reader = ProbeScores(weights, len(traces))
     tap = at_read_point(reader, subject, read_point)
-    capture(subject, [trace.token_ids for trace in traces], [tap, *beside], progress=progress)
+    capture(
+        subject,
+        [trace.token_ids for trace in traces],
+        [tap, *beside],
+        names=[trace.prompt.id for trace in traces],
+        limit=limit,
+        progress=progress,
+    )
     return reader.logits
 
 
@@ -181,21 +193,28 @@ def made_from(path: Path) -> str | None:
 
 
 def read_scores(path: Path) -> list[TraceScores]:
-    """Read what `write_scores` wrote; the scores themselves stay on the disk.
+    """Read what `write_scores` wrote, in little memory.
 
-    Their arrays are views, not to be written to, of a file without a name: beside this one, or
-    among the temporary ones where nothing can be written there. So the system keeps in memory what
-    is looked at, while there is room.
+    Their arrays are views, not to be written to, of a copy on the disk: a file without a name in
+    the same folder, or in that of temporary files (``TMPDIR``), of 4 bytes a score. So the system
+    keeps in memory what is looked at, while there is room. Without a place for it they are in
+    memory.
 
     Raises:
         RefusalCliffError: The file is damaged, or is one of something else.
     """
+    for place in (path.parent, None):
+        with suppress(OSError):
+            return _read_through(TemporaryFile(dir=place), path)
+    return _read_through(BytesIO(), path)
+
+
+def _read_through(file: IO[bytes], path: Path) -> list[TraceScores]:
+    """The scores in a file, their arrays in another, which nobody needs to know of."""
     rows: list[dict[str, Any]] = []
     shapes: list[tuple[int, int]] = []
-    with TemporaryFile(dir=path.parent if os.access(path.parent, os.W_OK) else None) as file:
-        for table in read_parquet_parts(path, SCHEMA.names):
-            if table.schema.types != SCHEMA.types:
-                raise RefusalCliffError(f"{path} is not a table of scores. Make the file again.")
+    with file:
+        for table in read_parquet_parts(path, SCHEMA):
             logits = table.column("logits").combine_chunks()
             part = table.drop_columns("logits").to_pylist()
             for row in part:
@@ -205,7 +224,9 @@ def read_scores(path: Path) -> list[TraceScores]:
             file.write(logits.flatten().flatten().to_numpy(zero_copy_only=False))
         file.flush()
         flat = np.zeros(0, np.float32)
-        if rows:
+        if isinstance(file, BytesIO):
+            flat = np.frombuffer(file.getvalue(), np.float32)
+        elif rows:
             flat = np.memmap(file, np.float32, "r").view(np.ndarray)
     ends = np.cumsum([layers * tokens for layers, tokens in shapes])
     return [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from refusal_cliff.answers.correction import JudgedRates
 from refusal_cliff.controls.second_reading import SecondReadings
@@ -21,6 +20,7 @@ from refusal_cliff.findings.summary import (
     SelectionSummary,
     Summary,
 )
+from refusal_cliff.io import without_folder
 from refusal_cliff.stats import in_brackets
 
 
@@ -129,16 +129,10 @@ def _about_probe(summary: Summary) -> Finding:
     )
 
 
-def short_name(model: str) -> str:
-    """What a title calls a model: for a folder the last two parts of its path, as on the hub."""
-    parts = PurePath(model).parts
-    return model if len(parts) <= 2 else "/".join(parts[-2:])
-
-
 def _about_cliff(summary: Summary, expected: bool) -> Finding:
     cliff = summary.cliff
     return Finding(
-        f"Does {short_name(summary.model)} have a refusal cliff?",
+        f"Does {without_folder(summary.model)} have a refusal cliff?",
         f"{cliff.verdict}: {cliff.share_with_cliff:.0%} {in_brackets(cliff.share_ci)} of {cliff.n} "
         f"traces fall at the end; plateau {cliff.plateau:.2f}, final {cliff.final:.2f}, drop "
         f"{cliff.cliff:.2f} {in_brackets(cliff.cliff_ci)}. {cliff.reason}",

@@ -65,7 +65,8 @@ class EndpointConfig:
         generation: How much the model writes, and how; no server is given a thinking budget. Every
             prompt gets a seed of its own made from the seed, where the server draws.
         system: System prompt of every conversation.
-        extra: More fields of the request, such as ``{"chat_template_kwargs": …}``.
+        extra: All further fields of the request, such as ``{"chat_template_kwargs": …}`` or
+            ``{"top_k": …}``: those of ``server`` and ``generation`` are put here by who makes it.
         markers: What stands around a thought inside the text of an answer, see `read_message`.
     """
 

@@ -6,7 +6,7 @@ A page that shows traces reads this table, and needs neither the model nor its t
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from refusal_cliff.data.types import Trace
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.table import HeadRow
 from refusal_cliff.model.capture import TokenContributions, capture
 from refusal_cliff.model.memory import in_parts
@@ -145,7 +146,8 @@ def head_contributions(
     for part in in_parts(traces, lambda t: per_token * len(t.token_ids), _FLOATS_AT_ONCE):
         lengths = [len(trace.token_ids) for trace in part]
         reader = TokenContributions(subject, lengths, probe.weight, probe.layer)
-        capture(subject, [trace.token_ids for trace in part], [reader])
+        names = [trace.prompt.id for trace in part]
+        capture(subject, [trace.token_ids for trace in part], [reader], names=names)
         for values in reader.values:
             told = values[layers, places]
             others = values.sum(axis=(0, 1)) - told.sum(axis=0)
@@ -186,23 +188,26 @@ def read_token_rows(path: Path, wanted: Collection[str]) -> list[TokenRow]:
         RefusalCliffError: The file is missing or damaged.
     """
     return [
-        _row(table, place, trace_id)
-        for table in read_parquet_parts(path, SCHEMA.names)
+        _row(path, table, place)
+        for table in read_parquet_parts(path, SCHEMA)
         for place, trace_id in enumerate(table.column("trace_id").to_pylist())
         if trace_id in wanted
     ]
 
 
-def _row(table: pa.Table, place: int, trace_id: str) -> TokenRow:
-    side, pieces, heads = (
-        table.column(name)[place].as_py() for name in ("side", "pieces", "heads")
-    )
+def _row(path: Path, table: pa.Table, place: int) -> TokenRow:
+    told = ("trace_id", "side", "pieces", "heads")
+    trace_id, side, pieces, heads = (table.column(name)[place].as_py() for name in told)
+    row = TokenRow(trace_id, side, pieces, tuple(map(parse_head, heads or ())))
+    if not row.heads:
+        return row
     values = table.column("values")[place].values
-    flat = values.flatten().to_numpy().copy()  # a view would keep the rows around it in memory
-    return TokenRow(
-        trace_id,
-        side,
-        pieces,
-        tuple(map(parse_head, heads)),
-        flat.reshape(len(values), -1) if heads else None,
-    )
+    flat = values.flatten() if values is not None else pa.array([], pa.float32())
+    lengths = [] if values is None else values.value_lengths().to_pylist()
+    if lengths != [len(pieces)] * (len(heads) + 1) or flat.null_count:
+        raise RefusalCliffError(
+            f"{path} is damaged: what heads add does not fit the tokens of {trace_id!r}. Make the "
+            "file again."
+        )
+    # A copy: a view would keep the rows around it in memory.
+    return replace(row, values=flat.to_numpy().copy().reshape(len(lengths), -1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -38,15 +38,23 @@ TokenIds = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Right-padded traces: ``rows`` are their numbers, ``lengths`` their tokens."""
+    """Right-padded traces: ``rows`` are their numbers, ``lengths`` their tokens.
+
+    ``names`` are those of all traces of the work, for errors; without any, numbers are told.
+    """
 
     rows: tuple[int, ...]
     lengths: tuple[int, ...]
+    names: Sequence[str] = ()
 
     def items(self) -> Iterator[tuple[int, int, int]]:
         """(position in the batch, number of the trace, its length)."""
         for place, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True)):
             yield place, row, length
+
+    def name(self, row: int) -> str:
+        """What a user knows a trace by."""
+        return repr(self.names[row]) if self.names else str(row + 1)
 
 
 class Reader:
@@ -222,7 +230,9 @@ def capture(
     token_ids: TokenIds,
     readers: Sequence[Reader],
     *,
+    names: Sequence[str] = (),
     token_budget: int | None = None,
+    limit: BatchLimit | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Run the traces through the model and feed the readers.
@@ -231,8 +241,10 @@ def capture(
         subject: The model.
         token_ids: Whole traces, as the model wrote them.
         readers: Each keeps its own results.
+        names: Of the traces, for errors.
         token_budget: Tokens of one batch, padding included; halved where memory runs out. Left
             out, what suits the device.
+        limit: The same, where several calls share what fits into memory.
         progress: Called with (traces done, traces).
 
     Raises:
@@ -241,15 +253,15 @@ def capture(
     """
     last = max(max(reader.residual_layers | reader.head_layers, default=0) for reader in readers)
     waiting = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
-    limit = BatchLimit(token_budget or default_token_budget(subject))
+    limit = limit or BatchLimit(token_budget or default_token_budget(subject))
     while waiting:
-        batch = next_batch(token_ids, waiting, limit.size)
+        batch = replace(next_batch(token_ids, waiting, limit.size), names=names)
         work = partial(_run, subject, token_ids, readers, batch, last)
         if limit.run(work, used=len(batch.rows) * max(batch.lengths)) is None:
             if len(batch.rows) == 1:
                 raise RefusalCliffError(
-                    f"Trace {batch.rows[0] + 1} alone, {batch.lengths[0]} tokens, does not fit in "
-                    "memory. Use a device with more memory, or drop the trace."
+                    f"Trace {batch.name(batch.rows[0])} alone, {batch.lengths[0]} tokens, does not "
+                    "fit in memory. Use a device with more memory, or drop the trace."
                 )
             continue
         waiting = waiting[len(batch.rows) :]
@@ -384,8 +396,8 @@ def _check_finite(states: torch.Tensor, batch: Batch, layer: int) -> None:
     for place, row, length in batch.items():
         if not bool(torch.isfinite(states[place, :length]).all()):
             raise RefusalCliffError(
-                f"Trace {row + 1} gives numbers that are not finite after block {layer}. Load the "
-                "model with more precision (--dtype float32), or drop the trace."
+                f"Trace {batch.name(row)} gives numbers that are not finite after block {layer}. "
+                "Load the model with more precision (--dtype float32), or drop the trace."
             )
 
 

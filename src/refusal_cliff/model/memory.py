@@ -54,19 +54,19 @@ def ran_out_of_memory(error: BaseException) -> bool:
     return any(sign in str(error).lower() for sign in _SIGNS)
 
 
-def in_parts(items: Iterable[T], size: Callable[[T], int], most: int) -> Iterator[list[T]]:
-    """Items in their order, so many at a time that they are ``most`` or more together.
+def in_parts(items: Iterable[T], size: Callable[[T], int], enough: int) -> Iterator[list[T]]:
+    """Items in their order, a few at a time.
 
     Args:
         items: One item is not divided, however large.
         size: How large one is.
-        most: In the unit of ``size``.
+        enough: A part ends as soon as its items together are so large.
     """
     part, total = list[T](), 0
     for item in items:
         part.append(item)
         total += size(item)
-        if total >= most:
+        if total >= enough:
             yield part
             part, total = [], 0
     if part:

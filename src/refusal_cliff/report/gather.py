@@ -16,11 +16,11 @@ from refusal_cliff.controls.taxonomy import kinds_of
 from refusal_cliff.data.traces import read_traces
 from refusal_cliff.findings.results import Find, RunShape
 from refusal_cliff.findings.summary import Summary
-from refusal_cliff.findings.wording import findings_of, next_step, short_name
+from refusal_cliff.findings.wording import findings_of, next_step
 from refusal_cliff.heads.at_tokens import AS_IT_IS, HEADS_OUT, TokenRow, read_token_rows
 from refusal_cliff.heads.result import WITH_FOUND, WITH_NONE, AblationResult
 from refusal_cliff.heads.table import read_heads
-from refusal_cliff.io import read_as
+from refusal_cliff.io import read_as, without_folder
 from refusal_cliff.judges import RulesJudge
 from refusal_cliff.model.subject import Head
 from refusal_cliff.probe.files import read_probes
@@ -86,7 +86,7 @@ def gather(
         controls: Title and file of each control.
     """
     shape = recipe.shape
-    key, name = shape.main, short_name(summary.model)
+    key, name = shape.main, without_folder(summary.model)
     ablation = read_as(find(f"{key}/ablation.json"), AblationResult)
     out = ablation.heads
     probes = _probes(key, find)
@@ -226,7 +226,7 @@ def _ablation_bars(found: AblationResult) -> list[Bar]:
 
 def _dose_curves(shape: RunShape, ablation: AblationResult, find: Find) -> list[DoseCurve]:
     subjects: list[tuple[str, Role, AblationResult]] = [
-        (short_name(shape.model), "result", ablation)
+        (without_folder(shape.model), "result", ablation)
     ]
     if shape.diffuse is not None:
         diffuse = read_as(find(f"{shape.diffuse}/ablation.json"), AblationResult)
