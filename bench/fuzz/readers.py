@@ -50,12 +50,13 @@ from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate.endpoint import EndpointBackend, EndpointConfig
 from refusal_cliff.generate.http import JsonServer, _Unpacking
+from refusal_cliff.heads.at_tokens import TokenRow, read_token_rows, write_token_rows
 from refusal_cliff.heads.proof import Proof
 from refusal_cliff.heads.table import Estimate, HeadRow, read_heads, write_heads
 from refusal_cliff.io import write_json, write_json_lines
 from refusal_cliff.judges import RulesJudge, answer_of
 from refusal_cliff.model.adapters import merged
-from refusal_cliff.model.subject import Subject
+from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.model.weights import check_files
 from refusal_cliff.probe.files import read_probes, write_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet, Provenance
@@ -101,7 +102,7 @@ NAMES = (
     *("rows as jsonl", "rows as csv", "rows as parquet", "lines of JSON"),
     *("prompts", "examples", "traces.parquet", "journal", "judge error"),
     *("probes.json", "probes.safetensors", "adapter_config.json", "adapter weights", "weights"),
-    *("folder of scores", "scores.parquet", "heads.parquet", "manifest"),
+    *("folder of scores", "scores.parquet", "tokens.parquet", "heads.parquet", "manifest"),
     "a server's body",
 )
 """Names of all readers, without making them."""
@@ -291,6 +292,13 @@ def _run_readers(folder: Path) -> dict[str, Reader]:
     ]
     scores.mkdir(exist_ok=True)
     write_scores(scores / "scores-00000.parquet", found, "made")
+    tokens = folder / "tokens.parquet"
+    values = np.ones((3, 8), np.float32)
+    told = [
+        TokenRow(f"p{n}", "as it is", list("abcdefgh"), (Head(1, 0), Head(2, 1)), values)
+        for n in range(4)
+    ]
+    write_token_rows(tokens, told)
     write_json(scores / "trace.json", {"command": "trace", "layer": 3, "layers": [3]})
     write_json(scores / "shards.json", {"scored": [4]})
     one = Estimate(0.5, 0.1, 0.9, 0.8, 7)
@@ -309,6 +317,7 @@ def _run_readers(folder: Path) -> dict[str, Reader]:
         "scores.parquet": _damaged_file(
             scores / "scores-00000.parquet", partial(measure_shards, scores)
         ),
+        "tokens.parquet": _damaged_file(tokens, partial(read_token_rows, tokens, {"p1", "p3"})),
         "heads.parquet": _damaged_file(heads, partial(read_heads, heads)),
         "manifest": _changed_json(run / "manifest.json", opened),
     }
