@@ -222,9 +222,9 @@ def _conversation(row: Row) -> list[Turn]:
 
 def _refuse_another_answer(row: Row, turn: Turn) -> None:
     """Refuse a row whose column says something else than the answer of its messages."""
-    given = [(name, row[name]) for name in _ANSWERS if isinstance(row.get(name), str)]
+    given = {name: other for name in _ANSWERS if isinstance(other := row.get(name), str)}
     said = " ".join(turn.text.split()) if given else ""
-    for name, other in given:
+    for name, other in given.items():
         words = " ".join(other.split())
         if words not in said and said not in words:
             raise bad(
