@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +150,21 @@ def test_a_killed_run_goes_on_and_finished_shards_stay(
         read_shards(tmp_path / "killed"), read_shards(tmp_path / "whole"), strict=True
     ):
         assert mine.read_bytes() == other.read_bytes()
+
+
+def test_nothing_is_left_of_a_process_that_was_killed_while_others_went_on(
+    subject: Subject, probes: ProbeSet, lines: Path, tmp_path: Path
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / f".scores-00000.parquet.{ended.pid}.tmp"
+
+    def killed(_: int) -> None:
+        left.write_bytes(b"PAR1")
+
+    score_source(subject, probes, str(lines), tmp_path, progress=killed)
+    assert not left.exists()
+    assert len(all_scores(tmp_path)) == len(ROWS)
 
 
 def test_only_one_shard_is_in_memory(

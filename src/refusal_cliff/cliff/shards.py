@@ -44,6 +44,7 @@ from refusal_cliff.io import (
     read_as,
     read_rows_of_ours,
     remove_quietly,
+    remove_stale,
     write_json,
     write_json_lines,
 )
@@ -156,6 +157,7 @@ def score_source(
     scored = [n_scores(path) for path in paths]
     if rank.first:
         _drop_shards(out, shards)
+        remove_stale(out)  # of a process that was killed while the others went on
         if not any(scored):
             raise _nothing(source, out, left_out)
         write_json(out / FINISHED, {"scored": scored})

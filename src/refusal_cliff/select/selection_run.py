@@ -23,7 +23,14 @@ from refusal_cliff.data.rows import source_digest
 from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.data.types import Prompt, SafetyExample, complies
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.io import atomic_path, read_rows_of_ours, read_text, sha256_file, write_json
+from refusal_cliff.io import (
+    atomic_path,
+    read_rows_of_ours,
+    read_text,
+    remove_stale,
+    sha256_file,
+    write_json,
+)
 from refusal_cliff.judges.choose import full_name
 from refusal_cliff.model.subject import Subject, load
 from refusal_cliff.probe.files import DESCRIPTION as PROBE
@@ -139,7 +146,10 @@ def run_selection(
         engine,
         lambda _: watch("shards scored", next(done), counts.shards),
     )
-    return _choose(plan.out, counts, plan.selecting) if rank.first else None
+    if not rank.first:
+        return None
+    remove_stale(plan.out)  # of a process that was killed while the others went on
+    return _choose(plan.out, counts, plan.selecting)
 
 
 def _prompts(files: Sequence[PromptFile]) -> list[Prompt]:
