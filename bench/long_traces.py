@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from bench.memory import resident
 from refusal_cliff.cliff.curves import cliffs_of
 from refusal_cliff.cliff.scores import TraceScores, read_scores, write_scores
 from refusal_cliff.data.types import Prompt, Trace
@@ -29,6 +30,7 @@ from refusal_cliff.report.traces import Measured, curves_of, kept_traces, reader
 from refusal_cliff.thinking import Spans
 
 T = TypeVar("T")
+ANONYMOUS = "RssAnon"
 HEADS = tuple(Head(1, index) for index in range(8))
 
 
@@ -68,27 +70,21 @@ def made_tokens(traces: list[Trace]) -> Iterator[TokenRow]:
         yield TokenRow(trace.prompt.id, AS_IT_IS, pieces, HEADS, values)
 
 
-def memory() -> int:
-    """Bytes of this process that are no file's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
-
-
 def measured(what: str, work: Callable[[], T]) -> T:
     """Do some work, and print its time and the most memory above that before it."""
-    before, most, ended = memory(), 0, threading.Event()
+    before, most, ended = resident(ANONYMOUS), 0.0, threading.Event()
 
     def watch() -> None:
         nonlocal most
         while not ended.wait(0.01):
-            most = max(most, memory())
+            most = max(most, resident(ANONYMOUS))
 
     watcher, start = threading.Thread(target=watch), time.perf_counter()
     watcher.start()
     found = work()
     ended.set()
     watcher.join()
-    above, seconds = max(0, most - before) / 2**20, time.perf_counter() - start
+    above, seconds = max(0, most - before), time.perf_counter() - start
     print(f"{what:<36}{above:8.0f} MiB above {seconds:8.1f} s", flush=True)
     return found
 

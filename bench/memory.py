@@ -47,10 +47,10 @@ def write_rows(path: Path, n: int) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def resident() -> float:
-    """MiB of this process now."""
+def resident(kind: str = "VmRSS") -> float:
+    """MiB of this process now; ``RssAnon`` are those that are no file's."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
 
 
 def main() -> None:

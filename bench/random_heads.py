@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.served_doses import job_in
 from refusal_cliff.data.traces import closed, read_traces
 from refusal_cliff.findings.results import difference
 from refusal_cliff.heads.find import JointSearch
@@ -24,7 +25,6 @@ from refusal_cliff.heads.table import DEFAULT_METHOD, ranked, read_heads
 from refusal_cliff.heads.trials import Trial, answer_trials, attacked, control_trials
 from refusal_cliff.io import read_as
 from refusal_cliff.model.subject import load_subject
-from refusal_cliff.run.pipeline import Job, Stage
 from refusal_cliff.settings import GenerationConfig
 from refusal_cliff.stages.ablated import Answers
 from refusal_cliff.stages.study import Study
@@ -62,7 +62,7 @@ def main() -> None:
     trials.append(Trial("joint", tuple(joint[: asked.heads]), some))
     study = Study("model", subject, 0, GenerationConfig(batch_size=asked.batch_size))
     with tempfile.TemporaryDirectory() as folder:
-        found = answer_trials(trials, before, Answers(study, _job(Path(folder)), rows, before))
+        found = answer_trials(trials, before, Answers(study, job_in(Path(folder)), rows, before))
     groups = {prompt.id: prompt.group for prompt in some}
     hits: dict[str, list[dict[str, float]]] = {}
     for trial, traces in zip(trials, found, strict=True):
@@ -87,11 +87,6 @@ def main() -> None:
             print(
                 f"\n{NAMES[kind]} against random: {paired.mean:+.3f} {in_brackets(paired.interval)}"
             )
-
-
-def _job(folder: Path) -> Job:
-    stage = Stage("model/ablate", (), (), {}, lambda _: {})
-    return Job(stage, folder, folder, lambda *_: None, {}, folder / "journal")
 
 
 if __name__ == "__main__":

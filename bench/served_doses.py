@@ -74,7 +74,7 @@ def main() -> None:
     for where in (Elsewhere(), Elsewhere(adapters=adapters)):
         study = Study("model", subject, 0, generation, elsewhere=where)
         with tempfile.TemporaryDirectory() as folder:
-            answers = Answers(study, _job(Path(folder)), rows, before)
+            answers = Answers(study, job_in(Path(folder)), rows, before)
             start = time.perf_counter()
             found.append(answer_trials(doses, before, answers))
             told.append((answers, time.perf_counter() - start))
@@ -100,7 +100,8 @@ def main() -> None:
     print(f"\nwithout heads: {written_of(subject, before)}")
 
 
-def _job(folder: Path) -> Job:
+def job_in(folder: Path) -> Job:
+    """A stage at work in a folder, watched by nobody."""
     stage = Stage("model/ablate", (), (), {}, lambda _: {})
     return Job(stage, folder, folder, lambda *_: None, {}, folder / "journal")
 

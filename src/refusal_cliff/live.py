@@ -189,13 +189,8 @@ class _Row:
         """Where its work is: how much of it is done, how fast, the time left, a note."""
         of = "" if self.total is None else f" of {self.total:,}"
         counted = [f"{self.done:,}{of}", *self.pace.words(time.monotonic(), self.total)]
-        said = [*(counted if self.counts else ()), self.note]
+        said = [*(() if self.total == 0 else counted), self.note]  # 0: nothing was told yet
         return " · ".join(part for part in said if part)
-
-    @property
-    def counts(self) -> bool:
-        """Whether it has said how much there is to do."""
-        return self.total != 0
 
 
 class LiveView:
@@ -414,7 +409,7 @@ def _detail_of(row: _Row) -> RenderableType:
     if row.status != "running":
         return Text(plain(headline_text(row.headline)))
     words = Text(plain(row.words()), style="dim")
-    if row.total is None or not row.counts:
+    if not row.total:
         return words
     line = Table.grid(padding=(0, 1))
     line.add_row(ProgressBar(total=row.total, completed=row.done, width=_BAR_WIDTH), words)

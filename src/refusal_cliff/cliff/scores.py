@@ -70,8 +70,7 @@ def score_traces(
         probes: One probe per layer.
         progress: Called with (traces done, traces).
     """
-    at = probes.read_point
-    return scores_of(traces, read_logits(subject, traces, probes.probes, at, progress=progress))
+    return list(scores_in_parts(subject, traces, probes, progress))
 
 
 def scores_in_parts(

@@ -137,6 +137,12 @@ def finish_of(fields: Mapping[str, object], otherwise: object) -> object:
     return next(filter(None, told), told[0] if told else otherwise)
 
 
+def refuse_several(answers: Sequence[object]) -> None:
+    """Refuse a row that holds more than one answer to its request."""
+    if len(answers) > 1:
+        raise bad(f"it holds {len(answers)} answers", "write one row for each answer")
+
+
 def choice_of(value: object) -> Turn | None:
     """The answer in what an OpenAI-compatible server sent, or a line of its batches; else ``None``.
 
@@ -153,8 +159,8 @@ def choice_of(value: object) -> Turn | None:
     choices = value.get("choices")
     if choices is None and not ("choices" in value and value.get("error")):
         return None
-    if isinstance(choices, Sequence) and len(choices) > 1:
-        raise bad(f"it holds {len(choices)} answers", "write one row for each answer")
+    if isinstance(choices, Sequence):
+        refuse_several(choices)
     first = choices[0] if isinstance(choices, Sequence) and choices else None
     first = first if isinstance(first, Mapping) else {}
     message = first.get("message")

@@ -26,7 +26,15 @@ from refusal_cliff.data.fields import (
     token_ids_of,
     verdict_of,
 )
-from refusal_cliff.data.messages import Turn, choice_of, finish_of, not_text, texts_in, turns_of
+from refusal_cliff.data.messages import (
+    Turn,
+    choice_of,
+    finish_of,
+    not_text,
+    refuse_several,
+    texts_in,
+    turns_of,
+)
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
 from refusal_cliff.data.said import (
     EMPTY,
@@ -278,8 +286,7 @@ def _samples(row: Row) -> list[Turn]:
     for name in _SAMPLES:
         found = row.get(name)
         if isinstance(found, list) and found:
-            if len(found) > 1:
-                raise bad(f"it holds {len(found)} answers", "write one row for each answer")
+            refuse_several(found)
             return turns_of(found[0], "assistant", name)
     return []
 

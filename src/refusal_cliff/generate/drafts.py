@@ -211,8 +211,8 @@ class _Writer:
             cached=True,
             renormalised=self._renormalised,
         ):
-            before = max(len(draft.written) for draft in batch)
-            new = _continued(self._subject, ids, mask, left, before, self._noise(batch), cache)
+            longest = max(len(draft.written) for draft in batch)
+            new = _continued(self._subject, ids, mask, left, longest, self._noise(batch), cache)
         for draft, written in zip(batch, new, strict=True):
             before = len(draft.written)
             draft.written += written
@@ -324,7 +324,7 @@ def _continued(
     ids: torch.Tensor,
     mask: torch.Tensor,
     left: Sequence[int],
-    before: int,
+    longest: int,
     noise: LogitsProcessorList,
     cache: DynamicCache | None,
 ) -> list[list[int]]:
@@ -339,7 +339,7 @@ def _continued(
             stops=stops,
             padding=_padding_token(subject),
             processors=noise,
-            criteria=StoppingCriteriaList([_MostEnded(left, before, stops, subject.device)]),
+            criteria=StoppingCriteriaList([_MostEnded(left, longest, stops, subject.device)]),
             cache=cache,
         )
     return [_until_stop(row[:n], stops) for row, n in zip(new.tolist(), left, strict=True)]
@@ -364,20 +364,20 @@ def _contiguous_last_states(subject: Subject) -> Iterator[None]:
 class _MostEnded(StoppingCriteria):
     """Ends a batch when few rows are left, so that a long answer does not hold up all others.
 
-    It also says how far the answers are; the longest of them had ``before`` tokens already.
+    It also says how far the answers are; the longest of them had ``longest`` tokens already.
     """
 
     def __init__(
-        self, left: Sequence[int], before: int, stops: frozenset[int], device: torch.device
+        self, left: Sequence[int], longest: int, stops: frozenset[int], device: torch.device
     ) -> None:
         self._left = torch.tensor(left, device=device)
         self._stops = torch.tensor(sorted(stops), device=device)
         self._ended = torch.zeros(len(left), dtype=torch.bool, device=device)
-        self._before, self._steps = before, 0
+        self._longest, self._steps = longest, 0
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override]
         self._steps += 1
-        token = self._before + self._steps
+        token = self._longest + self._steps
         meanwhile(f"writing {len(self._ended):,} at once, token {token:,}")
         self._ended |= torch.isin(input_ids[:, -1], self._stops) | (self._left <= self._steps)
         most = self._ended.sum() >= _MOST * len(self._ended)
