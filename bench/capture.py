@@ -51,6 +51,7 @@ from refusal_cliff.model.capture import (
     default_token_budget,
     next_batch,
 )
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 
 Scores = list[NDArray[np.float32]]
@@ -121,7 +122,7 @@ def ours(task: Task, *more: Reader) -> Scores:
     """`capture` with a probe at every block."""
     probes = {layer + 1: (weight, 0.0) for layer, weight in enumerate(task.directions)}
     reader = ProbeScores(probes, len(task.token_ids))
-    capture(task.subject, task.token_ids, [reader, *more], token_budget=task.token_budget)
+    capture(task.subject, task.token_ids, [reader, *more], limit=BatchLimit(task.token_budget))
     return reader.logits
 
 

@@ -34,6 +34,7 @@ from refusal_cliff.heads.effects import (
 )
 from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.capture import ProbeScores, capture
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.organisms import language
 from refusal_cliff.organisms.bases import SMOLLM2
@@ -108,7 +109,7 @@ def final_logits(subject: Subject, traces: list[Trace], probe: Probe) -> np.ndar
     """Score logit at the last closing token, by whole forward passes."""
     reader = ProbeScores({probe.layer: (probe.weight, probe.bias)}, len(traces))
     ids = [trace.token_ids for trace in traces]
-    capture(subject, ids, [reader], token_budget=TOKENS_AT_ONCE)
+    capture(subject, ids, [reader], limit=BatchLimit(TOKENS_AT_ONCE))
     place = [closed_spans(trace).last_closing for trace in traces]
     return np.array([reader.logits[row][0, at] for row, at in enumerate(place)])
 

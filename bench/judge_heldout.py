@@ -31,7 +31,6 @@ from refusal_cliff.answers.calibration import (
     Measure,
     agreement,
     error_of,
-    f1_difference,
 )
 from refusal_cliff.data.reading import every
 from refusal_cliff.data.rows import read_rows
@@ -39,6 +38,7 @@ from refusal_cliff.data.types import Row
 from refusal_cliff.io import read_json, write_json
 from refusal_cliff.judges import Answer, RulesJudge
 from refusal_cliff.judges.phrases import normalised
+from refusal_cliff.stats import percentiles, resampled_counts
 
 FULL, PARTIAL = "2_full_refusal", "3_partial_refusal"
 FINAL_MODEL = "mistralguard"
@@ -145,8 +145,18 @@ def difference(rows: Sequence[Row], before: Flags, after: Flags) -> str:
     """F1 after minus before, paired over the same draws of prompts."""
     kept = [n for n, row in enumerate(rows) if row["human_label"] != PARTIAL]
     groups = [str(rows[n]["prompt"]) for n in kept]
-    labels = [rows[n]["human_label"] == FULL for n in kept]
-    return _cell(f1_difference(groups, labels, before[kept], after[kept]), sign="+")
+    labels = np.array([rows[n]["human_label"] == FULL for n in kept])
+    drawn = resampled_counts(groups, seed=0)
+
+    def f1(said: Flags, times: NDArray[np.float64]) -> NDArray[np.float64]:
+        hits, errors = times @ (said & labels), times @ (said != labels)
+        return 2 * hits / (2 * hits + errors)
+
+    def change(times: NDArray[np.float64]) -> NDArray[np.float64]:
+        return f1(after[kept], times) - f1(before[kept], times)
+
+    measured = Measure(float(change(np.ones(len(kept)))), percentiles(change(drawn)))
+    return _cell(measured, sign="+")
 
 
 def _cell(measure: Measure, sign: str = "") -> str:

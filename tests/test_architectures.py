@@ -29,6 +29,7 @@ from refusal_cliff.model.ablation import ablated
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import PositionResiduals, TokenContributions, capture
 from refusal_cliff.model.final_norm import AfterFinalNorm, logits_of
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Head, Subject
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 2, 12))]
@@ -54,7 +55,7 @@ def test_residuals_are_hugging_faces_own(subject: Subject) -> None:
     """All but the last, which Hugging Face gives after the final norm."""
     last = [len(ids) - 1 for ids in IDS]
     reader = PositionResiduals(last, every(subject), WIDTH)
-    capture(subject, IDS, [reader], token_budget=24)
+    capture(subject, IDS, [reader], limit=BatchLimit(24))
     for row, ids in enumerate(IDS):
         output = subject.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
         expected = [state[0, -1] for state in output.hidden_states[1:-1]]
@@ -66,7 +67,7 @@ def test_residuals_are_hugging_faces_own(subject: Subject) -> None:
 def test_the_final_norm_gives_hugging_faces_last_states(subject: Subject) -> None:
     last = [len(ids) - 1 for ids in IDS]
     reader = PositionResiduals(last, [subject.n_layers], WIDTH)
-    capture(subject, IDS, [AfterFinalNorm(reader, subject)], token_budget=24)
+    capture(subject, IDS, [AfterFinalNorm(reader, subject)], limit=BatchLimit(24))
     for row, ids in enumerate(IDS):
         output = subject.model(torch.tensor([ids]), output_hidden_states=True, use_cache=False)
         assert relative(reader.values[row, 0], output.hidden_states[-1][0, -1]) < RELATIVE
@@ -85,8 +86,8 @@ def test_logits_of_states_are_the_models_own(subject: Subject) -> None:
 def test_a_padded_batch_gives_what_single_rows_give(subject: Subject) -> None:
     last = [len(ids) - 1 for ids in IDS]
     together, alone = (PositionResiduals(last, every(subject), WIDTH) for _ in range(2))
-    capture(subject, IDS, [together], token_budget=10**6)
-    capture(subject, IDS, [alone], token_budget=1)
+    capture(subject, IDS, [together], limit=BatchLimit(10**6))
+    capture(subject, IDS, [alone], limit=BatchLimit(1))
     assert relative(together.values, alone.values) < RELATIVE
 
 

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import linear_weight
 from refusal_cliff.model.capture import PositionResiduals, TokenContributions, capture
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject, subject_of
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 19, 4))]
@@ -43,7 +44,7 @@ def measured(subject: Subject) -> tuple[np.ndarray[Any, Any], list[np.ndarray[An
     direction = np.random.default_rng(0).normal(size=subject.width)
     residuals = PositionResiduals([len(ids) - 1 for ids in IDS], LAYERS, subject.width)
     heads = TokenContributions(subject, [len(ids) for ids in IDS], direction, 2)
-    capture(subject, IDS, [residuals, heads], token_budget=24)
+    capture(subject, IDS, [residuals, heads], limit=BatchLimit(24))
     return residuals.values, heads.values
 
 

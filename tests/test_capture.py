@@ -13,6 +13,7 @@ from tiny_families import FAMILIES, LAYERS, WIDTH, family_subject, random_ids
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import PositionResiduals, ProbeScores, capture, next_batch
+from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 
 IDS = [random_ids(n, seed) for seed, n in enumerate((7, 31, 1, 18, 31, 12))]
@@ -32,7 +33,7 @@ def probes(layers: list[int]) -> dict[int, tuple[NDArray[np.float64], float]]:
 
 def residuals(subject: Subject, layers: list[int], token_budget: int) -> NDArray[np.float32]:
     reader = PositionResiduals(POSITIONS, layers, WIDTH)
-    capture(subject, IDS, [reader], token_budget=token_budget)
+    capture(subject, IDS, [reader], limit=BatchLimit(token_budget))
     return reader.values
 
 
@@ -88,7 +89,7 @@ def test_batching_and_padding_change_nothing(subject: Subject) -> None:
 def test_scores_are_the_probes_logits_of_every_token(subject: Subject) -> None:
     weights = probes([3, 1])
     reader = ProbeScores(weights, len(IDS))
-    capture(subject, IDS, [reader], token_budget=80)
+    capture(subject, IDS, [reader], limit=BatchLimit(80))
     for ids, logits in zip(IDS, reader.logits, strict=True):
         states = block_outputs(subject, ids)
         expected = [states[n - 1] @ weights[n][0] + weights[n][1] for n in (1, 3)]
@@ -106,7 +107,7 @@ def test_nothing_after_the_last_layer_asked_for_is_run(subject: Subject) -> None
         for name, module in watched.items()
     ]
     readers = [ProbeScores(probes([1]), len(IDS)), PositionResiduals(POSITIONS, [2], WIDTH)]
-    capture(subject, IDS, readers, token_budget=40)
+    capture(subject, IDS, readers, limit=BatchLimit(40))
     batches = ran["block 1"]
     assert batches > 1
     assert ran == {"block 1": batches, "block 2": batches}
@@ -151,7 +152,7 @@ def test_a_batch_holds_little_padding_and_every_trace_is_in_one() -> None:
 def test_progress_ends_with_every_trace(subject: Subject) -> None:
     seen: list[tuple[int, int]] = []
     reader = ProbeScores(probes([1]), len(IDS))
-    capture(subject, IDS, [reader], token_budget=40, progress=lambda *done: seen.append(done))
+    capture(subject, IDS, [reader], limit=BatchLimit(40), progress=lambda *done: seen.append(done))
     assert seen == [(1, 6), (2, 6), (4, 6), (6, 6)]
 
 
@@ -163,5 +164,5 @@ def test_a_state_that_is_not_finite_is_named(token_budget: int) -> None:
     assert [row for row, ids in enumerate(IDS) if IDS[3][9] in ids] == [3]
     reader = PositionResiduals(POSITIONS, [2], WIDTH)
     with pytest.raises(RefusalCliffError, match=r"Trace 4 .* not finite after block 2"):
-        capture(subject, IDS, [reader], token_budget=token_budget)
+        capture(subject, IDS, [reader], limit=BatchLimit(token_budget))
     assert hooks(subject) == 0

@@ -93,16 +93,6 @@ def agreement(groups: Sequence[str], true: ArrayLike, said: ArrayLike, seed: int
     )
 
 
-def f1_difference(
-    groups: Sequence[str], true: ArrayLike, before: ArrayLike, after: ArrayLike, seed: int = 0
-) -> Measure:
-    """F1 after minus before, both over the same draws of groups; arguments as of `agreement`."""
-    labels, drawn = np.asarray(true, dtype=bool), resampled_counts(groups, seed)
-    old, new = (_confusion(np.asarray(said, dtype=bool), labels) for said in (before, after))
-    value = float(_f1(*new.sum(0)) - _f1(*old.sum(0)))
-    return Measure(value, percentiles(_f1(*(drawn @ new).T) - _f1(*(drawn @ old).T)))
-
-
 def _confusion(said: NDArray[np.bool_], true: NDArray[np.bool_]) -> Counts:
     """One row an answer, a 1 in the cell it falls into."""
     cells = (said & true, said & ~true, ~said & true, ~said & ~true)

@@ -231,7 +231,6 @@ def capture(
     readers: Sequence[Reader],
     *,
     names: Sequence[str] = (),
-    token_budget: int | None = None,
     limit: BatchLimit | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -242,9 +241,8 @@ def capture(
         token_ids: Whole traces, as the model wrote them.
         readers: Each keeps its own results.
         names: Of the traces, for errors.
-        token_budget: Tokens of one batch, padding included; halved where memory runs out. Left
-            out, what suits the device.
-        limit: The same, where several calls share what fits into memory.
+        limit: Tokens of one batch, padding included; halved where memory runs out. Left out, what
+            suits the device. Several calls may share one.
         progress: Called with (traces done, traces).
 
     Raises:
@@ -253,7 +251,7 @@ def capture(
     """
     last = max(max(reader.residual_layers | reader.head_layers, default=0) for reader in readers)
     waiting = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
-    limit = limit or BatchLimit(token_budget or default_token_budget(subject))
+    limit = limit or BatchLimit(default_token_budget(subject))
     while waiting:
         batch = replace(next_batch(token_ids, waiting, limit.size), names=names)
         work = partial(_run, subject, token_ids, readers, batch, last)
