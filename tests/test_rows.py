@@ -48,6 +48,16 @@ def test_a_line_that_is_too_long_costs_itself_alone(tmp_path: Path) -> None:
     assert "larger than 8 MiB" in reasons(found)[2]
 
 
+def test_a_record_that_escapes_quotes_with_backslashes_costs_itself_alone(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(
+        'prompt,response\n"A?","He said \\"no\\" to me.\nSecond line, sorry"\n"B?","Yes."\n'
+    )
+    (first, why), second = list(read_rows(path))
+    assert first == 1 and "not CSV" in str(why)
+    assert second == (2, {"prompt": "B?", "response": "Yes."})
+
+
 @pytest.mark.parametrize("piece", ["x", "many lines\n" * 1000, 'say ""so""\n' * 1000])
 def test_a_record_of_csv_that_is_too_long_costs_itself_alone(tmp_path: Path, piece: str) -> None:
     cell = piece * (LARGE // len(piece) + 1)

@@ -262,7 +262,7 @@ def test_a_switch_of_reasoning_is_no_thought(switch: str) -> None:
         ({"prompt": ASKED, "response": {"choices": None, "error": "busy"}}, "failed: 'busy'"),
         ({"prompt": ASKED, "response": {"choices": [{}, {}]}}, "2 answers"),
         ({"prompt": ASKED, "generations": [SAID, "Yes."]}, "2 answers"),
-        ({"messages": [USER, ANSWER], "response": "Yes."}, "two answers, one in its messages"),
+        ({"messages": [USER, ANSWER], "response": "Yes."}, "two answers, in its messages and in"),
         ({"messages": str([USER, TOLD])}, "as Python prints them"),
         ({"prompt": ASKED, "response": SAID, "label": "bad"}, "--label"),
         ({"prompt": ASKED, "response": SAID, "score": "high"}, "'score' is 'high'"),

@@ -120,7 +120,8 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_comes_apart(shape: str) -> None:
     assert parts(SHAPES[shape]) == (T, A)
-    assert read_message(SHAPES[shape], None).written == SHAPES[shape]
+    wrote = SHAPES[shape].removeprefix("<|im_start|>assistant\n")  # the prompt ends with it
+    assert read_message(SHAPES[shape], None).written == wrote
     assert parts(A, SHAPES[shape].partition(A)[0]) == (T, A)
     assert parts(SHAPES[shape], T) == (T, A)
     assert parts(f"\r\n\n{A}\n", f"\n{T}\r\n") == (T, A)
@@ -307,9 +308,22 @@ def test_ordinary_words_are_no_markers(answer: str) -> None:
     assert read_message(answer, None) == Message("", answer, True, answer)
 
 
+def test_a_marker_within_code_is_only_spoken_of() -> None:
+    for code in ("`re.sub(r'<think>.*?</think>', '', s)`", "`sed 's/<think>//'`"):
+        answer = f"{A} To strip thoughts use {code} on each line."
+        assert read_message(answer, None).response == answer
+    assert parts(f"{T} a ` alone and `b</think>{A} `c`")[0].startswith(T)
+
+
+def test_the_header_of_the_answer_is_no_part_of_the_thought() -> None:
+    for header in ("<|im_start|>assistant\n", "<｜Assistant｜>", "<start_of_turn>model\n"):
+        assert parts(f"{header}<think>\n{T}</think>{A}") == (T, A)
+        assert parts(f"{header}{A}") == ("", A)
+
+
 def test_markers_by_option() -> None:
-    mine = markers_of("<unused94>thought <unused95>")
-    text = f"<unused94>thought\n{T}<unused95>{A}"
+    mine = markers_of("<unused7>thought <unused8>")
+    text = f"<unused7>thought\n{T}<unused8>{A}"
     assert read_message(text, None).response == text
     assert parts(text, markers=(mine, *KNOWN)) == (T, A)
     for wrong in ("", "<a>", "<a> <a>", "<a> <b> <c>"):

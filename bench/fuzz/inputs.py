@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 from hypothesis import strategies as st
 
+from refusal_cliff.data.conversation import CHAT_COLUMNS, PROMPT_COLUMNS, RESPONSE_COLUMNS
 from refusal_cliff.data.said import THINKING_FIELDS
-from refusal_cliff.data.shapes import CHAT_COLUMNS, PROMPT_COLUMNS, RESPONSE_COLUMNS
 
 Drawn: TypeAlias = "st.SearchStrategy[Any]"
 KEY = "sk-very-secret-4711"

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from refusal_cliff.data.conversation import text_in
 from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, used_and_left_out
 from refusal_cliff.data.rows import Found
-from refusal_cliff.data.shapes import example_of_row, prompt_of_row, text_in
+from refusal_cliff.data.shapes import example_of_row, prompt_of_row
 from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample, row_of_prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text

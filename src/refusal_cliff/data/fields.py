@@ -15,6 +15,7 @@ LARGEST_TOKEN = 2**31 - 1
 SPANS = ("prompt", "thinking", "closing", "total")
 """The ends of the four parts of a trace, as a row names them."""
 _BOOLS = {"true": True, "false": False}
+_TRUTHS = (*_BOOLS, "1", "0", "1.0", "0.0")
 
 
 class BadRow(RefusalCliffError):
@@ -111,6 +112,16 @@ def named_label(value: object) -> Label | None:
         value = int(value)
     name = str(value).strip().lower() if isinstance(value, str | bool) or value in (0, 1) else ""
     return settings.LABELS.get(name)
+
+
+def label_in(column: str, value: object) -> object:
+    """What a column that a user named says of the label; true of ``is_safe`` is no harm."""
+    says = named_label(value)
+    if says is None or str(value).strip().lower() not in _TRUTHS:
+        return value
+    if named_label(column.lower().removeprefix("is_")) != "benign":
+        return value
+    return LABELS[1 - LABELS.index(says)]
 
 
 def checked_label(label: str | None) -> Label | None:

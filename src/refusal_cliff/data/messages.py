@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from refusal_cliff.data.fields import BadRow, bad, shown
-from refusal_cliff.data.said import is_filtered, read_parts
+from refusal_cliff.data.said import is_filtered, is_part, read_parts, thought_in
 
 _ROLES = {
     "human": "user",
@@ -17,17 +17,31 @@ _ROLES = {
     "gpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "developer": "system",
 }
 _WHO = ("role", "from")
-_SAID = ("content", "value", "text", "parts")
+_SAID = ("content", "value", "text", "parts", "answer", "response", "final_answer")
 _INNER = ("analysis", "commentary")
 """Channels of harmony whose messages are no answers."""
 _MESSAGE = frozenset({*_SAID, "thinking", "reasoning", "refusal", "tool_calls", "function_call"})
-_KIND = frozenset({*_WHO, "type"})
-_PRINTED = re.compile(r"\s*\[?\s*\{'(?:role|from|type|content)': ?'")
-_FINISH = ("finish", "finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason")
+_PRINTED = re.compile(
+    r"\s*\[?\s*(?:\{'(?:role|from|type|content|text|thinking|reasoning\w*|signature|citations|parts"
+    r"|id|index|choices|thought|name|refusal)': ?|content=['\"]"
+    r"|(?:\w*(?:Block|Message|Completion|Choice|Part|Content|Response)|Turn)\(\w+=)"
+)
+"""Begins messages as Python prints them."""
+_FINISH = (
+    *("finish", "finish_reason", "stop_reason", "done_reason", "finishReason", "stopReason"),
+    *("stop_type", "incomplete_details"),
+)
 """Names of servers and logs for why an answer ended."""
+_FINISH_WITHIN = ("meta_info", "response_metadata", "generation_info", "details")
+_UNFINISHED = (
+    *((name, "false") for name in ("done", "finished", "is_finished", "stop")),
+    *(("stopped_limit", "true"), ("status", "incomplete")),
+)
+"""What servers and logs say of an answer that has not ended by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +77,8 @@ class Turn:
 
 def turn_of(message: Mapping[str, object], finish: object = "") -> Turn:
     """A message with the keys of OpenAI (``role``, ``content``) or of ShareGPT (``from``)."""
+    extra = message.get("additional_kwargs")  # of LangChain
+    message = {**extra, **message} if isinstance(extra, Mapping) else message
     role = _named(message, _WHO)
     name = role if isinstance(role, str) else ""
     said = next((message[key] for key in _SAID if message.get(key) not in (None, "")), None)
@@ -96,25 +112,50 @@ def turns_of(value: object, role: str, column: str) -> list[Turn]:
         return [turn if turn.role else replace(turn, role=role)]
     if isinstance(value, Sequence) and all(isinstance(m, Mapping) for m in value):
         messages = cast("Sequence[Mapping[str, object]]", value)
+        if any(message.get("type") == "message" for message in messages):  # OpenAI's responses
+            ended = next(filter(None, (finish_of(message, "") for message in messages)), "")
+            return [Turn(role, {"content": messages}, ended)]
         if any(_named(message, _WHO) is not None for message in messages):
             return _whole([turn_of(message, finish_of(message, "")) for message in messages])
         return [Turn(role, {"content": messages})]
     raise not_text(f"{column!r} is {shown(value)}, neither a text nor a list of messages")
 
 
+def answer_turns(value: object, column: str) -> list[Turn]:
+    """The answer in a column: a text, messages, or what a server sent; JSON of it is the same.
+
+    Raises:
+        BadRow: As of `turns_of` and `choice_of`.
+    """
+    value = _parsed(value) if isinstance(value, str) else value
+    sent = choice_of(value)
+    return turns_of(value, "assistant", column) if sent is None else [sent]
+
+
 def _parsed(text: str) -> object:
-    """The messages that a text is as JSON, as tables hold them; else the text itself."""
-    if not text.lstrip().startswith(("[", "{")):
-        return text
+    """What a text is as JSON, if that is messages, parts or a completion; else the text itself."""
     if _PRINTED.match(text):
         raise bad("it holds messages as Python prints them", "export the file again, as JSON")
+    if not text.lstrip().startswith(("[", "{")):
+        return text
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
     held = value if isinstance(value, list) else [value]
-    messages = all(isinstance(m, dict) and m.keys() & _KIND and m.keys() & _MESSAGE for m in held)
-    return value if held and messages else text
+    sent = [one for one in held if _is_sent(one)]
+    # Gemini and Bedrock say of a thought alone that it is one.
+    others = (one for one in held if isinstance(one, dict) and one.keys() == {"text"})
+    return value if sent and len(sent) + sum(1 for _ in others) == len(held) else text
+
+
+def _is_sent(value: object) -> bool:
+    """Whether an object is a message, a part or a completion, and no JSON that a model wrote."""
+    if not isinstance(value, dict):
+        return False
+    if isinstance(value.get("choices"), list) or value.get("type") == "message":
+        return True
+    return bool(value.keys() & {*_WHO} and value.keys() & _MESSAGE) or is_part(value)
 
 
 def _whole(turns: Sequence[Turn]) -> list[Turn]:
@@ -124,7 +165,7 @@ def _whole(turns: Sequence[Turn]) -> list[Turn]:
         before = found[-1].message if found else {}
         if turn.role == "assistant" and before.get("channel") in _INNER:
             thoughts = (before.get("thinking"), turn.message.get("thinking"))
-            both = "\n\n".join(str(one) for one in thoughts if one)
+            both = "\n\n".join(filter(None, map(thought_in, thoughts)))
             found[-1] = replace(turn, message={**turn.message, "thinking": both})
         else:
             found.append(turn)
@@ -134,7 +175,11 @@ def _whole(turns: Sequence[Turn]) -> list[Turn]:
 def finish_of(fields: Mapping[str, object], otherwise: object) -> object:
     """Why an answer ended, in the word of its server; ``otherwise`` where no field is for that."""
     told = [fields[name] for name in _FINISH if name in fields]
-    return next(filter(None, told), told[0] if told else otherwise)
+    within = (fields.get(name) for name in _FINISH_WITHIN)
+    told += [finish_of(held, None) for held in within if isinstance(held, Mapping)]
+    if any(str(fields.get(name)).lower() == says for name, says in _UNFINISHED):
+        told.append("incomplete")
+    return next(filter(None, (*told, otherwise)), told[0] if told else otherwise)
 
 
 def refuse_several(answers: Sequence[object]) -> None:

@@ -183,7 +183,7 @@ class _CsvLines:
         self.begin_record()
 
     def begin_record(self) -> None:
-        self._size = self._quotes = 0
+        self._size = self._quotes = self._escaped = 0
 
     def __iter__(self) -> _CsvLines:
         return self
@@ -209,7 +209,16 @@ class _CsvLines:
         line = self._file.readline(MAX_ROW_BYTES + 1)
         self._size += len(line)
         self._quotes += line.count(b'"')
+        self._escaped += line.count(b'\\"')
         return line
+
+    def end_record(self) -> None:
+        """Skip what is left of an unreadable record that escapes its quotes with a backslash.
+
+        Its other quotes then say where it ends. In a record with another fault they may not.
+        """
+        while self._escaped and (self._quotes - self._escaped) % 2 and self._line():
+            pass
 
     def _skip(self, line: bytes) -> None:
         """Go on to the first end of a line at which all quotes are closed."""
@@ -242,6 +251,7 @@ def _csv_records(lines: _CsvLines) -> Iterator[list[str] | str]:
         except _TooLong:
             yield _TOO_LARGE
         except csv.Error as error:
+            lines.end_record()
             yield f"it is not CSV ({error})"
 
 

@@ -29,16 +29,16 @@ THINKING_FIELDS = (
 )
 _SETTINGS = frozenset(
     {"on", "off", "none", "auto", "default", "enabled", "disabled", "adaptive", "true", "false"}
-    | {"minimal", "low", "medium", "high", "xhigh", "max"}
+    | {"minimal", "low", "medium", "high", "xhigh", "max", "nan", "null", "n/a"}
 )
-"""Words in a field of thinking that say how much a model is to think."""
+"""Words in a field of thinking that say how much a model is to think, or that it holds nothing."""
 _FILTERS = re.compile(
     r"filter|guardrail|safety|sensitive|recitation|blocked|block_?list|prohibited|policy|spii|toxic"
     r"|moderat"
 )
 _CUT = re.compile(
     r"length|max[_-]|limit|context|incomplete|truncat|abort|cancel|error|insufficient|time_?out"
-    r"|repetition|fail|interrupt|preempt|exceed|num_predict|user_stop"
+    r"|repetition|fail|interrupt|preempt|exceed|num_predict|user_stop|pause|not_finished|in_progress"
 )
 """In words of servers for an answer that they ended; all others, and none, are the model's own."""
 _REFUSALS = frozenset({"refusal"})
@@ -212,6 +212,23 @@ def is_setting(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def is_part(value: Mapping[str, object]) -> bool:
+    """Whether an object is a part of a content: of a known kind, or marked as a thought."""
+    kind = value.get("type")
+    if isinstance(kind, str):
+        return kind in (*_TEXTS, *_THOUGHTS, "refusal") and kind in value
+    return value.get("thought") is True or bool(value.keys() & {"reasoningContent"})
+
+
+def thought_in(value: object) -> str:
+    """The thought in a field of a message: a text, or the parts of one; empty where it has none."""
+    try:
+        parts = read_parts(value)
+    except TypeError:  # of another kind, which no server is known to send
+        return ""
+    return parts.text or parts.thinking or ""
+
+
 def is_blank(text: str) -> bool:
     """Whether nothing of a text can be seen: blanks, and characters without width."""
     return not any(mark.isprintable() and not mark.isspace() for mark in text)
@@ -233,13 +250,7 @@ def _beside(text: str, found: Message, markers: Sequence[Markers]) -> str:
 
 def _text(message: Mapping[str, object], name: str) -> str:
     value = message.get(name)
-    if is_setting(value):
-        return ""
-    try:
-        parts = read_parts(value)
-    except TypeError:  # of another kind, which no server is known to send
-        return ""
-    return (parts.text or parts.thinking or "").strip()
+    return "" if is_setting(value) else thought_in(value).strip()
 
 
 def _add(found: dict[str, list[str]], part: object) -> None:

@@ -6,10 +6,23 @@ messages, or as a server sent it. Every command reads rows here, so that they me
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from refusal_cliff.data.conversation import (
+    INSTEAD_OF,
+    PROMPT_COLUMNS,
+    RESPONSE_COLUMNS,
+    asked_turns,
+    begins_thought,
+    column_of,
+    conversation,
+    refuse_other_prompt,
+    request_of,
+    text_in,
+    without_system,
+)
 from refusal_cliff.data.fields import (
     BadRow,
     bad,
@@ -17,6 +30,7 @@ from refusal_cliff.data.fields import (
     category_of,
     checked_text,
     count_of,
+    label_in,
     label_of,
     score_of,
     shown,
@@ -26,15 +40,7 @@ from refusal_cliff.data.fields import (
     token_ids_of,
     verdict_of,
 )
-from refusal_cliff.data.messages import (
-    Turn,
-    choice_of,
-    finish_of,
-    not_text,
-    refuse_several,
-    texts_in,
-    turns_of,
-)
+from refusal_cliff.data.messages import Turn, not_text, texts_in
 from refusal_cliff.data.reading import DEFAULT, Reading, default_id
 from refusal_cliff.data.said import (
     EMPTY,
@@ -49,16 +55,6 @@ from refusal_cliff.data.said import (
 )
 from refusal_cliff.data.types import Prompt, Row, SafetyExample, Told, Trace
 
-PROMPT_COLUMNS = ("prompt", "text", "instruction", "question", "query", "problem")
-RESPONSE_COLUMNS = ("response", "completion", "answer", "output", "response_raw")
-_SAMPLES = ("generations", "completions", "responses", "outputs", "samples")
-"""Lists of answers to one request: of one row, one answer is used."""
-_ANSWERS = ("response", "completion", "response_raw")
-"""Columns that hold a model's answer, and never the right one of a task."""
-CHAT_COLUMNS = ("messages", "conversations", "conversation")
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-_BESIDE = (*THINKING_FIELDS, "refusal", "tool_calls", "function_call")
-"""What may stand beside an answer in columns of its own; a switch (``reasoning: on``) is none."""
 _NAMES = {"text": "prompt"}
 
 
@@ -75,10 +71,9 @@ def prompt_of_row(source: str | Path, number: int, row: Row, reading: Reading = 
         BadRow: The row is not usable.
     """
     row = _renamed(row, reading)
-    name = next((name for name in PROMPT_COLUMNS if row.get(name) is not None), None)
-    turns = _asked_turns(row) if name is None else _asked_in(row, name)
-    _refuse_system(row, turns)
-    return _prompt(source, number, row, _asked(turns), reading)
+    turns = asked_turns(row)
+    refuse_other_prompt(row, turns)
+    return _prompt(source, number, row, request_of(turns), reading)
 
 
 def trace_of_row(
@@ -107,10 +102,10 @@ def trace_of_row(
         BadRow: The row is not usable.
     """
     row = _renamed(row, reading)
-    turns = [] if _is_own(row) else _conversation(row)
+    turns = [] if _is_own(row) else conversation(row)
     if asked_again:
-        _refuse_system(row, turns)
-    text = text_in(row, _column_of(row, PROMPT_COLUMNS)) if _is_own(row) else _asked(turns)
+        refuse_other_prompt(row, turns)
+    text = text_in(row, column_of(row, PROMPT_COLUMNS)) if _is_own(row) else request_of(turns)
     prompt = _prompt(source, number, row, text, reading)
     said = _own(prompt, row) if _is_own(row) else _read(prompt, row, turns, reading, thinks)
     ids = token_ids_of(row)
@@ -122,7 +117,7 @@ def trace_of_row(
     split = ids and prompt_tokens is None and (spans is not None or not told.closed)
     return replace(
         said,
-        complete=bool_of(row, "complete", said.complete),
+        complete=bool_of(row, "complete", said.complete) and said.complete,
         token_ids=ids,
         spans=spans,
         thinking_cut=bool_of(row, "thinking_cut", False),
@@ -165,13 +160,17 @@ def _renamed(row: Row, reading: Reading) -> Row:
         name, column = missing[0]
         raise bad(f"it has no column {column!r}", f"name another one (--column {name}=COLUMN)")
     own = {_NAMES.get(name, name): row[column] for name, column in reading.columns.items()}
-    hidden = {*CHAT_COLUMNS} if {"prompt", "response"} & own.keys() else set[str]()
-    if "thinking" in own:
-        hidden |= {*THINKING_FIELDS}
+    hidden = {name for field in own for name in INSTEAD_OF.get(field, ())}
+    if reading.columns.get("text") == "instruction" and own["prompt"]:
+        own["prompt"] = text_in(row, "instruction")
+    if "label" in own:
+        own["label"] = label_in(reading.columns["label"], own["label"])
     return {name: value for name, value in row.items() if name not in hidden} | own
 
 
 def _prompt(source: str | Path, number: int, row: Row, text: str, reading: Reading) -> Prompt:
+    if "completion" in row and str(row.get("label")).lower() in ("true", "false"):
+        row = {**row, "label": None}  # of TRL, which says by it whether the completion is good
     return Prompt(
         id=text_of(row, "id") or text_of(row, "custom_id") or default_id(source, number),
         text=text,
@@ -182,164 +181,11 @@ def _prompt(source: str | Path, number: int, row: Row, text: str, reading: Readi
     )
 
 
-def _column_of(row: Row, names: Sequence[str]) -> str:
-    name = next((name for name in names if row.get(name) is not None), None)
-    if name is None:
-        raise bad(
-            f"it has none of the columns {', '.join((*names, 'messages'))}",
-            f"rename the column that holds the {names[0]} to {names[0]!r}, or name it "
-            f"(--column {'text' if names is PROMPT_COLUMNS else names[0]}=COLUMN)",
-        )
-    return name
-
-
-def text_in(row: Row, name: str) -> str:
-    """A text that is not empty; what Alpaca puts below an instruction is part of it."""
-    text = row.get(name)
-    if not isinstance(text, str) or not text.strip():
-        reason = "empty" if isinstance(text, str) else "other format"
-        wrong = f"{name!r} is {shown(text)}, not a non-empty text"
-        raise BadRow(reason, wrong, "fill it in, or drop the row")
-    given = row.get("input") if name == "instruction" else None
-    below = f"\n\n{given}" if isinstance(given, str) and given.strip() else ""
-    return checked_text(text + below, name)
-
-
-def _conversation(row: Row) -> list[Turn]:
-    """Request and answer as turns, wherever in the row they stand."""
-    turns = _asked_turns(row)
-    if turns[-1:] and turns[-1].role == "assistant" and not turns[-1].message["content"]:
-        answered = _answered_turns(row)  # a last message that is empty may wait for the answer
-        turns = [*turns[:-1], *answered] if answered else turns
-    elif not any(turn.role == "assistant" for turn in turns):
-        turns += _answered_turns(row)
-    elif turns[-1].role == "assistant":
-        _refuse_another_answer(row, turns[-1])
-    if turns and turns[-1].role == "assistant":
-        last = turns[-1]
-        apart = {
-            name: row[name]
-            for name in _BESIDE
-            if row.get(name) is not None and not is_setting(row[name])
-        }
-        turns[-1] = replace(
-            last, message={**apart, **last.message}, finish=finish_of(row, last.finish)
-        )
-    return turns
-
-
-def _refuse_another_answer(row: Row, turn: Turn) -> None:
-    """Refuse a row whose column says something else than the answer of its messages."""
-    given = {name: other for name in _ANSWERS if isinstance(other := row.get(name), str)}
-    said = " ".join(turn.text.split()) if given else ""
-    for name, other in given.items():
-        words = " ".join(other.split())
-        if words not in said and said not in words:
-            raise bad(
-                f"it has two answers, one in its messages and another in {name!r}",
-                f"name the one that counts (--column response={name}), or drop the other",
-            )
-
-
-def _asked_turns(row: Row) -> list[Turn]:
-    """The conversation in the row, or in the request of a batch, or the request in a column."""
-    if isinstance(row.get("history"), list) and row["history"]:
-        raise bad("it has earlier turns in 'history'", "keep the first request and its answer")
-    body = row.get("body", row.get("request"))
-    body = body.get("body", body) if isinstance(body, Mapping) else None
-    for place in (row, body if isinstance(body, Mapping) else {}):
-        for name in CHAT_COLUMNS:
-            if place.get(name) is not None:
-                return turns_of(place[name], "user", name)
-    return _asked_in(row, _column_of(row, PROMPT_COLUMNS))
-
-
-def _asked_in(row: Row, name: str) -> list[Turn]:
-    """The request in a column: a text, or messages."""
-    asked = row[name] if isinstance(row[name], list | Mapping) else text_in(row, name)
-    return turns_of(asked, "user", name)
-
-
-def _answered_turns(row: Row) -> list[Turn]:
-    """The answer in a column, with its thinking; or as a server sent it."""
-    if row.get("error") not in (None, "", {}):
-        raise not_text(f"the request failed: {shown(row['error'])}")
-    sent = choice_of(row)
-    if sent is None and (samples := _samples(row)):
-        return samples
-    filled = [name for name in RESPONSE_COLUMNS if row.get(name) is not None]
-    name = next((name for name in filled if row[name] != ""), next(iter(filled), None))
-    if sent is None and name is not None:
-        sent = choice_of(row[name])
-    if sent is not None:
-        return [sent]
-    if name is None and not any(column in row for column in RESPONSE_COLUMNS):
-        return []
-    # A column that is there and empty is an empty answer.
-    return turns_of([] if name is None else row[name], "assistant", name or "response")
-
-
-def _samples(row: Row) -> list[Turn]:
-    """The answer in a list of answers, where no column has one."""
-    if any(row.get(name) is not None for name in RESPONSE_COLUMNS):
-        return []
-    for name in _SAMPLES:
-        found = row.get(name)
-        if isinstance(found, list) and found:
-            refuse_several(found)
-            return turns_of(found[0], "assistant", name)
-    return []
-
-
-def _refuse_system(row: Row, turns: Sequence[Turn]) -> None:
-    """Refuse a system prompt that says something, in a column or as the first turn."""
-    body = row.get("body")
-    places = (row, body) if isinstance(body, Mapping) else (row,)
-    said = [place.get(name) for place in places for name in SYSTEM_COLUMNS]
-    if turns and turns[0].role == "system":
-        said.append(turns[0].message["content"])
-    if any(map(_says, said)):
-        raise bad(
-            "it has a system prompt, which the model would not be given here",
-            "drop it from the row if the answer does not depend on it",
-        )
-
-
-def _says(value: object) -> bool:
-    """Whether a system prompt says anything."""
-    try:
-        parts = read_parts(value)
-    except TypeError:
-        return bool(value)
-    return bool(parts.others) or not is_blank(parts.text or "")
-
-
-def _without_system(turns: Sequence[Turn]) -> Sequence[Turn]:
-    return turns[1:] if turns and turns[0].role == "system" else turns
-
-
-def _asked(turns: Sequence[Turn]) -> str:
-    """The text of the one request."""
-    turns = _without_system(turns)
-    roles = [turn.role for turn in turns]
-    if roles not in (["user"], ["user", "assistant"]):
-        raise bad(
-            f"its turns are {_listed(roles)}, not one request and one answer",
-            "keep the first request and its answer",
-        )
-    return text_in({"prompt": turns[0].text}, "prompt")
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Names with commas, in ASCII, no more than a few."""
-    more = ", …" if len(names) > 6 else ""
-    return ", ".join(ascii(name)[1:-1][:20] for name in names[:6]) + more
-
-
 def _is_own(row: Row) -> bool:
     """Whether the row is one of our own traces, with thinking and answer apart."""
     has_tokens = row.get("token_ids") is not None and "spans" in row
-    return row.get("closed") not in (None, "") or has_tokens
+    has_parts = row.get("closed") not in (None, "") and {"thinking", "complete"} <= row.keys()
+    return has_parts or has_tokens
 
 
 def _own(prompt: Prompt, row: Row) -> Trace:
@@ -363,9 +209,9 @@ def _own(prompt: Prompt, row: Row) -> Trace:
 
 def _read(prompt: Prompt, row: Row, turns: Sequence[Turn], reading: Reading, thinks: bool) -> Trace:
     """The answer of a row as anybody writes it, split into thinking and answer."""
-    answer = _without_system(turns)[1:]
+    answer = without_system(turns)[1:]
     if not answer:
-        _column_of(row, RESPONSE_COLUMNS)
+        column_of(row, RESPONSE_COLUMNS)
         raise bad("it has no answer", "put what the model answered into 'response'")
     turn = answer[0]
     for text in texts_in(turn.message):
@@ -380,7 +226,8 @@ def _read(prompt: Prompt, row: Row, turns: Sequence[Turn], reading: Reading, thi
             wrong = f"its thinking is {shown(thought)} (in {name}), not a text"
             raise bad(wrong, "write it as a text") from error
     try:
-        thinks = thinks and all(thought is None for thought in apart.values())
+        opened = thinks or begins_thought(prompt.text)
+        thinks = opened and all(thought is None for thought in apart.values())
         said = said_in(prompt, turn.message, turn.finish, thinks=thinks, markers=reading.markers)
     except TypeError as error:
         raise bad(str(error), "write the answer as a text") from error

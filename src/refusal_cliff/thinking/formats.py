@@ -81,6 +81,8 @@ KNOWN: tuple[Markers, ...] = (
         "\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n",
     ),
     _tags("◁think▷", "◁/think▷"),
+    _tags("<|plamo:begin_think:plamo|>", "<|plamo:end_think:plamo|>"),
+    Markers("<unused94>thought", "<unused95>", "<unused94>thought\n", "<unused95>"),
     Markers(
         "<|START_THINKING|>",
         "<|END_THINKING|>",

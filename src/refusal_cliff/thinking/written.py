@@ -3,81 +3,23 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 from refusal_cliff.thinking.formats import HEADER_END, KNOWN, Markers
+from refusal_cliff.thinking.mentions import Mentions
 
 WITHOUT_WIDTH = "\xad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 BLANKS = WITHOUT_WIDTH + "".join(filter(str.isspace, map(chr, range(0x3001))))
 """What no text begins or ends with: blanks, and characters without width, as files have them."""
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
-_INLINE_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)")
-_QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
-_QUOTE_ENDS = (".", "!", "?", ",", ")")
-"""What may end a quotation, before its quote."""
-
-
-class Mentions:
-    """Where a text speaks of things, so that a marker there is none.
-
-    That is: a marker right between two quotes (``"</think>"``); at an end of inline code
-    (```` `<think>…</think>` ````); or inside a fenced code block. A quote is one where a quotation
-    begins or ends, not where a thought ends with a quotation and the answer begins with another.
-    Blocks count only in a text whose fences all go in pairs: a thought may leave its own block
-    open, which must hide neither its end nor the answer.
-
-    Args:
-        text: What is read.
-    """
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._blocks = _blocks(text)
-        self._inline = [match.span() for match in _INLINE_CODE.finditer(text)]
-
-    def without(self, marker: re.Pattern[str]) -> list[tuple[int, int]]:
-        """Where the marker stands and is one: half-open ranges, in order."""
-        found = (match.span() for match in marker.finditer(self._text))
-        return [span for span in found if not (self._quotes(*span) or self._in_code(*span))]
-
-    def _quotes(self, start: int, end: int) -> bool:
-        before, after = self._text[max(0, start - 2) : start], self._text[end : end + 2]
-        if not before or _QUOTES.get(before[-1]) != after[:1]:
-            return False
-        return not (before[:-1].isalnum() or after[1:].isalnum() or before[:-1] in _QUOTE_ENDS)
-
-    def _in_code(self, start: int, end: int) -> bool:
-        code = _around(self._inline, start)
-        at_end = code is not None and (code[0] == start - 1 or code[1] == end + 1)
-        return at_end or _around(self._blocks, start) is not None
-
-
-def _around(spans: Sequence[tuple[int, int]], place: int) -> tuple[int, int] | None:
-    """The one of some ordered ranges that holds a place."""
-    at = bisect_right(spans, place, key=lambda span: span[0]) - 1
-    return spans[at] if at >= 0 and place < spans[at][1] else None
-
-
-def _blocks(text: str) -> list[tuple[int, int]]:
-    """Fenced code blocks; none if a fence lacks its other half."""
-    blocks: list[tuple[int, int]] = []
-    opened: re.Match[str] | None = None
-    for fence in _FENCE.finditer(text):
-        words = fence[2].strip()
-        if opened is None:
-            opened = None if "`" in words else fence
-        elif words:
-            return []
-        elif fence[1].startswith(opened[1]):
-            blocks.append((opened.start(), fence.end()))
-            opened = None
-    return blocks if opened is None else []
-
-
 _TAG = re.compile(r"</?[\w:]+>")
+_HEADER = re.compile(
+    rf"\A[{BLANKS}]*(?:<\|im_start\|>assistant(?!/)|<｜Assistant｜>|<\|assistant\|>|<start_of_turn>model"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>)\s*",
+    re.IGNORECASE,
+)
+"""The end of a prompt, which is no part of what the model wrote."""
 _SEAM = re.compile(r"<\|start\|>assistant|<\|(?:end|return|call|eom|eot)\|>")
 _ENDS = re.compile(
     r"(?:(?:<\|(?:end|return|call|e[no][dmt]_?(?:id|of_?(?:text|turn|sentence)|of_turn_token)?"
@@ -93,12 +35,12 @@ _WRAPPERS = (
     *("final", "final_answer", "final_response"),
 )
 _WRAPS = re.compile(
-    rf"(?:(?:<(?:{'|'.join(_WRAPPERS)})>|<\|(?:begin_of_solution|START_RESPONSE)\|>"
+    rf"(?:(?:<(?:{'|'.join(_WRAPPERS)})>|<\|(?:begin_of_solution|START_(?:RESPONSE|TEXT))\|>"
     r"|\[BEGIN FINAL RESPONSE\])\s*)+",
     re.IGNORECASE,
 )
 _UNWRAPS = re.compile(
-    rf"</(?:{'|'.join(_WRAPPERS)})>|<\|(?:end_of_solution|END_RESPONSE)\|>"
+    rf"</(?:{'|'.join(_WRAPPERS)})>|<\|(?:end_of_solution|END_(?:RESPONSE|TEXT))\|>"
     r"|\[END FINAL RESPONSE\]",
     re.IGNORECASE,
 )
@@ -146,7 +88,8 @@ def read_message(
       the same holds of a text that begins with another tag (``<scratchpad>``, ``<|think|>``,
       ``&lt;think&gt;``), a heading (``## Thinking``) or a sentence (Granite's ``Here is my thought
       process:``) of that meaning.
-    - The tokens that end a turn, where a text has kept them, are no part of the answer.
+    - The tokens that end a turn, or begin the model's, where a text has kept them, are no part of
+      thought or answer.
     - Thinking in a field of its own and an answer: both as they are, tags in the field aside. A
       thought in both stands once: where one holds the other, blanks aside, the longer one is taken;
       where they differ, the field's comes first and the text's after it, so that nothing is lost
@@ -165,7 +108,8 @@ def read_message(
             model's own, or those that a user named, in front of ``KNOWN``.
     """
     formats = tuple(map(_format, markers))
-    field = (reasoning or "").strip(BLANKS)
+    content = content and _HEADER.sub("", content)
+    field = _HEADER.sub("", reasoning or "").strip(BLANKS)
     if not field:
         text = _split(content or "", formats, alone=True)
         if thinks and not text.marked:
@@ -421,7 +365,8 @@ def once_each(thoughts: Iterable[str]) -> str:
     for thought in filter(None, thoughts):
         words = f" {' '.join(thought.split())} "
         kept = {other: told for other, told in kept.items() if other not in words}
-        if not any(words in other for other in kept):
+        marks = words.replace(" ", "")  # parts of a thought may be joined with other blanks
+        if not any(words in other or marks == other.replace(" ", "") for other in kept):
             kept[words] = thought
     return _joined(kept.values())
 
