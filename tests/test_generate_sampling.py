@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,10 +96,17 @@ def test_a_spent_budget_closes_the_thinking_and_says_so(subject: Subject, tmp_pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"temperature": -1.0}, "do not make a distribution"),
-        ({"top_p": 0.0}, "do not make a distribution"),
+        ({"temperature": -1.0}, "temperature is -1.0. Give from 0"),
+        ({"temperature": math.nan}, "temperature is nan"),
+        ({"top_p": 0.0}, "top_p is 0.0. Give above 0"),
+        ({"top_p": 1.5}, "top_p is 1.5. Give from any to 1"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"max_new_tokens": 8.5}, "a whole number"),
+        ({"max_new_tokens": "8"}, "a whole number"),
+        ({"batch_size": True}, "a whole number"),
         ({"thinking_budget": 4096}, "no room for an answer"),
-        ({"thinking_budget": 0}, "no room for an answer"),
+        ({"thinking_budget": 0}, "thinking_budget is 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(fields: dict[str, float], message: str) -> None:

@@ -162,18 +162,27 @@ def load_benchmark(name: str, revision: str | None = None) -> PromptSet:
     """The prompts of a benchmark, labelled; bad rows are listed.
 
     Args:
-        name: A key of ``BENCHMARKS``.
+        name: One of the names in docs/reference/traces.md, such as ``advbench``.
         revision: Commit of the data set; that of the declaration by default.
 
     Raises:
-        RefusalCliffError: No commit is known, or the data set cannot be had.
+        RefusalCliffError: There is no such benchmark, no commit is known, or the data set cannot be
+            had.
     """
-    benchmark = BENCHMARKS[name]
+    benchmark = _named(name)
     rows = _rows(name, benchmark, revision)
     found = prompt_set(name, rows, Reading(label=benchmark.label))
     if not found.prompts:
         raise _unreadable(name, benchmark, "it has no usable row")
     return found
+
+
+def _named(name: str) -> Benchmark:
+    if name not in BENCHMARKS:
+        raise RefusalCliffError(
+            f"There is no benchmark {name!r}. Choose one of: {', '.join(BENCHMARKS)}."
+        )
+    return BENCHMARKS[name]
 
 
 def load_examples(
@@ -188,7 +197,7 @@ def load_examples(
     Raises:
         RefusalCliffError: It is no training set, no commit is known, or it cannot be had.
     """
-    benchmark = BENCHMARKS[name]
+    benchmark = _named(name)
     if benchmark.dataset and benchmark.response is None:
         training = [key for key, value in BENCHMARKS.items() if value.response]
         raise RefusalCliffError(

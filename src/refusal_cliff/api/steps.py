@@ -5,11 +5,13 @@ Each calls the function that the stage of a run calls, and gives its result a ta
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import get_args
 
 from refusal_cliff.answers.evaluate import rate_changes
 from refusal_cliff.api.answers import Changes, RateTable, Traces
+from refusal_cliff.api.given import all_of, on_model, own_randomness, prompts_of, traces_of
 from refusal_cliff.api.results import Cliff, Heads, Probes, Scores, Selection
 from refusal_cliff.cliff import measure, scores
 from refusal_cliff.data.traces import closed
@@ -31,7 +33,7 @@ from refusal_cliff.report.traces import closing_texts
 from refusal_cliff.select import candidates, strategies
 from refusal_cliff.select.contamination import clean_pool
 from refusal_cliff.select.strategies import FRACTION, Strategy, how_many
-from refusal_cliff.settings import DEFAULT_POOL, RepairConfig
+from refusal_cliff.settings import DEFAULT_POOL, POOLS, RepairConfig
 from refusal_cliff.stages.study import counter
 from refusal_cliff.workflows.export import Form, export_heads, measured_on
 
@@ -44,8 +46,13 @@ def organism_prompts(split: language.Split, n: int, seed: int = 0) -> list[Promp
             share a request.
         n: Prompts of each label.
         seed: Seed of the draw.
+
+    Raises:
+        RefusalCliffError: There is no such split, or ``n`` is not at least 1.
     """
-    return language.both_labels(split, n, seed)
+    if split not in ("validation", "test", "pool"):
+        raise RefusalCliffError(f"There is no split {split!r}. Give validation, test or pool.")
+    return language.both_labels(split, _at_least_one(n), seed)
 
 
 def organism_examples(n: int, seed: int = 0) -> tuple[list[SafetyExample], list[SafetyExample]]:
@@ -54,13 +61,18 @@ def organism_examples(n: int, seed: int = 0) -> tuple[list[SafetyExample], list[
     Args:
         n: Examples of each kind.
         seed: Seed of the draw.
+
+    Raises:
+        RefusalCliffError: ``n`` is not at least 1.
     """
+    n = _at_least_one(n)
     return language.safety_pool(n, seed), language.examples("pool", "benign", n, seed)
 
 
+@on_model
 def generate_traces(
     model: Subject,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     config: GenerationConfig | None = None,
     *,
     progress: Progress | None = None,
@@ -69,18 +81,20 @@ def generate_traces(
 
     Args:
         model: See `load_model`.
-        prompts: What to ask.
+        prompts: What to ask; each has an id of its own, by which draws differ.
         config: How much to write, and how; by default greedily.
         progress: Called with (traces done, traces).
 
     Raises:
-        RefusalCliffError: A prompt fills the model's context, or an answer does not fit in memory.
+        RefusalCliffError: Two prompts have one id, a prompt fills the model's context, or an answer
+            does not fit in memory.
     """
+    prompts = prompts_of(prompts)
     told = counter(progress, len(prompts))
     return Traces(tuple(generate(model, prompts, config or GenerationConfig(), progress=told)))
 
 
-def judge_traces(traces: Sequence[Trace], by: Judge | None = None) -> Traces:
+def judge_traces(traces: Iterable[Trace], by: Judge | None = None) -> Traces:
     """Say of each answer what it does: refuse, comply, harm.
 
     Args:
@@ -90,12 +104,15 @@ def judge_traces(traces: Sequence[Trace], by: Judge | None = None) -> Traces:
     Raises:
         RefusalCliffError: No answer can be judged, for example because a server is down.
     """
-    return Traces(tuple(interface.judge_traces(traces, by or RulesJudge())))
+    if isinstance(by, str):
+        raise RefusalCliffError(f"by is {by!r}, a name. Give the judge: load_judge({by!r}).")
+    given = all_of(Trace, traces, "what generate_traces returns")
+    return Traces(tuple(interface.judge_traces(given, by or RulesJudge())))
 
 
 def ask(
     model: Subject,
-    prompts: Sequence[Prompt],
+    prompts: Iterable[Prompt],
     config: GenerationConfig | None = None,
     by: Judge | None = None,
     *,
@@ -116,16 +133,16 @@ def ask(
     return judge_traces(generate_traces(model, prompts, config, progress=progress), by)
 
 
-def rates(traces: Sequence[Trace]) -> RateTable:
+def rates(traces: Iterable[Trace]) -> RateTable:
     """Attack success rate, refusals, benign answers: shares with Wilson intervals.
 
     Args:
         traces: Judged traces. Truncated answers stay in every share, unscored ones in none.
     """
-    return RateTable.of(traces)
+    return RateTable.of(all_of(Trace, traces, "what ask returns"))
 
 
-def compare(before: Sequence[Trace], after: Sequence[Trace]) -> Changes:
+def compare(before: Iterable[Trace], after: Iterable[Trace]) -> Changes:
     """How rates changed over the prompts that both sides answered, paired prompt by prompt.
 
     Args:
@@ -133,14 +150,15 @@ def compare(before: Sequence[Trace], after: Sequence[Trace]) -> Changes:
         after: Judged traces of the same prompts: of a changed model, or with heads taken out.
 
     Raises:
-        RefusalCliffError: The two share no prompt.
+        RefusalCliffError: The two share no prompt, or one is not judged.
     """
-    return Changes(tuple(rate_changes(before, after)))
+    return Changes(tuple(rate_changes(traces_of(before), traces_of(after))))
 
 
+@on_model
 def fit_probes(
     model: Subject,
-    traces: Sequence[Trace],
+    traces: Iterable[Trace],
     *,
     read_point: ReadPoint = "resid_post",
     seed: int = 0,
@@ -157,15 +175,21 @@ def fit_probes(
         progress: Called with (traces done, traces).
 
     Raises:
-        RefusalCliffError: A class is too small, or a state is not a finite number.
+        RefusalCliffError: A class is too small, a state is not a finite number, or the traces are
+            not judged.
     """
+    if read_point not in get_args(ReadPoint):
+        known = " or ".join(get_args(ReadPoint))
+        raise RefusalCliffError(f"There is no read point {read_point!r}. Give {known}.")
+    traces = traces_of(traces)
     found = fit_on_traces(model, traces, read_point=read_point, seed=seed, progress=progress)
     return Probes.of(found)
 
 
+@on_model
 def score_traces(
     model: Subject,
-    traces: Sequence[Trace],
+    traces: Iterable[Trace],
     probes: ProbeSet,
     *,
     same_space: bool = False,
@@ -182,10 +206,10 @@ def score_traces(
         progress: Called with (traces done, traces).
 
     Raises:
-        RefusalCliffError: The probes were fitted on another model.
+        RefusalCliffError: The probes were fitted on another model, or the traces are not judged.
     """
     check_probes_fit(probes, model, "this call", same_space=same_space)
-    scored = closed(traces)
+    scored = closed(traces_of(traces))
     found = scores.score_traces(model, scored, probes, progress)
     pieces = Pieces(model.tokenizer)
     closing = closing_texts(scored, lambda trace: pieces.of(trace.token_ids))
@@ -201,15 +225,21 @@ def measure_cliff(scored: Scores, *, pool: str = DEFAULT_POOL, seed: int = 0) ->
         seed: Seed of the bootstraps.
 
     Raises:
-        RefusalCliffError: There is no score of a harmful trace.
+        RefusalCliffError: There is no score of a harmful trace, or no such way to a plateau.
     """
+    if not isinstance(scored, Scores):
+        kind = type(scored).__name__
+        raise RefusalCliffError(f"Give what score_traces returns, or a part of it, not a {kind}.")
+    if pool not in POOLS:
+        raise RefusalCliffError(f"There is no pool {pool!r}. Give one of: {', '.join(POOLS)}.")
     measured = measure.measure_cliff(scored, scored.probes, pool=pool, seed=seed, name=scored.name)
     return Cliff(scored.name, measured, tuple(scored.curves), scored.closing)
 
 
+@on_model
 def find_heads(
     model: Subject,
-    traces: Sequence[Trace],
+    traces: Iterable[Trace],
     probes: ProbeSet,
     *,
     most: int = find.TRACES,
@@ -222,28 +252,32 @@ def find_heads(
         model: The model that wrote the traces.
         traces: Judged traces, those that the probes were fitted on.
         probes: Fitted on this model.
-        most: Traces of each kind that heads are measured on; time grows with it.
+        most: Harmful traces that heads are measured on, at least 2, and half as many benign ones;
+            time grows with it.
         seed: Seed of the bootstraps.
         progress: Called with (traces done, traces).
 
     Raises:
         RefusalCliffError: The probes were fitted on another model, or its blocks cannot be run one
-            by one.
+            by one; or the traces are not judged, or too few.
     """
     check_probes_fit(probes, model, "this call")
-    probe = probes.chosen
+    if most < 2:
+        raise RefusalCliffError(f"most is {most}. Give at least 2: a harmful and a benign trace.")
+    traces, probe = traces_of(traces), probes.chosen
     return Heads.of(find.find_heads(model, traces, probe, most=most, seed=seed, progress=progress))
 
 
+@on_model
 def select_examples(
     model: Subject,
-    examples: Sequence[SafetyExample],
-    traces: Sequence[Trace],
+    examples: Iterable[SafetyExample],
+    traces: Iterable[Trace],
     probes: ProbeSet,
     *,
     strategy: Strategy = "cliff",
     fraction: float = FRACTION,
-    held_out: Sequence[Prompt] = (),
+    held_out: Iterable[Prompt] = (),
     seed: int = 0,
 ) -> Selection:
     """Choose the few examples that are worth training on (Cliff-as-a-Judge, paper §6).
@@ -259,11 +293,16 @@ def select_examples(
         seed: Seed of strategies that draw.
 
     Raises:
-        RefusalCliffError: The probes are of another model, or an example has no trace.
+        RefusalCliffError: The probes are of another model, an example has no trace, or none is left
+            to choose from.
     """
     check_probes_fit(probes, model, "this call")
-    pool = clean_pool(examples, held_out)
-    wrote = {trace.prompt.id: trace for trace in traces}
+    if not 0 < fraction <= 1:
+        raise RefusalCliffError(f"fraction is {fraction}. Give a share above 0, at most 1.")
+    given = all_of(SafetyExample, examples, "harmful prompts with the answers to be learnt")
+    prompts_of(example.prompt for example in given)
+    pool = clean_pool(given, prompts_of(held_out))
+    wrote = {trace.prompt.id: trace for trace in traces_of(traces)}
     missing = next((e.prompt.id for e in pool.examples if e.prompt.id not in wrote), None)
     if missing is not None:
         raise RefusalCliffError(
@@ -273,16 +312,23 @@ def select_examples(
     found = candidates.measure(
         model, probes, [wrote[example.prompt.id] for example in pool.examples]
     )
+    left_out = pool.duplicates + pool.contaminated
+    if not found:
+        raise RefusalCliffError(
+            f"No example is left to choose from: of {len(given)}, {pool.duplicates} repeat others, "
+            f"{pool.contaminated} overlap with held_out, and the model's thinking did not close on "
+            f"the other {len(pool.examples)}. Give other examples, or allow longer answers."
+        )
     chosen = strategies.select(strategy, found, how_many(len(found), fraction), seed)
     by_id = {example.prompt.id: example for example in pool.examples}
-    left_out = pool.duplicates + pool.contaminated
     return Selection(tuple(by_id[one.id] for one in chosen), strategy, tuple(found), left_out)
 
 
+@on_model
 def train(
     model: Subject,
-    safety: Sequence[SafetyExample],
-    benign: Sequence[SafetyExample],
+    safety: Iterable[SafetyExample],
+    benign: Iterable[SafetyExample],
     out: Path | str,
     config: RepairConfig | None = None,
 ) -> Subject:
@@ -298,18 +344,22 @@ def train(
     Raises:
         RefusalCliffError: A row cannot be trained on, or the folder is not ours.
     """
-    adapter = repair(model, safety, benign, config or RepairConfig(), Path(out))
-    return load_repaired(model, adapter)
+    harmful = all_of(SafetyExample, safety, "selection.examples, for example")
+    helpful = all_of(SafetyExample, benign, "prompts with helpful answers")
+    with own_randomness():
+        adapter = repair(model, harmful, helpful, config or RepairConfig(), Path(out))
+        return load_repaired(model, adapter)
 
 
+@on_model
 def export(
     model: Subject,
     heads: FoundHeads,
     out: Path | str,
     *,
     form: Form = "adapter",
-    before: Sequence[Trace] = (),
-    after: Sequence[Trace] = (),
+    before: Iterable[Trace] = (),
+    after: Iterable[Trace] = (),
     by: Judge | None = None,
 ) -> Path:
     """Write the ablation as a folder that people can serve, with its model card.
@@ -325,9 +375,21 @@ def export(
         by: Who judged them; by default the phrase rules.
 
     Raises:
-        RefusalCliffError: No head is proven, or the folder cannot be written.
+        RefusalCliffError: No head is proven, the heads are of another model, ``before`` and
+            ``after`` share no prompt, or the folder cannot be written.
     """
+    if not isinstance(heads, FoundHeads):
+        raise RefusalCliffError(f"Give what find_heads returns, not a {type(heads).__name__}.")
+    if heads.model != model.fingerprint:
+        raise RefusalCliffError(
+            f"These heads were measured on another model than {model.name}, and heads of one model "
+            f"say nothing about another. Call find_heads on {model.name}."
+        )
     named = (by or RulesJudge()).name
+    without, with_out = traces_of(before), traces_of(after)
+    if bool(without) != bool(with_out):
+        raise RefusalCliffError("Give both before and after, or none of them.")
+    measured = measured_on(without, with_out, named) if without else None
 
     return export_heads(
         model,
@@ -336,5 +398,11 @@ def export(
         heads.method,
         form,
         Path(out),
-        measure=lambda: measured_on(before, after, named) if before and after else None,
+        measure=lambda: measured,
     )
+
+
+def _at_least_one(n: int) -> int:
+    if n < 1:
+        raise RefusalCliffError(f"n is {n}. Give at least 1.")
+    return n

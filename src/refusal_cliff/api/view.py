@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Self, TypeAlias, TypeVar, overload
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.report.chart import Chart
@@ -74,8 +74,11 @@ class Rows(View, Sequence[T]):
     @overload
     def __getitem__(self, place: int) -> T: ...
     @overload
-    def __getitem__(self, place: slice) -> tuple[T, ...]: ...
-    def __getitem__(self, place: int | slice) -> T | tuple[T, ...]:
+    def __getitem__(self, place: slice) -> Self: ...
+    def __getitem__(self, place: int | slice) -> T | Self:
+        """One, or a part of them that is a result of the same kind."""
+        if isinstance(place, slice):
+            return replace(self, rows=self.rows[place])
         return self.rows[place]
 
     def __len__(self) -> int:

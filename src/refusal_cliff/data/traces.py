@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from refusal_cliff.data.fields import SPANS
+from refusal_cliff.data.fields import SPANS, checked_label
 from refusal_cliff.data.reading import DEFAULT, Reading, every, source_rows, used_and_left_out
 from refusal_cliff.data.said import told_of
 from refusal_cliff.data.shapes import prompt_of_row, trace_of_row
@@ -56,18 +56,21 @@ TRACE_SCHEMA = pa.schema(
 
 
 def read_prompts(
-    path: Path | str, *, label: Label | None = None, reading: Reading = DEFAULT
+    path: Path | str, *, label: str | None = None, reading: Reading = DEFAULT
 ) -> list[Prompt]:
     """Read the prompts of a source, every row of which must be usable.
 
     Args:
-        path: See `read_rows`.
-        label: Label of rows without one; that of ``reading`` counts before it.
+        path: A JSON Lines, CSV or Parquet file, a folder written by ``save_to_disk`` of datasets,
+            or a data set of the Hugging Face hub.
+        label: Label of rows without one: ``harmful`` or ``benign``, or another word for it; that
+            of ``reading`` counts before it.
         reading: How rows are read.
 
     Raises:
         RefusalCliffError: The source or a row is not usable; the message names both.
     """
+    label = checked_label(label)
     reading = reading if label is None else reading.by_default(label)
     make = partial(prompt_of_row, path, reading=reading)
     prompts = list(every(path, source_rows(path, reading), make))

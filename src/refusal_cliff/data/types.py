@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.thinking import Spans
 
 Label: TypeAlias = Literal["harmful", "benign"]
@@ -48,6 +49,16 @@ class Prompt:
     tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.id, str) and isinstance(self.text, str)):
+            raise RefusalCliffError(
+                f"The id of a prompt is {self.id!r} and its text {self.text!r:.80}. Write both as "
+                "texts, for example str(id)."
+            )
+        if self.label not in LABELS:
+            raise RefusalCliffError(
+                f"The label of prompt {self.id!r} is {self.label!r}. Write one of: "
+                f"{', '.join(LABELS)}."
+            )
         if not self.group:
             object.__setattr__(self, "group", self.id)
 

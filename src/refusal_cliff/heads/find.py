@@ -51,11 +51,13 @@ class FoundHeads:
         chosen: The heads to take out; empty where none is proven.
         method: How they were chosen: ``JOINT``, or a ranking of ``METHODS``.
         rows: Every head.
+        model: Fingerprint of the model that they were measured on.
     """
 
     chosen: HeadSet
     method: str
     rows: tuple[HeadRow, ...]
+    model: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,8 @@ def find_heads(
         order = select_jointly(effects, strongest_of_any(rows, candidates), size)[-1]
         together = _proven_together(subject, fit[joint_traces:], probe, order, seed)
     chosen = taken_out(rows, together)
-    return FoundHeads(chosen, DEFAULT_METHOD if together is None else JOINT, tuple(rows))
+    method = DEFAULT_METHOD if together is None else JOINT
+    return FoundHeads(chosen, method, tuple(rows), subject.fingerprint)
 
 
 @on_packed_weights

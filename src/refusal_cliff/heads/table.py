@@ -253,9 +253,7 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
     Raises:
         RefusalCliffError: It is no such file, or one of another model.
     """
-    table = read_parquet(path)
-    rows = rows_as(path, table, HeadRow, "heads")
-    of = (table.schema.metadata or {}).get(_MODEL, b"").decode()
+    rows, of = read_measured(path)
     if subject is not None and of != subject.fingerprint:
         raise RefusalCliffError(
             f"{path} was measured on another model ({of[:16]}) than {subject.name} "
@@ -263,6 +261,17 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
             f"them on {subject.name} (audit), or load the model in the precision of that run."
         )
     return rows
+
+
+def read_measured(path: Path) -> tuple[list[HeadRow], str]:
+    """What `write_heads` wrote, and the fingerprint of the model that it was measured on.
+
+    Raises:
+        RefusalCliffError: It is no such file.
+    """
+    table = read_parquet(path)
+    of = (table.schema.metadata or {}).get(_MODEL, b"").decode()
+    return rows_as(path, table, HeadRow, "heads"), of
 
 
 FRACTIONS = (0.01, 0.03, 0.05, 0.10)

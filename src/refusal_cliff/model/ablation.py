@@ -7,7 +7,7 @@ tokens, replaced by a mean, or renormalised as in the paper.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import check_whole
 from refusal_cliff.model.capture import Batch, Reader, capture
-from refusal_cliff.model.subject import Head, Subject
+from refusal_cliff.model.subject import Head, Subject, in_turn
 
 HeadOutputs = Mapping[Head, torch.Tensor]
 
@@ -58,7 +58,7 @@ class _Edit:
 @contextmanager
 def ablated(
     subject: Subject,
-    heads: Collection[Head],
+    heads: Iterable[Head],
     *,
     scale: float = 0.0,
     means: HeadOutputs | None = None,
@@ -71,8 +71,8 @@ def ablated(
         subject: The model.
         heads: Which heads.
         scale: 0 takes a head out; 1 changes nothing.
-        means: What takes the place of what is taken out, by head, each [head width]: see
-            `mean_outputs`; ``None`` puts nothing in its place.
+        means: What takes the place of what is taken out, by head, each [head width], such as a
+            head's mean output over many tokens; ``None`` puts nothing in its place.
         renormalised: Bring all heads' outputs of a token back to their former length together. The
             paper's code does this for a whole batch at once, which makes a token's result depend on
             the other rows; here each token is on its own.
@@ -82,11 +82,26 @@ def ablated(
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
-    with ExitStack() as stack:
+    heads = _named(heads)
+    with in_turn(subject), ExitStack() as stack:
         for layer, factor in _factors(subject, [heads], scale).items():
             offset = None if means is None else _offset(subject, layer, heads, scale, means)
             _hook(stack, subject, layer, _Edit(factor[0], offset, renormalised, where))
         yield
+
+
+def _named(heads: Iterable[Head]) -> tuple[Head, ...]:
+    """The heads that a caller names, once and for all: what is iterated once may be empty then."""
+    try:
+        named = tuple(heads)
+    except TypeError as error:
+        raise RefusalCliffError(
+            f"Name a list of heads, such as found.chosen, not a {type(heads).__name__}."
+        ) from error
+    wrong = next((head for head in named if not isinstance(head, Head)), None)
+    if wrong is not None:
+        raise RefusalCliffError(f"{wrong!r} is no head. Write Head(layer, index).")
+    return named
 
 
 def _offset(
@@ -96,6 +111,8 @@ def _offset(
     added = torch.zeros(subject.blocks[layer - 1].n_heads, subject.head_width(layer))
     for head in heads:
         if head.layer == layer:
+            if head not in means:
+                raise RefusalCliffError(f"There is no mean of head {head}. Give one for each head.")
             added[head.index] = (1 - scale) * means[head].float().cpu()
     return added
 
@@ -124,7 +141,7 @@ def ablated_rows(
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
-    with ExitStack() as stack:
+    with in_turn(subject), ExitStack() as stack:
         for layer, factor in _factors(subject, row_heads, scale).items():
             edit = _Edit(factor[:, None], None, renormalised, where)
             _hook(stack, subject, layer, edit, cached=cached)
@@ -145,7 +162,7 @@ def ablated_tokens(
     Raises:
         RefusalCliffError: A head does not exist, or cannot be told from the others.
     """
-    with ExitStack() as stack:
+    with in_turn(subject), ExitStack() as stack:
         for layer, factor in _factors(subject, token_heads, scale).items():
             _hook(stack, subject, layer, _Edit(factor[None], None, False, None))
         yield

@@ -7,7 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import RLock
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from pydantic_core import core_schema
@@ -138,6 +140,14 @@ class Subject:
         return in_features(self.projection(layer)) // self.blocks[layer - 1].n_heads
 
 
+_LOCKS: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
+
+
+def in_turn(subject: Subject) -> RLock:
+    """What a thread holds while it uses a model: hooks on it see the passes of every thread."""
+    return _LOCKS.setdefault(subject.model, RLock())
+
+
 def load(name: str, loading: Loading) -> Subject:
     """The model of that name, loaded as a user said; see `load_subject`."""
     return load_subject(
@@ -162,7 +172,7 @@ def between(subject: Subject, markers: Sequence[Markers]) -> Subject:
 
 
 def load_subject(
-    name: str,
+    name: str | Path,
     *,
     dtype: str = "float32",
     device: str = "auto",
@@ -186,6 +196,14 @@ def load_subject(
     Raises:
         RefusalCliffError: The model cannot be loaded or measured; the message says why.
     """
+    if not isinstance(name, str | Path):
+        raise RefusalCliffError(
+            f"A model is loaded by name or folder, not from a {type(name).__name__}. Write it and "
+            "its tokenizer into a folder first (save_pretrained), and give that."
+        )
+    if not isinstance(chat, Chat):
+        raise RefusalCliffError(f"chat is a {type(chat).__name__}. Give Chat(system=...).")
+    name = str(name)
     if dtype not in DTYPES:
         raise RefusalCliffError(f"Unknown dtype {dtype!r}. Choose one of: {', '.join(DTYPES)}.")
     found = read_checkpoint(

@@ -123,8 +123,9 @@ def _fitted(
         traces = [*refused, *others]
         if not traces:
             raise RefusalCliffError(
-                f"{subject.name} did not close its thinking in any trace, so there is nothing to "
-                "probe. Allow longer answers (--max-new-tokens)."
+                f"None of the traces of {subject.name} can be probed: a probe reads where the "
+                "thinking closed, and a harmful request was refused or a benign one answered. "
+                "Allow longer answers (max_new_tokens), or give more prompts of either kind."
             )
         found.append(
             fit_probes(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 from refusal_cliff.errors import RefusalCliffError
@@ -22,6 +23,36 @@ def setting(default: Any, help: str, **option: Any) -> Any:
             `typer.Option` takes besides.
     """
     return field(default=default, metadata={"help": help, **option})
+
+
+def check_settings(settings: Any) -> None:
+    """Hold a class of settings to what its fields declare, as its options are held to it.
+
+    Raises:
+        RefusalCliffError: A value is of another kind, or not within its limits.
+    """
+    for one in fields(settings):
+        value: Any = getattr(settings, one.name)
+        limits = one.metadata
+        numeric = limits.keys() & {"min", "max", "positive"}
+        if value is None and one.default is None:
+            continue
+        if value not in limits.get("choices", (value,)):
+            wrong = f"one of: {', '.join(limits['choices'])}"
+        elif numeric and not _is_number(value, whole=not isinstance(one.default, float)):
+            wrong = "a number" if isinstance(one.default, float) else "a whole number"
+        elif numeric and not limits.get("min", value) <= value <= limits.get("max", value):
+            wrong = f"from {limits.get('min', 'any')} to {limits.get('max', 'any')}"
+        elif limits.get("positive") and not (value or 0) > 0:
+            wrong = "above 0"
+        else:
+            continue
+        raise RefusalCliffError(f"{one.name} is {value!r}. Give {wrong}.")
+
+
+def _is_number(value: object, *, whole: bool) -> bool:
+    kind = Integral if whole else Real
+    return isinstance(value, kind) and not isinstance(value, bool) and value == value
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -140,13 +171,8 @@ class GenerationConfig(_Length):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0):
-            raise RefusalCliffError(
-                f"Temperature {self.temperature}, top-p {self.top_p} and top-k {self.top_k} do not "
-                "make a distribution to sample from. Give a temperature of 0 (greedy) or more, a "
-                "top-p above 0 and up to 1, and a top-k of 0 (all) or more."
-            )
-        if self.thinking_budget is not None and not 0 < self.thinking_budget < self.max_new_tokens:
+        check_settings(self)
+        if self.thinking_budget is not None and self.thinking_budget >= self.max_new_tokens:
             raise RefusalCliffError(
                 f"A thinking budget of {self.thinking_budget} leaves no room for an answer within "
                 f"{self.max_new_tokens} new tokens. Allow more new tokens, or less thinking."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.settings.model import setting
+from refusal_cliff.settings.model import check_settings, setting
 from refusal_cliff.user_text import (
     address,
     column_of,
@@ -191,14 +191,9 @@ class RepairConfig:
     )
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.lora_r, self.max_length) < 1:
-            raise RefusalCliffError(
-                "steps, batch size, LoRA rank and maximal length must each be at least 1."
-            )
-        if not (0 <= self.benign_share < 1 and self.lr > 0):
-            raise RefusalCliffError(
-                "The benign share must be at least 0 and below 1, and the learning rate above 0."
-            )
+        check_settings(self)
+        if self.benign_share == 1:
+            raise RefusalCliffError("benign_share is 1: no row is left to learn. Give less.")
 
     @property
     def benign_per_step(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from refusal_cliff import __version__
 from refusal_cliff.answers.evaluate import Rates, rates
+from refusal_cliff.answers.outcomes import paired_by_prompt
 from refusal_cliff.data.types import Prompt, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig
@@ -270,11 +271,16 @@ def measured_on(before: Sequence[Trace], after: Sequence[Trace], judge: str) -> 
 
     Args:
         before: With no head out.
-        after: With the heads out.
+        after: With the heads out; what only one side answered does not count.
         judge: Who judged them.
+
+    Raises:
+        RefusalCliffError: The two share no prompt.
     """
-    source = f"Measured on {len(before)} prompts given for it, judged by {published_name(judge)}."
-    return BeforeAfter(rates(before), rates(after), None, source)
+    pairs = paired_by_prompt(before, after)
+    source = f"Measured on {len(pairs)} prompts given for it, judged by {published_name(judge)}."
+    without, with_out = zip(*pairs, strict=True)
+    return BeforeAfter(rates(without), rates(with_out), None, source)
 
 
 def _chosen(rows: Sequence[HeadRow], choice: Choice, joint: Path) -> tuple[list[Head], str]:
