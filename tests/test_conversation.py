@@ -86,6 +86,10 @@ def trace(row: dict[str, Any], **columns: str) -> Trace:
                 told({"channel": "final", "content": [{"type": "text", "text": SAID}]}),
             ]
         },
+        # Beside an answer in messages, other columns may hold anything.
+        {"messages": [USER, told({"content": WROTE})], "output": {"score": 1}, "completion": 3},
+        {"messages": [USER, told({"content": ""})], "response": WROTE, "error": None},
+        {"prompt": ASKED, "output": SAID, "response_raw": WROTE},
         # What stands around the model's text.
         {"prompt": ASKED, "response": f"<|im_start|>assistant\n{WROTE}<|im_end|>"},
         {"prompt": ASKED, "response": WROTE, "closed": True},
@@ -108,6 +112,10 @@ def test_one_answer_is_certain(row: dict[str, Any]) -> None:
         ({"prompt": ASKED, "output": "18", "generations": [WROTE]}, "two answers"),
         ({"prompt": ASKED, "response": SAID, "responses": [SAID, OTHER]}, "2 answers"),
         ({"problem": ASKED, "answer": "5", "generations": [WROTE, OTHER]}, "2 answers"),
+        (
+            {"messages": [USER, told({"content": ""})], "generations": [WROTE, OTHER]},
+            "2 answers",
+        ),
         ({"messages": [USER, told({"content": "Sure, here"})], "output": OTHER}, "two answers"),
         ({"messages": [USER, told({"content": "Sure, here"})], "generations": [OTHER]}, "two ans"),
         (

@@ -31,7 +31,9 @@ _SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 _SAMPLES = ("generations", "completions", "responses", "outputs", "samples")
 """Lists of answers to one request: of one row, one answer is used."""
 _SURE = ("response", "completion", *_SAMPLES, "output")
-"""Columns that hold a model's answer, and not the right one of a task, as ``answer`` may."""
+"""Columns that hold what a model answered."""
+_UNSURE = ("answer", "response_raw")
+"""The first may hold the right answer of a task, the second more than the answer."""
 _BELOW = ("input", "context")
 """Columns with what a request is about."""
 INSTEAD_OF = {
@@ -248,17 +250,7 @@ def _answer(row: Row, own: Sequence[Turn]) -> list[Turn]:
     """
     if not own and row.get("error") not in (None, "", {}):
         raise not_text(f"the request failed: {shown(row['error'])}")
-    found = {"its messages": list(own)} if any(map(_holds, own)) else {}
-    sent = choice_of(row)
-    if sent is not None:
-        found["'choices'"] = [sent]
-    for name in _SURE:
-        if row.get(name) is not None:
-            found[repr(name)] = _answers_in(row[name], name, bool(own))
-    if found.keys() <= {"'output'"} and not isinstance(row.get("output"), Mapping):
-        found |= {repr(n): _answers_in(row[n], n) for n in ("answer",) if row.get(n) is not None}
-    if not any(found.values()) and row.get("response_raw") is not None:
-        found["'response_raw'"] = _answers_in(row["response_raw"], "response_raw")
+    found = _answers(row, [turn for turn in own if _holds(turn)])
     said = {name: some for name, turns in found.items() if (some := [*filter(_plain, turns)])}
     if not said:
         blank = [turn for turns in found.values() for turn in turns] or list(own)
@@ -279,19 +271,39 @@ def _answer(row: Row, own: Sequence[Turn]) -> list[Turn]:
     return [replace(longest, finish=ended)]
 
 
-def _answers_in(value: object, name: str, of_messages: bool = False) -> list[Turn]:
-    """The answers in a column: several only beside messages, which say which one counts."""
-    if name not in _SAMPLES:
-        turns = answer_turns(value, name)
-        if [turn.role for turn in turns] != ["assistant"]:
-            roles = _listed([turn.role for turn in turns])
-            raise bad(f"{name!r} holds the turns {roles}, not one answer", "keep the answer alone")
-        return turns
-    if not isinstance(value, list):
-        return []
-    if not of_messages:
-        refuse_several(value)
-    return [turn for one in value for turn in answer_turns(one, name)[:1]]
+def _answers(row: Row, own: Sequence[Turn]) -> dict[str, list[Turn]]:
+    """What every place of a row says was answered, the surest place first.
+
+    Lists of answers may hold several beside messages, which say which one counts.
+    """
+    found = {"its messages": list(own)} if own else {}
+    sent = choice_of(row)
+    if sent is not None:
+        found["'choices'"] = [sent]
+    for name in (*_SURE, *_UNSURE):
+        value = row.get(name)
+        known = found.keys() - ({"'output'"} if isinstance(row.get("output"), str) else ())
+        if value is None or (name in _UNSURE and known):
+            continue
+        try:
+            if name not in _SAMPLES:
+                found[repr(name)] = _one_answer(value, name)
+            elif isinstance(value, list) and value:
+                if not own:
+                    refuse_several(value)
+                found[repr(name)] = [turn for one in value for turn in answer_turns(one, name)[:1]]
+        except BadRow:
+            if not own:  # else it may hold anything, such as a mark
+                raise
+    return found
+
+
+def _one_answer(value: object, name: str) -> list[Turn]:
+    turns = answer_turns(value, name)
+    if [turn.role for turn in turns] != ["assistant"]:
+        roles = _listed([turn.role for turn in turns])
+        raise bad(f"{name!r} holds the turns {roles}, not one answer", "keep the answer alone")
+    return turns
 
 
 def _alike(one: Turn, other: Turn) -> bool:
