@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from lab.pretrained.sources import recorded_sources
 from refusal_cliff.answers import benchmarks
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.examples import PromptSet, source_of, write_prompts
+from refusal_cliff.data.traces import read_prompts
 from refusal_cliff.data.types import Label, LeftOut, Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import load_subject
@@ -164,3 +166,22 @@ def test_the_recorded_audit_of_the_public_files() -> None:
         "malicious_instruct",
         "xstest",
     }
+
+
+def test_rows_that_name_their_source_are_found_by_it_and_by_their_file(tmp_path: Path) -> None:
+    """Answers of an earlier run keep the sources of their prompts; neither name found them."""
+    kept = tmp_path / "kept.jsonl"
+    rows: list[Prompt] = []
+    for name, at in (("a", 0), ("b", 200)):
+        for label, more in (("harmful", 0), ("benign", 100)):
+            prompts = read_prompts(words(tmp_path / f"{name}-{label}.jsonl", label, at + more))
+            rows += [replace(p, id=p.text, tags=(f"from:{name}",)) for p in prompts]
+    write_prompts(kept, rows)
+    both = AuditSources((str(kept),), (str(kept),))
+    found = audit_prompts(replace(both, fit_on=("a",)), 0)
+    assert {source_of(prompt) for prompt in found.fit} == {"a"}
+    assert {source_of(prompt) for prompt in found.test} == {"b"}
+    with pytest.raises(RefusalCliffError, match="Name one of: a, b, kept"):
+        audit_prompts(replace(both, fit_on=("c",)), 0)
+    with pytest.raises(RefusalCliffError, match="0 different harmful prompts to test on"):
+        audit_prompts(replace(both, fit_on=("kept",)), 0)

@@ -173,7 +173,8 @@ def model(name: str) -> None:
 def prompt_sources(harmful: Any, benign: Any, fit_on: Any, traces: Any = None) -> None:
     """Prompts of both kinds, or answers that are there."""
     if (harmful and benign) or traces:
-        check_fit_on(fit_on or (), (*(harmful or ()), *(benign or ()), *(traces or ())))
+        if not traces:  # whose rows may name the sources of their prompts
+            check_fit_on(fit_on or (), (*(harmful or ()), *(benign or ())))
         return
     raise RefusalCliffError(
         "An audit needs harmful and benign prompts: give --harmful and --benign, files or names of "

@@ -99,14 +99,25 @@ def prompt_set(source: str | Path, rows: Iterable[Found], reading: Reading = DEF
     """Prompts out of numbered rows, each marked with its source; all others are left out."""
     make = partial(prompt_of_row, source, reading=reading)
     prompts, left_out = used_and_left_out(source, rows, make)
-    mark = f"{FROM}{Path(source).stem}"
-    marked = [p if source_of(p) else replace(p, tags=(*p.tags, mark)) for p in prompts]
-    return PromptSet(marked, left_out)
+    return PromptSet([from_source(prompt, source) for prompt in prompts], left_out)
+
+
+def from_source(prompt: Prompt, source: str | Path) -> Prompt:
+    """The prompt with the name of the file or benchmark that it was read from among its tags."""
+    name = Path(source).stem
+    if name in sources_of(prompt):
+        return prompt
+    return replace(prompt, tags=(*prompt.tags, f"{FROM}{name}"))
+
+
+def sources_of(prompt: Prompt) -> tuple[str, ...]:
+    """The files and benchmarks that a prompt came from, the first one first."""
+    return tuple(tag.removeprefix(FROM) for tag in prompt.tags if tag.startswith(FROM))
 
 
 def source_of(prompt: Prompt) -> str:
-    """The file or benchmark that a prompt came from; empty if nobody noted it."""
-    return next((tag.removeprefix(FROM) for tag in prompt.tags if tag.startswith(FROM)), "")
+    """The file or benchmark that a prompt first came from; empty if nobody noted it."""
+    return next(iter(sources_of(prompt)), "")
 
 
 def _write_lines(path: Path, rows: Sequence[dict[str, object]]) -> None:

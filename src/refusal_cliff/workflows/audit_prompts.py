@@ -11,7 +11,7 @@ from functools import partial
 
 from refusal_cliff.answers.benchmarks import BENCHMARKS, load_benchmark
 from refusal_cliff.cliff.source import answered_trace, told_trace
-from refusal_cliff.data.examples import FROM, PromptSet, read_prompt_set, source_of
+from refusal_cliff.data.examples import PromptSet, from_source, read_prompt_set, sources_of
 from refusal_cliff.data.fields import BadRow
 from refusal_cliff.data.reading import DEFAULT, Reading, source_rows, usable
 from refusal_cliff.data.rows import source_digest
@@ -101,10 +101,11 @@ def audit_prompts(
     if not sources.fit_on:
         fit, test = split_prompts(prompts, seed)
     else:
+        check_fit_on(sources.fit_on, sorted({name for p in prompts for name in sources_of(p)}))
         chosen = {source_name(name) for name in sources.fit_on}
-        test = [prompt for prompt in prompts if source_of(prompt) not in chosen]
+        test = [prompt for prompt in prompts if chosen.isdisjoint(sources_of(prompt))]
         asked = Evaluation(test)
-        every = [prompt for prompt in prompts if source_of(prompt) in chosen]
+        every = [prompt for prompt in prompts if not chosen.isdisjoint(sources_of(prompt))]
         fit = [prompt for prompt in every if asked.overlaps(prompt.text) is None]
         dropped = len(every) - len(fit)
     _require_enough(fit, test)
@@ -141,15 +142,12 @@ def read_given(
         return answered_trace(told, subject)
 
     for source in sources.traces:
-        mark = f"{FROM}{source_name(source)}"
         rows = source_rows(source, sources.reading)
         for _, found in usable(source, rows, partial(made, source)):
             if isinstance(found, LeftOut):
                 left_out.append(found)
                 continue
-            prompt = known.get(found.prompt.text) or replace(
-                found.prompt, tags=(*found.prompt.tags, mark)
-            )
+            prompt = from_source(known.get(found.prompt.text, found.prompt), source)
             times[prompt.id] += 1
             again = f"#{times[prompt.id]}" if times[prompt.id] > 1 else ""
             traces.append(replace(found, prompt=replace(prompt, id=prompt.id + again)))
@@ -208,8 +206,6 @@ def split_prompts(prompts: Sequence[Prompt], seed: int) -> tuple[list[Prompt], l
 
 def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ...]]:
     """The prompts of every source, marked with it, their ids made unique; rows that are none."""
-    every = (*sources.harmful, *sources.benign, *sources.traces)
-    check_fit_on(sources.fit_on, every)
     found: list[Prompt] = []
     left_out: dict[LeftOut, None] = {}
     seen: set[str] = set()
@@ -221,8 +217,7 @@ def _all_prompts(sources: AuditSources) -> tuple[list[Prompt], tuple[LeftOut, ..
             for prompt in read.prompts:
                 name_of = prompt.id if prompt.id not in seen else f"{source_name(name)}:{prompt.id}"
                 seen.add(name_of)
-                mark = () if source_of(prompt) else (f"{FROM}{source_name(name)}",)
-                found.append(replace(prompt, id=name_of, tags=(*prompt.tags, *mark)))
+                found.append(from_source(replace(prompt, id=name_of), name))
     return found, tuple(left_out)
 
 
@@ -257,7 +252,7 @@ def _version(name: str, prompts: Sequence[Prompt]) -> str:
     """Commit of a benchmark, hash of a file or folder, or of what the hub sent."""
     if name in BENCHMARKS:
         return str(BENCHMARKS[name].revision)
-    sent = [(p.id, p.text, p.label) for p in prompts if source_of(p) == source_name(name)]
+    sent = [(p.id, p.text, p.label) for p in prompts if source_name(name) in sources_of(p)]
     return source_digest(name) or hashlib.sha256(repr(sent).encode()).hexdigest()
 
 
