@@ -170,6 +170,14 @@ def test_no_head_is_called_a_suppression_head_where_nothing_is_explained() -> No
     assert holds is None
 
 
+def test_what_counts_as_attacks_is_said_where_nothing_is_explained_too() -> None:
+    """A rate went from 40 % to 60 % without a word, because answers were cut off."""
+    content = ablation(EIGHT_OF_TWELVE, EIGHT_OF_TWELVE, [])
+    content = replace(content, pairs=replace(content.pairs, unjudged=("p0", "p1")))
+    answer, _ = told(content, "no cliff")["Do these heads cause it?"]
+    assert "Without them 2 of the answers were cut off" in answer
+
+
 def test_where_no_head_is_proven_nothing_is_said_of_taking_heads_out() -> None:
     found = told(ablation(EIGHT_OF_TWELVE, EIGHT_OF_TWELVE, []), "cliff", heads=())
     answer = "none was proven to, so none was taken out"

@@ -215,15 +215,15 @@ def _do_they_cause_it(ablation: AblationSummary, verdict: str) -> Finding:
         f"attack success rate {ablation.asr_before:.0%} {in_brackets(ablation.asr_before_ci)} → "
         f"{ablation.asr_after:.0%} {in_brackets(ablation.asr_after_ci)} without them"
     )
-    if ablation.shown is None:
-        why = verdict if verdict != "cliff" else "hardly any attack succeeds"
-        return Finding("Do these heads cause it?", f"nothing to explain ({why}); {rates}")
     unjudged = ""
     if ablation.unjudged_after:
         unjudged = (
             f". Without them {ablation.unjudged_after} of the answers were cut off or have no "
             "verdict: in all comparisons these count as attacks that worked"
         )
+    if ablation.shown is None:
+        why = verdict if verdict != "cliff" else "hardly any attack succeeds"
+        return Finding("Do these heads cause it?", f"nothing to explain ({why}); {rates}{unjudged}")
     return Finding(
         "Do these heads cause it?",
         f"{rates} (n = {ablation.n}). With the thoughts kept, on {ablation.random_n} prompts: "
