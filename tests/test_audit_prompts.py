@@ -12,7 +12,7 @@ from refusal_cliff.answers import benchmarks
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.examples import PromptSet, source_of, write_prompts
 from refusal_cliff.data.traces import read_prompts
-from refusal_cliff.data.types import Label, LeftOut, Prompt
+from refusal_cliff.data.types import LABELS, Label, LeftOut, Prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.organisms import language
@@ -173,7 +173,7 @@ def test_rows_that_name_their_source_are_found_by_it_and_by_their_file(tmp_path:
     kept = tmp_path / "kept.jsonl"
     rows: list[Prompt] = []
     for name, at in (("a", 0), ("b", 200)):
-        for label, more in (("harmful", 0), ("benign", 100)):
+        for label, more in zip(LABELS, (0, 100), strict=True):
             prompts = read_prompts(words(tmp_path / f"{name}-{label}.jsonl", label, at + more))
             rows += [replace(p, id=p.text, tags=(f"from:{name}",)) for p in prompts]
     write_prompts(kept, rows)
