@@ -78,12 +78,12 @@ def main() -> None:
             start = time.perf_counter()
             found.append(answer_trials(doses, before, answers))
             told.append((answers, time.perf_counter() - start))
-    checks = {tuple(sorted(one["heads"])): one["check"] for one in told[1][0].served.values()}
+    checks = {frozenset(one.heads): one.check for one in told[1][0].served.values()}
     _print(HEADING)
     _print(["---"] * len(HEADING))
     for trial, here, there in zip(doses, *found, strict=True):
         same = sum(a.token_ids == b.token_ids for a, b in zip(here, there, strict=True))
-        check = checks[tuple(sorted(map(str, trial.heads)))]
+        check = checks[frozenset(trial.heads)]
         _print(
             (
                 f"{len(trial.heads)}, {trial.kind}",
@@ -91,8 +91,8 @@ def main() -> None:
                 str(len(here)),
                 *(_share(rates(traces).attacks) for traces in (here, there)),
                 f"{same} of {len(here)}",
-                f"{check['other']} other of {check['tokens']}, {check['telling']} telling, "
-                f"furthest {check['furthest']:.4f}",
+                f"{check.other} other of {check.tokens}, {check.telling} telling, "
+                f"furthest {check.furthest:.4f}",
             )
         )
     for name, (answers, seconds) in zip(("here", "served"), told, strict=True):

@@ -96,10 +96,10 @@ def test_a_spent_budget_closes_the_thinking_and_says_so(subject: Subject, tmp_pa
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"temperature": -1.0}, "temperature is -1.0. Give from 0"),
+        ({"temperature": -1.0}, "temperature is -1.0. Give at least 0"),
         ({"temperature": math.nan}, "temperature is nan"),
         ({"top_p": 0.0}, "top_p is 0.0. Give above 0"),
-        ({"top_p": 1.5}, "top_p is 1.5. Give from any to 1"),
+        ({"top_p": 1.5}, "top_p is 1.5. Give at most 1"),
         ({"top_k": -1}, "top_k is -1"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_new_tokens": 8.5}, "a whole number"),

@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_written_is_named(subject: Subject, tmp_path: Pa
 def test_unusable_budgets_and_adapters_are_said(subject: Subject, tmp_path: Path) -> None:
     with pytest.raises(RefusalCliffError, match="at least 1"):
         RepairConfig(steps=0)
-    with pytest.raises(RefusalCliffError, match="benign share"):
+    with pytest.raises(RefusalCliffError, match="benign_share"):
         RepairConfig(benign_share=1.0)
     with pytest.raises(RefusalCliffError, match="Could not put the adapter"):
         load_repaired(subject, tmp_path / "nothing")

@@ -227,7 +227,7 @@ def fit_probes(
             "small a precision, or its weights are damaged. Try --dtype float32."
         )
     label_array = np.asarray(labels, dtype=np.int64)
-    others = "answered benign" if label_rule == "refused-vs-benign" else "answered"
+    others = "answered benign" if label_rule == "refused-vs-benign" else "complied"
     for value, name in ((1, "refused"), (0, others)):
         found = len({g for g, y in zip(groups, labels, strict=True) if y == value})
         if found < MIN_PER_CLASS:

@@ -42,7 +42,8 @@ def check_settings(settings: Any) -> None:
         elif numeric and not _is_number(value, whole=not isinstance(one.default, float)):
             wrong = "a number" if isinstance(one.default, float) else "a whole number"
         elif numeric and not limits.get("min", value) <= value <= limits.get("max", value):
-            wrong = f"from {limits.get('min', 'any')} to {limits.get('max', 'any')}"
+            words = {"min": "at least", "max": "at most"}
+            wrong = " and ".join(f"{words[k]} {limits[k]}" for k in words if k in limits)
         elif limits.get("positive") and not (value or 0) > 0:
             wrong = "above 0"
         else:

@@ -147,7 +147,7 @@ def read_given(
             if isinstance(found, LeftOut):
                 left_out.append(found)
                 continue
-            prompt = from_source(known.get(found.prompt.text, found.prompt), source)
+            prompt = known.get(found.prompt.text) or from_source(found.prompt, source)
             times[prompt.id] += 1
             again = f"#{times[prompt.id]}" if times[prompt.id] > 1 else ""
             traces.append(replace(found, prompt=replace(prompt, id=prompt.id + again)))
