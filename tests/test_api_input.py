@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -168,3 +168,14 @@ def unjudged(walk: dict[str, Any]) -> list[rc.Trace]:
 def enter(context: AbstractContextManager[None]) -> None:
     with context:
         raise AssertionError("it was entered")
+
+
+def test_a_judge_that_leaves_an_answer_out_is_told(walk: dict[str, Any]) -> None:
+    class Short:
+        name, measures_harm = "short", False
+
+        def judge(self, answers: Sequence[rc.Answer]) -> list[rc.Judgement]:
+            return [rc.Judgement("refused") for _ in answers[1:]]
+
+    with pytest.raises(rc.RefusalCliffError, match="gave 2 judgements of 3"):
+        rc.judge_traces(walk["traces"][:3], Short())

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from refusal_cliff.data.journal import Journal
 from refusal_cliff.data.said import EMPTY, REFUSAL_FIELD, UNANSWERED, status_of
 from refusal_cliff.data.types import Trace, Verdict
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.settings import KNOWS_HARM
 
 
@@ -169,7 +170,8 @@ def kept_judgements(
         told: Called after every few verdicts.
 
     Raises:
-        RefusalCliffError: Nothing can be judged, for example because a server is down.
+        RefusalCliffError: Nothing can be judged, for example because a server is down; or the judge
+            leaves an answer out.
     """
     rows = {} if journal is None else journal.rows
     found = {
@@ -181,6 +183,11 @@ def kept_judgements(
     for start in range(0, len(missing), AT_ONCE):
         some = missing[start : start + AT_ONCE]
         said = judge.judge([answer for _, answer in some])
+        if len(said) != len(some):
+            raise RefusalCliffError(
+                f"The judge {judge.name!r} gave {len(said)} judgements of {len(some)} answers. It "
+                "must give one for each, in their order."
+            )
         new = {key: one for (key, _), one in zip(some, said, strict=True)}
         if journal is not None:
             journal.add(*({"id": key, **asdict(one)} for key, one in new.items()))
