@@ -132,7 +132,7 @@ def test_a_source_to_fit_on_must_be_among_the_others(tmp_path: Path) -> None:
         made(tmp_path / "a.jsonl", "harmful", 0),
         made(tmp_path / "b.jsonl", "benign", 0),
     )
-    with pytest.raises(RefusalCliffError, match="c was given to --fit-on, but is not among"):
+    with pytest.raises(RefusalCliffError, match="c was given to --fit-on, but no prompt"):
         audit_prompts(AuditSources((harmful,), (benign,), ("c",)), 0)
 
 

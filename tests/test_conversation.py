@@ -89,7 +89,17 @@ def trace(row: dict[str, Any], **columns: str) -> Trace:
         # Beside an answer in messages, other columns may hold anything.
         {"messages": [USER, told({"content": WROTE})], "output": {"score": 1}, "completion": 3},
         {"messages": [USER, told({"content": ""})], "response": WROTE, "error": None},
-        {"prompt": ASKED, "output": SAID, "response_raw": WROTE},
+        {"messages": [USER, told({"content": WROTE})], "choices": ["A", "B"]},
+        {"prompt": ASKED, "response": WROTE, "choices": ["A", "B"], "output": 0.9},
+        {"prompt": ASKED, "response": WROTE, "completion": 3, "samples": [0.1, 0.2]},
+        {"prompt": ASKED, "response": "", "response_raw": WROTE},
+        # Items of OpenAI's responses as messages.
+        {
+            "messages": [
+                {"type": "message", **USER},
+                {"type": "message", **told({"content": WROTE}), "stop_reason": "end_turn"},
+            ]
+        },
         # What stands around the model's text.
         {"prompt": ASKED, "response": f"<|im_start|>assistant\n{WROTE}<|im_end|>"},
         {"prompt": ASKED, "response": WROTE, "closed": True},
@@ -112,9 +122,12 @@ def test_one_answer_is_certain(row: dict[str, Any]) -> None:
         ({"prompt": ASKED, "output": "18", "generations": [WROTE]}, "two answers"),
         ({"prompt": ASKED, "response": SAID, "responses": [SAID, OTHER]}, "2 answers"),
         ({"problem": ASKED, "answer": "5", "generations": [WROTE, OTHER]}, "2 answers"),
-        (
-            {"messages": [USER, told({"content": ""})], "generations": [WROTE, OTHER]},
-            "2 answers",
+        *(
+            (
+                {"messages": [USER, told({"content": "", **more})], "generations": ["a", "b"]},
+                "2 ans",
+            )
+            for more in ({}, {"reasoning_content": THOUGHT}, {"tool_calls": [{"id": "1"}]})
         ),
         ({"messages": [USER, told({"content": "Sure, here"})], "output": OTHER}, "two answers"),
         ({"messages": [USER, told({"content": "Sure, here"})], "generations": [OTHER]}, "two ans"),
@@ -157,6 +170,9 @@ def test_a_user_says_which_column_counts() -> None:
     both = {"prompt": ASKED, "response": OTHER, "completion": WROTE, "text": "A passage."}
     found = trace(both, response="completion", text="prompt")
     assert (found.prompt.text, found.response) == (ASKED, SAID)
+    assert trace({"instruction": [USER], "output": SAID}, text="instruction").response == SAID
+    named = trace({"instruction": ASKED, "context": "c", "output": SAID}, category="context")
+    assert (named.prompt.text, named.prompt.category) == (ASKED, "c")
     below = {"instruction": "Translate it.", "input": "Guten Tag", "output": SAID}
     assert trace(below, text="instruction").prompt.text == "Translate it.\n\nGuten Tag"
     assert trace({**below, "context": "c"}, text="output", response="input").response == "Guten Tag"
@@ -169,7 +185,6 @@ def test_a_user_says_which_column_counts() -> None:
         {"stopped_limit": True},
         {"done": False},
         {"finished": False},
-        {"stop": False},
         {"status": "incomplete"},
         {"incomplete_details": {"reason": "max_output_tokens"}},
         {"stop_reason": "pause_turn"},
@@ -209,10 +224,23 @@ def test_what_is_no_answer_is_not_replaced_by_the_right_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "said", [{"type": "email", "content": "Dear"}, {"type": "plan", "thinking": "t", "text": "a"}]
+    "said",
+    [
+        {"type": "email", "content": "Dear"},
+        {"type": "plan", "thinking": "t", "text": "a"},
+        {"type": "message", "to": "Bob", "body": "hello"},
+        {"type": "summary", "summary": "s"},
+        {"question": "2+2?", "choices": ["3", "4"], "answer": "4"},
+    ],
 )
 def test_json_that_a_model_wrote_stays_as_it_is(said: dict[str, str]) -> None:
-    assert trace({"prompt": ASKED, "response": json.dumps(said)}).response == json.dumps(said)
+    found = trace({"prompt": json.dumps(said), "response": json.dumps(said)})
+    assert found.prompt.text == found.response == json.dumps(said)
+
+
+@pytest.mark.parametrize("said", ["{'name': 'Bob', 'id': 3}", "HttpResponse(status=200) is it."])
+def test_python_that_a_model_wrote_stays_as_it_is(said: str) -> None:
+    assert trace({"prompt": said, "response": said}).response == said
 
 
 def test_a_request_in_a_chat_template_is_not_asked_again() -> None:
@@ -241,6 +269,8 @@ def test_true_says_what_its_column_is_about() -> None:
     with pytest.raises(BadRow, match="label"):  # of TRL: a good completion
         prompt_of_row(FILE, 1, row)
     assert prompt_of_row(FILE, 1, row, Reading(label="benign")).label == "benign"
+    named = Reading(columns={"label": "harm"})
+    assert prompt_of_row(FILE, 1, {**row, "label": None, "harm": True}, named).label == "harmful"
     for safe, label in ((True, "benign"), ("False", "harmful"), (1, "benign"), (0.0, "harmful")):
         reading = Reading(columns={"label": "is_safe"})
         assert prompt_of_row(FILE, 1, {"prompt": ASKED, "is_safe": safe}, reading).label == label

@@ -58,6 +58,17 @@ def test_a_record_that_escapes_quotes_with_backslashes_costs_itself_alone(tmp_pa
     assert second == (2, {"prompt": "B?", "response": "Yes."})
 
 
+@pytest.mark.parametrize("first", [r'"C:\dir\","say "hi""', r'"see C:\","x"y', r'"a\\" b,"x"'])
+def test_a_bad_record_never_takes_the_rest_of_the_file(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt,response\n{first}\nq2,r2\nq3,r3\nq4,"r4"\nq5,r5\n')
+    found = list(read_rows(path))
+    assert [n for n, row in found if isinstance(row, str)] == [1]
+    assert [row["prompt"] for _, row in found[1:] if not isinstance(row, str)] == [
+        *("q2", "q3", "q4", "q5")
+    ]
+
+
 @pytest.mark.parametrize("piece", ["x", "many lines\n" * 1000, 'say ""so""\n' * 1000])
 def test_a_record_of_csv_that_is_too_long_costs_itself_alone(tmp_path: Path, piece: str) -> None:
     cell = piece * (LARGE // len(piece) + 1)

@@ -11,7 +11,7 @@ import json
 import re
 import runpy
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -158,21 +158,21 @@ def source_name(source: str) -> str:
     return Path(source).stem
 
 
-def check_fit_on(sources: Sequence[str], named: Sequence[str]) -> None:
+def check_fit_on(sources: Sequence[str], named: Collection[str]) -> None:
     """See whether an audit has all the sources that it is to be fitted on.
 
     Args:
         sources: Those to be fitted on.
-        named: All sources of an audit.
+        named: Names of all sources of an audit, see `source_name`.
 
     Raises:
         RefusalCliffError: One of them is not among all.
     """
-    names = set(map(source_name, named))
-    unknown = next((source for source in sources if source_name(source) not in names), None)
+    names = {*named}
+    unknown = next((one for one in sources if names.isdisjoint((one, source_name(one)))), None)
     if unknown is not None:
         raise RefusalCliffError(
-            f"{unknown} was given to --fit-on, but is not among the harmful and benign prompts. "
+            f"{unknown} was given to --fit-on, but no prompt is from there. "
             f"Name one of: {', '.join(sorted(names))}."
         )
 

@@ -18,7 +18,14 @@ import typer
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.organisms import ORGANISMS
 from refusal_cliff.settings import RowSettings
-from refusal_cliff.user_text import beside, check_fit_on, column_of, did_you_mean, existing_file
+from refusal_cliff.user_text import (
+    beside,
+    check_fit_on,
+    column_of,
+    did_you_mean,
+    existing_file,
+    source_name,
+)
 
 if TYPE_CHECKING:
     from refusal_cliff.data.reading import Reading
@@ -174,7 +181,8 @@ def prompt_sources(harmful: Any, benign: Any, fit_on: Any, traces: Any = None) -
     """Prompts of both kinds, or answers that are there."""
     if (harmful and benign) or traces:
         if not traces:  # whose rows may name the sources of their prompts
-            check_fit_on(fit_on or (), (*(harmful or ()), *(benign or ())))
+            named = map(source_name, (*(harmful or ()), *(benign or ())))
+            check_fit_on(fit_on or (), [*named])
         return
     raise RefusalCliffError(
         "An audit needs harmful and benign prompts: give --harmful and --benign, files or names of "

@@ -32,12 +32,13 @@ _SAMPLES = ("generations", "completions", "responses", "outputs", "samples")
 """Lists of answers to one request: of one row, one answer is used."""
 _SURE = ("response", "completion", *_SAMPLES, "output")
 """Columns that hold what a model answered."""
-_UNSURE = ("answer", "response_raw")
+_RAW = ("response_raw",)
+_UNSURE = ("answer", *_RAW)
 """The first may hold the right answer of a task, the second more than the answer."""
-_BELOW = ("input", "context")
+BELOW = ("input", "context")
 """Columns with what a request is about."""
 INSTEAD_OF = {
-    "prompt": (*PROMPT_COLUMNS, *_BELOW, *CHAT_COLUMNS),
+    "prompt": (*PROMPT_COLUMNS, *BELOW, *CHAT_COLUMNS),
     "response": (*RESPONSE_COLUMNS, *_SAMPLES, "choices", *CHAT_COLUMNS),
     "thinking": THINKING_FIELDS,
 }
@@ -45,11 +46,11 @@ INSTEAD_OF = {
 _BESIDE = (*THINKING_FIELDS, "tool_calls", "function_call")
 """What may stand beside an answer in columns of its own; a switch (``reasoning: on``) is none."""
 _RENDERED = re.compile(
-    r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>)*\s*"
+    r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>)\s*)*"
     r"(?:<\|(?:im_start|start_header_id|start|user|system)\|>|<｜User｜>|<start_of_turn>|\[INST\]).*"
     r"(?:<\|im_start\|>assistant|<｜Assistant｜>|<\|(?:assistant|start\|>assistant)\|?>?"
     r"|<start_of_turn>model|<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\])"
-    r"\s*(?P<thought><think>|\[THINK\])?\s*",
+    r"\s*(?:(?P<thought><think>|\[THINK\])\s*)?",
     re.IGNORECASE | re.DOTALL,
 )
 """A request as a chat template writes it, from the first header to where the answer begins."""
@@ -88,8 +89,9 @@ def conversation(row: Row) -> list[Turn]:
         }
         if not _plain(last) and _is_said(row.get("refusal")):
             apart["refusal"] = row["refusal"]
+        told = {name: value for name, value in row.items() if name != "stop"}  # a setting there
         turns[-1] = replace(
-            last, message={**last.message, **apart}, finish=finish_of(row, last.finish)
+            last, message={**last.message, **apart}, finish=finish_of(told, last.finish)
         )
     return turns
 
@@ -174,7 +176,7 @@ def text_in(row: Row, name: str) -> str:
         reason = "empty" if isinstance(text, str) else "other format"
         wrong = f"{name!r} is {shown(text)}, not a non-empty text"
         raise BadRow(reason, wrong, "fill it in, or drop the row")
-    for below in _BELOW if name in PROMPT_COLUMNS else ():
+    for below in BELOW if name in PROMPT_COLUMNS else ():
         given = row.get(below)
         if not isinstance(given, str) or _words(given) in _words(text):
             continue
@@ -253,7 +255,7 @@ def _answer(row: Row, own: Sequence[Turn]) -> list[Turn]:
     found = _answers(row, [turn for turn in own if _holds(turn)])
     said = {name: some for name, turns in found.items() if (some := [*filter(_plain, turns)])}
     if not said:
-        blank = [turn for turns in found.values() for turn in turns] or list(own)
+        blank = _all(found) or list(own)
         # A column that is there and empty is an empty answer.
         there = blank or any(name in row for name in RESPONSE_COLUMNS)
         return (blank or turns_of([], "assistant", "response"))[:1] if there else []
@@ -277,25 +279,44 @@ def _answers(row: Row, own: Sequence[Turn]) -> dict[str, list[Turn]]:
     Lists of answers may hold several beside messages, which say which one counts.
     """
     found = {"its messages": list(own)} if own else {}
-    sent = choice_of(row)
-    if sent is not None:
-        found["'choices'"] = [sent]
-    for name in (*_SURE, *_UNSURE):
+    for name in ("choices", *_SURE, *_UNSURE):
         value = row.get(name)
-        known = found.keys() - ({"'output'"} if isinstance(row.get("output"), str) else ())
-        if value is None or (name in _UNSURE and known):
+        sure = any(map(_plain, _all(found)))
+        if value is None and name != "choices":
+            continue
+        if (name == "answer" and found.keys() - _gold_beside(row)) or (name in _RAW and sure):
             continue
         try:
-            if name not in _SAMPLES:
-                found[repr(name)] = _one_answer(value, name)
-            elif isinstance(value, list) and value:
-                if not own:
-                    refuse_several(value)
-                found[repr(name)] = [turn for one in value for turn in answer_turns(one, name)[:1]]
+            turns = _read_answers(row, name)
         except BadRow:
-            if not own:  # else it may hold anything, such as a mark
+            if not sure:
                 raise
+            continue  # beside an answer it may hold anything, such as a mark
+        if len(turns) > 1 and not any(map(_plain, own)):
+            refuse_several(turns)
+        if turns:
+            found[repr(name)] = turns
     return found
+
+
+def _read_answers(row: Row, name: str) -> list[Turn]:
+    """The answers in one place of a row; none in what is no list where a list is looked for."""
+    if name == "choices":
+        choices = row.get(name)
+        if isinstance(choices, list) and choices and not isinstance(choices[0], Mapping):
+            return []  # of a question with several answers to choose from
+        sent = choice_of(row)
+        return [] if sent is None else [sent]
+    if name not in _SAMPLES:
+        return _one_answer(row[name], name)
+    value = row[name]
+    several = value if isinstance(value, list) else []
+    return [turn for one in several for turn in answer_turns(one, name)[:1]]
+
+
+def _gold_beside(row: Row) -> set[str]:
+    """A text in ``output`` may be what ``answer`` is beside: then nobody says which one counts."""
+    return {"'output'"} if isinstance(row.get("output"), str) else set()
 
 
 def _one_answer(value: object, name: str) -> list[Turn]:
@@ -304,6 +325,10 @@ def _one_answer(value: object, name: str) -> list[Turn]:
         roles = _listed([turn.role for turn in turns])
         raise bad(f"{name!r} holds the turns {roles}, not one answer", "keep the answer alone")
     return turns
+
+
+def _all(found: Mapping[str, Sequence[Turn]]) -> list[Turn]:
+    return [turn for turns in found.values() for turn in turns]
 
 
 def _alike(one: Turn, other: Turn) -> bool:

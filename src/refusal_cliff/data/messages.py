@@ -26,9 +26,11 @@ _INNER = ("analysis", "commentary")
 """Channels of harmony whose messages are no answers."""
 _MESSAGE = frozenset({*_SAID, "thinking", "reasoning", "refusal", "tool_calls", "function_call"})
 _PRINTED = re.compile(
-    r"\s*\[?\s*(?:\{'(?:role|from|type|content|text|thinking|reasoning\w*|signature|citations|parts"
-    r"|id|index|choices|thought|name|refusal)': ?|content=['\"]"
-    r"|(?:\w*(?:Block|Message|Completion|Choice|Part|Content|Response)|Turn)\(\w+=)"
+    r"\[?\s*(?:\{'(?:role|from|type|content|text|thinking|reasoning\w*|signature|citations|parts)':"
+    r"|\{'id': 'chatcmpl|content=['\"](?=.*additional_kwargs=)"
+    r"|(?:(?:Text|Thinking|RedactedThinking|ToolUse)Block|(?:Parsed)?ChatCompletion\w*|AIMessage"
+    r"|ModelResponse|GenerateContentResponse)\(\w+=)",
+    re.DOTALL,
 )
 """Begins messages as Python prints them."""
 _FINISH = (
@@ -112,9 +114,6 @@ def turns_of(value: object, role: str, column: str) -> list[Turn]:
         return [turn if turn.role else replace(turn, role=role)]
     if isinstance(value, Sequence) and all(isinstance(m, Mapping) for m in value):
         messages = cast("Sequence[Mapping[str, object]]", value)
-        if any(message.get("type") == "message" for message in messages):  # OpenAI's responses
-            ended = next(filter(None, (finish_of(message, "") for message in messages)), "")
-            return [Turn(role, {"content": messages}, ended)]
         if any(_named(message, _WHO) is not None for message in messages):
             return _whole([turn_of(message, finish_of(message, "")) for message in messages])
         return [Turn(role, {"content": messages})]
@@ -127,14 +126,32 @@ def answer_turns(value: object, column: str) -> list[Turn]:
     Raises:
         BadRow: As of `turns_of` and `choice_of`.
     """
-    value = _parsed(value) if isinstance(value, str) else value
+    value = _parsed(value, answers=True) if isinstance(value, str) else value
     sent = choice_of(value)
+    if sent is None and _is_response(value):
+        items = cast("Sequence[Mapping[str, object]]", value)
+        ended = next(filter(None, (finish_of(item, "") for item in items)), "")
+        sent = Turn("assistant", {"content": items}, ended)
     return turns_of(value, "assistant", column) if sent is None else [sent]
 
 
-def _parsed(text: str) -> object:
-    """What a text is as JSON, if that is messages, parts or a completion; else the text itself."""
-    if _PRINTED.match(text):
+def _is_response(value: object) -> bool:
+    """Whether a list holds the items of OpenAI's responses, all of them the model's."""
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        return False
+    items = cast("list[Mapping[str, object]]", value)
+    named = {item.get("role") for item in items} - {None}
+    return named <= {"assistant"} and any(item.get("type") == "message" for item in items)
+
+
+def _parsed(text: str, *, answers: bool = False) -> object:
+    """What a text is as JSON, if that is messages or parts; else the text itself.
+
+    Args:
+        text: As tables hold it.
+        answers: It may also be what a server sent.
+    """
+    if _PRINTED.match(text.lstrip()):
         raise bad("it holds messages as Python prints them", "export the file again, as JSON")
     if not text.lstrip().startswith(("[", "{")):
         return text
@@ -142,6 +159,8 @@ def _parsed(text: str) -> object:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return text
+    if answers and _is_completion(value):
+        return value
     held = value if isinstance(value, list) else [value]
     sent = [one for one in held if _is_sent(one)]
     # Gemini and Bedrock say of a thought alone that it is one.
@@ -150,12 +169,19 @@ def _parsed(text: str) -> object:
 
 
 def _is_sent(value: object) -> bool:
-    """Whether an object is a message, a part or a completion, and no JSON that a model wrote."""
+    """Whether an object is a message or a part of one, and no JSON that a model wrote."""
     if not isinstance(value, dict):
         return False
-    if isinstance(value.get("choices"), list) or value.get("type") == "message":
-        return True
-    return bool(value.keys() & {*_WHO} and value.keys() & _MESSAGE) or is_part(value)
+    if value.keys() & {*_WHO} or value.get("type") == "message":
+        return bool(value.keys() & _MESSAGE)
+    return is_part(value)
+
+
+def _is_completion(value: object) -> bool:
+    choices = value.get("choices") if isinstance(value, dict) else None
+    if not isinstance(choices, list) or not choices:
+        return False
+    return all(isinstance(one, dict) and one.keys() & {"message", "text"} for one in choices)
 
 
 def _whole(turns: Sequence[Turn]) -> list[Turn]:

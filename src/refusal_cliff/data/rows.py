@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,6 +170,11 @@ def _json_object(line: bytes) -> Row | str:
     return row if isinstance(row, dict) else "it is not an object"
 
 
+_ESCAPED_QUOTE = re.compile(rb'\\"(?![,\r\n])')
+_LONGEST_RECORD = 1000
+"""Lines in which the end of an unreadable record is looked for."""
+
+
 class _TooLong(Exception):
     """A record of CSV is larger than a row may be; all of it has been skipped."""
 
@@ -209,16 +215,23 @@ class _CsvLines:
         line = self._file.readline(MAX_ROW_BYTES + 1)
         self._size += len(line)
         self._quotes += line.count(b'"')
-        self._escaped += line.count(b'\\"')
+        self._escaped += len(_ESCAPED_QUOTE.findall(line))
         return line
 
     def end_record(self) -> None:
         """Skip what is left of an unreadable record that escapes its quotes with a backslash.
 
-        Its other quotes then say where it ends. In a record with another fault they may not.
+        Its other quotes then say where it ends. Where they do not, nothing is skipped.
         """
-        while self._escaped and (self._quotes - self._escaped) % 2 and self._line():
-            pass
+        if not self._escaped:
+            return
+        here = self._file.tell()
+        for _ in range(_LONGEST_RECORD):
+            if (self._quotes - self._escaped) % 2 == 0:
+                return
+            if not self._line():
+                break
+        self._file.seek(here)
 
     def _skip(self, line: bytes) -> None:
         """Go on to the first end of a line at which all quotes are closed."""

@@ -216,7 +216,7 @@ def is_part(value: Mapping[str, object]) -> bool:
     """Whether an object is a part of a content: of a known kind, or marked as a thought."""
     kind = value.get("type")
     if isinstance(kind, str):
-        return kind in (*_TEXTS, *_THOUGHTS, "refusal") and kind in value
+        return kind in {*_TEXTS, *_THOUGHTS, "refusal"} - {"summary"} and kind in value
     return value.get("thought") is True or bool(value.keys() & {"reasoningContent"})
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from refusal_cliff.data.conversation import (
+    BELOW,
     INSTEAD_OF,
     PROMPT_COLUMNS,
     RESPONSE_COLUMNS,
@@ -161,7 +162,9 @@ def _renamed(row: Row, reading: Reading) -> Row:
         raise bad(f"it has no column {column!r}", f"name another one (--column {name}=COLUMN)")
     own = {_NAMES.get(name, name): row[column] for name, column in reading.columns.items()}
     hidden = {name for field in own for name in INSTEAD_OF.get(field, ())}
-    if reading.columns.get("text") == "instruction" and own["prompt"]:
+    elsewhere = {column for name, column in reading.columns.items() if name != "text"}
+    row = {name: value for name, value in row.items() if name not in elsewhere.intersection(BELOW)}
+    if reading.columns.get("text") == "instruction" and isinstance(own["prompt"], str):
         own["prompt"] = text_in(row, "instruction")
     if "label" in own:
         own["label"] = label_in(reading.columns["label"], own["label"])
@@ -169,8 +172,8 @@ def _renamed(row: Row, reading: Reading) -> Row:
 
 
 def _prompt(source: str | Path, number: int, row: Row, text: str, reading: Reading) -> Prompt:
-    if "completion" in row and str(row.get("label")).lower() in ("true", "false"):
-        row = {**row, "label": None}  # of TRL, which says by it whether the completion is good
+    if _rates_completion(row) and "label" not in reading.columns:
+        row = {**row, "label": None}
     return Prompt(
         id=text_of(row, "id") or text_of(row, "custom_id") or default_id(source, number),
         text=text,
@@ -179,6 +182,12 @@ def _prompt(source: str | Path, number: int, row: Row, text: str, reading: Readi
         category=category_of(row),
         tags=tags_of(row),
     )
+
+
+def _rates_completion(row: Row) -> bool:
+    """Whether ``label`` says, as TRL's data do, that the completion is a good one."""
+    said = str(row.get("label")).lower() in ("true", "false")
+    return said and row.get("completion") is not None
 
 
 def _is_own(row: Row) -> bool:

@@ -67,6 +67,8 @@ def ablated(
 ) -> Iterator[None]:
     """Scale the outputs of ``heads`` in every row while the block runs.
 
+    Other threads wait for the model until the block ends: do not wait for one of them in it.
+
     Args:
         subject: The model.
         heads: Which heads.

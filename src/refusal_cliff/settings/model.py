@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
@@ -29,7 +30,8 @@ def check_settings(settings: Any) -> None:
     """Hold a class of settings to what its fields declare, as its options are held to it.
 
     Raises:
-        RefusalCliffError: A value is of another kind, or not within its limits.
+        RefusalCliffError: A number is none, or not within its limits; a word is not among those to
+            choose from.
     """
     for one in fields(settings):
         value: Any = getattr(settings, one.name)
@@ -53,7 +55,7 @@ def check_settings(settings: Any) -> None:
 
 def _is_number(value: object, *, whole: bool) -> bool:
     kind = Integral if whole else Real
-    return isinstance(value, kind) and not isinstance(value, bool) and value == value
+    return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})([^\n]*)$", re.MULTILINE)
 _INLINE_CODE = re.compile(r"(?<!`)`[^`\n]+`(?!`)")
+_WITH_CODE = re.compile(r"^[^`\n]*`.*$", re.MULTILINE)
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’", "«": "»", "„": "“"}
 _QUOTE_ENDS = (".", "!", "?", ",", ")")
 """What may end a quotation, before its quote."""
@@ -31,6 +32,8 @@ class Mentions:
         self._text = text
         self._blocks = _blocks(text)
         self._inline = [match.span() for match in _INLINE_CODE.finditer(text)]
+        lines = _WITH_CODE.finditer(text)
+        self._unclosed = [line.span() for line in lines if line.group().count("`") % 2]
 
     def without(self, marker: re.Pattern[str]) -> list[tuple[int, int]]:
         """Where the marker stands and is one: half-open ranges, in order."""
@@ -47,9 +50,8 @@ class Mentions:
         code = _around(self._inline, start)
         if code is None:
             return _around(self._blocks, start) is not None
-        line, _, rest = (self._text[: code[0]].rpartition("\n")[2], "", self._text[code[1] :])
-        others = line.count("`") + rest.partition("\n")[0].count("`")
-        return code[0] == start - 1 or code[1] == end + 1 or others % 2 == 0
+        at_end = code[0] == start - 1 or code[1] == end + 1
+        return at_end or _around(self._unclosed, start) is None
 
 
 def _around(spans: Sequence[tuple[int, int]], place: int) -> tuple[int, int] | None:

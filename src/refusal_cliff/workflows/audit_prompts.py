@@ -101,8 +101,9 @@ def audit_prompts(
     if not sources.fit_on:
         fit, test = split_prompts(prompts, seed)
     else:
-        check_fit_on(sources.fit_on, sorted({name for p in prompts for name in sources_of(p)}))
-        chosen = {source_name(name) for name in sources.fit_on}
+        known = {name for prompt in prompts for name in sources_of(prompt)}
+        check_fit_on(sources.fit_on, known)
+        chosen = {name if name in known else source_name(name) for name in sources.fit_on}
         test = [prompt for prompt in prompts if chosen.isdisjoint(sources_of(prompt))]
         asked = Evaluation(test)
         every = [prompt for prompt in prompts if not chosen.isdisjoint(sources_of(prompt))]
