@@ -53,9 +53,9 @@ def all_of(kind: type[T], given: Iterable[T], what: str) -> list[T]:
         found = list(given)
     except TypeError as error:
         raise RefusalCliffError(f"Give a list of {kind.__name__}, not {_kind(given)}.") from error
-    wrong = next((one for one in found if not isinstance(one, kind)), None)
-    if wrong is not None or None in found:
-        raise RefusalCliffError(f"Give {kind.__name__}s, not {_kind(wrong)}: {what}.")
+    wrong = [one for one in found if not isinstance(one, kind)]
+    if wrong:
+        raise RefusalCliffError(f"Give {kind.__name__}s, not {_kind(wrong[0])}: {what}.")
     return found
 
 
@@ -70,15 +70,15 @@ def prompts_of(given: Iterable[Prompt]) -> list[Prompt]:
     return found
 
 
-def traces_of(given: Iterable[Trace], *, judged: bool = True) -> list[Trace]:
-    """Traces of different prompts.
+def traces_of(given: Iterable[Trace]) -> list[Trace]:
+    """Judged traces of different prompts.
 
     Raises:
         RefusalCliffError: Something else is among them, two have one id, or nobody judged them.
     """
     found = all_of(Trace, given, "what ask and generate_traces return")
     _each_once([trace.prompt for trace in found])
-    if judged and found and all(t.verdict == "unscored" and not t.judge for t in found):
+    if found and all(t.verdict == "unscored" and not t.judge for t in found):
         raise RefusalCliffError("These traces are not judged yet. Call judge_traces first, or ask.")
     return found
 

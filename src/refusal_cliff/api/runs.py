@@ -23,7 +23,7 @@ from refusal_cliff.findings.summary import Summary, read_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.folders import DESCRIPTIONS
 from refusal_cliff.heads.result import AblationResult
-from refusal_cliff.heads.table import read_measured as read_heads
+from refusal_cliff.heads.table import heads_and_model
 from refusal_cliff.io import read_as
 from refusal_cliff.probe.files import read_probes
 from refusal_cliff.probe.fit import Probe
@@ -86,7 +86,7 @@ class Run:
     def heads(self) -> Heads:
         """The heads that the run took out, and every head's measures."""
         found = read_as(self._path("ablation.json"), AblationResult)
-        rows, model = read_heads(self._path("heads.parquet"))
+        rows, model = heads_and_model(self._path("heads.parquet"))
         return Heads(found.heads, found.method, tuple(rows), model)
 
     def has(self, name: str) -> bool:

@@ -23,6 +23,7 @@ from refusal_cliff.data.messages import (
 )
 from refusal_cliff.data.said import THINKING_FIELDS, is_blank, is_setting, read_parts
 from refusal_cliff.data.types import Row
+from refusal_cliff.thinking.written import ANSWER_HEADER
 
 PROMPT_COLUMNS = ("prompt", "instruction", "question", "query", "problem", "text")
 RESPONSE_COLUMNS = ("response", "completion", "output", "answer", "response_raw")
@@ -32,8 +33,7 @@ _SAMPLES = ("generations", "completions", "responses", "outputs", "samples")
 """Lists of answers to one request: of one row, one answer is used."""
 _SURE = ("response", "completion", *_SAMPLES, "output")
 """Columns that hold what a model answered."""
-_RAW = ("response_raw",)
-_UNSURE = ("answer", *_RAW)
+_UNSURE = ("answer", "response_raw")
 """The first may hold the right answer of a task, the second more than the answer."""
 BELOW = ("input", "context")
 """Columns with what a request is about."""
@@ -48,8 +48,7 @@ _BESIDE = (*THINKING_FIELDS, "tool_calls", "function_call")
 _RENDERED = re.compile(
     r"\s*(?:(?:<s>|<bos>|<\|begin_of_text\|>|<｜begin▁of▁sentence｜>)\s*)*"
     r"(?:<\|(?:im_start|start_header_id|start|user|system)\|>|<｜User｜>|<start_of_turn>|\[INST\]).*"
-    r"(?:<\|im_start\|>assistant|<｜Assistant｜>|<\|(?:assistant|start\|>assistant)\|?>?"
-    r"|<start_of_turn>model|<\|start_header_id\|>assistant<\|end_header_id\|>|\[/INST\])"
+    rf"(?:{ANSWER_HEADER}|<\|(?:assistant|start\|>assistant)\|?>?|\[/INST\])"
     r"\s*(?:(?P<thought><think>|\[THINK\])\s*)?",
     re.IGNORECASE | re.DOTALL,
 )
@@ -280,11 +279,11 @@ def _answers(row: Row, own: Sequence[Turn]) -> dict[str, list[Turn]]:
     """
     found = {"its messages": list(own)} if own else {}
     for name in ("choices", *_SURE, *_UNSURE):
-        value = row.get(name)
-        sure = any(map(_plain, _all(found)))
-        if value is None and name != "choices":
+        if row.get(name) is None and name != "choices":
             continue
-        if (name == "answer" and found.keys() - _gold_beside(row)) or (name in _RAW and sure):
+        sure = any(map(_plain, _all(found)))
+        unread = found.keys() - _gold_beside(row) if name == "answer" else sure
+        if name in _UNSURE and unread:
             continue
         try:
             turns = _read_answers(row, name)

@@ -18,6 +18,7 @@ from refusal_cliff.data.shapes import example_of_row, prompt_of_row
 from refusal_cliff.data.types import LeftOut, Prompt, Row, SafetyExample, row_of_prompt
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.io import write_text
+from refusal_cliff.user_text import source_name
 
 FROM = "from:"
 """Begins the tag that names the source of a prompt."""
@@ -104,7 +105,7 @@ def prompt_set(source: str | Path, rows: Iterable[Found], reading: Reading = DEF
 
 def from_source(prompt: Prompt, source: str | Path) -> Prompt:
     """The prompt with the name of the file or benchmark that it was read from among its tags."""
-    name = Path(source).stem
+    name = source_name(str(source))
     if name in sources_of(prompt):
         return prompt
     return replace(prompt, tags=(*prompt.tags, f"{FROM}{name}"))

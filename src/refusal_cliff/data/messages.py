@@ -162,10 +162,8 @@ def _parsed(text: str, *, answers: bool = False) -> object:
     if answers and _is_completion(value):
         return value
     held = value if isinstance(value, list) else [value]
-    sent = [one for one in held if _is_sent(one)]
-    # Gemini and Bedrock say of a thought alone that it is one.
-    others = (one for one in held if isinstance(one, dict) and one.keys() == {"text"})
-    return value if sent and len(sent) + sum(1 for _ in others) == len(held) else text
+    sent = any(map(_is_sent, held))
+    return value if sent and all(_is_sent(one) or _is_text(one) for one in held) else text
 
 
 def _is_sent(value: object) -> bool:
@@ -175,6 +173,11 @@ def _is_sent(value: object) -> bool:
     if value.keys() & {*_WHO} or value.get("type") == "message":
         return bool(value.keys() & _MESSAGE)
     return is_part(value)
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is what Gemini and Bedrock put beside a thought, which alone says what it is."""
+    return isinstance(value, dict) and value.keys() == {"text"}
 
 
 def _is_completion(value: object) -> bool:

@@ -217,7 +217,7 @@ def is_part(value: Mapping[str, object]) -> bool:
     kind = value.get("type")
     if isinstance(kind, str):
         return kind in {*_TEXTS, *_THOUGHTS, "refusal"} - {"summary"} and kind in value
-    return value.get("thought") is True or bool(value.keys() & {"reasoningContent"})
+    return value.get("thought") is True or "reasoningContent" in value
 
 
 def thought_in(value: object) -> str:

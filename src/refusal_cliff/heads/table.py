@@ -253,7 +253,7 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
     Raises:
         RefusalCliffError: It is no such file, or one of another model.
     """
-    rows, of = read_measured(path)
+    rows, of = heads_and_model(path)
     if subject is not None and of != subject.fingerprint:
         raise RefusalCliffError(
             f"{path} was measured on another model ({of[:16]}) than {subject.name} "
@@ -263,7 +263,7 @@ def read_heads(path: Path, subject: Subject | None = None) -> list[HeadRow]:
     return rows
 
 
-def read_measured(path: Path) -> tuple[list[HeadRow], str]:
+def heads_and_model(path: Path) -> tuple[list[HeadRow], str]:
     """What `write_heads` wrote, and the fingerprint of the model that it was measured on.
 
     Raises:

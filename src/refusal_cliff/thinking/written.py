@@ -14,12 +14,12 @@ WITHOUT_WIDTH = "\xad\u180e\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 BLANKS = WITHOUT_WIDTH + "".join(filter(str.isspace, map(chr, range(0x3001))))
 """What no text begins or ends with: blanks, and characters without width, as files have them."""
 _TAG = re.compile(r"</?[\w:]+>")
-_HEADER = re.compile(
-    rf"\A[{BLANKS}]*(?:<\|im_start\|>assistant(?!/)|<｜Assistant｜>|<\|assistant\|>|<start_of_turn>model"
-    r"|<\|start_header_id\|>assistant<\|end_header_id\|>)\s*",
-    re.IGNORECASE,
+ANSWER_HEADER = (
+    r"(?:<\|im_start\|>assistant(?!/)|<｜Assistant｜>|<\|assistant\|>|<start_of_turn>model"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>)"
 )
 """The end of a prompt, which is no part of what the model wrote."""
+_HEADER = re.compile(rf"\A[{BLANKS}]*{ANSWER_HEADER}\s*", re.IGNORECASE)
 _SEAM = re.compile(r"<\|start\|>assistant|<\|(?:end|return|call|eom|eot)\|>")
 _ENDS = re.compile(
     r"(?:(?:<\|(?:end|return|call|e[no][dmt]_?(?:id|of_?(?:text|turn|sentence)|of_turn_token)?"
