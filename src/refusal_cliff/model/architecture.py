@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -178,9 +177,7 @@ def _run(
     model: PreTrainedModel, layers: Sequence[nn.Module], rows: Sequence[torch.Tensor]
 ) -> list[list[_Call]]:
     """Calls of each block, of its children and of the linear layers in these; its own last."""
-    padded = partial(pad_sequence, batch_first=True)
-    ids = padded(list(rows), padding_value=float(rows[0][0]))
-    mask = padded([torch.ones_like(row) for row in rows])
+    ids = pad_sequence(list(rows), batch_first=True, padding_value=float(rows[0][0]))
     shape = (len(rows), ids.shape[1])
     width = int(model.config.get_text_config().hidden_size)
     seen = _SoftmaxHeads()
@@ -191,9 +188,8 @@ def _run(
         ]
         stack.enter_context(_visible_attention(model))
         stack.enter_context(seen)
-        inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
         try:
-            decoder_of(model)(**inputs, use_cache=False)
+            decoder_of(model)(input_ids=ids.to(device), use_cache=False)  # as `capture` reads
         except (RuntimeError, ValueError, TypeError, LookupError) as error:
             raise RefusalCliffError(
                 f"The model ({type(model).__name__}) cannot read {shape[1]} tokens: {error}. Its "

@@ -289,14 +289,16 @@ def _run(
     subject: Subject, token_ids: TokenIds, readers: Sequence[Reader], batch: Batch, last: int
 ) -> bool:
     """Feed the readers with one batch; true, always."""
-    ids, mask = padded([token_ids[row] for row in batch.rows], subject.device)
+    ids, _ = padded([token_ids[row] for row in batch.rows], subject.device)
     decoder = decoder_of(subject.model)
     with ExitStack() as stack:
         for layer in range(1, last + 1):
             _hook(stack, subject, readers, batch, layer, stop=layer == last)
         stack.enter_context(suppress(_Stop))
         stack.enter_context(fused_attention(subject.device))
-        decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+        # No mask: padding on the right is after every token of its row, and a decoder looks back
+        # only (checked when it is loaded). With a mask PyTorch has no kernel that skips half.
+        decoder(input_ids=ids, use_cache=False)
     return True
 
 
