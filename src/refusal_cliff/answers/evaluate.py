@@ -24,8 +24,7 @@ from refusal_cliff.data.traces import closed
 from refusal_cliff.data.types import SafetyExample, Trace, closed_spans, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.capture import padded
+from refusal_cliff.model.capture import padded, read_whole
 from refusal_cliff.model.final_norm import logits_in_pieces
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.packing import on_packed_weights
@@ -193,7 +192,7 @@ def _negative_log_likelihood(subject: Subject, texts: Sequence[Text]) -> Floats:
     for row, (_, first) in enumerate(texts):
         counted[row, :first] = False
     rows, places = counted[:, 1:].nonzero(as_tuple=True)
-    run = decoder_of(subject.model)(input_ids=ids, attention_mask=mask, use_cache=False)[0]
+    run = read_whole(subject, ids)
     states, wanted = run[rows.to(run.device), places.to(run.device)], ids[rows, places + 1]
     found = np.zeros(len(texts))
     for piece, logits in logits_in_pieces(subject, states):
