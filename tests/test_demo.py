@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import time
@@ -16,10 +17,13 @@ from small_demo import small_demo
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
 from refusal_cliff.stages.report import SUMMARY
+from refusal_cliff.workflows import demo
 from refusal_cliff.workflows.demo import MAIN
 
 KILLED_IN = ("tiny/generate", "tiny/select", "tiny/repair-random", "tiny/ablate")
 MOMENT = 0.3
+
+GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
 
 def events(process: Killable) -> Iterator[tuple[str, str]]:
@@ -94,3 +98,21 @@ def test_killed_anywhere_it_ends_with_the_same_summary(whole: Path, tmp_path: Pa
     assert not again & finished, "a finished stage ran again"
     assert without_times(folder) == without_times(whole)
     assert not [path for path in folder.iterdir() if path.name.startswith(".tmp-")]
+
+
+def test_processes_of_the_demo_see_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that its parent has asked for fails in a fork, where optimisers ask again."""
+    seen: dict[str, str | None] = {}
+
+    def first_use(*_: object, **__: object) -> None:
+        seen.update({name: os.environ.get(name) for name in GPUS})
+        raise KeyboardInterrupt
+
+    for name in GPUS:
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setattr(demo, "load_subject", first_use)
+    monkeypatch.setattr(demo.torch, "set_num_threads", lambda n: None)  # of the tests after it
+    for workers, visible in ((1, "0"), (2, "")):
+        with pytest.raises(KeyboardInterrupt):
+            demo.run_demo(tmp_path, workers=workers)
+        assert seen == dict.fromkeys(GPUS, visible)

@@ -46,7 +46,8 @@ class Fork:
     """One function at work in a child process.
 
     The parent must not have used more than one thread of PyTorch before: a child has none of its
-    parent's threads, and would wait for them.
+    parent's threads, and would wait for them. Nor must it have asked for a GPU, not even whether
+    there is one: no child could use it, and optimisers ask, too.
     """
 
     def __init__(self, work: Work) -> None:

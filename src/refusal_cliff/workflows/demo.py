@@ -45,6 +45,7 @@ FRACTIONS = (0, 0.005, 0.02, 0.03, 0.05, 0.10)
 """Of 128 heads: 0, 1, 2, 3, 6 and 12."""
 WORKERS = min(4, os.cpu_count() or 1)
 """For the command: small models gain nothing from several threads, and much from processes."""
+_VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 NOTES = (
     "The models are organisms of 1.9 million parameters, trained from scratch on templated English "
     "about mild matters; what they comply with is answered by placeholders.",
@@ -101,7 +102,8 @@ def run_demo(
         observer: Told what happens.
         sizes: How much to do; the defaults make the recorded results.
         workers: Stages at work at a time, see `run_pipeline`; with several, each process, this one
-            too, keeps to one thread of PyTorch, and must have done so from its start.
+            too, keeps to one thread of PyTorch and sees no GPU, and must have done so from its
+            start.
         command: The command line that asked for it, for the report; empty where there was none.
 
     Returns:
@@ -112,6 +114,8 @@ def run_demo(
     """
     sizes = sizes or DemoSizes()
     torch.set_num_threads(1)  # independent stages run in processes of their own
+    if workers > 1:  # a GPU that a process has only asked for fails in its forks
+        os.environ.update(dict.fromkeys(_VISIBLE_GPUS, ""))
     subjects = {
         name: load_subject(str(embedded_path(name, organisms)), device="cpu")
         for name in (MAIN, CONTROL, DIFFUSE)
