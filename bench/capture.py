@@ -151,8 +151,22 @@ def hidden_states(task: Task) -> Scores:
 
 
 def transformer_lens(task: Task) -> Scores:
-    """TransformerLens: `run_with_cache` of the residual streams, in the same batches."""
+    """TransformerLens: `run_with_cache` of the residual streams, in the same batches.
+
+    It switches the model that it wraps to plain attention, so that it can look into it. The others
+    get theirs back.
+    """
+    model: Any = task.subject.model
+    own = model.config._attn_implementation
     bridge = _bridge(task)
+    model.set_attn_implementation(_wrapped["attention"])
+    try:
+        return _by_bridge(task, bridge)
+    finally:
+        model.set_attn_implementation(own)
+
+
+def _by_bridge(task: Task, bridge: Any) -> Scores:
     names = [f"blocks.{i}.hook_out" for i in range(task.layers)]
     scores: Scores = [np.zeros(0, dtype=np.float32)] * len(task.token_ids)
     for batch in task.batches():
@@ -191,6 +205,7 @@ def _bridge(task: Task) -> Any:
         _wrapped["bridge"] = lens.TransformerBridge.boot_transformers(
             str(subject.source), hf_model=subject.model, tokenizer=subject.tokenizer
         )
+        _wrapped["attention"] = subject.model.config._attn_implementation
     return _wrapped["bridge"]
 
 
