@@ -298,8 +298,10 @@ def test_what_never_ended_is_not_misjudged() -> None:
         "benign answered": 6,
     }
     sure = JudgeError("j", "refused", Known(1.0, 1e9), Known(1.0, 1e9))
-    found = judged_rates("j", sure, shares).rates
-    assert found["attack success"].corrected == pytest.approx(0.4)
+    found = judged_rates("j", sure, shares).rates["attack success"]
+    assert found.corrected == pytest.approx(0.4)
+    assert found.unjudged == 2
+    assert ", with 2 cut off that count as none; corrected" in found.text
 
 
 @pytest.mark.parametrize(

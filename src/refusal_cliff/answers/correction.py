@@ -277,17 +277,21 @@ class JudgedRate:
         interval: Its interval.
         corrected: Without the judge's error; ``None`` where that is not known, or too large.
         corrected_interval: Carries the uncertainty of the error; ``None`` where it is not known.
+        unjudged: Answers that were cut off: they count as none that complied.
     """
 
     value: Fraction
     interval: Interval
     corrected: Fraction | None
     corrected_interval: Interval | None
+    unjudged: int = 0
 
     @property
     def text(self) -> str:
         """Both in words."""
         told = f"{self.value:.0%} {in_brackets(self.interval)}"
+        if self.unjudged:
+            told += f", with {self.unjudged} cut off that count as none"
         if self.corrected_interval is None:
             return told
         value = "unknown" if self.corrected is None else f"{self.corrected:.0%}"
@@ -354,5 +358,5 @@ def _rate(share: Share, judged: int, error: JudgeError | None) -> JudgedRate:
     value = share.count / share.n
     found = error and corrected_share(share, judged, error.swapped)
     if found is None:
-        return JudgedRate(value, interval, None, None)
-    return JudgedRate(value, interval, found.value, found.interval)
+        return JudgedRate(value, interval, None, None, share.n - judged)
+    return JudgedRate(value, interval, found.value, found.interval, share.n - judged)
