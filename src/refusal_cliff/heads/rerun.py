@@ -89,9 +89,8 @@ def fold_mask(mask: torch.Tensor, copies: int) -> torch.Tensor:
     tokens = mask.shape[2]
     kept, own = mask.split([mask.shape[3] - tokens, tokens], dim=-1)
     closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-    square = own.new_full((*own.shape[:2], copies, tokens, copies, tokens), closed)
-    for copy in range(copies):
-        square[:, :, copy, :, copy] = own
+    same = torch.eye(copies, dtype=torch.bool, device=own.device)[:, None, :, None]
+    square = torch.where(same, own[:, :, None, :, None], closed)
     side = copies * tokens
     return torch.cat([kept.repeat(1, 1, copies, 1), square.reshape(*own.shape[:2], side, side)], -1)
 
