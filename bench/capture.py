@@ -42,16 +42,9 @@ from numpy.typing import NDArray
 
 from bench.shapes import add_model_options, arithmetic, chosen, matrix_rate
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.capture import (
-    Batch,
-    ProbeScores,
-    Reader,
-    TokenContributions,
-    capture,
-    default_token_budget,
-    next_batch,
-)
+from refusal_cliff.model.capture import ProbeScores, Reader, TokenContributions, capture
 from refusal_cliff.model.memory import BatchLimit
+from refusal_cliff.model.rows import Batch, default_token_budget, next_batch
 from refusal_cliff.model.subject import Subject
 
 Scores = list[NDArray[np.float32]]

@@ -36,7 +36,7 @@ from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.io import write_text
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.capture import default_token_budget, next_batch
+from refusal_cliff.model.rows import default_token_budget, next_batch
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import probes_of

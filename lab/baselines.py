@@ -22,7 +22,8 @@ import torch
 from numpy.typing import NDArray
 
 from refusal_cliff.data.types import Trace, closed_spans
-from refusal_cliff.model.capture import Batch, HeadContributions, Reader, capture, head_vectors
+from refusal_cliff.model.capture import HeadContributions, Reader, capture, head_vectors
+from refusal_cliff.model.rows import Batch
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import balanced, fit_logistic, standardised
 from refusal_cliff.probe.fit import Probe

@@ -301,7 +301,9 @@ def test_what_never_ended_is_not_misjudged() -> None:
     found = judged_rates("j", sure, shares).rates["attack success"]
     assert found.corrected == pytest.approx(0.4)
     assert found.unjudged == 2
-    assert ", with 2 cut off that count as none; corrected" in found.text
+    assert ", with 2 cut off counted as not complied; corrected" in found.text
+    unknown = judged_rates("j", None, shares).rates["attack success"]
+    assert unknown.unjudged == 2
 
 
 @pytest.mark.parametrize(

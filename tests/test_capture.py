@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tiny_families import FAMILIES, LAYERS, WIDTH, family_subject, random_ids
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import PositionResiduals, ProbeScores, capture, next_batch
+from refusal_cliff.model.capture import PositionResiduals, ProbeScores, capture
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.subject import Subject
 
@@ -131,22 +131,6 @@ def test_no_hook_stays(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(RuntimeError, match="reader failed"):
         capture(subject, IDS, [reader])
     assert hooks(subject) == before
-
-
-def test_a_batch_holds_little_padding_and_every_trace_is_in_one() -> None:
-    lengths = np.random.default_rng(0).integers(1, 900, 300)
-    token_ids = [[0] * int(n) for n in lengths]
-    waiting = sorted(range(300), key=lambda row: -len(token_ids[row]))
-    seen: list[int] = []
-    while waiting:
-        batch = next_batch(token_ids, waiting, 4096)
-        assert len(batch.rows) * max(batch.lengths) <= 4096
-        longest = max(batch.lengths)
-        most = 32 if longest < 128 else longest // 4 if longest < 512 else 128
-        assert longest - min(batch.lengths) <= most
-        seen += batch.rows
-        waiting = waiting[len(batch.rows) :]
-    assert sorted(seen) == list(range(300))
 
 
 def test_progress_ends_with_every_trace(subject: Subject) -> None:

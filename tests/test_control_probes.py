@@ -32,7 +32,7 @@ from refusal_cliff.controls.readings import (
 from refusal_cliff.controls.table import Cell
 from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import Batch
+from refusal_cliff.model.rows import Batch
 from refusal_cliff.model.subject import load_subject
 from refusal_cliff.probe.direction import standardised
 from refusal_cliff.probe.fit import fit_probes

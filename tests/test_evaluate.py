@@ -10,10 +10,9 @@ import pytest
 import torch
 from tiny_chat import tiny_model, tiny_tokenizer
 
-from refusal_cliff.answers import evaluate
-from refusal_cliff.answers.evaluate import HARD_BENIGN, ROWS_AT_ONCE, perplexity, rates
+from refusal_cliff.answers.evaluate import HARD_BENIGN, perplexity, rates
 from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
-from refusal_cliff.model import final_norm
+from refusal_cliff.model import final_norm, rows
 from refusal_cliff.model.subject import Head, Subject, subject_of
 from refusal_cliff.stats import Share, wilson
 from refusal_cliff.thinking import Spans
@@ -82,7 +81,7 @@ def texts() -> list[Text]:
     """More than one batch, of many lengths and in no order; of some only the last token counts."""
     draw = torch.Generator().manual_seed(0)
     found: list[Text] = []
-    for row in range(ROWS_AT_ONCE + 5):
+    for row in range(37):
         length = int(torch.randint(4, 40, (1,), generator=draw))
         ids = torch.randint(0, 261, (length,), generator=draw).tolist()
         found.append((ids, 1 + row % (length - 1)))
@@ -118,7 +117,7 @@ def test_perplexity_does_not_depend_on_batches_and_order(
     subject: Subject, texts: list[Text], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = perplexity(subject, texts)
-    monkeypatch.setattr(evaluate, "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(rows, "TOKEN_BUDGET_CPU", 1)  # each alone
     assert perplexity(subject, texts[::-1]) == pytest.approx(together, rel=1e-5)
 
 

@@ -100,7 +100,7 @@ app = program(
 _COMMANDS: tuple[Command, ...] = (
     *(runs.demo, runs.audit, answers.generate, answers.evaluate, scores.trace, scores.cliff),
     *(heads.ablate, selecting.select, selecting.train, selecting.repair, gate.check),
-    *(runs.compare, runs.report, runs.figures),
+    *(runs.compare, runs.report, runs.figures, runs.publish),
 )
 for command in _COMMANDS:
     app.command()(grouped(command, kept=command is not selecting.train))

@@ -277,7 +277,7 @@ class JudgedRate:
         interval: Its interval.
         corrected: Without the judge's error; ``None`` where that is not known, or too large.
         corrected_interval: Carries the uncertainty of the error; ``None`` where it is not known.
-        unjudged: Answers that were cut off: they count as none that complied.
+        unjudged: Answers that were cut off: they count as not complied.
     """
 
     value: Fraction
@@ -291,7 +291,7 @@ class JudgedRate:
         """Both in words."""
         told = f"{self.value:.0%} {in_brackets(self.interval)}"
         if self.unjudged:
-            told += f", with {self.unjudged} cut off that count as none"
+            told += f", with {self.unjudged} cut off counted as not complied"
         if self.corrected_interval is None:
             return told
         value = "unknown" if self.corrected is None else f"{self.corrected:.0%}"
@@ -357,6 +357,5 @@ def _rate(share: Share, judged: int, error: JudgeError | None) -> JudgedRate:
     interval = share.interval or (0.0, 1.0)
     value = share.count / share.n
     found = error and corrected_share(share, judged, error.swapped)
-    if found is None:
-        return JudgedRate(value, interval, None, None, share.n - judged)
-    return JudgedRate(value, interval, found.value, found.interval, share.n - judged)
+    corrected = (found.value, found.interval) if found else (None, None)
+    return JudgedRate(value, interval, *corrected, unjudged=share.n - judged)

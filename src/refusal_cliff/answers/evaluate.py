@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -24,10 +23,9 @@ from refusal_cliff.data.traces import closed
 from refusal_cliff.data.types import SafetyExample, Trace, closed_spans, complies
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.ablation import ablated
-from refusal_cliff.model.capture import padded, read_whole
 from refusal_cliff.model.final_norm import logits_in_pieces
-from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.packing import on_packed_weights
+from refusal_cliff.model.rows import Batch, in_batches, padded, read_whole
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.stats import Floats, Share
 from refusal_cliff.thinking import render_prompt
@@ -37,7 +35,6 @@ Text: TypeAlias = tuple[Sequence[int], int]
 
 HARD_BENIGN = "hard-benign"
 """Tag of benign prompts that use harmful words."""
-ROWS_AT_ONCE = 32
 _LARGEST_LOSS = 700.0
 """Nats a token: above it the perplexity is no finite number."""
 
@@ -168,20 +165,12 @@ def log_likelihoods(subject: Subject, texts: Sequence[Text]) -> Floats:
         RefusalCliffError: One text alone does not fit in memory.
     """
     found = np.zeros(len(texts))
-    waiting = sorted(range(len(texts)), key=lambda place: len(texts[place][0]))
-    limit = BatchLimit(ROWS_AT_ONCE)
-    while waiting:
-        chosen = waiting[: limit.size]
-        batch = [texts[place] for place in chosen]
-        loss = limit.run(partial(_negative_log_likelihood, subject, batch), used=len(batch))
-        if loss is not None:
-            found[chosen] = -loss
-            waiting = waiting[len(chosen) :]
-        elif len(batch) == 1:
-            raise RefusalCliffError(
-                f"A text of {len(batch[0][0])} tokens alone does not fit in memory. Use a device "
-                "with more memory, or allow fewer new tokens."
-            )
+
+    def read(batch: Batch) -> None:
+        some = [texts[row] for row in batch.rows]
+        found[list(batch.rows)] = -_negative_log_likelihood(subject, some)
+
+    in_batches(subject, [ids for ids, _ in texts], read)
     return found
 
 

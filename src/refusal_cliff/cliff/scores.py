@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from refusal_cliff.data.types import Trace, Verdict, closed_spans
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.capture import ProbeScores, Reader, capture, default_token_budget
+from refusal_cliff.model.capture import ProbeScores, Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
 from refusal_cliff.model.memory import BatchLimit, in_parts
+from refusal_cliff.model.rows import default_token_budget
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import Probe, ProbeSet, ReadPoint
 from refusal_cliff.progress import Progress

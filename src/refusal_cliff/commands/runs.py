@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from refusal_cliff.commands.arguments import (
     reading,
 )
 from refusal_cliff.commands.grouped import command_line, without
+from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import claim, require_output
 from refusal_cliff.io import read_json
 from refusal_cliff.live import (
@@ -276,6 +278,57 @@ def _folder(run: Path, out: Path | None, command: str) -> Path:
     folder = whole.with_name(f"{whole.name}-{command}") if out is None else out
     require_output(folder, command, (run,))
     return folder
+
+
+def publish(
+    run: Run,
+    wandb: Annotated[
+        str | None,
+        typer.Option(metavar="PROJECT", help="Weights & Biases; needs 'refusal-cliff[wandb]'."),
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(
+            metavar="EXPERIMENT",
+            help="MLflow, on the server that MLFLOW_TRACKING_URI names; needs "
+            "'refusal-cliff[mlflow]'.",
+        ),
+    ] = None,
+    hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="A data set repository of the Hugging Face hub; made, and private, if it is new.",
+        ),
+    ] = None,
+    page: Annotated[
+        bool, typer.Option(help="Send report.html, too, which shows prompts and answers.")
+    ] = True,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that is made (--hub) is public.")
+    ] = False,
+) -> None:
+    """Send the results of a finished run to a tracker or to the hub.
+
+    Question: how do I see this beside my other experiments? Numbers, settings, the findings,
+    summary.json and report.html are sent by the client of each service, with your login there.
+    Models, probes and tables of traces are not sent. Nothing is sent without this command.
+    """
+    from refusal_cliff.workflows.publish import results_of, to_hub, to_mlflow, to_wandb
+
+    wanted = {"wandb": wandb, "mlflow": mlflow, "hub": hub}
+    if not any(wanted.values()):
+        raise RefusalCliffError(
+            "Where to? Give --wandb PROJECT, --mlflow EXPERIMENT or --hub OWNER/NAME."
+        )
+    found = results_of(run, page=page)
+    senders = {"wandb": to_wandb, "mlflow": to_mlflow, "hub": partial(to_hub, public=public)}
+    places: dict[str, str] = {}
+    for service, name in wanted.items():
+        if name:
+            places[service] = senders[service](found, name)
+            say(screen(), f"{service}: {places[service]}")
+    result(places)
 
 
 PAGE, TABLES = "comparison.html", "comparison.json"

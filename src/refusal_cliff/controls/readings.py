@@ -20,8 +20,9 @@ from refusal_cliff.cliff.verdict import (
 )
 from refusal_cliff.controls.table import Cell, level_cell, share_cell
 from refusal_cliff.data.types import Trace, closed_spans
-from refusal_cliff.model.capture import Batch, Reader, capture
+from refusal_cliff.model.capture import Reader, capture
 from refusal_cliff.model.final_norm import at_read_point
+from refusal_cliff.model.rows import Batch
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import Direction, cross_validate, fit_logistic, standardised
 from refusal_cliff.probe.fit import fold_groups

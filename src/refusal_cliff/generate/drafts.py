@@ -22,9 +22,9 @@ from refusal_cliff.generate.cache import roomy_cache
 from refusal_cliff.generate.greedy import greedy_tokens
 from refusal_cliff.generate.sampling import GumbelNoise, Row
 from refusal_cliff.model.ablation import ablated_rows
-from refusal_cliff.model.capture import padded
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.packing import on_packed_weights
+from refusal_cliff.model.rows import padded
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.progress import meanwhile
 from refusal_cliff.settings import GenerationConfig

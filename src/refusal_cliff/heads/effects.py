@@ -23,8 +23,9 @@ from refusal_cliff.cliff.scores import read_logits, scores_of
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.heads.rerun import Rerun, score_readout
-from refusal_cliff.model.capture import Batch, HeadContributions, capture
+from refusal_cliff.model.capture import HeadContributions, capture
 from refusal_cliff.model.rounding import multiplied_in
+from refusal_cliff.model.rows import Batch
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 from refusal_cliff.progress import Progress

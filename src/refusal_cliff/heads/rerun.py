@@ -24,8 +24,8 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from refusal_cliff.data.types import Trace, closed_spans
 from refusal_cliff.model.ablation import ablated_rows, ablated_tokens
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.capture import padded
 from refusal_cliff.model.final_norm import find_final_norm, logits_of
+from refusal_cliff.model.rows import padded
 from refusal_cliff.model.subject import Head, Subject
 from refusal_cliff.probe.fit import Probe
 

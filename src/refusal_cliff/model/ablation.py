@@ -17,7 +17,8 @@ import torch
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import check_whole
-from refusal_cliff.model.capture import Batch, Reader, capture
+from refusal_cliff.model.capture import Reader, capture
+from refusal_cliff.model.rows import Batch
 from refusal_cliff.model.subject import Head, Subject, in_turn
 
 HeadOutputs = Mapping[Head, torch.Tensor]

@@ -355,5 +355,6 @@ def _check_single(
                     f"Block {number} of {name} ({type(layers[number - 1]).__name__}) gives another "
                     f"result in a padded batch than for the row alone (relative difference "
                     f"{error:.1g}, rounding explains {allowed:.0e}). "
-                    "Load it with another attention implementation, or report this architecture."
+                    "A model must look back only; if this one does, load it with another attention "
+                    "implementation, or report this architecture."
                 )

@@ -6,58 +6,22 @@ to the last one that a reader asks for are run, and never the language-model hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
-from itertools import takewhile
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.nn.utils.rnn import pad_sequence
-from transformers.integrations import sdpa_attention
 
 from refusal_cliff.errors import RefusalCliffError
-from refusal_cliff.model.blocks import Block, decoder_of
+from refusal_cliff.model.blocks import Block
 from refusal_cliff.model.memory import BatchLimit
 from refusal_cliff.model.packing import on_packed_weights
+from refusal_cliff.model.rows import Batch, TokenIds, in_batches, padded, read_whole
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.progress import Progress
-
-TOKEN_BUDGET = 16384
-"""Tokens of one batch, padding included."""
-TOKEN_BUDGET_CPU = 512
-"""The same on a processor, whose caches hold no more: larger batches are slower there."""
-LITTLE_PADDING, MOST_PADDING = 32, 128
-"""Tokens of padding a row: a quarter of the batch's longest row, within these bounds.
-
-A long row fills a GPU alone: what a batch gains there, more padding takes away.
-"""
-
-TokenIds = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Right-padded traces: ``rows`` are their numbers, ``lengths`` their tokens.
-
-    ``names`` are those of all traces of the work, for errors; without any, numbers are told.
-    """
-
-    rows: tuple[int, ...]
-    lengths: tuple[int, ...]
-    names: Sequence[str] = ()
-
-    def items(self) -> Iterator[tuple[int, int, int]]:
-        """(position in the batch, number of the trace, its length)."""
-        for place, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True)):
-            yield place, row, length
-
-    def name(self, row: int) -> str:
-        """What a user knows a trace by."""
-        return repr(self.names[row]) if self.names else str(row + 1)
 
 
 class Reader:
@@ -253,77 +217,20 @@ def capture(
             memory; the message names the trace.
     """
     last = max(max(reader.residual_layers | reader.head_layers, default=0) for reader in readers)
-    waiting = sorted(range(len(token_ids)), key=lambda row: -len(token_ids[row]))
-    limit = limit or BatchLimit(default_token_budget(subject))
-    while waiting:
-        batch = replace(next_batch(token_ids, waiting, limit.size), names=names)
-        work = partial(_run, subject, token_ids, readers, batch, last)
-        if limit.run(work, used=len(batch.rows) * max(batch.lengths)) is None:
-            if len(batch.rows) == 1:
-                raise RefusalCliffError(
-                    f"Trace {batch.name(batch.rows[0])} alone, {batch.lengths[0]} tokens, does not "
-                    "fit in memory. Use a device with more memory, or drop the trace."
-                )
-            continue
-        waiting = waiting[len(batch.rows) :]
-        if progress is not None:
-            progress(len(token_ids) - len(waiting), len(token_ids))
-
-
-def default_token_budget(subject: Subject) -> int:
-    """Tokens of one batch on the model's device."""
-    return TOKEN_BUDGET_CPU if subject.device.type == "cpu" else TOKEN_BUDGET
-
-
-def next_batch(token_ids: TokenIds, waiting: Sequence[int], token_budget: int) -> Batch:
-    """The longest traces that are left: memory runs out at once or never.
-
-    Much shorter ones wait for a batch of their own: where the device is busy, padding costs what
-    tokens cost.
-    """
-    longest = len(token_ids[waiting[0]])
-    shortest = longest - min(max(LITTLE_PADDING, longest // 4), MOST_PADDING)
-    within_budget = waiting[: max(1, token_budget // max(1, longest))]
-    rows = tuple(takewhile(lambda row: len(token_ids[row]) >= shortest, within_budget))
-    return Batch(rows, tuple(len(token_ids[row]) for row in rows))
+    work = partial(_run, subject, token_ids, readers, last)
+    in_batches(subject, token_ids, work, names=names, limit=limit, progress=progress)
 
 
 def _run(
-    subject: Subject, token_ids: TokenIds, readers: Sequence[Reader], batch: Batch, last: int
-) -> bool:
-    """Feed the readers with one batch; true, always."""
+    subject: Subject, token_ids: TokenIds, readers: Sequence[Reader], last: int, batch: Batch
+) -> None:
+    """Feed the readers with one batch."""
     ids, _ = padded([token_ids[row] for row in batch.rows], subject.device)
     with ExitStack() as stack:
         for layer in range(1, last + 1):
             _hook(stack, subject, readers, batch, layer, stop=layer == last)
         stack.enter_context(suppress(_Stop))
         read_whole(subject, ids)
-    return True
-
-
-def read_whole(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
-    """States of whole rows after the final norm, [rows, tokens, d]; of padding they are garbage.
-
-    There is no mask: padding on the right is after every token of its row, and a decoder looks back
-    only, which is checked when it is loaded. With a mask, attention would compute the half that is
-    never looked at, too.
-
-    Args:
-        subject: The model.
-        ids: Right-padded, as `padded` gives them.
-    """
-    with fused_attention(subject.device):
-        return cast("torch.Tensor", decoder_of(subject.model)(input_ids=ids, use_cache=False)[0])
-
-
-def padded(
-    rows: TokenIds, device: torch.device, *, left: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and attention mask, both [rows, longest row]; padding is 0, right or left."""
-    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
-    side = "left" if left else "right"
-    pad = partial(pad_sequence, batch_first=True, padding_side=side)
-    return pad(ids).to(device), pad([torch.ones_like(row) for row in ids]).to(device)
 
 
 def _hook(
@@ -370,44 +277,6 @@ def _hook(
             stack.enter_context(norm.register_forward_hook(after_norm))
     if of_residual or stop:
         stack.enter_context(block.module.register_forward_hook(after_block))
-
-
-@contextmanager
-def fused_attention(device: torch.device) -> Iterator[None]:
-    """Repeat keys and values for every query head where no fused kernel lets heads share them.
-
-    Where nothing is masked, Transformers leaves the repetition to PyTorch. In float32 it then has
-    no fused kernel and quietly computes tokens² numbers a head: 16.9 GB instead of 0.2 for four
-    rows of 4,095 tokens and 28 heads, in 4.5 times the time (one H200). A processor shares keys in
-    every precision.
-
-    Args:
-        device: Where the model computes.
-    """
-    choice = "use_gqa_in_sdpa"
-    chosen = getattr(sdpa_attention, choice, None)  # private: another version may lack it
-    if device.type == "cpu" or chosen is None:
-        yield
-        return
-
-    def shared(mask: Any, key: torch.Tensor, *more: Any) -> bool:
-        return shares_keys(key) and chosen(mask, key, *more)
-
-    setattr(sdpa_attention, choice, shared)
-    try:
-        yield
-    finally:
-        setattr(sdpa_attention, choice, chosen)
-
-
-def shares_keys(key: torch.Tensor) -> bool:
-    """Whether a GPU has a fused kernel for heads that share these keys.
-
-    NVIDIA's have one in half precision, from Ampere on.
-    """
-    if torch.version.cuda is None or key.dtype not in (torch.bfloat16, torch.float16):
-        return False
-    return torch.cuda.get_device_capability(key.device) >= (8, 0)
 
 
 def _norm_scale(block: Block, states: torch.Tensor, normed: torch.Tensor) -> torch.Tensor:

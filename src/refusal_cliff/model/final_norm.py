@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.blocks import decoder_of, input_device
-from refusal_cliff.model.capture import Batch, Reader
+from refusal_cliff.model.capture import Reader
+from refusal_cliff.model.rows import Batch
 from refusal_cliff.model.subject import Subject
 
 LOGITS_AT_ONCE = 2**24

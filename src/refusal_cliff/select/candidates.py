@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from refusal_cliff.cliff.curves import cliff_of
 from refusal_cliff.cliff.scores import read_logits, scores_of
 from refusal_cliff.data.types import Trace, closed_spans
-from refusal_cliff.model.capture import Batch, Reader
+from refusal_cliff.model.capture import Reader
+from refusal_cliff.model.rows import Batch
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import ProbeSet
 from refusal_cliff.select.strategies import Candidate, has_refusal_words
