@@ -32,7 +32,7 @@ random weights blow up rounding), each for the following, relative 1e-4
 
 - residuals are those of Hugging Face's `output_hidden_states`;
 - embedding + heads + projection biases + all other parts = probe logit, at every token and block;
-- a right-padded batch gives what single rows give;
+- a right-padded batch gives what single rows give (so a decoder must look back only);
 - a head taken out while the model runs = its projection columns zeroed, in the logits and in greedy
   generation with the key-value cache;
 - the causal sweep over heads, which runs only some blocks and tokens again, gives what a whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ def states(monkeypatch: pytest.MonkeyPatch, device: str) -> tuple[torch.Tensor, 
 def test_keys_of_float32_are_repeated_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     before = sdpa_attention.use_gqa_in_sdpa
     here, shared = states(monkeypatch, "cpu")
+    monkeypatch.setattr(rows, "shares_keys", lambda key: False)
     there, repeated = states(monkeypatch, "cuda")
     assert shared == [True, True]
     assert repeated == [False, False]
@@ -111,10 +113,11 @@ def test_keys_are_shared_where_a_gpu_has_a_kernel_for_it(
 ) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    key = torch.zeros(1, 2, 3, 4, dtype=dtype)
+    key: Any = SimpleNamespace(dtype=dtype, device=torch.device("cuda"))
     assert shares_keys(key) is shared
     monkeypatch.setattr(torch.version, "cuda", None)  # ROCm's kernels share none
     assert not shares_keys(key)
+    assert shares_keys(torch.zeros(1, 2, 3, 4, dtype=dtype))  # processors share in all
 
 
 def test_rows_of_unlike_length_are_read_without_a_mask(monkeypatch: pytest.MonkeyPatch) -> None:

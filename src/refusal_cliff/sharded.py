@@ -70,7 +70,9 @@ class Rank:
         """The device of this process: a GPU of its own, where there are several."""
         import torch
 
-        if asked == "auto" and self.world > 1 and torch.cuda.is_available():
+        if spread_later() and asked == "auto":
+            return "cpu"
+        if asked in ("auto", "cuda") and self.world > 1 and torch.cuda.is_available():
             return f"cuda:{self.local}"
         return asked
 
@@ -79,6 +81,11 @@ class Rank:
         while (written := found()) is None:
             time.sleep(_WAIT)
         return written
+
+
+def spread_later() -> bool:
+    """Whether accelerate will share out the weights among processes (FSDP), once they are read."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
 def workers(engine: Engine) -> int:

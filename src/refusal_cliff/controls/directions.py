@@ -34,7 +34,8 @@ from refusal_cliff.controls.readings import (
 )
 from refusal_cliff.controls.table import Cell, ControlTable, rounded
 from refusal_cliff.data.types import Trace, closed_spans
-from refusal_cliff.model.final_norm import find_final_norm
+from refusal_cliff.model.blocks import input_device
+from refusal_cliff.model.final_norm import find_final_norm, unembedding_rows
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.direction import calibrate_held_out
 from refusal_cliff.run.pipeline import Job
@@ -135,8 +136,7 @@ def first_token_rows(subject: Subject, traces: Sequence[Trace], before_norm: boo
     output for an input of ±1 of large scale, which any norm over features returns as ``± gain``.
     """
     ids = [trace.token_ids[closed_spans(trace).closing] for trace in traces]
-    unembedding: Any = subject.model.get_output_embeddings()
-    rows = unembedding.weight[torch.tensor(ids, device=unembedding.weight.device)].float().cpu()
+    rows = unembedding_rows(subject.model, ids)
     if before_norm:
         rows = rows * _gain(subject)
     return rows.numpy()
@@ -145,7 +145,8 @@ def first_token_rows(subject: Subject, traces: Sequence[Trace], before_norm: boo
 def _gain(subject: Subject) -> torch.Tensor:
     norm: Any = find_final_norm(subject)
     like = next(norm.parameters())
-    signs = torch.ones(subject.width, device=like.device, dtype=like.dtype)
+    there = input_device(subject.model) if like.device.type == "meta" else like.device
+    signs = torch.ones(subject.width, device=there, dtype=like.dtype)
     signs[1::2] = -1
     ends = [norm(sign * _LARGE * signs[None])[0] for sign in (1, -1)]
     return ((ends[0] - ends[1]) / 2 * signs).float().cpu()

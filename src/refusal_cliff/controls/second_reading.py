@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, cast
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -45,7 +45,12 @@ from refusal_cliff.controls.readings import (
 from refusal_cliff.data.types import Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.capture import capture
-from refusal_cliff.model.final_norm import AfterFinalNorm, at_read_point, find_final_norm
+from refusal_cliff.model.final_norm import (
+    AfterFinalNorm,
+    at_read_point,
+    find_final_norm,
+    unembedding_rows,
+)
 from refusal_cliff.model.subject import Subject
 from refusal_cliff.probe.fit import MIN_PER_CLASS, ProbeSet
 from refusal_cliff.probe.quality import auroc, calibrate
@@ -313,12 +318,10 @@ def _margin(subject: Subject, traces: Sequence[Trace]) -> Floats | None:
         find_final_norm(subject)
     except RefusalCliffError:
         return None
-    table = cast("torch.Tensor", unembedding.weight)
     refusals, answers = (
-        table[torch.tensor(firsts[side], device=table.device)].float().mean(0)
-        for side in (True, False)
+        unembedding_rows(subject.model, firsts[side]).mean(0) for side in (True, False)
     )
-    return (refusals - answers).cpu().numpy().astype(np.float64)
+    return (refusals - answers).numpy().astype(np.float64)
 
 
 def _reading(rows: Sequence[TraceCliff], seed: int) -> Reading:

@@ -315,7 +315,7 @@ def _prefilled(
     greedy_tokens(
         subject.model, stems[:, 0], stems[:, 1], most=1, stops=(), padding=padding, cache=cache
     )
-    cache.batch_select_indices(row_of)
+    cache.batch_select_indices(row_of.cpu())  # blocks may lie on several devices
     return cache, columns
 
 

@@ -12,6 +12,7 @@ from refusal_cliff.data.types import LeftOut
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.model.loading import read_checkpoint
 from refusal_cliff.model.weights import check_finite
+from refusal_cliff.sharded import Rank
 from refusal_cliff.thinking.rendering import conversation_text
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
@@ -51,7 +52,11 @@ class LocalSpeaker:
         self.name = name
         self._limit = max_new_tokens
         try:
-            loaded = read_checkpoint(name, dtype="auto", device="auto", device_map="auto")
+            rank = Rank.here()  # one of several processes keeps to its own GPU
+            spread = "auto" if rank.world == 1 else None
+            loaded = read_checkpoint(
+                name, dtype="auto", device=rank.device("auto"), device_map=spread
+            )
             check_finite(name, loaded.model)
         except RefusalCliffError as error:
             raise RefusalCliffError(

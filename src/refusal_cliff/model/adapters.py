@@ -115,6 +115,11 @@ def merged(model: PreTrainedModel, folder: Path) -> tuple[PreTrainedModel, bytes
             else when merged than PEFT does with it unmerged.
     """
     config, tensors = _config(folder), _tensors(folder)
+    if any(weight.device.type == "meta" for weight in model.parameters()):
+        raise RefusalCliffError(
+            f"The adapter {folder} cannot be merged: not all weights of its model fit on the GPUs. "
+            "Use larger or more of them, a smaller --dtype, or --device cpu without --device-map."
+        )
     with warnings.catch_warnings():  # of what PEFT asks transformers, nothing that a user can mend
         warnings.simplefilter("ignore")
         config, tensors = ModuleNames(model).fitted(folder, config, tensors)

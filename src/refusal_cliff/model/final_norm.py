@@ -6,10 +6,11 @@ reads after it; a probe's files say which was used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
+from accelerate.utils import align_module_device
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -99,6 +100,19 @@ def logits_of(model: PreTrainedModel, states: torch.Tensor) -> torch.Tensor:
     with decoder_of(model).register_forward_hook(put):
         logits = cast("Any", model)(input_ids=token, use_cache=False).logits
     return logits.reshape(*states.shape[:-1], -1).float()
+
+
+def unembedding_rows(model: PreTrainedModel, tokens: Sequence[int]) -> torch.Tensor:
+    """Rows of the unembedding, [tokens, d], float32 on the processor, wherever it lies.
+
+    Args:
+        model: A model with an unembedding.
+        tokens: Which rows.
+    """
+    unembedding: Any = model.get_output_embeddings()
+    with align_module_device(unembedding):  # accelerate may keep the weights elsewhere
+        weight = unembedding.weight
+        return weight[torch.tensor(tokens, device=weight.device)].float().cpu()
 
 
 def logits_in_pieces(

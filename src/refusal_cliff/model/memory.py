@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -42,9 +43,15 @@ class BatchLimit:
                 raise
         # Here the error is gone, and with it its traceback, which held all that the batch made.
         self.size = max(1, used // 2)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
         return None
+
+
+def give_back() -> None:
+    """Free what nothing needs any more, and give it back to the device."""
+    gc.collect()  # what holds itself, such as a trainer and all of its states
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

@@ -215,10 +215,12 @@ def _shared(mask: Any, key: torch.Tensor, *more: Any) -> bool:
 
 
 def shares_keys(key: torch.Tensor) -> bool:
-    """Whether a GPU has a fused kernel for heads that share these keys.
+    """Whether their device has a fused kernel for heads that share these keys.
 
     NVIDIA's have one in half precision, from Ampere on.
     """
+    if key.device.type == "cpu":
+        return True
     if torch.version.cuda is None or key.dtype not in (torch.bfloat16, torch.float16):
         return False
     return torch.cuda.get_device_capability(key.device) >= (8, 0)

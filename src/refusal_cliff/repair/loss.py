@@ -72,6 +72,7 @@ def learnt_loss(
         piece: Logits at once.
     """
     states = decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)[0][:, :-1]
+    states = states.to(labels.device)  # the last block may lie on another device
     wanted = labels[:, 1:]
     learnt = wanted != IGNORED_LABEL
     at_once = max(1, piece // model.config.get_text_config().vocab_size)

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+import torch
 from torch import nn
 from transformers import set_seed
 from transformers.pytorch_utils import Conv1D
@@ -27,12 +28,13 @@ from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.folders import TEMPORARY, locked, remove_temporary, staged, staging
 from refusal_cliff.io import storage_errors
 from refusal_cliff.model.adapters import base_name, merged
+from refusal_cliff.model.memory import give_back
 from refusal_cliff.model.subject import Subject, load_subject, subject_of
 from refusal_cliff.repair.checkpoints import Checkpoints, last_complete
 from refusal_cliff.repair.loss import IGNORED_LABEL, is_exact, learnt_loss
 from refusal_cliff.repair.plan import digest, made_from, training_plan
 from refusal_cliff.settings import RepairConfig
-from refusal_cliff.sharded import Rank, claim_together
+from refusal_cliff.sharded import Rank, claim_together, spread_later
 from refusal_cliff.thinking import render_prompt
 
 ADAPTER, CHECKPOINT = "adapter_config.json", "config.json"
@@ -70,7 +72,7 @@ def repair(
         subject: The model to repair.
         safety: Prompts with the thinking and refusal to be learnt; order does not matter.
         benign: Prompts with helpful answers, which keep the model useful.
-        config: Budget, mix and seed; equal inputs give equal adapters on one machine.
+        config: Budget, mix and seed; equal inputs give equal adapters on one processor.
         out: Folder of the adapter or checkpoint: absent, empty, or of the same training.
         beside: Texts to write beside the weights, by file name; the last one tells that all the
             others are there.
@@ -85,6 +87,7 @@ def repair(
         RefusalCliffError: A row is too long or loses its thinking, there are no rows, or the
             folder is not ours or cannot be written.
     """
+    _check_device(subject)
     rows = _encode_all(subject, "safety", safety, config.max_length)
     benign_rows = _encode_all(subject, "benign", benign, config.max_length)
     plan = training_plan(len(rows), len(benign_rows), config)
@@ -94,6 +97,8 @@ def repair(
     with _quiet(), storage_errors(out), _scratch(out) as scratch:
         trainer = _trained(subject, dataset, config, scratch, origin, told, kept or {})
         _save(trainer, subject, out, beside or {})
+        del trainer
+    give_back()  # trainers hold themselves, and with them the weights, slopes and optimiser
     return out
 
 
@@ -109,7 +114,11 @@ def load_repaired(subject: Subject, adapter: Path) -> Subject:
     if (adapter / CHECKPOINT).is_file() and not (adapter / ADAPTER).is_file():
         dtype = str(subject.model.dtype).removeprefix("torch.")
         repaired = load_subject(
-            str(adapter), dtype=dtype, device=str(subject.device), chat=subject.chat
+            str(adapter),
+            dtype=dtype,
+            device=str(subject.device),
+            device_map="auto" if _is_spread(subject) else None,
+            chat=subject.chat,
         )
         return replace(repaired, name=name)
     with _quiet():
@@ -327,7 +336,7 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
             f"{rows} rows of a step cannot be run {at_once} at once. Choose a divisor of {rows} "
             "(--rows-at-once)."
         )
-    return SFTConfig(
+    found: Any = SFTConfig(
         output_dir=str(scratch),
         max_steps=config.steps,
         per_device_train_batch_size=at_once,
@@ -344,7 +353,7 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
         packing=False,
         gradient_checkpointing=config.recompute,
         bf16=False,
-        use_cpu=subject.device.type == "cpu",
+        use_cpu=subject.device.type == "cpu" and not (spread_later() and torch.cuda.is_available()),
         dataloader_num_workers=0,
         dataloader_pin_memory=False,
         save_strategy="steps" if config.save_every else "no",
@@ -356,6 +365,24 @@ def _arguments(subject: Subject, config: RepairConfig, scratch: Path) -> Any:
         report_to="none",
         disable_tqdm=True,
     )
+    if world == 1 and found.device.type != "cpu":  # reading the device counts the GPUs
+        found._n_gpu = 1  # with more, each step would be spread over all of them
+    return found
+
+
+def _check_device(subject: Subject) -> None:
+    """A trainer of one process works on the first GPU, and would move the subject there."""
+    device = subject.device
+    if Rank.here().world == 1 and device.index and not _is_spread(subject):
+        raise RefusalCliffError(
+            f"Training in one process uses the first GPU, and the model is on {device}. Set "
+            f"CUDA_VISIBLE_DEVICES={device.index}, and leave --device out."
+        )
+
+
+def _is_spread(subject: Subject) -> bool:
+    """Whether its blocks lie on several devices."""
+    return len(set(getattr(subject.model, "hf_device_map", {}).values())) > 1
 
 
 def _save(trainer: Any, subject: Subject, out: Path, beside: Mapping[str, str]) -> None:
