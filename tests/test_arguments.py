@@ -207,6 +207,7 @@ WRONG = {
     "compare": "nope nope --out run",
     "report": "nope",
     "figures": "nope --format svg",
+    "publish": "nope --hub owner/name",
     "organism list": "nope",
     "organism card": "nope",
 }

@@ -314,13 +314,13 @@ def publish(
     summary.json and report.html are sent by the client of each service, with your login there.
     Models, probes and tables of traces are not sent. Nothing is sent without this command.
     """
-    from refusal_cliff.workflows.publish import results_of, to_hub, to_mlflow, to_wandb
-
     wanted = {"wandb": wandb, "mlflow": mlflow, "hub": hub}
     if not any(wanted.values()):
         raise RefusalCliffError(
             "Where to? Give --wandb PROJECT, --mlflow EXPERIMENT or --hub OWNER/NAME."
         )
+    from refusal_cliff.workflows.publish import results_of, to_hub, to_mlflow, to_wandb
+
     found = results_of(run, page=page)
     senders = {"wandb": to_wandb, "mlflow": to_mlflow, "hub": partial(to_hub, public=public)}
     places: dict[str, str] = {}
