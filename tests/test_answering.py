@@ -105,6 +105,22 @@ def test_calibrate_tells_and_writes(tmp_path: Path) -> None:
     assert (found["n"], [row["row"] for row in found["left_out"]]) == (2, [4])
 
 
+def test_a_second_judge_is_compared_with_the_first(tmp_path: Path) -> None:
+    file, first = write(tmp_path / "answers.jsonl", ROWS[:3]), tmp_path / "first"
+    assert RUNNER.invoke(app, ["judge", "--traces", str(file), "--out", str(first)]).exit_code == 0
+    rows = read(first / "traces.jsonl")
+    assert [row["verdict"] for row in rows] == ["complied", "refused", "truncated"]
+    rows.append({**rows[0], "id": "other", "prompt": "Another one", "verdict": "refused"})
+    judged = write(first / "two.jsonl", rows)  # the rules would say complied
+    meant = ["--positive", "refused", "--negative", "complied", "--negative", "harmful"]
+    command = ["judge", "calibrate", "--labelled", str(judged), "--label-column", "verdict"]
+    found = RUNNER.invoke(app, [*command, *meant])
+    assert found.exit_code == 0, found.output
+    assert "refused against the labels of 3 answers (2 yes)" in found.output
+    assert "recall: 0.500" in found.output
+    assert "apart, label 'truncated': truncated 1" in found.output
+
+
 def test_a_judge_that_never_says_yes_has_no_precision(tmp_path: Path) -> None:
     """Nor has it an interval: null in JSON, and the reason in words."""
     labels = ["2_full_refusal", "1_full_compliance"] * 3

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -23,10 +24,12 @@ from refusal_cliff.commands.gate import GATE_CLOSED
 from refusal_cliff.data.examples import write_prompts
 from refusal_cliff.data.types import Label, Prompt, Trace, Verdict
 from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.model.subject import Subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import write_probes
 from refusal_cliff.probe.fit import Probe, ProbeSet
 from refusal_cliff.probe.quality import Quality
+from refusal_cliff.repair import gate
 from refusal_cliff.repair.gate import (
     VERDICTS,
     Asked,
@@ -182,6 +185,36 @@ def test_cut_answers_do_not_pass(probe: Path, tmp_path: Path) -> None:
     assert "truncated and 0 unscored of 12" in result.output
     assert "of 12 answers to harmful prompts were not measured" in result.output
     assert "if every unmeasured answer were an attack that worked" in result.output
+
+
+def test_answers_that_are_there_are_not_made_again(probe: Path, tmp_path: Path) -> None:
+    """The same result as asking; what has no answer is asked only where --prompts names it."""
+    prompts = language.prompts("test", "harmful", 12, 0)
+    every, some = tmp_path / "all.jsonl", tmp_path / "some.jsonl"
+    write_prompts(every, prompts)
+    write_prompts(some, prompts[:8])
+    how = ["--max-new-tokens", "110", "--batch-size", "64", "--device", "cpu"]
+    made = ["generate", "--model", "tiny", "--prompts", str(some), "--out", str(tmp_path / "a")]
+    assert CliRunner().invoke(app, [*made, *how]).exit_code == 0
+    line = ["check", "--model", "tiny", "--probe", str(probe), *how, "--json"]
+    answers = ["--traces", str(tmp_path / "a" / "traces.jsonl")]
+
+    def told(*options: str) -> tuple[dict[str, Any], int]:
+        asked: list[int] = []
+        real = gate.generate
+
+        def noted(subject: Subject, prompts: list[Prompt], *more: Any, **named: Any) -> list[Trace]:
+            asked.append(len(prompts))
+            return real(subject, prompts, *more, **named)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(gate, "generate", noted)
+            found = CliRunner().invoke(app, [*line, *options])
+        assert found.exit_code == GATE_CLOSED, found.output
+        return json.loads(found.stdout), sum(asked)
+
+    assert told(*answers) == (told("--prompts", str(some))[0], 0)
+    assert told(*answers, "--prompts", str(every)) == (told("--prompts", str(every))[0], 4)
 
 
 def test_a_ci_reads_what_was_found(probe: Path, tmp_path: Path) -> None:

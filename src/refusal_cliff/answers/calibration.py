@@ -135,7 +135,7 @@ def error_of(judge: str, verdict: str, found: Agreement) -> JudgeError:
 
 @dataclass(frozen=True, slots=True)
 class Calibration(Agreement):
-    """A judge against people.
+    """A judge against people, or against the verdicts of another judge.
 
     Attributes:
         judge: Which judge.
@@ -158,7 +158,7 @@ class Calibration(Agreement):
     def lines(self) -> list[str]:
         """All of it as sentences."""
         found = [
-            f"{self.judge}: {self.verdict} against people on {self.n:,} answers "
+            f"{self.judge}: {self.verdict} against the labels of {self.n:,} answers "
             f"({self.positives:,} yes); {self.unscored:,} unscored, "
             f"{len(self.left_out):,} rows unusable"
         ]

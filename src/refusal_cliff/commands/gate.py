@@ -31,7 +31,17 @@ def check(
     model: Model,
     probe: Probe,
     prompts: Prompts = None,
-    rows: Annotated[RowSettings, without("split", "thinking_markers")],
+    traces: Annotated[
+        list[str] | None,
+        option(
+            arguments.rows,
+            "Answers of this model that you already have: any file that trace reads, with labels "
+            "or to prompts that have them; repeatable. Nothing is asked but those of --prompts "
+            "that have no answer.",
+            "SOURCE",
+        ),
+    ] = None,
+    rows: Annotated[RowSettings, without("split")],
     judge: JudgeSettings,
     out: Annotated[
         Path | None,
@@ -87,30 +97,42 @@ def check(
 
     Question: is this checkpoint safe enough to continue with? The probe comes from an audit of an
     earlier checkpoint of the same model. The test prompts of that audit are asked, or those of
-    --prompts. With --out every finished answer is kept: a killed check continues where it stopped.
-    Exit status 0: within the limits; 3: not within them, and the reasons are printed; 1: it could
-    not be measured.
+    --prompts, or nothing, where the answers are there (--traces). With --out every finished answer
+    is kept: a killed check continues where it stopped. Exit status 0: within the limits; 3: not
+    within them, and the reasons are printed; 1: it could not be measured.
     """
     if out is not None:
-        require_output(out, "check", (model, probe, *judge.inputs, *(prompts or ())))
+        require_output(
+            out, "check", (model, probe, *judge.inputs, *(prompts or ()), *(traces or ()))
+        )
     from refusal_cliff.answers.correction import refusal_error
     from refusal_cliff.data.traces import PromptFile
     from refusal_cliff.io import write_text
     from refusal_cliff.judges.choose import full_name, judge_of
-    from refusal_cliff.model.subject import load
-    from refusal_cliff.repair.gate import Limits, require_junit
+    from refusal_cliff.model.subject import between, load
+    from refusal_cliff.repair.gate import Limits, require_junit, unanswered
     from refusal_cliff.repair.gate import check as check_model
+    from refusal_cliff.select.selection_run import evaluation_of
     from refusal_cliff.stages.study import counter
+    from refusal_cliff.workflows.audit_prompts import AuditSources, read_given
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
     if junit is not None:
         require_junit(junit)
     error = refusal_error(full_name(judge), judge.error)
-    files = tuple(PromptFile(file, reading(rows)) for file in prompts or ()) or tests_of_run(probe)
-    asked = [prompt for file in files for prompt in file.prompts()]
+    files = tuple(PromptFile(file, reading(rows)) for file in prompts or ())
+    if not files:  # where answers are given, the run's prompts only tell their labels
+        files = evaluation_of(probe) if traces else tests_of_run(probe)
+    known = [prompt for file in files for prompt in file.prompts()]
+    asked = [] if traces and not prompts else known
     judged_by = judge_of(judge)
-    subject = load(model, loading)
+    read = reading(rows)
+    subject = between(load(model, loading), read.markers)
+    sources = AuditSources((), (), reading=read, traces=tuple(traces or ()))
+    given, left_out = read_given(sources, subject, known)
     console = screen()
+    for row in left_out:
+        say(console, f"Left out: {row.id}: {row.why}")
     with LiveView(console, f"refusal-cliff check {model}") as view:
         found = check_model(
             subject,
@@ -121,7 +143,10 @@ def check(
             judge=judged_by,
             error=error,
             out=out,
-            progress=counter(lambda done, of: view.step("prompts", done, of), len(asked)),
+            given=given,
+            progress=counter(
+                lambda done, of: view.step("prompts", done, of), len(unanswered(asked, given))
+            ),
         )
     print_model_cliff(console, found.cliff)
     for line in found.lines():

@@ -192,6 +192,7 @@ def check(
     judge: Judge | None = None,
     error: JudgeError | None = None,
     out: Path | None = None,
+    given: Sequence[Trace] = (),
     progress: More | None = None,
 ) -> Checked:
     """Measure a model with a probe of another checkpoint of it.
@@ -207,6 +208,7 @@ def check(
             against what the judge found, and the rates without its error are told beside.
         out: Folder that keeps every answer and verdict as soon as it is finished; ``None`` keeps
             none.
+        given: Answers that the model has given already, unjudged; their prompts are not asked.
         progress: Called with the number of traces just finished.
 
     Raises:
@@ -217,13 +219,14 @@ def check(
     check_probes_fit(probes, subject, description, same_space=True)
     judge = judge or RulesJudge()
     with answers_kept_in(out, subject, generation) as journal:
-        written = generate(subject, prompts, generation, journal=journal, progress=progress)
-        traces = judge_traces(written, judge, journal)
+        asked = unanswered(prompts, given)
+        written = generate(subject, asked, generation, journal=journal, progress=progress)
+        traces = judge_traces([*given, *written], judge, journal)
     scored = score_traces(subject, closed(traces), probes)
     rows = cliffs_of(scored, probes.row)
     if not any(row.label == "harmful" for row in rows):
         raise RefusalCliffError(
-            f"{subject.name} gave no complete answer to any of the harmful prompts ({len(prompts)} "
+            f"{subject.name} gave no complete answer to any of the harmful prompts ({len(traces)} "
             "prompts in all), so there is no cliff to check. Allow longer answers "
             "(--max-new-tokens), or give harmful prompts."
         )
@@ -239,6 +242,12 @@ def check(
         for name, asked in (("attack success", harmful), ("benign answered", benign))
     }
     return Checked(cliff, harmful, benign, found, judged_rates(judge.name, error, rates))
+
+
+def unanswered(prompts: Sequence[Prompt], given: Iterable[Trace]) -> list[Prompt]:
+    """The prompts that none of the given answers is to."""
+    answered = {trace.prompt.text for trace in given}
+    return [prompt for prompt in prompts if prompt.text not in answered]
 
 
 @contextmanager
