@@ -44,7 +44,7 @@ from bench.shapes import add_model_options, arithmetic, chosen, matrix_rate
 from refusal_cliff.model.blocks import decoder_of
 from refusal_cliff.model.capture import ProbeScores, Reader, TokenContributions, capture
 from refusal_cliff.model.memory import BatchLimit
-from refusal_cliff.model.rows import Batch, default_token_budget, next_batch
+from refusal_cliff.model.rows import Batch, default_token_budget, in_batches
 from refusal_cliff.model.subject import Subject
 
 Scores = list[NDArray[np.float32]]
@@ -68,11 +68,9 @@ class Task:
 
     def batches(self) -> list[Batch]:
         """The batches that `capture` makes."""
-        waiting = sorted(range(len(self.token_ids)), key=lambda row: -len(self.token_ids[row]))
         found: list[Batch] = []
-        while waiting:
-            found.append(next_batch(self.token_ids, waiting, self.token_budget))
-            waiting = waiting[len(found[-1].rows) :]
+        limit = BatchLimit(self.token_budget)
+        in_batches(self.subject, self.token_ids, found.append, limit=limit)
         return found
 
     def padded(self, batch: Batch) -> dict[str, torch.Tensor]:

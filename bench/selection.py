@@ -36,7 +36,7 @@ from refusal_cliff.data.examples import write_examples, write_prompts
 from refusal_cliff.data.traces import PromptFile
 from refusal_cliff.io import write_text
 from refusal_cliff.model.blocks import decoder_of
-from refusal_cliff.model.rows import default_token_budget, next_batch
+from refusal_cliff.model.rows import Batch, in_batches
 from refusal_cliff.model.subject import Subject, load_subject
 from refusal_cliff.organisms import language
 from refusal_cliff.probe.files import probes_of
@@ -119,13 +119,9 @@ def batches_of(subject: Subject, shard: Path) -> list[list[list[int]]]:
         tokenise_trace(subject.tokenizer, subject.format, e.prompt.text, e.thinking, e.response)[0]
         for _, e in read_candidates(shard)
     ]
-    waiting = sorted(range(len(tokens)), key=lambda row: -len(tokens[row]))
-    batches: list[list[list[int]]] = []
-    while waiting:
-        batch = next_batch(tokens, waiting, default_token_budget(subject))
-        batches.append([tokens[row] for row in batch.rows])
-        waiting = waiting[len(batch.rows) :]
-    return batches
+    batches: list[Batch] = []
+    in_batches(subject, tokens, batches.append)
+    return [[tokens[row] for row in batch.rows] for batch in batches]
 
 
 class Watcher:

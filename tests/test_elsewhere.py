@@ -13,6 +13,7 @@ from tiny_chat import save_tiny
 
 from refusal_cliff.commands.arguments import prompt_sources
 from refusal_cliff.data.journal import Journal
+from refusal_cliff.data.reading import DEFAULT
 from refusal_cliff.data.types import LeftOut, Prompt, Told, Trace
 from refusal_cliff.errors import RefusalCliffError
 from refusal_cliff.generate import GenerationConfig, generate
@@ -155,7 +156,7 @@ def test_given_answers_take_the_labels_of_their_prompts(subject: Subject, tmp_pa
             {"prompt": "What is hail?", "label": "benign"},
         ],
     )
-    given, left_out = read_given(AuditSources((), (), traces=(traces,)), subject, known)
+    given, left_out = read_given([traces], DEFAULT, subject, known)
     assert [(t.prompt.id, t.prompt.label, t.verdict) for t in given] == [
         ("h1", "harmful", "unscored"),
         ("h1#2", "harmful", "unscored"),

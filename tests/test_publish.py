@@ -32,7 +32,8 @@ def run(tmp_path: Path) -> Path:
     write_summary(folder / "summary.json", example_summary())
     (folder / "report.html").write_text("<!DOCTYPE html>", encoding="utf-8")
     asked = {"command": "audit", "config": {"model": "m", "loading": {"dtype": "float32"}}}
-    (folder / "manifest.json").write_text(json.dumps({"run": asked}))
+    manifest = {"format": 1, "package_version": "1", "run": asked, "versions": {}, "platform": {}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
     (folder / "traces-test.parquet").write_bytes(b"private")
     return folder
 
@@ -56,6 +57,9 @@ def test_what_is_sent_of_a_run(run: Path) -> None:
     (run / "report.html").unlink()
     with pytest.raises(RefusalCliffError, match="--no-page"):
         results_of(run)
+    (run / "manifest.json").write_text('{"format": 1}')
+    with pytest.raises(RefusalCliffError, match="is damaged"):
+        results_of(run, page=False)
 
 
 def test_mlflow_has_the_numbers(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

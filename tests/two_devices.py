@@ -121,8 +121,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return args[0]
     device = sims[0].device if asked is None else asked
     if asked is not None:
-        named = {**named, "device": torch.device("cpu"), "pin_memory": None}
-        named = {name: value for name, value in named.items() if name != "pin_memory"}
+        named = {**named, "device": torch.device("cpu")}
     found = func(*plain, **named)
     held = {id(one.raw): one for one in sims} if func._schema.is_mutable else {}
 
@@ -177,10 +176,8 @@ def measured(split: bool) -> dict[str, Any]:
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     if split:
         blocks = model.config.num_hidden_layers
-        parts: dict[str, Any] = {
-            f"model.{name}": "sim:0" for name, _ in model.model.named_children()
-        }
-        del parts["model.layers"]
+        names = [name for name, _ in model.model.named_children() if name != "layers"]
+        parts: dict[str, Any] = {f"model.{name}": "sim:0" for name in names}
         parts |= {"model.norm": "sim:1", "lm_head": "sim:0"}
         parts |= {f"model.layers.{i}": f"sim:{int(i >= blocks // 2)}" for i in range(blocks)}
         model = dispatch_model(model, parts, main_device=torch.device("sim", 0), force_hooks=True)

@@ -18,7 +18,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.errors import RefusalCliffError, not_installed
 from refusal_cliff.folders import claim, is_claimed
 from refusal_cliff.settings import Engine, Loading
 
@@ -189,10 +189,7 @@ def _on_ray(
     try:
         import ray
     except ImportError as error:
-        raise RefusalCliffError(
-            "The engine 'ray' needs Ray, which is not installed. "
-            "Install it with: pip install 'refusal-cliff[ray]'."
-        ) from error
+        raise not_installed("The engine 'ray' needs Ray", "ray") from error
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.errors import RefusalCliffError, not_installed
 from refusal_cliff.generate.greedy import bare_generation_config
 from refusal_cliff.model.packing import on_packed_weights
 from refusal_cliff.model.subject import Subject
@@ -125,8 +125,6 @@ def _harness() -> tuple[Any, Any, Any]:
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise RefusalCliffError(
-            "Utility is measured with the lm-evaluation-harness, which is not installed. Install "
-            "it with: pip install 'refusal-cliff[utility]'"
-        ) from error
+        what = "Utility is measured with the lm-evaluation-harness"
+        raise not_installed(what, "utility") from error
     return simple_evaluate, HFLM, TaskManager

@@ -110,26 +110,25 @@ def check(
     from refusal_cliff.io import write_text
     from refusal_cliff.judges.choose import full_name, judge_of
     from refusal_cliff.model.subject import between, load
-    from refusal_cliff.repair.gate import Limits, require_junit, unanswered
+    from refusal_cliff.repair.gate import Limits, require_junit
     from refusal_cliff.repair.gate import check as check_model
     from refusal_cliff.select.selection_run import evaluation_of
     from refusal_cliff.stages.study import counter
-    from refusal_cliff.workflows.audit_prompts import AuditSources, read_given
+    from refusal_cliff.workflows.audit_prompts import read_given, unanswered
     from refusal_cliff.workflows.repair_loop import tests_of_run
 
     if junit is not None:
         require_junit(junit)
     error = refusal_error(full_name(judge), judge.error)
-    files = tuple(PromptFile(file, reading(rows)) for file in prompts or ())
+    read = reading(rows)
+    files = tuple(PromptFile(file, read) for file in prompts or ())
     if not files:  # where answers are given, the run's prompts only tell their labels
         files = evaluation_of(probe) if traces else tests_of_run(probe)
     known = [prompt for file in files for prompt in file.prompts()]
-    asked = [] if traces and not prompts else known
     judged_by = judge_of(judge)
-    read = reading(rows)
     subject = between(load(model, loading), read.markers)
-    sources = AuditSources((), (), reading=read, traces=tuple(traces or ()))
-    given, left_out = read_given(sources, subject, known)
+    given, left_out = read_given(traces or (), read, subject, known)
+    asked = [] if traces and not prompts else unanswered(known, given)
     console = screen()
     for row in left_out:
         say(console, f"Left out: {row.id}: {row.why}")
@@ -144,9 +143,7 @@ def check(
             error=error,
             out=out,
             given=given,
-            progress=counter(
-                lambda done, of: view.step("prompts", done, of), len(unanswered(asked, given))
-            ),
+            progress=counter(lambda done, of: view.step("prompts", done, of), len(asked)),
         )
     print_model_cliff(console, found.cliff)
     for line in found.lines():

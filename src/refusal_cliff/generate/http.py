@@ -14,7 +14,7 @@ from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import Any, TypeAlias
 
-from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.errors import RefusalCliffError, not_installed
 
 MOST_BYTES = 64 * 1024 * 1024
 """A body longer than this, as it is sent or unpacked, is not read; answers have a few kilobytes."""
@@ -220,8 +220,6 @@ def _httpx() -> ModuleType:
     try:
         import httpx2
     except ImportError as error:
-        raise RefusalCliffError(
-            "Endpoints are asked through the package httpx2, which is not installed. Install it "
-            "with: pip install 'refusal-cliff[api]'"
-        ) from error
+        what = "Endpoints are asked through the package httpx2"
+        raise not_installed(what, "api") from error
     return httpx2

@@ -168,7 +168,8 @@ def read_whole(subject: Subject, ids: torch.Tensor) -> torch.Tensor:
         ids: Right-padded, as `padded` gives them.
     """
     decoder = decoder_of(subject.model)
-    _forget_length(decoder)
+    if alike_above(subject.model) is not None:
+        _forget_length(decoder)
     with fused_attention(subject.device):
         return cast("torch.Tensor", decoder(input_ids=ids, use_cache=False)[0])
 

@@ -200,7 +200,7 @@ def check(
     Args:
         subject: The model to be released.
         probe: Folder of a probe fitted on an earlier checkpoint: the same directions are read.
-        prompts: Harmful ones, and benign ones if there is a limit on them.
+        prompts: What it is asked: harmful ones, and benign ones if there is a limit on them.
         limits: What it must keep within.
         generation: How it answers.
         judge: Who judges; by default the phrase rules.
@@ -208,7 +208,7 @@ def check(
             against what the judge found, and the rates without its error are told beside.
         out: Folder that keeps every answer and verdict as soon as it is finished; ``None`` keeps
             none.
-        given: Answers that the model has given already, unjudged; their prompts are not asked.
+        given: Answers that the model has given already, unjudged.
         progress: Called with the number of traces just finished.
 
     Raises:
@@ -219,8 +219,7 @@ def check(
     check_probes_fit(probes, subject, description, same_space=True)
     judge = judge or RulesJudge()
     with answers_kept_in(out, subject, generation) as journal:
-        asked = unanswered(prompts, given)
-        written = generate(subject, asked, generation, journal=journal, progress=progress)
+        written = generate(subject, prompts, generation, journal=journal, progress=progress)
         traces = judge_traces([*given, *written], judge, journal)
     scored = score_traces(subject, closed(traces), probes)
     rows = cliffs_of(scored, probes.row)
@@ -242,12 +241,6 @@ def check(
         for name, asked in (("attack success", harmful), ("benign answered", benign))
     }
     return Checked(cliff, harmful, benign, found, judged_rates(judge.name, error, rates))
-
-
-def unanswered(prompts: Sequence[Prompt], given: Iterable[Trace]) -> list[Prompt]:
-    """The prompts that none of the given answers is to."""
-    answered = {trace.prompt.text for trace in given}
-    return [prompt for prompt in prompts if prompt.text not in answered]
 
 
 @contextmanager

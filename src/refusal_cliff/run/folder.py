@@ -172,7 +172,7 @@ def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
             cannot be written.
     """
     with locked(path):
-        before = _read_manifest(path)
+        before = read_manifest(path)
         _require_same_run(path, before, info)
         manifest = Manifest(
             format=FORMAT,
@@ -189,7 +189,12 @@ def open_run_folder(path: Path, info: RunInfo) -> Iterator[RunFolder]:
         yield RunFolder(path, manifest)
 
 
-def _read_manifest(path: Path) -> Manifest | None:
+def read_manifest(path: Path) -> Manifest | None:
+    """What was asked of a run, and what is finished; ``None`` of an empty or new folder.
+
+    Raises:
+        RefusalCliffError: It is no run folder, or of another version, or damaged.
+    """
     file = path / MANIFEST
     if not file.exists():
         if others := sorted(strangers(path, MANIFEST)):

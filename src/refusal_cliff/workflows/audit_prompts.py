@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -91,9 +91,11 @@ def audit_prompts(
             few.
     """
     prompts, left_out = _all_prompts(sources)
-    given, unread = ([], []) if subject is None else read_given(sources, subject, prompts)
-    answered = {trace.prompt.text for trace in given}
-    missing = repeated([prompt for prompt in prompts if prompt.text not in answered], samples)
+    given: list[Trace] = []
+    unread: list[LeftOut] = []
+    if subject is not None:
+        given, unread = read_given(sources.traces, sources.reading, subject, prompts)
+    missing = repeated(unanswered(prompts, given), samples)
     prompts = with_near_duplicates([*(trace.prompt for trace in given), *missing])
     names = (*sources.harmful, *sources.benign, *sources.traces)
     files = {name: _version(name, prompts) for name in names}
@@ -114,8 +116,14 @@ def audit_prompts(
     return AuditPrompts(fit, test, files, dropped, (*left_out, *unread), answers)
 
 
+def unanswered(prompts: Sequence[Prompt], given: Iterable[Trace]) -> list[Prompt]:
+    """The prompts that none of the given answers is to."""
+    answered = {trace.prompt.text for trace in given}
+    return [prompt for prompt in prompts if prompt.text not in answered]
+
+
 def read_given(
-    sources: AuditSources, subject: Subject, prompts: Sequence[Prompt]
+    sources: Sequence[str], reading: Reading, subject: Subject, prompts: Sequence[Prompt]
 ) -> tuple[list[Trace], list[LeftOut]]:
     """Read answers that a model has given already, from any rows that ``trace`` reads.
 
@@ -124,6 +132,7 @@ def read_given(
 
     Args:
         sources: Where they are.
+        reading: How their rows are read.
         subject: The model that wrote them.
         prompts: Those of the other sources, whose labels, groups and tags hold.
 
@@ -139,11 +148,11 @@ def read_given(
     left_out: list[LeftOut] = []
 
     def made(source: str, number: int, row: Row) -> Trace:
-        told = _labelled(source, number, row, subject, sources.reading, known)
+        told = _labelled(source, number, row, subject, reading, known)
         return answered_trace(told, subject)
 
-    for source in sources.traces:
-        rows = source_rows(source, sources.reading)
+    for source in sources:
+        rows = source_rows(source, reading)
         for _, found in usable(source, rows, partial(made, source)):
             if isinstance(found, LeftOut):
                 left_out.append(found)

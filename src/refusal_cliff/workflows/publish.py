@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cliff import __version__
-from refusal_cliff.errors import RefusalCliffError
+from refusal_cliff.errors import RefusalCliffError, not_installed
 from refusal_cliff.findings.summary import read_summary
 from refusal_cliff.findings.wording import findings_of
-from refusal_cliff.io import read_json, without_folder
-from refusal_cliff.run.folder import MANIFEST
+from refusal_cliff.io import without_folder
+from refusal_cliff.run.folder import read_manifest
 from refusal_cliff.stages.report import PAGE, SUMMARY
 
 _NOT_IN_NAMES = re.compile(r"[^\w\-. ]")
@@ -66,8 +66,9 @@ def results_of(run: Path, *, page: bool = True) -> Results:
             f"The run {run} has no {PAGE}. Run the same command again to finish it, or send the "
             "numbers only (--no-page)."
         )
-    told = dict(leaves(read_json(run / SUMMARY)))
-    asked = dict(leaves(read_json(run / MANIFEST)["run"]))
+    manifest = read_manifest(run)
+    asked = {} if manifest is None else manifest.run.model_dump(mode="json")
+    told = summary.model_dump(mode="json", by_alias=True)
     return Results(
         name=without_folder(summary.model),
         facts={
@@ -76,8 +77,8 @@ def results_of(run: Path, *, page: bool = True) -> Results:
             "judge": summary.judge.judge,
             "refusal-cliff": summary.version,
         },
-        settings={name: str(value)[:_LONGEST] for name, value in asked.items()},
-        numbers={name: float(v) for name, v in told.items() if not isinstance(v, str | bool)},
+        settings={name: str(value)[:_LONGEST] for name, value in leaves(asked)},
+        numbers={name: float(v) for name, v in leaves(told) if not isinstance(v, str | bool)},
         findings=tuple(f"{one.question} {one.answer}" for one in findings_of(summary)),
         files=(run / SUMMARY, *([run / PAGE] if page else [])),
     )
@@ -113,7 +114,7 @@ def to_wandb(results: Results, project: str) -> str:
     Raises:
         RefusalCliffError: The client is missing, or could not send.
     """
-    wandb = _client("wandb", "wandb")
+    wandb = _client("wandb")
     with _sent("Weights & Biases", wandb.errors.Error):
         run = wandb.init(
             project=project, name=results.name, config={**results.settings, **results.facts}
@@ -137,7 +138,7 @@ def to_mlflow(results: Results, experiment: str) -> str:
     Raises:
         RefusalCliffError: The client is missing, or could not send.
     """
-    mlflow = _client("mlflow", "mlflow")
+    mlflow = _client("mlflow")
     with _sent("MLflow", mlflow.exceptions.MlflowException):
         mlflow.set_experiment(experiment)
         told = "\n\n".join(results.findings)
@@ -191,14 +192,12 @@ def _card(results: Results) -> str:
     return f"---\ntags: [refusal-cliff]\n---\n\n{text.replace('<', '&lt;')}\n{made}\n"
 
 
-def _client(module: str, extra: str) -> Any:
+def _client(name: str) -> Any:
+    """A client, whose extra is called as it is."""
     try:
-        return importlib.import_module(module)
+        return importlib.import_module(name)
     except ImportError as error:
-        raise RefusalCliffError(
-            f"The client {module} is not installed. Install it with: pip install "
-            f"'refusal-cliff[{extra}]'"
-        ) from error
+        raise not_installed(f"Results are sent by the client {name}", name) from error
 
 
 @contextmanager
